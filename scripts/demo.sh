@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes an environment, installs nst_jax and stylizes the demo's picture; the last line printed is
+# the path of the result. Further arguments go to nst-jax stylize, for example: --steps 300
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment
+mkdir -p out
+.venv/bin/nst-jax stylize docs/images/demo_content.jpg --style docs/images/demo_style.jpg \
+    --output out/demo.png --overwrite --size 384 --steps 100 "$@"

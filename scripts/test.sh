@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Makes an environment, installs nst_jax with its development tools and runs the tests. Further
+# arguments go to pytest, for example: -k losses, or -m "" for the slow tests too.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment dev
+.venv/bin/python -m pytest "$@"
