@@ -1,0 +1,194 @@
+"""Settings of a run as frozen, keyword-only dataclasses. Standard library only.
+
+``Config`` is what a person sets: the command line is generated from it and it is saved beside
+every result. ``LossConfig`` is the part of it that shapes the compiled program; every number that
+someone may sweep (weights, learning rate) stays outside, so that changing one does not recompile.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from nst_jax.errors import InputError
+from nst_jax.layers import check_tap
+
+Layers = tuple[tuple[str, float], ...]
+Pooling = Literal["max", "average"]
+GramNormalization = Literal["chw", "hw"]
+Optimizer = Literal["lbfgs", "lbfgs-linesearch", "adam"]
+Noise = Literal["normal", "uniform"]
+
+INITS = ("content", "noise", "blend")
+STYLE_LAYERS: Layers = tuple((f"relu{block}_1", 1.0) for block in range(1, 6))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Structure of an objective; hashable, so that equal structures share a compiled program.
+
+    Attributes:
+      content_layers, style_layers: names of the layers compared.
+      pooling, gram_normalization, tv_order, mse_factor, pixel_range: as in ``Config``.
+    """
+
+    content_layers: tuple[str, ...] = ("relu4_2",)
+    style_layers: tuple[str, ...] = tuple(name for name, _ in STYLE_LAYERS)
+    pooling: Pooling = "max"
+    gram_normalization: GramNormalization = "chw"
+    tv_order: Literal[1, 2] = 1
+    mse_factor: float = 1.0
+    pixel_range: float = 255.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a run of the optimisation depends on but pictures, network and seed.
+
+    The default is neural-style-pt's objective started from the content picture.
+
+    Attributes:
+      content_layers: Layers of the content term; with factors as NAME=FACTOR.
+      style_layers: Layers of the style term; with factors as NAME=FACTOR.
+      content_weight: Factor of the content term.
+      style_weight: Factor of the style term.
+      tv_weight: Factor of the total variation, for pixels in [0, pixel_range].
+      pooling: Pooling of the network.
+      gram_normalization: Divisor of the Gram matrices: h*w or C*h*w of their layer.
+      tv_order: Total variation of absolute (1) or half squared (2) differences.
+      mse_factor: Factor of every mean squared error; 1/4 in the course version.
+      pixel_range: Range of pixels for the total variation and the optimiser's units.
+      optimizer: L-BFGS with Torch's fixed step, L-BFGS with line search, or Adam.
+      learning_rate: Step size for pixels in [0, pixel_range]. Default 1 for lbfgs and 10/255 of
+        the range for adam; not for lbfgs-linesearch.
+      memory_size: Pairs that L-BFGS remembers. Default 100, with line search 10; not for adam.
+      steps: Optimisation steps; each evaluates loss and gradient once (line search: at
+        least once). The result is the evaluated picture of lowest loss.
+      init: Initial picture: content, noise, blend (of both), or the name of a file, which a
+        script reads itself and gives to ``stylize``.
+      noise: Distribution of the noise around the network's mean colour.
+      noise_scale: Standard deviation (normal) or half width (uniform) of the noise, for
+        pixels in [0, 1].
+      noise_ratio: Share of noise in a blend.
+    """
+
+    content_layers: Layers = (("relu4_2", 1.0),)
+    style_layers: Layers = STYLE_LAYERS
+    content_weight: float = 5.0
+    style_weight: float = 100.0
+    tv_weight: float = 1e-3
+    pooling: Pooling = "max"
+    gram_normalization: GramNormalization = "chw"
+    tv_order: Literal[1, 2] = 1
+    mse_factor: float = 1.0
+    pixel_range: float = 255.0
+    optimizer: Optimizer = "lbfgs"
+    learning_rate: float | None = None
+    memory_size: int | None = None
+    steps: int = 1000
+    init: str = "content"
+    noise: Noise = "normal"
+    noise_scale: float = 0.001 / 255
+    noise_ratio: float = 0.6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "content_layers", as_layers(self.content_layers))
+        object.__setattr__(self, "style_layers", as_layers(self.style_layers))
+        _check(self)
+
+    @property
+    def loss(self) -> LossConfig:
+        """The part that shapes the compiled objective."""
+        given = {field.name: getattr(self, field.name) for field in fields(LossConfig)}
+        given["content_layers"] = tuple(name for name, _ in self.content_layers)
+        given["style_layers"] = tuple(name for name, _ in self.style_layers)
+        return LossConfig(**given)
+
+
+def as_layers(layers: Mapping[str, float] | Iterable[str | tuple[str, float]]) -> Layers:
+    """Layers with their factors, from names, pairs or a mapping.
+
+    >>> as_layers(["relu1_1", "relu2_1"])
+    (('relu1_1', 1.0), ('relu2_1', 1.0))
+    >>> as_layers({"relu1_1": 0.5})
+    (('relu1_1', 0.5),)
+
+    Raises:
+      InputError: for an unknown or repeated layer, or a factor that is no weight.
+    """
+    pairs = layers.items() if isinstance(layers, Mapping) else layers
+    result = tuple(
+        (pair, 1.0) if isinstance(pair, str) else (pair[0], float(pair[1])) for pair in pairs
+    )
+    names = [check_tap(name) for name, _ in result]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"layer {name} is given twice: name each layer once")
+    for name, weight in result:
+        _check_weight(f"the factor of layer {name}", weight)
+    return result
+
+
+def parse_layers(text: str) -> Layers:
+    """Layers from ``NAME[=FACTOR],...``.
+
+    >>> parse_layers("relu1_1=1,relu3_1=0.5")
+    (('relu1_1', 1.0), ('relu3_1', 0.5))
+
+    Raises:
+      InputError: where the text has another form.
+    """
+    pairs: list[tuple[str, float]] = []
+    for item in filter(None, text.split(",")):
+        name, _, factor = item.strip().partition("=")
+        try:
+            pairs.append((name, float(factor) if factor else 1.0))
+        except ValueError:
+            raise InputError(
+                f"layer factor {item!r} is not a number: expected NAME or NAME=FACTOR"
+            ) from None
+    return as_layers(pairs)
+
+
+def _check_weight(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"{name} is {value}: expected a finite number, 0 or more")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name} is {value}: expected a finite number above 0")
+
+
+def _check(config: Config) -> None:
+    """Check values and combinations; the dataclass's types cover the rest."""
+    for name in ("content_weight", "style_weight", "tv_weight", "noise_scale"):
+        _check_weight(name, getattr(config, name))
+    for name in ("mse_factor", "pixel_range", "learning_rate", "memory_size"):
+        value = getattr(config, name)
+        if value is not None:
+            _check_positive(name, value)
+    choices = {
+        "pooling": ("max", "average"),
+        "gram_normalization": ("chw", "hw"),
+        "tv_order": (1, 2),
+        "optimizer": ("lbfgs", "lbfgs-linesearch", "adam"),
+        "noise": ("normal", "uniform"),
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            expected = ", ".join(map(str, allowed))
+            raise InputError(f"{name} is {getattr(config, name)!r}: expected one of {expected}")
+    if not config.content_layers and not config.style_layers:
+        raise InputError("no layers: expected at least one content or style layer")
+    if config.steps < 1:
+        raise InputError(f"steps is {config.steps}: expected 1 or more")
+    if not 0 <= config.noise_ratio <= 1:
+        raise InputError(f"noise_ratio is {config.noise_ratio}: expected 0 to 1")
+    if config.optimizer == "adam" and config.memory_size is not None:
+        raise InputError("memory_size has no meaning for adam: leave it out, or choose lbfgs")
+    if config.optimizer == "lbfgs-linesearch" and config.learning_rate is not None:
+        raise InputError(
+            "learning_rate has no meaning for lbfgs-linesearch, which searches its step: "
+            "leave it out, or choose lbfgs or adam"
+        )

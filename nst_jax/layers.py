@@ -1,0 +1,79 @@
+"""Names and geometry of VGG-19's layers (Simonyan and Zisserman 2015, table 1, column E).
+
+Standard library only, so that options are checked before JAX is imported.
+
+Every layer is named as the field names it: ``convB_I`` is the I-th convolution of block B before
+its ReLU, ``reluB_I`` after it. Each block but the last ends in a 2x2 pooling of stride 2.
+"""
+
+from nst_jax.errors import InputError
+
+CONVS_PER_BLOCK = (2, 2, 4, 4, 4)
+CHANNELS = (64, 128, 256, 512, 512)
+
+CONVS: tuple[str, ...] = tuple(
+    f"conv{block}_{index}"
+    for block, count in enumerate(CONVS_PER_BLOCK, start=1)
+    for index in range(1, count + 1)
+)
+TAPS: tuple[str, ...] = tuple(tap for conv in CONVS for tap in (conv, conv.replace("conv", "relu")))
+
+
+def block_of(tap: str) -> int:
+    """Block (1 to 5) of a tap.
+
+    >>> block_of("relu4_2")
+    4
+    """
+    return int(tap[4])
+
+
+def deepest(taps: tuple[str, ...]) -> str:
+    """The tap that is computed last.
+
+    >>> deepest(("relu4_2", "relu1_1"))
+    'relu4_2'
+    """
+    return max(taps, key=TAPS.index)
+
+
+def stride(tap: str) -> int:
+    """Pixels between neighbouring features of a tap: 1, 2, 4, 8 or 16 by block.
+
+    It is also the shortest side of a picture for which the tap is not empty.
+
+    >>> stride("relu1_2"), stride("relu5_1")
+    (1, 16)
+    """
+    return 2 ** (block_of(tap) - 1)
+
+
+def check_tap(name: str) -> str:
+    """Return ``name`` if VGG-19 has such a tap.
+
+    >>> check_tap("relu4_2")
+    'relu4_2'
+
+    Raises:
+      InputError: for any other name.
+    """
+    if name not in TAPS:
+        raise InputError(
+            f"unknown layer {name!r}: expected convB_I or reluB_I of VGG-19, "
+            "from conv1_1 to relu5_4, for example relu4_2"
+        )
+    return name
+
+
+def check_sides(height: int, width: int, taps: tuple[str, ...], *, what: str = "picture") -> None:
+    """Check that a picture is large enough for the deepest of ``taps``.
+
+    Raises:
+      InputError: where the shorter side is under the stride of the deepest tap.
+    """
+    tap = deepest(taps)
+    if min(height, width) < stride(tap):
+        raise InputError(
+            f"the {what} is {width}x{height} px, but layer {tap} needs a shorter side of at "
+            f"least {stride(tap)} px: use a larger size or shallower layers"
+        )
