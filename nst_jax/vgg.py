@@ -1,0 +1,171 @@
+"""VGG-19 (Simonyan and Zisserman 2015) as a function from a picture to named features.
+
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``, unbatched (use ``jax.vmap``). Features
+are ``[h, w, C]``. Only this file imports ``flax.linen``.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, check_sides, check_tap, deepest
+from nst_jax.types import Array, Taps, Variables
+
+
+def _convolve(x: Array, kernel: Array) -> Array:
+    """Convolve ``[1, H, W, in]`` with ``[3, 3, in, out]``, stride 1, zero padding 1."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@jax.custom_vjp
+def conv(x: Array, kernel: Array) -> Array:
+    """3x3 convolution whose gradient to ``x`` is an ordinary convolution too.
+
+    JAX's own transpose rule gives the same numbers, but inside ``scan`` and ``while_loop`` XLA's
+    CPU backend then misses its fast convolution: a VGG step was three times slower there.
+
+    Args:
+      x: features, ``[1, H, W, in]``.
+      kernel: ``[3, 3, in, out]``.
+
+    Returns:
+      ``[1, H, W, out]``.
+    """
+    return _convolve(x, kernel)
+
+
+def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return conv(x, kernel), (x, kernel)
+
+
+def _conv_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    # Unused by the pixels' gradient, and then removed by the compiler.
+    (kernel_cotangent,) = jax.vjp(partial(_convolve, x), kernel)[1](cotangent)
+    return conv(cotangent, flipped), kernel_cotangent
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+def pool(x: Array, *, pooling: str) -> Array:
+    """2x2 pooling with stride 2; an odd last row or column is dropped, as in Caffe and PyTorch.
+
+    Args:
+      x: ``[..., H, W, C]``.
+      pooling: ``"max"`` or ``"average"``.
+
+    Returns:
+      ``[..., H // 2, W // 2, C]``.
+
+    >>> pool(jnp.arange(4.0).reshape(2, 2, 1), pooling="average").tolist()
+    [[[1.5]]]
+    """
+    *batch, height, width, channels = x.shape
+    x = x[..., : height // 2 * 2, : width // 2 * 2, :]
+    # Faster than ``reduce_window`` and its scattering gradient.
+    windows = x.reshape(*batch, height // 2, 2, width // 2, 2, channels)
+    return {"max": jnp.max, "average": jnp.mean}[pooling](windows, axis=(-4, -2))
+
+
+class VGG19(nn.Module):
+    """The convolutional part of VGG-19 with named taps.
+
+    Attributes:
+      layers: taps to return, of ``convB_I`` (before the ReLU) and ``reluB_I``; nothing beyond the
+        deepest is computed.
+      pooling: ``"max"`` (as trained) or ``"average"`` (Gatys et al. 2016, section 2).
+      channels: channels of the five blocks.
+
+    The variables hold two collections: ``params`` (``convB_I`` -> ``kernel [3, 3, in, out]``,
+    ``bias [out]``, for RGB) and ``preprocessing`` (``mean [3]``, ``std [3]``, in units of a
+    picture in [0, 1]). The mean stays apart from the first bias because zero padding comes after
+    the normalisation.
+    """
+
+    layers: tuple[str, ...] = TAPS
+    pooling: str = "max"
+    channels: tuple[int, ...] = CHANNELS
+
+    @nn.compact
+    def __call__(self, image: Array) -> Taps:
+        """Map ``[H, W, 3]`` in [0, 1] to ``{layer: [h, w, C]}``."""
+        mean = self.variable("preprocessing", "mean", jnp.zeros, (3,)).value
+        std = self.variable("preprocessing", "std", jnp.ones, (3,)).value
+        x = ((image - mean[None, None]) / std[None, None])[None]
+        last = deepest(self.layers)
+        taps: Taps = {}
+        for name in CONVS:
+            block = block_of(name)
+            if name.endswith("_1") and block > 1:
+                x = pool(x, pooling=self.pooling)
+            x = nn.Conv(
+                self.channels[block - 1],
+                (3, 3),
+                conv_general_dilated=lambda lhs, rhs, *_, **__: conv(lhs, rhs),
+                name=name,
+            )(x)
+            taps[name] = x[0]
+            relu = name.replace("conv", "relu")
+            if name == last:
+                break
+            x = nn.relu(x)
+            taps[relu] = x[0]
+            if relu == last:
+                break
+        return {layer: taps[layer] for layer in self.layers}
+
+
+def features(
+    variables: Variables, image: Array, *, layers: tuple[str, ...], pooling: str = "max"
+) -> Taps:
+    """Features of a picture, with the network's width read from its variables.
+
+    Args:
+      variables: VGG-19's collections, see ``VGG19``.
+      image: ``[H, W, 3]`` in [0, 1].
+      layers: names of the taps to return.
+      pooling: ``"max"`` or ``"average"``.
+
+    Returns:
+      ``{layer: [h, w, C]}`` with h = H // stride, w = W // stride of the layer.
+
+    Raises:
+      InputError: for an unknown layer, or a picture too small for the deepest one.
+    """
+    if not layers:
+        return {}
+    for layer in layers:
+        check_tap(layer)
+    check_sides(image.shape[-3], image.shape[-2], layers)
+    params = variables["params"]
+    channels = tuple(params[f"conv{block}_1"]["kernel"].shape[-1] for block in range(1, 6))
+    model = VGG19(layers=layers, pooling=pooling, channels=channels)
+    taps = model.apply(variables, image)
+    return taps  # type: ignore[return-value]
+
+
+def init_variables(key: Array, *, channels: tuple[int, ...] = CHANNELS) -> Variables:
+    """Random variables of the given width (He initialisation), for tests and experiments.
+
+    Args:
+      key: a PRNG key.
+      channels: channels of the five blocks.
+
+    Returns:
+      The collections ``params`` and ``preprocessing`` (Caffe's mean and range).
+    """
+    params = {}
+    for name, layer_key in zip(CONVS, jax.random.split(key, len(CONVS)), strict=True):
+        block = block_of(name)
+        fan_in = 3 if name == "conv1_1" else channels[block - (2 if name.endswith("_1") else 1)]
+        shape = (3, 3, fan_in, channels[block - 1])
+        kernel = jax.random.normal(layer_key, shape) * (2 / (9 * fan_in)) ** 0.5
+        params[name] = {"kernel": kernel, "bias": jnp.zeros(shape[-1])}
+    mean = jnp.array([123.68, 116.779, 103.939]) / 255
+    return {"params": params, "preprocessing": {"mean": mean, "std": jnp.full(3, 1 / 255)}}
