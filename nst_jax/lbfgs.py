@@ -1,0 +1,116 @@
+"""L-BFGS with Torch's fixed step, as an optax gradient transformation.
+
+``optax.scale_by_lbfgs`` differs where it matters here: its first step is capped in another norm,
+it keeps pairs of negative curvature, and it walks its whole memory at every step, also while most
+of it is still empty. Notation of Nocedal and Wright 2006, algorithm 7.4: s, y = differences of
+parameters and gradients, rho = 1 / (s . y), gamma = (s . y) / (y . y).
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nst_jax.types import Array
+
+# Accelerators multiply float32 coarsely by default: too coarse for curvature.
+_vdot = partial(jnp.vdot, precision="highest")
+
+
+class ScaleByTorchLbfgsState(NamedTuple):
+    """State of ``scale_by_torch_lbfgs``.
+
+    Attributes:
+      count: updates made, int32.
+      pairs: pairs stored so far, int32; the newest is at ``(pairs - 1) % memory_size``.
+      params, grads: of the previous update.
+      s, y: remembered differences, ``[memory_size, *params.shape]``.
+      rho: 1 / (s . y) of each pair.
+      gamma: scale of the initial inverse Hessian.
+    """
+
+    count: Array
+    pairs: Array
+    params: Array
+    grads: Array
+    s: Array
+    y: Array
+    rho: Array
+    gamma: Array
+
+
+def scale_by_torch_lbfgs(memory_size: int = 100) -> optax.GradientTransformation:
+    """Scale a gradient by L-BFGS's inverse Hessian, step for step as ``torch.optim.LBFGS``.
+
+    The first update is g * min(1, 1 / |g|_1). A pair is remembered only where s . y > 1e-10.
+    Parameters are one array; ``update`` needs them as its third argument.
+
+    Args:
+      memory_size: pairs remembered; the state holds ``2 * memory_size + 2`` copies of the
+        parameters.
+
+    Returns:
+      A transformation to be chained with ``optax.scale(-learning_rate)``.
+
+    References:
+      Liu and Nocedal 1989, "On the limited memory BFGS method"; ``torch.optim.LBFGS``.
+    """
+
+    def init(params: Array) -> ScaleByTorchLbfgsState:
+        memory = jnp.zeros((memory_size, *params.shape), params.dtype)
+        return ScaleByTorchLbfgsState(
+            count=jnp.zeros((), jnp.int32),
+            pairs=jnp.zeros((), jnp.int32),
+            params=jnp.zeros_like(params),
+            grads=jnp.zeros_like(params),
+            s=memory,
+            y=jnp.zeros_like(memory),
+            rho=jnp.zeros(memory_size, params.dtype),
+            gamma=jnp.ones((), params.dtype),
+        )
+
+    def remember(state: ScaleByTorchLbfgsState, params: Array, grads: Array):
+        s, y = params - state.params, grads - state.grads
+        curvature = _vdot(s, y)
+        keep = (state.count > 0) & (curvature > 1e-10)
+        slot = state.pairs % memory_size
+        # A pair that is not kept writes the slot's old content back: no copy of the memory.
+        return state._replace(
+            count=state.count + 1,
+            pairs=state.pairs + keep,
+            params=params,
+            grads=grads,
+            s=state.s.at[slot].set(jnp.where(keep, s, state.s[slot])),
+            y=state.y.at[slot].set(jnp.where(keep, y, state.y[slot])),
+            rho=state.rho.at[slot].set(jnp.where(keep, 1 / curvature, state.rho[slot])),
+            gamma=jnp.where(keep, curvature / _vdot(y, y), state.gamma),
+        )
+
+    def update(grads: Array, state: ScaleByTorchLbfgsState, params: Array | None = None):
+        if params is None:
+            raise ValueError(optax.base.NO_PARAMS_MSG)
+        first = state.count == 0
+        state = remember(state, params, grads)
+        stored = jnp.minimum(state.pairs, memory_size)
+
+        def newest_to_oldest(i, carry):
+            direction, alphas = carry
+            slot = (state.pairs - 1 - i) % memory_size
+            alpha = state.rho[slot] * _vdot(state.s[slot], direction)
+            return direction - alpha * state.y[slot], alphas.at[slot].set(alpha)
+
+        def oldest_to_newest(i, direction):
+            slot = (state.pairs - stored + i) % memory_size
+            beta = state.rho[slot] * _vdot(state.y[slot], direction)
+            return direction + (alphas[slot] - beta) * state.s[slot]
+
+        direction, alphas = jax.lax.fori_loop(
+            0, stored, newest_to_oldest, (grads, jnp.zeros_like(state.rho))
+        )
+        direction = jax.lax.fori_loop(0, stored, oldest_to_newest, state.gamma * direction)
+        first_scale = jnp.minimum(1.0, 1 / jnp.sum(jnp.abs(grads)))
+        return direction * jnp.where(first, first_scale, 1.0), state
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,116 @@
+"""An optimiser bound to a loss, and the compiled loop around it.
+
+Contract: one picture, ``[H, W, 3]``; a batch is ``vmap`` of ``Solver.step`` with the loop outside.
+"""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nst_jax.types import Array, Info, Loss, Solver, State, Targets, Variables
+
+
+@lru_cache(maxsize=64)
+def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
+    """Bind an optimiser to a loss; equal arguments give the same object.
+
+    Args:
+      loss: an objective, see ``objective.make_loss``.
+      optimizer: any optax transformation. Value, gradient and function go to its ``update`` as
+        ``value``, ``grad`` and ``value_fn``, as line searches want them.
+
+    Returns:
+      ``Solver(init, step)``. ``step`` evaluates loss and gradient at ``state.image`` and then
+      updates it; so ``Info`` describes the picture before the update, and ``state.best_image``
+      is always a picture whose loss is known. Where the loss or its gradient is not finite the
+      picture stays and ``state.frozen`` is set.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(image: Array, variables: Variables, targets: Targets) -> State:
+        del variables, targets  # part of the signature for solvers that start from a gradient
+        return State(
+            image=image,
+            opt_state=optimizer.init(image),
+            count=jnp.zeros((), jnp.int32),
+            best_image=image,
+            best_loss=jnp.full((), jnp.inf, image.dtype),
+            frozen=jnp.zeros((), bool),
+        )
+
+    def step(state: State, variables: Variables, targets: Targets) -> tuple[State, Info]:
+        def objective(image: Array):
+            return loss.head(loss.statistics(variables, image, targets), targets)
+
+        (value, terms), grad = jax.value_and_grad(objective, has_aux=True)(state.image)
+        updates, opt_state = optimizer.update(
+            grad,
+            state.opt_state,
+            state.image,
+            value=value,
+            grad=grad,
+            value_fn=lambda image: objective(image)[0],
+        )
+        grad_norm = jnp.sqrt(jnp.sum(jnp.square(grad)))
+        frozen = state.frozen | ~(jnp.isfinite(value) & jnp.isfinite(grad_norm))
+        better = ~frozen & (value < state.best_loss)
+        searched = optax.tree.get(opt_state, "num_linesearch_steps", 0)
+        new_state = State(
+            image=jnp.where(frozen, state.image, optax.apply_updates(state.image, updates)),
+            opt_state=opt_state,
+            count=state.count + 1,
+            best_image=jnp.where(better, state.image, state.best_image),
+            best_loss=jnp.where(better, value, state.best_loss),
+            frozen=frozen,
+        )
+        return new_state, Info(value, terms, grad_norm, jnp.asarray(1 + searched, jnp.int32))
+
+    return Solver(init=init, step=step)
+
+
+@partial(jax.jit, static_argnames=("solver", "chunk_size"), donate_argnames="state")
+def run(
+    solver: Solver,
+    state: State,
+    variables: Variables,
+    targets: Targets,
+    *,
+    num_steps: Array | int,
+    chunk_size: int = 64,
+) -> tuple[State, Info]:
+    """Take up to ``chunk_size`` steps in one compiled loop; stop early where the state freezes.
+
+    The number of steps is traced: one compilation serves every length, and a run in pieces is the
+    same as a run in one.
+
+    Args:
+      solver: from ``make_solver``; static.
+      state: from ``jax.jit(solver.init)(...)`` or an earlier run. Its buffers are reused: the
+        caller's ``state`` is invalid afterwards.
+      variables: the network's variables.
+      targets: from ``loss.targets``.
+      num_steps: steps to take, at most ``chunk_size``.
+      chunk_size: length of the recorded diagnostics; static.
+
+    Returns:
+      The new state and an ``Info`` whose leaves have a leading axis ``chunk_size``, of which the
+      first ``count`` after minus ``count`` before are filled.
+    """
+    _, info = jax.eval_shape(solver.step, state, variables, targets)
+    record = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), info)
+    limit = jnp.minimum(num_steps, chunk_size)
+
+    def unfinished(carry):
+        i, state, _ = carry
+        return (i < limit) & ~state.frozen
+
+    def body(carry):
+        i, state, record = carry
+        state, info = solver.step(state, variables, targets)
+        return i + 1, state, jax.tree.map(lambda xs, x: xs.at[i].set(x), record, info)
+
+    start = (jnp.zeros((), jnp.int32), state, record)
+    _, state, record = jax.lax.while_loop(unfinished, body, start)
+    return state, record
