@@ -8,7 +8,7 @@ someone may sweep (weights, learning rate) stays outside, so that changing one d
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from nst_jax.errors import InputError
 from nst_jax.layers import check_tap
@@ -116,10 +116,9 @@ def as_layers(layers: Mapping[str, float] | Iterable[str | tuple[str, float]]) -
     Raises:
       InputError: for an unknown or repeated layer, or a factor that is no weight.
     """
-    pairs = layers.items() if isinstance(layers, Mapping) else layers
-    result = tuple(
-        (pair, 1.0) if isinstance(pair, str) else (pair[0], float(pair[1])) for pair in pairs
-    )
+    items = layers.items() if isinstance(layers, Mapping) else layers
+    pairs: list[Any] = [(item, 1.0) if isinstance(item, str) else item for item in items]
+    result = tuple((name, float(factor)) for name, factor in pairs)
     names = [check_tap(name) for name, _ in result]
     for name in names:
         if names.count(name) > 1:

@@ -58,7 +58,7 @@ def scale_by_torch_lbfgs(memory_size: int = 100) -> optax.GradientTransformation
       Liu and Nocedal 1989, "On the limited memory BFGS method"; ``torch.optim.LBFGS``.
     """
 
-    def init(params: Array) -> ScaleByTorchLbfgsState:
+    def init(params) -> ScaleByTorchLbfgsState:
         memory = jnp.zeros((memory_size, *params.shape), params.dtype)
         return ScaleByTorchLbfgsState(
             count=jnp.zeros((), jnp.int32),
@@ -88,9 +88,10 @@ def scale_by_torch_lbfgs(memory_size: int = 100) -> optax.GradientTransformation
             gamma=jnp.where(keep, curvature / _vdot(y, y), state.gamma),
         )
 
-    def update(grads: Array, state: ScaleByTorchLbfgsState, params: Array | None = None):
+    def update(updates, state, params=None):
         if params is None:
-            raise ValueError(optax.base.NO_PARAMS_MSG)
+            raise ValueError("L-BFGS needs the parameters as the third argument of update")
+        grads = updates
         first = state.count == 0
         state = remember(state, params, grads)
         stored = jnp.minimum(state.pairs, memory_size)

@@ -11,9 +11,11 @@ a picture may be taken piece by piece; every divisor is a constant of the target
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
@@ -31,6 +33,18 @@ def loss_weights(config: Config) -> LossWeights:
         content_layers=dict(config.content_layers),
         style_layers=dict(config.style_layers),
     )
+
+
+def as_sequence(styles: Any) -> list[Any]:
+    """Style pictures as a list, from one picture or several.
+
+    Raises:
+      InputError: where there is none.
+    """
+    pictures = [styles] if isinstance(styles, (jax.Array, np.ndarray)) else list(styles)
+    if not pictures:
+        raise InputError("no style picture: expected at least one")
+    return pictures
 
 
 @lru_cache(maxsize=64)
@@ -70,21 +84,19 @@ def make_loss(config: LossConfig) -> Loss:
         weights: LossWeights,
         blend: Sequence[float] | Array | None = None,
     ) -> Targets:
-        styles = [styles] if hasattr(styles, "shape") else list(styles)
-        if not styles:
-            raise InputError("no style picture: expected at least one")
-        shares = jnp.ones(len(styles)) if blend is None else jnp.asarray(blend)
-        if shares.shape != (len(styles),):
+        pictures = as_sequence(styles)
+        shares = jnp.ones(len(pictures)) if blend is None else jnp.asarray(blend)
+        if shares.shape != (len(pictures),):
             raise InputError(
-                f"{shares.size} blend factors for {len(styles)} styles: expected one each"
+                f"{shares.size} blend factors for {len(pictures)} styles: expected one each"
             )
         shares = (shares / shares.sum()).astype(content.dtype)
-        grams = [style_target(variables, style) for style in styles]
+        grams = [style_target(variables, style) for style in pictures]
         all_taps = features(variables, content, layers=layers, pooling=config.pooling)
         return Targets(
             content={name: all_taps[name] for name in config.content_layers},
             style={
-                name: sum(shares[i] * gram[name] for i, gram in enumerate(grams))
+                name: jnp.tensordot(shares, jnp.stack([gram[name] for gram in grams]), axes=1)
                 for name in config.style_layers
             },
             sizes={

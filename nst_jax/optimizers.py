@@ -5,6 +5,7 @@ rate, Adam's epsilon and L-BFGS's first step mean what they mean in tools that o
 """
 
 from functools import lru_cache
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -31,18 +32,20 @@ def in_pixel_units(
     """
     inner = optax.with_extra_args_support(optimizer)
 
-    def init(params: Array):
+    def init(params):
         return inner.init(params * pixel_range)
 
-    def update(grads: Array, state, params: Array | None = None, **extra):
-        assert params is not None
+    def update(updates, state, params=None, **extra):
+        if params is None:
+            raise ValueError("this optimiser needs the parameters as the third argument of update")
         if "grad" in extra:
             extra["grad"] = extra["grad"] / pixel_range
         if "value_fn" in extra:
             value_fn = extra["value_fn"]
             extra["value_fn"] = lambda z: value_fn(z / pixel_range)
-        updates, state = inner.update(grads / pixel_range, state, params * pixel_range, **extra)
-        return updates / pixel_range, state
+        z_updates: Any
+        z_updates, state = inner.update(updates / pixel_range, state, params * pixel_range, **extra)
+        return z_updates / pixel_range, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

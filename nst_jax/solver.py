@@ -4,6 +4,7 @@ Contract: one picture, ``[H, W, 3]``; a batch is ``vmap`` of ``Solver.step`` wit
 """
 
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
             return loss.head(loss.statistics(variables, image, targets), targets)
 
         (value, terms), grad = jax.value_and_grad(objective, has_aux=True)(state.image)
+        updates: Any
         updates, opt_state = optimizer.update(
             grad,
             state.opt_state,
@@ -58,7 +60,7 @@ def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
         better = ~frozen & (value < state.best_loss)
         searched = optax.tree.get(opt_state, "num_linesearch_steps", 0)
         new_state = State(
-            image=jnp.where(frozen, state.image, optax.apply_updates(state.image, updates)),
+            image=jnp.where(frozen, state.image, (state.image + updates).astype(state.image.dtype)),
             opt_state=opt_state,
             count=state.count + 1,
             best_image=jnp.where(better, state.image, state.best_image),

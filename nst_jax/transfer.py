@@ -4,6 +4,8 @@ Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. Pictures are taken at
 have; the result is neither clipped nor rounded.
 """
 
+import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.layers import check_sides
-from nst_jax.objective import loss_weights, make_loss
+from nst_jax.objective import as_sequence, loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.solver import make_solver, run
 from nst_jax.types import Array, Info, Loss, State, Variables
@@ -118,13 +121,13 @@ def initial_image(content: Array, variables: Variables, *, config: Config, key: 
 
 def stylize(
     variables: Variables,
-    content: Array,
-    styles: Array | Sequence[Array],
+    content: ArrayLike,
+    styles: ArrayLike | Sequence[ArrayLike],
     *,
     config: Config = Config(),
     blend: Sequence[float] | None = None,
     key: Array | None = None,
-    init: Array | None = None,
+    init: ArrayLike | None = None,
     loss: Loss | None = None,
     optimizer: optax.GradientTransformation | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
@@ -152,8 +155,11 @@ def stylize(
     Raises:
       InputError: before the first step, for pictures that do not fit.
     """
-    check_pictures(content, styles, config=config, init=init)
     started = time.perf_counter()
+    content = jnp.asarray(content)
+    styles = [jnp.asarray(style) for style in as_sequence(styles)]
+    init = None if init is None else jnp.asarray(init)
+    check_pictures(content, styles, config=config, init=init)
     loss = loss or make_loss(config.loss)
     solver = make_solver(
         loss,
@@ -162,16 +168,14 @@ def stylize(
             config.optimizer, memory_size=config.memory_size, pixel_range=config.pixel_range
         ),
     )
-    content = jnp.asarray(content)
-    styles = jax.tree.map(jnp.asarray, styles)
     if blend is not None:
-        blend = tuple(float(share) for share in blend)
+        blend = check_blend(blend)
     targets = compute_targets(loss, variables, content, styles, loss_weights(config), blend)
     if init is None:
         init = initial_image(
             content, variables, config=config, key=jax.random.key(0) if key is None else key
         )
-    state = _init(solver, jnp.asarray(init), variables, targets)
+    state = _init(solver, init, variables, targets)
     if optimizer is None:
         state = state._replace(opt_state=set_learning_rate(state.opt_state, config))
 
@@ -189,15 +193,16 @@ def stylize(
             chunk = min(chunk, callback_every - done % callback_every)
         chunk_started = time.perf_counter()
         state, info = steps(state, variables, targets, num_steps=chunk)
-        now_done, frozen, info = jax.device_get((state.count, state.frozen, info))
+        count, frozen, info = jax.device_get((state.count, state.frozen, info))
         elapsed = time.perf_counter() - chunk_started
         steps_s += elapsed
-        chunks.append(jax.tree.map(lambda xs: xs[: now_done - done], info))
-        done = int(now_done)
+        taken = slice(int(count) - done)
+        chunks.append(jax.tree.map(operator.itemgetter(taken), info))
+        done = int(count)
         if frozen:
             status = "diverged"
         if callback is not None:
-            last = jax.tree.map(lambda xs: xs[-1], chunks[-1])
+            last = jax.tree.map(operator.itemgetter(-1), chunks[-1])
             progress = Progress(done, config.steps, last, state.image, elapsed / chunk, compile_s)
             if callback(progress) is False and status == "done" and done < config.steps:
                 status = "stopped"
@@ -213,13 +218,28 @@ def stylize(
     )
 
 
-def check_pictures(content: Any, styles: Any, *, config: Config, init: Any = None) -> None:
+def check_blend(blend: Sequence[float]) -> tuple[float, ...]:
+    """Factors of the styles as plain numbers.
+
+    Raises:
+      InputError: where one is no weight, or all are zero.
+    """
+    factors = tuple(float(factor) for factor in blend)
+    if not all(math.isfinite(factor) and factor >= 0 for factor in factors) or not any(factors):
+        raise InputError(
+            f"style_blend is {factors}: expected finite numbers, 0 or more, and one above 0"
+        )
+    return factors
+
+
+def check_pictures(
+    content: Any, styles: Sequence[Any], *, config: Config, init: Any = None
+) -> None:
     """Check the pictures' shapes against each other and against the layers of ``config``.
 
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    styles = [styles] if hasattr(styles, "shape") else list(styles)
     pictures = [("content picture", content)] + [("style picture", style) for style in styles]
     if init is not None:
         pictures.append(("initial picture", init))

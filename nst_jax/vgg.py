@@ -4,11 +4,13 @@ Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``, unbatched (use ``jax.
 are ``[h, w, C]``. Only this file imports ``flax.linen``.
 """
 
+import math
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, check_sides, check_tap, deepest
 from nst_jax.types import Array, Taps, Variables
@@ -160,12 +162,22 @@ def init_variables(key: Array, *, channels: tuple[int, ...] = CHANNELS) -> Varia
     Returns:
       The collections ``params`` and ``preprocessing`` (Caffe's mean and range).
     """
-    params = {}
-    for name, layer_key in zip(CONVS, jax.random.split(key, len(CONVS)), strict=True):
-        block = block_of(name)
-        fan_in = 3 if name == "conv1_1" else channels[block - (2 if name.endswith("_1") else 1)]
-        shape = (3, 3, fan_in, channels[block - 1])
-        kernel = jax.random.normal(layer_key, shape) * (2 / (9 * fan_in)) ** 0.5
-        params[name] = {"kernel": kernel, "bias": jnp.zeros(shape[-1])}
-    mean = jnp.array([123.68, 116.779, 103.939]) / 255
-    return {"params": params, "preprocessing": {"mean": mean, "std": jnp.full(3, 1 / 255)}}
+    blocks = [block_of(name) for name in CONVS]
+    widths = (3, *(channels[block - 1] for block in blocks))
+    shapes = [(3, 3, *pair) for pair in zip(widths, widths[1:], strict=False)]
+    sizes = [math.prod(shape) for shape in shapes]
+    # One draw for all layers: a draw for each would compile as many programs.
+    draws = np.split(np.asarray(jax.random.normal(key, (sum(sizes),))), np.cumsum(sizes)[:-1])
+    params = {
+        name: {
+            "kernel": jnp.asarray(draw.reshape(shape) * (2 / (9 * shape[2])) ** 0.5),
+            "bias": jnp.zeros(shape[3]),
+        }
+        for name, shape, draw in zip(CONVS, shapes, draws, strict=True)
+    }
+    mean = np.array([123.68, 116.779, 103.939], np.float32) / 255
+    std = np.full(3, 1 / 255, np.float32)
+    return {
+        "params": params,
+        "preprocessing": {"mean": jnp.asarray(mean), "std": jnp.asarray(std)},
+    }
