@@ -1,0 +1,174 @@
+"""The canonical file of weights: one .safetensors whose header says all that is known of them.
+
+Arrays are float32 under ``conv1_1/kernel`` ([height, width, in, out], input RGB) and
+``conv1_1/bias``. The header is a dictionary of strings, JSON where structured. It holds a digest
+of the arrays, since the format has no checksum of its own and a flipped bit would pass.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nst_jax.errors import InputError
+from nst_jax.files import atomic_write, check_writable
+from nst_jax.torch_forms import FORMAT
+
+VERSION = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Network input = (image - mean) / std for an image in [0, 1], red, green, blue."""
+
+    kind: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self):
+        mean, std = self.mean, self.std
+        if not (len(mean) == len(std) == 3 and np.isfinite(mean + std).all() and min(std) > 0):
+            raise InputError(
+                f"the preprocessing has mean {mean} and std {std}, expected three finite numbers "
+                "each for red, green and blue, and a positive std"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is known of some weights besides their arrays."""
+
+    name: str
+    preprocessing: Preprocessing
+    source: str = "unknown"
+    source_sha256: str = ""
+    source_md5: str = ""
+    licence: str = "unknown"
+    attribution: str = ""
+
+
+def make_header(arrays: Mapping[str, np.ndarray], record: Record) -> dict[str, str]:
+    """The header of a canonical file: a dictionary of strings."""
+    preprocessing = record.preprocessing
+    return {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "name": record.name,
+        "architecture": "VGG-19, convolutions only; kernels [height, width, in, out], input RGB",
+        "layers": json.dumps({name: array.shape for name, array in arrays.items()}),
+        "preprocessing": json.dumps(
+            {
+                "kind": preprocessing.kind,
+                "channels": "RGB",
+                "range": [0, 1],
+                "mean": [_shortest(value) for value in preprocessing.mean],
+                "std": [_shortest(value) for value in preprocessing.std],
+                "formula": "(image - mean) / std",
+            }
+        ),
+        "source": record.source,
+        "source_sha256": record.source_sha256,
+        "source_md5": record.source_md5,
+        "licence": record.licence,
+        "attribution": record.attribution,
+        "contents_sha256": digest(arrays),
+    }
+
+
+def _shortest(value: float) -> float:
+    """The number of fewest digits that is the same float32, so that a round trip is exact."""
+    return float(str(np.float32(value)))
+
+
+def parse_header(header: Mapping[str, str]) -> Record:
+    """The record in the header of a canonical file.
+
+    Raises:
+      InputError: for another version, or an entry that is missing or malformed.
+    """
+    if header.get("format_version") != VERSION:
+        raise InputError(
+            f"the file has format version {header.get('format_version')!r}, expected {VERSION!r}: "
+            "use the nst-jax that wrote it, or convert the original again"
+        )
+    try:
+        entry = json.loads(header["preprocessing"])
+        if entry["channels"] != "RGB" or entry["range"] != [0, 1]:
+            raise ValueError("channels or range")
+        mean, std = (tuple(float(value) for value in entry[key]) for key in ("mean", "std"))
+        preprocessing = Preprocessing(kind=str(entry["kind"]), mean=mean, std=std)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the header's preprocessing is wrong ({error!r}), expected a mean and std of three "
+            "numbers for RGB in [0, 1]: convert the original again"
+        ) from error
+    texts = ("source", "source_sha256", "source_md5", "licence", "attribution")
+    return Record(
+        name=header.get("name", ""),
+        preprocessing=preprocessing,
+        **{key: header.get(key, "") for key in texts},
+    )
+
+
+def check_contents(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
+    """Compare the arrays with what the header says of them.
+
+    Raises:
+      InputError: where shapes or digest differ.
+    """
+    shapes = json.dumps({name: array.shape for name, array in sorted(arrays.items())})
+    try:
+        recorded = json.dumps(dict(sorted(json.loads(header["layers"]).items())))
+    except (KeyError, AttributeError, ValueError):
+        recorded = "no list of shapes"
+    if recorded != shapes:
+        raise InputError("the header's shapes differ from the arrays': convert the original again")
+    if header.get("contents_sha256") != digest(arrays):
+        raise InputError(
+            "the arrays' sha256 differs from the one in the header: the file is damaged, get it "
+            "again"
+        )
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 over the arrays' names, shapes and bytes, in the order of names."""
+    total = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name}{list(array.shape)}".encode())
+        total.update(np.ascontiguousarray(array, "<f4").data)
+    return total.hexdigest()
+
+
+def write_canonical(
+    path: Path, arrays: Mapping[str, np.ndarray], record: Record, *, overwrite: bool = False
+) -> None:
+    """Write a canonical file under a temporary name, then rename it.
+
+    Equal arrays and records give equal bytes. This is why the header is put together here: the
+    safetensors library writes its entries in random order.
+
+    Raises:
+      InputError: where the file exists already, or cannot be written.
+    """
+    arrays = dict(sorted(arrays.items()))
+    entries: dict[str, object] = {"__metadata__": make_header(arrays, record)}
+    start = 0
+    for name, array in arrays.items():
+        end = start + 4 * array.size
+        entries[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    try:
+        check_writable(path, overwrite=overwrite)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array, "<f4").data)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): choose another place") from error

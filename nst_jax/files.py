@@ -1,0 +1,51 @@
+"""Writing files whole or not at all. Standard library only."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nst_jax.errors import InputError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; move it into place if the block ends well.
+
+    The temporary file has the same suffix, and is removed where the block fails.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Check, before any work, that ``path`` can be written.
+
+    Raises:
+      InputError: where it exists and may not be overwritten, is a directory, or its folder is
+        missing or not writable.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: expected the name of a file to write")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists: choose another name, or give --overwrite")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} of {path.name} does not exist: create it first")
+    try:
+        # Permission bits do not tell for read-only file systems, nor for the superuser.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {path.parent}: {error.strerror}") from None

@@ -1,0 +1,82 @@
+"""Check a file of weights, for `nst-jax weights verify`."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nst_jax.canonical import Preprocessing
+from nst_jax.convert import Converted, convert, file_digest
+from nst_jax.errors import InputError
+from nst_jax.fetch import SOURCES
+from nst_jax.networks import recognise
+from nst_jax.weight_forms import find_form
+
+
+class Check(NamedTuple):
+    """One line of `verify_weights`."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def verify_weights(path: str | Path, *, preprocessing: str | None = None) -> list[Check]:
+    """Check a file of weights.
+
+    Args:
+      path: the file.
+      preprocessing: as for `load_weights`.
+
+    Returns:
+      Checks in order: its form; its arrays (layers, shapes, finite values, and in a canonical
+      file what the header says of them); its checksum; its network by the first filter. A check
+      that fails to read the file is the last. Weights that are merely unknown pass.
+    """
+    path = Path(path).expanduser()
+    try:
+        form = find_form(path)
+    except InputError as error:
+        return [Check("form", False, str(error))]
+    try:
+        converted = convert(path, preprocessing=preprocessing)
+    except InputError as error:
+        return [Check("form", True, form), Check("arrays", False, str(error))]
+    kernel = converted.arrays["conv1_1/kernel"]
+    record = converted.record
+    widest = max(array.shape[-1] for array in converted.arrays.values())
+    arrays = f"16 convolutions of VGG-19 with {kernel.shape[3]} to {widest} channels, all finite"
+    if converted.form == "canonical":
+        arrays += ", as the header says"
+    return [
+        Check("form", True, converted.form),
+        Check("arrays", True, arrays),
+        _check_checksum(path, converted),
+        _check_network(kernel, record.preprocessing),
+    ]
+
+
+def _check_checksum(path: Path, converted: Converted) -> Check:
+    record = converted.record
+    md5 = record.source_md5 if converted.form == "canonical" else file_digest(path, "md5")
+    found = {"md5": md5, "sha256": record.source_sha256}
+    for name, source in SOURCES.items():
+        algorithm, expected = source.checksum.split(":")
+        if found[algorithm].startswith(expected):
+            return Check("checksum", True, f"the published file {name!r} ({source.checksum})")
+    published = [source.checksum for source in SOURCES.values() if source.filename == path.name]
+    if published:
+        detail = f"md5 is {md5}, expected {' or '.join(published)} of the published file"
+        return Check("checksum", False, detail)
+    return Check("checksum", True, f"none of the published files; sha256 is {converted.sha256}")
+
+
+def _check_network(kernel: np.ndarray, preprocessing: Preprocessing) -> Check:
+    found = recognise(kernel)
+    if found is None:
+        return Check("network", True, f"not known; its preprocessing is {preprocessing.kind}")
+    ok = found == (preprocessing.kind, False, False)
+    detail = f"conv1_1 is that of {found.network}"
+    if not ok:
+        detail += f", but not in the layout and with the preprocessing {preprocessing.kind}"
+    return Check("network", ok, detail)

@@ -1,0 +1,282 @@
+"""Loading, saving, finding and checking weights."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import weight_files as files
+
+from nst_jax import convert as convert_module
+from nst_jax import weights as module
+from nst_jax.convert import convert, convert_file, to_tree
+from nst_jax.errors import InputError
+from nst_jax.networks import PREPROCESSING, Layout, recognise
+from nst_jax.verify import verify_weights
+from nst_jax.weights import (
+    Weights,
+    WeightsInfo,
+    find_weights,
+    list_weights,
+    load_weights,
+    save_weights,
+)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path, request):
+    """No weights but those of the test: small ones, an empty cache, no variable."""
+    if "weights" in request.keywords:
+        return
+    monkeypatch.setattr(convert_module, "CHANNELS", files.SMALL)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "nst_jax" / "weights.py"))
+    monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
+
+
+@pytest.fixture
+def keras_file(tmp_path):
+    path = tmp_path / "keras.h5"
+    files.write_keras(path, files.flip(files.make_arrays(network="caffe")))
+    return path
+
+
+def slim_weights(channels=(2, 3, 4, 5, 6)):
+    tree = to_tree(files.make_arrays(channels=channels), PREPROCESSING["torchvision"])
+    return Weights(tree, WeightsInfo(name="slim", preprocessing="torchvision", licence="CC BY 4.0"))
+
+
+def assert_same_tree(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
+
+
+class TestLoad:
+    def test_tree_and_info(self, keras_file):
+        variables, info = load_weights(str(keras_file))
+        arrays = files.make_arrays(network="caffe")
+        assert_same_tree(variables, to_tree(arrays, PREPROCESSING["caffe"]))
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
+        assert info.form == "keras" and info.preprocessing == "caffe"
+        assert info.sha256 == info.source_sha256 and len(info.sha256) == 64
+        assert info.licence.startswith("CC BY 4.0") and "Zisserman" in info.attribution
+        assert json.loads(json.dumps(dataclasses.asdict(info)))["path"] == str(keras_file)
+
+    def test_option_is_passed_on(self, tmp_path):
+        files.write_safetensors(tmp_path / "x", files.torch_state(files.make_arrays()))
+        with pytest.raises(InputError, match="--preprocessing"):
+            load_weights(tmp_path / "x")
+        assert load_weights(tmp_path / "x", preprocessing="caffe").info.preprocessing == "caffe"
+
+
+class TestSave:
+    def test_round_trip_is_exact(self, tmp_path, keras_file):
+        weights = load_weights(keras_file)
+        path = save_weights(tmp_path / "a.safetensors", weights)
+        again = load_weights(path)
+        assert_same_tree(again.variables, weights.variables)
+        assert again.info.form == "canonical" and again.info.sha256 != weights.info.sha256
+        kept = ("name", "preprocessing", "source", "source_sha256", "licence", "attribution")
+        for key in kept:
+            assert getattr(again.info, key) == getattr(weights.info, key)
+        save_weights(tmp_path / "b.safetensors", again)
+        assert path.read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+        convert_file(keras_file, tmp_path / "c.safetensors")
+        assert path.read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+
+    def test_other_channels(self, tmp_path):
+        weights = slim_weights()
+        found = load_weights(save_weights(tmp_path / "x", weights))
+        assert_same_tree(found.variables, weights.variables)
+        assert (found.info.name, found.info.preprocessing) == ("slim", "torchvision")
+
+    def test_own_preprocessing(self, tmp_path):
+        variables, info = slim_weights()
+        own = {
+            "mean": np.array([0.1, 0.2, 0.3], np.float32),
+            "std": np.array([1 / 3, 0.7, 1], np.float32),
+        }
+        weights = Weights({**variables, "preprocessing": own}, info)
+        assert_same_tree(
+            load_weights(save_weights(tmp_path / "x", weights)).variables, weights.variables
+        )
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            (lambda tree: tree["params"].pop("conv3_4"), "conv3_4/kernel is missing"),
+            (lambda tree: tree["params"].update(fc6={"bias": np.ones(3)}), "fc6/bias"),
+            (lambda tree: tree["params"]["conv2_1"].update(bias=np.ones(9)), "conv2_1/"),
+            (lambda tree: tree["params"]["conv2_1"].update(bias=np.full(3, np.nan)), "NaN"),
+            (lambda tree: tree.update(lift={}), "collections"),
+            (lambda tree: tree["preprocessing"].update(std=np.zeros(3)), "positive std"),
+        ],
+    )
+    def test_what_is_no_vgg19(self, tmp_path, change, match):
+        weights = slim_weights()
+        change(weights.variables)
+        with pytest.raises(InputError, match=match):
+            save_weights(tmp_path / "x", weights)
+        assert not list(tmp_path.iterdir())
+
+    def test_targets(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        for path, overwrite, match in (
+            (tmp_path / "file", False, "exists: choose"),
+            (tmp_path, True, "is a directory"),
+            (tmp_path / "no" / "x", True, "does not exist"),
+            (tmp_path / ("x" * 300), True, "cannot write|too long"),
+        ):
+            with pytest.raises(InputError, match=match):
+                save_weights(path, slim_weights(), overwrite=overwrite)
+        assert (tmp_path / "file").read_text() == "mine"
+        save_weights(tmp_path / "file", slim_weights(), overwrite=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_a_failed_write_leaves_the_old_file(self, tmp_path, monkeypatch):
+        (tmp_path / "x").write_text("old")
+
+        def replace(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", replace)
+        with pytest.raises(InputError, match="No space left"):
+            save_weights(tmp_path / "x", slim_weights(), overwrite=True)
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+class TestFind:
+    def make(self, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return save_weights(path, slim_weights())
+
+    def test_order(self, tmp_path, monkeypatch):
+        assert find_weights() is None
+        (tmp_path / "weights").mkdir()
+        checkout = self.make(tmp_path / "weights" / "b.safetensors")
+        assert find_weights() is None  # a folder of that name beside an installed package
+        (tmp_path / "pyproject.toml").touch()
+        assert find_weights() == checkout
+        shipped = self.make(tmp_path / "nst_jax" / "data" / "a.safetensors")
+        assert find_weights() == shipped
+        other = self.make(tmp_path / "cache" / "vgg19-torchvision.safetensors")
+        assert find_weights() == other
+        cached = self.make(tmp_path / "cache" / "vgg19-keras.safetensors")
+        assert find_weights() == cached
+        monkeypatch.setenv("NST_JAX_WEIGHTS", str(other))
+        assert find_weights() == other
+        assert find_weights(shipped) == shipped
+
+        places = list_weights()
+        assert [place.where for place in places[:5]] == [
+            "NST_JAX_WEIGHTS",
+            "cache",
+            "cache",
+            "shipped",
+            "shipped",
+        ]
+        assert {place.where for place in places[5:]} == {"to fetch"}
+        assert "the default" in places[5].detail and places[5].path.startswith("https://")
+
+    def test_named_files_that_do_not_exist(self, tmp_path, monkeypatch):
+        with pytest.raises(InputError, match="from --weights"):
+            find_weights(tmp_path / "x")
+        monkeypatch.setenv("NST_JAX_WEIGHTS", str(tmp_path))
+        with pytest.raises(InputError, match="from NST_JAX_WEIGHTS"):
+            find_weights()
+        assert list_weights()[0].detail == "does not exist"
+
+    def test_empty_variable_counts_as_none(self, monkeypatch):
+        monkeypatch.setenv("NST_JAX_WEIGHTS", "")
+        assert find_weights() is None
+
+
+class TestVerify:
+    def test_good_files(self, tmp_path, keras_file):
+        own = convert_file(keras_file, tmp_path / "x.safetensors")
+        for path, form in ((keras_file, "keras"), (own, "canonical")):
+            checks = verify_weights(path)
+            assert [check.name for check in checks] == ["form", "arrays", "checksum", "network"]
+            assert all(check.ok for check in checks)
+            assert checks[0].detail == form
+            assert "4 to 6 channels" in checks[1].detail
+            assert "conv1_1 is that of caffe" in checks[3].detail
+
+    def test_slim_files_pass(self, tmp_path):
+        checks = verify_weights(save_weights(tmp_path / "x", slim_weights()))
+        assert all(check.ok for check in checks)
+        assert "not known" in checks[-1].detail
+
+    def test_bad_files(self, tmp_path, keras_file):
+        (tmp_path / "x").write_text("hello")
+        assert [check.ok for check in verify_weights(tmp_path / "x")] == [False]
+        (tmp_path / "y").write_bytes(keras_file.read_bytes()[:20_000])
+        checks = verify_weights(tmp_path / "y")
+        assert [check.ok for check in checks] == [True, False]
+        assert "damaged" in checks[1].detail
+
+    def test_file_with_the_name_of_a_published_one(self, tmp_path, keras_file):
+        name = "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"
+        checks = verify_weights(keras_file.rename(tmp_path / name))
+        assert not checks[2].ok and "253f8cb515780f3b799900260a226db6" in checks[2].detail
+
+    def test_published_file(self, tmp_path):
+        variables, info = slim_weights()
+        info = dataclasses.replace(info, source_md5="253f8cb515780f3b799900260a226db6")
+        checks = verify_weights(save_weights(tmp_path / "x", Weights(variables, info)))
+        assert checks[2].detail.startswith("the published file 'keras'")
+
+    def test_wrong_pairing(self, tmp_path):
+        arrays = files.make_arrays(network="caffe")
+        for wrong, network in ((arrays, "torchvision"), (files.flip(arrays), "caffe")):
+            path = tmp_path / network
+            files.write_own(path, wrong, network=network)
+            assert [check.ok for check in verify_weights(path)] == [True, True, True, False]
+
+
+def test_heavy_libraries_load_late():
+    code = (
+        "import sys, nst_jax.weights as w; w.verify_weights('none');"
+        "print(sorted({'jax', 'scipy', 'h5py', 'pooch', 'requests'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def real():
+    return convert(Path(os.environ["NST_JAX_WEIGHTS"]))
+
+
+@pytest.mark.weights
+class TestRealWeights:
+    def test_fingerprint(self, real):
+        kind = real.record.preprocessing.kind
+        assert recognise(real.arrays["conv1_1/kernel"]) == Layout(kind, bgr=False)
+        assert all(check.ok for check in verify_weights(os.environ["NST_JAX_WEIGHTS"]))
+
+    @pytest.mark.parametrize("form", ["keras", "matconvnet", "pth", "legacy", "safetensors", "own"])
+    def test_every_form(self, real, tmp_path, form):
+        bgr = files.flip(real.arrays)
+        path = tmp_path / "x"
+        {
+            "keras": lambda: files.write_keras(path, bgr),
+            "matconvnet": lambda: files.write_matconvnet(path, real.arrays, transposed=True),
+            "pth": lambda: files.write_pth(path, files.torch_state(bgr)),
+            "legacy": lambda: files.write_pth(path, files.torch_state(bgr), legacy=True),
+            "safetensors": lambda: files.write_safetensors(path, files.torch_state(real.arrays)),
+            "own": lambda: files.write_own(
+                path, real.arrays, network=real.record.preprocessing.kind
+            ),
+        }[form]()
+        found = convert(path)
+        assert found.network == real.network
+        for name, array in real.arrays.items():
+            assert found.arrays[name].tobytes() == array.tobytes()
+        path.unlink()
