@@ -1,0 +1,277 @@
+"""What the commands do: read, check, run, write. Pictures and files meet the core only here."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nst_jax import report
+from nst_jax.cli import Convert, Fetch, ListWeights, Stylize, Verify
+from nst_jax.config import INITS, Config
+from nst_jax.convert import convert_file
+from nst_jax.errors import InputError
+from nst_jax.fetch import fetch
+from nst_jax.files import check_writable
+from nst_jax.images import check_output, load_image, load_picture, save_image, to_uint8
+from nst_jax.progress import progress_display
+from nst_jax.transfer import Progress, Result, check_blend, check_pictures
+from nst_jax.transfer import stylize as run_stylize
+from nst_jax.verify import verify_weights
+from nst_jax.weights import Weights, find_weights, list_weights, load_weights
+
+EXIT_CODES = {"done": 0, "diverged": 1, "stopped": 130}
+
+
+def stylize(options: Stylize) -> int:
+    """Run ``nst-jax stylize``; see ``cli.Stylize``.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      InputError: before anything is computed or written.
+    """
+    started = time.perf_counter()
+    check_options(options)
+    content = load_picture(options.content, size=options.size)
+    check_output(options.output, alpha=content.alpha is not None)
+    # Styles are scaled to the content's longer side, which keeps their strokes' size in step.
+    styles = [load_image(path, size=options.size) for path in options.style]
+    init = load_init(options.config, shape=content.rgb.shape)
+    check_pictures(content.rgb, styles, config=options.config, init=init)
+    weights = obtain_weights(options.weights)
+    load_s = time.perf_counter() - started
+
+    every, frames = options.save_every, []
+    if options.animation is not None:
+        every = every or max(1, options.config.steps // 40)
+        frames.append(to_uint8(content.rgb if init is None else init))
+
+    def preview(progress: Progress) -> None:
+        if every is None or progress.step % every:
+            return
+        if options.animation is not None:
+            frames.append(to_uint8(progress.image))
+        if options.save_every is not None:
+            path = report.preview_path(options.output, progress.step)
+            save_image(path, progress.image, alpha=content.alpha)
+
+    with progress_display(options.config.steps) as show, stop_on_interrupt() as may_go_on:
+
+        def callback(progress: Progress) -> bool:
+            show(progress)
+            preview(progress)
+            return may_go_on()
+
+        result = run_stylize(
+            weights.variables,
+            content.rgb,
+            styles,
+            config=options.config,
+            blend=options.style_blend or None,
+            key=jax.random.key(options.seed),
+            init=init,
+            callback=callback,
+            callback_every=every,
+        )
+        jax.block_until_ready(result.image)
+
+    record = make_record(options, weights, result, shape=content.rgb.shape)
+    brief = {key: value for key, value in record.items() if key != "history"}
+    save_image(
+        options.output,
+        result.image,
+        alpha=content.alpha,
+        metadata={
+            "Software": f"nst_jax {record['versions']['nst_jax']}",
+            "nst_jax": json.dumps(report.as_json(brief)),
+        },
+    )
+    if options.animation is not None:
+        report.write_animation(options.animation, frames + [to_uint8(result.image)])
+    if options.plot is not None:
+        report.write_plot(options.plot, record["history"])
+    record["timing"] = {"load_s": load_s} | result.timing
+    record["timing"]["total_s"] = time.perf_counter() - started
+    report.write_json(json_path(options.output), record)
+
+    if result.status == "diverged":
+        step = len(result.history.loss)
+        print(
+            f"nst-jax: diverged at step {step}: the loss or its gradient is not finite; wrote the "
+            "best picture before that. Lower the weights or the learning rate",
+            file=sys.stderr,
+        )
+    print(options.output)
+    return EXIT_CODES[result.status]
+
+
+def manage_weights(action: Fetch | Convert | Verify | ListWeights) -> int:
+    """Run ``nst-jax weights``; see ``cli.Weights``.
+
+    Returns:
+      The exit code; 1 where a check of ``verify`` failed.
+
+    Raises:
+      InputError: for files that cannot be used, and failed downloads.
+    """
+    match action:
+        case Fetch():
+            print(fetch(action.source))
+        case Convert():
+            convert_file(
+                action.source,
+                action.output,
+                preprocessing=action.preprocessing,
+                overwrite=action.overwrite,
+            )
+            print(action.output)
+        case Verify():
+            path = find_weights(action.file)
+            if path is None:
+                raise InputError("no weights on this machine: run 'nst-jax weights fetch'")
+            print(path)
+            checks = verify_weights(path)
+            for check in checks:
+                print(f"{'ok    ' if check.ok else 'FAILED'}  {check.name}: {check.detail}")
+            return 0 if all(check.ok for check in checks) else 1
+        case ListWeights():
+            for place in list_weights():
+                print(f"{place.where:10}  {place.name:18}  {place.path}  {place.detail}")
+    return 0
+
+
+def json_path(output: Path) -> Path:
+    """The record beside a picture: ``out.png`` -> ``out.json``."""
+    return output.with_suffix(".json")
+
+
+def check_options(options: Stylize) -> None:
+    """Check what can be checked before any picture is read.
+
+    Raises:
+      InputError: for options that contradict each other, and outputs that cannot be written.
+    """
+    check_output(options.output)
+    if not options.style:
+        raise InputError("no style picture: expected --style FILE")
+    if options.size < 1:
+        raise InputError(f"size is {options.size}: expected at least 1 pixel")
+    if options.style_blend and len(options.style_blend) != len(options.style):
+        raise InputError(
+            f"{len(options.style_blend)} blend factors for {len(options.style)} styles: "
+            "expected one each"
+        )
+    if options.style_blend:
+        check_blend(options.style_blend)
+    if options.save_every is not None and options.save_every < 1:
+        raise InputError(f"save_every is {options.save_every}: expected 1 or more")
+    outputs = [options.output, json_path(options.output)]
+    if options.animation is not None:
+        if options.animation.suffix.lower() != ".gif":
+            raise InputError(f"{options.animation} is no name of an animation: expected FILE.gif")
+        outputs.append(options.animation)
+    if options.plot is not None:
+        report.check_plotting(options.plot)
+        outputs.append(options.plot)
+    if options.save_every is not None:
+        steps = range(options.save_every, options.config.steps + 1, options.save_every)
+        outputs += [report.preview_path(options.output, step) for step in steps]
+    inputs = {path.resolve() for path in (options.content, *options.style)}
+    seen: set[Path] = set()
+    for path in outputs:
+        if path.resolve() in inputs:
+            raise InputError(f"{path} is an input: choose another name for the output")
+        if path.resolve() in seen:
+            raise InputError(f"{path} is named for two outputs: choose different names")
+        seen.add(path.resolve())
+        check_writable(path, overwrite=options.overwrite)
+
+
+def load_init(config: Config, *, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The initial picture where ``config.init`` names a file, scaled to the content's size.
+
+    Raises:
+      InputError: for a file of another aspect ratio, and as ``load_image``.
+    """
+    if config.init in INITS:
+        return None
+    image = load_image(config.init, size=max(shape))
+    if image.shape != shape:
+        raise InputError(
+            f"the initial picture {config.init} becomes {image.shape[1]}x{image.shape[0]} px, the "
+            f"content {shape[1]}x{shape[0]} px: expected the same aspect ratio"
+        )
+    return image
+
+
+def obtain_weights(path: Path | None) -> Weights:
+    """The weights of ``path``, or found on this machine, or else fetched.
+
+    Raises:
+      InputError: where there are none, or they are no VGG-19.
+    """
+    found = find_weights(path)
+    if found is None:
+        print("no VGG-19 weights on this machine: fetching the official file", file=sys.stderr)
+        found = fetch("keras")
+    return load_weights(found)
+
+
+def make_record(
+    options: Stylize, weights: Weights, result: Result, *, shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """All that the run did, but its timing."""
+    settings = {
+        key: value
+        for key, value in asdict(options).items()
+        if key not in ("config", "overwrite", "seed", "weights")
+    }
+    return {
+        "settings": settings | asdict(options.config),
+        "seed": options.seed,
+        "versions": report.versions(),
+        "device": report.device(),
+        "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
+        "picture": {"width": shape[1], "height": shape[0]},
+        "status": result.status,
+        "steps": len(result.history.loss),
+        "evaluations": int(result.history.evaluations.sum()),
+        "final_loss": result.loss,
+        "history": report.history_record(result.history),
+    }
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Any]:
+    """Let Ctrl-C end the run at the next chunk, and a second one at once.
+
+    Gives a function that says whether to go on; until it was first called, when there is nothing
+    to keep yet, the first Ctrl-C ends at once too.
+    """
+    asked, running = False, False
+
+    def handle(signum, frame):
+        nonlocal asked
+        if asked or not running:
+            raise KeyboardInterrupt
+        asked = True
+
+    def may_go_on() -> bool:
+        nonlocal running
+        running = True
+        return not asked
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield may_go_on
+    finally:
+        signal.signal(signal.SIGINT, previous)

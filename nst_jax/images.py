@@ -1,0 +1,216 @@
+"""Pictures from and to files, on the host.
+
+Contract: arrays are float32 RGB in [0, 1], ``[H, W, 3]``, NumPy; alpha is ``[H, W]``.
+"""
+
+import struct
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+
+from nst_jax.errors import InputError
+from nst_jax.files import atomic_write
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+
+# What Pillow raises for files that are damaged, hostile or no pictures.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    MemoryError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+class Picture(NamedTuple):
+    """A decoded picture.
+
+    Attributes:
+      rgb: ``[H, W, 3]``; transparent parts are shown over white.
+      alpha: ``[H, W]`` in [0, 1], or None for an opaque picture.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+
+
+def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
+    """Read a picture as it is meant to be seen.
+
+    The EXIF orientation is applied. Grey, palette, CMYK, 16-bit grey and pictures with
+    transparency are converted.
+
+    Args:
+      path: a file in any format that Pillow reads.
+      size: length of the longer side in pixels; the picture is shrunk or enlarged to it with its
+        aspect ratio kept, by an antialiased bilinear filter as in neural-style's loaders. None
+        keeps the size.
+
+    Returns:
+      A ``Picture``.
+
+    Raises:
+      InputError: for a missing, damaged or foreign file, or a size that is not positive.
+    """
+    path = Path(path)
+    if size is not None and size < 1:
+        raise InputError(f"size is {size}: expected at least 1 pixel")
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: expected a picture file")
+    if not path.exists():
+        raise InputError(f"{path} does not exist: expected a picture file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty: expected a picture file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                rgb, alpha = _decode(ImageOps.exif_transpose(image))
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{path} is no picture in a known format such as PNG or JPEG") from None
+    except _BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot read the picture {path}: {reason}") from None
+    if size is not None:
+        rgb = resize(rgb, size=size)
+        alpha = None if alpha is None else resize(alpha[..., None], size=size)[..., 0]
+    return Picture(rgb, alpha)
+
+
+def load_image(path: str | Path, *, size: int | None = None) -> np.ndarray:
+    """Read a picture's colours, see ``load_picture``.
+
+    Returns:
+      ``[H, W, 3]`` float32 in [0, 1].
+    """
+    return load_picture(path, size=size).rgb
+
+
+def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colours and alpha of a Pillow image of any mode."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, np.float32)
+        # Integer modes hold 16-bit grey; a float picture is one in [0, 1].
+        values = values if image.mode == "F" else values / 65535
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError("its values are outside of 0 to 65535 (floats: 0 to 1)")
+        return np.repeat(values[..., None], 3, axis=-1), None
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB"), np.float32) / 255, None
+    rgba = np.asarray(image.convert("RGBA"), np.float32) / 255
+    alpha = rgba[..., 3]
+    if (alpha == 1).all():
+        return rgba[..., :3], None
+    return rgba[..., :3] * alpha[..., None] + (1 - alpha[..., None]), alpha
+
+
+def resize(image: np.ndarray, *, size: int) -> np.ndarray:
+    """Scale to a longer side of ``size`` pixels, in float32, with an antialiased bilinear filter.
+
+    Args:
+      image: ``[H, W, C]``.
+      size: pixels of the longer side; the shorter one is rounded, and at least 1.
+
+    Returns:
+      ``[H', W', C]``.
+    """
+    height, width, channels = image.shape
+    scale = size / max(height, width)
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if target == (width, height):
+        return image
+    scaled = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(image[..., channel])).resize(
+                target, Image.Resampling.BILINEAR
+            )
+        )
+        for channel in range(channels)
+    ]
+    return np.stack(scaled, axis=-1)
+
+
+def to_uint8(image) -> np.ndarray:
+    """Clip to [0, 1] and round to 0-255.
+
+    >>> to_uint8(np.array([-1.0, 0.5, 2.0])).tolist()
+    [0, 128, 255]
+    """
+    return (np.clip(np.asarray(image, np.float32), 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def check_output(path: str | Path, *, alpha: bool = False) -> None:
+    """Check that a picture can be written in the format that the name asks for.
+
+    Raises:
+      InputError: for an unknown suffix, or one that cannot hold transparency where there is some.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(
+            f"{path.name} has no suffix of a known picture format: expected one of "
+            f"{' '.join(FORMATS)}"
+        )
+    if alpha and FORMATS[path.suffix.lower()] == "JPEG":
+        raise InputError(
+            f"the content picture is partly transparent, which JPEG cannot hold: name {path.name} "
+            ".png, .webp or .tif"
+        )
+
+
+def save_image(
+    path: str | Path,
+    image,
+    *,
+    alpha: np.ndarray | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a picture with 8 bits a channel, whole or not at all.
+
+    Args:
+      path: where to; the suffix chooses PNG, JPEG (quality 95, no chroma subsampling), WebP
+        (lossless) or TIFF.
+      image: ``[H, W, 3]``; values are clipped to [0, 1].
+      alpha: ``[H, W]`` in [0, 1].
+      metadata: texts for a PNG's text chunks; other formats leave them out.
+
+    Raises:
+      InputError: for an unsuitable name, see ``check_output``.
+    """
+    path = Path(path)
+    check_output(path, alpha=alpha is not None)
+    pixels = to_uint8(image)
+    if alpha is not None:
+        pixels = np.concatenate([pixels, to_uint8(alpha)[..., None]], axis=-1)
+    options: dict = {
+        "PNG": {},
+        "JPEG": {"quality": 95, "subsampling": 0},
+        "WEBP": {"lossless": True},
+        "TIFF": {"compression": "tiff_lzw"},
+    }[FORMATS[path.suffix.lower()]]
+    if metadata and path.suffix.lower() == ".png":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        for key, text in metadata.items():
+            options["pnginfo"].add_itxt(key, text)
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, **options)

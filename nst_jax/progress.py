@@ -1,0 +1,68 @@
+"""Progress of a run on the terminal: a bar, or plain lines where the output is no terminal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from nst_jax.transfer import Progress
+
+
+@contextmanager
+def progress_display(steps: int) -> Iterator[Callable[[Progress], None]]:
+    """Give a function that shows a ``Progress``.
+
+    Args:
+      steps: number of steps of the run.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _line_printer(console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task("compiling", total=steps, detail="")
+        compiled = False
+
+        def show(progress: Progress) -> None:
+            nonlocal compiled
+            if not compiled:
+                bar.console.print(f"compiled in {progress.compile_s:.1f} s")
+                bar.reset(task, description="stylizing", detail="")  # so that time left is steps'
+                compiled = True
+            bar.update(task, completed=progress.step, detail=_detail(progress))
+
+        yield show
+
+
+def _detail(progress: Progress) -> str:
+    return f"loss {float(progress.info.loss):.5g}, {progress.seconds_per_step:.3g} s/step"
+
+
+def _line_printer(console: Console) -> Callable[[Progress], None]:
+    """Print about ten lines a run."""
+    shown = -1
+
+    def show(progress: Progress) -> None:
+        nonlocal shown
+        if shown < 0:
+            console.print(f"compiled in {progress.compile_s:.1f} s", highlight=False)
+        tenth = 10 * progress.step // progress.steps
+        if tenth > shown:
+            left = (progress.steps - progress.step) * progress.seconds_per_step
+            console.print(
+                f"step {progress.step}/{progress.steps}, {_detail(progress)}, {left:.0f} s left",
+                highlight=False,
+                soft_wrap=True,
+            )
+            shown = tenth
+
+    return show

@@ -1,0 +1,115 @@
+"""What a run leaves beside its picture: JSON record, previews, animation, loss curve."""
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from nst_jax.errors import InputError
+from nst_jax.files import atomic_write
+from nst_jax.types import Info
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and those that decide about its numbers."""
+    packages = ("nst_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | found
+
+
+def device() -> dict[str, Any]:
+    """The devices that JAX computes on."""
+    first = jax.devices()[0]
+    return {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count()}
+
+
+def as_json(value: Any) -> Any:
+    """Plain data of a setting or result; numbers that JSON has no form for become null.
+
+    >>> as_json({"a": (1, float("nan"))})
+    {'a': [1, None]}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return as_json(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return as_json(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def history_record(history: Info) -> dict[str, list]:
+    """One number per step for the loss and each of its terms."""
+    terms = history.terms._asdict() if hasattr(history.terms, "_asdict") else history.terms
+    return as_json({"total": history.loss} | dict(terms))
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(as_json(record), indent=1, allow_nan=False) + "\n", "utf-8")
+
+
+def preview_path(output: Path, step: int) -> Path:
+    """Name of a numbered preview.
+
+    >>> preview_path(Path("out.png"), 50).name
+    'out_00050.png'
+    """
+    return output.with_name(f"{output.stem}_{step:05d}{output.suffix}")
+
+
+def write_animation(path: Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
+    """Write frames ``[H, W, 3]`` uint8 as a GIF of about so many seconds that stays at its end."""
+    images = [Image.fromarray(frame) for frame in frames]
+    each = max(40, round(1000 * seconds / len(images)))
+    durations = [each] * (len(images) - 1) + [2000]
+    with atomic_write(path) as temporary:
+        images[0].save(
+            temporary, save_all=True, append_images=images[1:], duration=durations, loop=0
+        )
+
+
+def check_plotting(path: Path) -> None:
+    """Check that a plot can be drawn into a file of this name.
+
+    Raises:
+      InputError: for an unknown suffix, or where the plotting library is missing.
+    """
+    if path.suffix.lower() not in (".png", ".svg", ".pdf", ".jpg"):
+        raise InputError(f"{path} is no name of a plot: expected .png, .svg, .pdf or .jpg")
+    try:
+        importlib.metadata.version("matplotlib")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            "--plot needs matplotlib: install it with pip install 'nst_jax[plot]'"
+        ) from None
+
+
+def write_plot(path: Path, history: dict[str, list]) -> None:
+    """Draw the loss and its terms over the steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, values in history.items():
+        numbers = np.array(values, float)
+        if np.nanmax(numbers, initial=0) > 0:
+            axes.plot(np.arange(1, len(values) + 1), numbers, label=name)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150)
