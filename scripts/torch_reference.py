@@ -1,0 +1,130 @@
+"""A plain PyTorch implementation of the same network, objective and optimiser.
+
+An independent reference for the tests and the benchmark; the package never imports it. It takes
+the fastest fair settings: channels-last memory, targets without gradients, parameters that need
+none. Pixels are in [0, 255] RGB, ``[1, 3, H, W]``.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+CONVS = (
+    "11",
+    "12",
+    "21",
+    "22",
+    "31",
+    "32",
+    "33",
+    "34",
+    "41",
+    "42",
+    "43",
+    "44",
+    "51",
+    "52",
+    "53",
+    "54",
+)
+
+
+def to_torch(image: np.ndarray, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """``[H, W, 3]`` in [0, 1] to ``[1, 3, H, W]`` in [0, 255]."""
+    tensor = torch.tensor(np.asarray(image), dtype=dtype).permute(2, 0, 1)[None] * 255
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def to_numpy(image: torch.Tensor) -> np.ndarray:
+    """``[1, 3, H, W]`` in [0, 255] to ``[H, W, 3]`` in [0, 1]."""
+    return image.detach()[0].permute(1, 2, 0).contiguous().numpy() / 255
+
+
+class Vgg:
+    """VGG-19's features from a variables tree of nst_jax, with Caffe's preprocessing."""
+
+    def __init__(self, variables, *, pooling: str = "max", dtype: torch.dtype = torch.float32):
+        self.pooling = pooling
+        mean, std = (np.array(variables["preprocessing"][key]) * 255 for key in ("mean", "std"))
+        self.mean = torch.tensor(mean, dtype=dtype)[None, :, None, None]
+        self.std = torch.tensor(std, dtype=dtype)[None, :, None, None]
+        self.layers = []
+        for name in CONVS:
+            layer = variables["params"][f"conv{name[0]}_{name[1]}"]
+            kernel = torch.tensor(np.array(layer["kernel"]), dtype=dtype).permute(3, 2, 0, 1)
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
+            self.layers.append((name, kernel, torch.tensor(np.array(layer["bias"]), dtype=dtype)))
+
+    def __call__(self, pixels: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
+        x, found = (pixels - self.mean) / self.std, {}
+        for (block, index), kernel, bias in ((tuple(n), k, b) for n, k, b in self.layers):
+            if index == "1" and block != "1":
+                x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)
+            x = F.conv2d(x, kernel, bias, padding=1)
+            found[f"conv{block}_{index}"] = x
+            x = F.relu(x)
+            found[f"relu{block}_{index}"] = x
+            if all(tap in found for tap in taps):
+                break
+        return {tap: found[tap] for tap in taps}
+
+
+def gram(features: torch.Tensor) -> torch.Tensor:
+    """Sum of outer products, ``[1, C, h, w]`` to ``[C, C]``."""
+    flat = features[0].flatten(1)
+    return flat @ flat.T
+
+
+class NeuralStyle:
+    """neural-style-pt's objective: content 5, style 100, absolute total variation 1e-3."""
+
+    content_layers = ("relu4_2",)
+    style_layers = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+
+    def __init__(self, vgg: Vgg, content: torch.Tensor, style: torch.Tensor):
+        self.vgg = vgg
+        self.taps = tuple(sorted(self.content_layers + self.style_layers))
+        with torch.no_grad():
+            self.content = vgg(content, self.content_layers)
+            self.style = {
+                name: gram(tap) / tap.numel() for name, tap in vgg(style, self.style_layers).items()
+            }
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        taps = self.vgg(pixels, self.taps)
+        loss = 1e-3 * (
+            (pixels[:, :, 1:] - pixels[:, :, :-1]).abs().sum()
+            + (pixels[:, :, :, 1:] - pixels[:, :, :, :-1]).abs().sum()
+        )
+        for name in self.content_layers:
+            loss = loss + 5 * F.mse_loss(taps[name], self.content[name])
+        for name in self.style_layers:
+            loss = loss + 100 * F.mse_loss(gram(taps[name]) / taps[name].numel(), self.style[name])
+        return loss
+
+
+def minimize(objective, start: torch.Tensor, *, evaluations: int) -> tuple[torch.Tensor, list]:
+    """L-BFGS as neural-style-pt runs it.
+
+    Returns:
+      The last evaluated pixels and the loss at every evaluation.
+    """
+    pixels = start.clone(memory_format=torch.preserve_format).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [pixels], max_iter=evaluations, tolerance_change=-1, tolerance_grad=-1, history_size=100
+    )
+    losses, last = [], start
+
+    def closure():
+        nonlocal last
+        optimizer.zero_grad()
+        loss = objective(pixels)
+        loss.backward()
+        losses.append(loss.item())
+        last = pixels.detach().clone()
+        return loss
+
+    optimizer.step(closure)
+    return last, losses

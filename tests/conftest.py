@@ -1,0 +1,111 @@
+"""Fixtures that the tests share: a small random network, pictures, strict JAX settings."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+# Before any array exists: four CPU devices for the tests of several devices, and every broadcast
+# and large captured constant an error (warnings are errors, see pyproject.toml).
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_captured_constants_warn_bytes", 100_000)
+
+TINY_CHANNELS = (4, 6, 8, 10, 12)
+
+
+def pytest_collection_modifyitems(items):
+    missing = pytest.mark.skip(reason="NST_JAX_WEIGHTS does not name VGG-19 weights")
+    no_gpu = pytest.mark.skip(reason="no GPU")
+    for item in items:
+        if "weights" in item.keywords and not os.environ.get("NST_JAX_WEIGHTS"):
+            item.add_marker(missing)
+        if "gpu" in item.keywords and jax.default_backend() != "gpu":
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture(scope="session")
+def variables():
+    """A VGG-19 of a few channels with random kernels and biases, float32."""
+    from nst_jax.vgg import init_variables
+
+    tree = init_variables(jax.random.key(0), channels=TINY_CHANNELS)
+    biases = np.random.default_rng(0)
+    for layer in tree["params"].values():
+        layer["bias"] = jax.numpy.asarray(
+            biases.normal(scale=0.1, size=layer["bias"].shape), jax.numpy.float32
+        )
+    return tree
+
+
+@pytest.fixture(scope="session")
+def tiny_weights_file(variables, tmp_path_factory):
+    """The small network as a canonical weights file, for the command line."""
+    from nst_jax.weights import Weights, WeightsInfo, save_weights
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(path, Weights(variables, WeightsInfo(name="tiny", preprocessing="caffe")))
+    return path
+
+
+def smooth_picture(height, width, *, seed):
+    """A picture of smooth random waves, float32 in [0, 1], ``[height, width, 3]``."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width][..., None] / 16
+    frequency = generator.normal(size=(2, 1, 1, 3))
+    waves = np.sin(y * frequency[0] + x * frequency[1] + generator.uniform(0, 6, size=3))
+    noise = generator.uniform(-0.2, 0.2, size=(height, width, 3))
+    return np.clip(0.5 + 0.3 * waves + noise, 0, 1).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def content():
+    return smooth_picture(36, 48, seed=1)
+
+
+@pytest.fixture(scope="session")
+def style():
+    return smooth_picture(40, 33, seed=2)
+
+
+@pytest.fixture
+def x64():
+    """Double precision within a test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=["plain", "jit", "vmap"])
+def variant(request):
+    """Call a function as it is, jitted, or under vmap over a batch of two equal inputs."""
+
+    def plain(function, *args):
+        return function(*args)
+
+    def jitted(function, *args):
+        return jax.jit(function)(*args)
+
+    def mapped(function, *args):
+        batch = [np.stack([np.asarray(arg)] * 2) for arg in args]
+        return jax.tree.map(lambda x: x[1], jax.vmap(function)(*batch))
+
+    return {"plain": plain, "jit": jitted, "vmap": mapped}[request.param]
+
+
+@pytest.fixture(scope="session")
+def images_folder():
+    """The folder of real pictures that NST_JAX_IMAGES names."""
+    folder = os.environ.get("NST_JAX_IMAGES")
+    if not folder:
+        pytest.skip("NST_JAX_IMAGES does not name a folder of pictures")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def vgg19_weights():
+    """Real VGG-19 weights."""
+    from nst_jax.weights import load_weights
+
+    return load_weights(os.environ["NST_JAX_WEIGHTS"])

@@ -1,0 +1,84 @@
+"""Gradients of the whole objective: finite differences in float64, PyTorch in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import smooth_picture
+from jax.test_util import check_grads
+
+from nst_jax.config import Config
+from nst_jax.objective import loss_weights, make_loss
+from nst_jax.presets import PRESETS
+
+
+def objective(config, variables, content, styles):
+    loss = make_loss(config.loss)
+    targets = loss.targets(variables, content, styles, weights=loss_weights(config))
+    return lambda image: loss.head(loss.statistics(variables, image, targets), targets)[0]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_objective_to_second_order(x64, variables, content, style, name):
+    """Through the whole small network; reverse mode, as the convolution has a custom rule."""
+    as_float64 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
+    variables, content, style = map(as_float64, (variables, content[:20, :24], style[:20, :20]))
+    function = jax.jit(objective(PRESETS[name].config, variables, content, [style]))
+    image = as_float64(smooth_picture(20, 24, seed=7))
+    scale = 1 / function(image)
+    check_grads(
+        lambda x: scale * function(x), (image,), order=2, modes=("rev",), atol=1e-5, rtol=1e-5
+    )
+
+
+def gradients(variables, content, style, image, dtype):
+    """Gradient of the default objective per unit of [0, 1]: ours, and PyTorch's autograd."""
+    reference = pytest.importorskip("torch_reference")
+    torch_dtype = {"float32": reference.torch.float32, "float64": reference.torch.float64}[dtype]
+    to_torch = lambda picture: reference.to_torch(picture, dtype=torch_dtype)  # noqa: E731
+    torch_objective = reference.NeuralStyle(
+        reference.Vgg(variables, dtype=torch_dtype), to_torch(content), to_torch(style)
+    )
+    pixels = to_torch(image).requires_grad_()
+    torch_value = torch_objective(pixels)
+    torch_value.backward()
+    assert pixels.grad is not None
+    expected = pixels.grad[0].permute(1, 2, 0).numpy() * 255
+
+    @jax.jit
+    def value_and_grad(variables, image, content, style):
+        return jax.value_and_grad(objective(Config(), variables, content, [style]))(image)
+
+    arrays = jax.tree.map(
+        lambda x: jnp.asarray(np.asarray(x), dtype), (variables, image, content, style)
+    )
+    value, gradient = value_and_grad(*arrays)
+    np.testing.assert_allclose(value, torch_value.item(), rtol=1e-5)
+    return np.asarray(gradient), expected
+
+
+def relative_error(actual, expected):
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+def test_gradient_agrees_with_pytorch(variables, content, style):
+    image = smooth_picture(36, 48, seed=7)
+    assert relative_error(*gradients(variables, content, style, image, "float32")) < 1e-5
+
+
+@pytest.mark.weights
+def test_gradient_of_the_real_network_agrees_with_pytorch(vgg19_weights):
+    pictures = [smooth_picture(191, 255, seed=seed) for seed in (1, 2, 3)]
+    actual, expected = gradients(vgg19_weights.variables, *pictures, "float32")
+    # In float32 some ReLU or max-pooling is decided by rounding, in PyTorch as here, and moves
+    # the gradient of the few pixels below it; all others agree.
+    errors = np.abs(actual - expected) / np.sqrt(np.mean(expected**2))
+    assert np.quantile(errors, 0.98) < 1e-4
+    assert relative_error(actual, expected) < 2e-3
+
+
+@pytest.mark.weights
+def test_gradient_of_the_real_network_agrees_with_pytorch_in_float64(vgg19_weights, x64):
+    pictures = [smooth_picture(95, 127, seed=seed) for seed in (1, 2, 3)]
+    actual, expected = gradients(vgg19_weights.variables, *pictures, "float64")
+    assert relative_error(actual, expected) < 1e-5

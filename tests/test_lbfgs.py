@@ -1,0 +1,152 @@
+"""L-BFGS against torch.optim.LBFGS step by step, and against optax's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nst_jax.lbfgs import scale_by_torch_lbfgs
+from nst_jax.optimizers import in_pixel_units, lbfgs, make_optimizer
+
+START = np.linspace(-1.5, 1.5, 12)
+
+
+def quartic(x):
+    """Badly scaled and not quadratic, with negative curvature near the start."""
+    scales = jnp.linspace(1.0, 30.0, x.size)
+    return jnp.sum(scales * (x**4 / 4 - x**2 / 2)) + jnp.sum((x[1:] - x[:-1]) ** 2)
+
+
+def torch_iterates(start, *, steps, memory_size):
+    torch = pytest.importorskip("torch")
+    x = torch.tensor(start, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [x], max_iter=steps, tolerance_grad=-1, tolerance_change=-1, history_size=memory_size
+    )
+    scales = torch.linspace(1.0, 30.0, x.numel(), dtype=x.dtype)
+    visited = []
+
+    def closure():
+        visited.append(x.detach().numpy().copy())
+        optimizer.zero_grad()
+        loss = (scales * (x**4 / 4 - x**2 / 2)).sum() + ((x[1:] - x[:-1]) ** 2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return np.array(visited)
+
+
+def iterates(optimizer, start, *, steps):
+    x, visited = jnp.asarray(start), []
+    state = optimizer.init(x)
+    update = jax.jit(optimizer.update)
+    for _ in range(steps):
+        visited.append(np.asarray(x))
+        updates, state = update(jax.grad(quartic)(x), state, x)
+        x = x + updates
+    return np.array(visited), state
+
+
+@pytest.mark.parametrize("memory_size", [2, 5, 100])
+def test_iterates_are_torch_s(x64, memory_size):
+    start = 0.2 * START
+    expected = torch_iterates(start, steps=25, memory_size=memory_size)
+    actual, state = iterates(lbfgs(1.0, memory_size), start, steps=25)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-8)
+    # The first steps cross negative curvature: some pair was dropped, as Torch does.
+    assert 0 < state[0].pairs < 24
+
+
+def test_direction_is_optax_s_where_no_pair_is_dropped(x64):
+    def bowl(x):
+        return jnp.sum(jnp.linspace(1.0, 30.0, x.size) * x**2) / 2
+
+    ours, optaxs = scale_by_torch_lbfgs(4), optax.scale_by_lbfgs(4)
+    x = jnp.asarray(START)
+    state, optax_state = ours.init(x), optaxs.init(x)
+    for step in range(8):
+        gradient = jax.grad(bowl)(x)
+        direction, state = ours.update(gradient, state, x)
+        optax_direction, optax_state = optaxs.update(gradient, optax_state, x)
+        if step > 0:  # the first step is scaled in another norm
+            np.testing.assert_allclose(direction, optax_direction, rtol=1e-8)
+        x = x - 0.3 * direction
+
+
+def test_first_step_is_capped_by_the_absolute_sum():
+    optimizer = scale_by_torch_lbfgs(3)
+    for gradient in (np.array([3.0, -5.0]), np.array([0.1, 0.2])):
+        gradient = jnp.asarray(gradient, jnp.float32)
+        direction, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+        np.testing.assert_allclose(direction, gradient * min(1, 1 / np.abs(gradient).sum()))
+
+
+def test_batch_is_bit_equal_to_singles():
+    """Also where lanes have remembered different numbers of pairs."""
+    starts = np.float32([START, START * 0.1, START[::-1]])
+    optimizer = scale_by_torch_lbfgs(3)
+
+    def trajectory(update, init, gradient, x):
+        state, visited = init(x), []
+        for _ in range(8):
+            direction, state = update(gradient(x), state, x)
+            x = x - 0.5 * direction
+            visited.append(x)
+        return jnp.stack(visited, -2), state.pairs
+
+    gradient = jax.grad(quartic)
+    batch, pairs = trajectory(
+        jax.jit(jax.vmap(optimizer.update)), jax.vmap(optimizer.init), jax.vmap(gradient), starts
+    )
+    singles = [
+        trajectory(jax.jit(optimizer.update), optimizer.init, gradient, start)[0]
+        for start in starts
+    ]
+    np.testing.assert_array_equal(batch, singles)
+    assert len(set(pairs.tolist())) > 1
+
+
+def test_pixel_units_are_those_of_scaled_parameters(x64):
+    """x in [0, 1] with a factor of 255 takes the steps of 255 x without it."""
+    inner = optax.adam(2.0, eps=1e-3)
+    scaled = in_pixel_units(inner, 255.0)
+    x, z = jnp.asarray(START), 255 * jnp.asarray(START)
+    state, z_state = scaled.init(x), inner.init(z)
+    for _ in range(5):
+        updates, state = scaled.update(jax.grad(quartic)(x), state, x)
+        z_updates, z_state = inner.update(jax.grad(lambda z: quartic(z / 255))(z), z_state, z)
+        x, z = x + updates, z + z_updates
+        np.testing.assert_allclose(255 * x, z, rtol=1e-12)
+
+
+def test_adam_s_conversion_to_unit_pixels(x64):
+    """Learning rate / 255 and eps * 255, as the presets' notes say."""
+    scaled = in_pixel_units(optax.adam(2.0, eps=1e-3), 255.0)
+    plain = optax.adam(2.0 / 255, eps=1e-3 * 255)
+    x = jnp.asarray(START)
+    gradient = jax.grad(quartic)(x)
+    expected, _ = plain.update(gradient, plain.init(x), x)
+    np.testing.assert_allclose(scaled.update(gradient, scaled.init(x), x)[0], expected, rtol=1e-12)
+
+
+def test_line_search_sees_the_function_in_pixel_units(x64):
+    optimizer = make_optimizer("lbfgs-linesearch", pixel_range=255.0)
+    x = jnp.asarray(START)
+    state = optimizer.init(x)
+    values = []
+    for _ in range(10):
+        value, gradient = jax.value_and_grad(quartic)(x)
+        values.append(float(value))
+        updates, state = optimizer.update(
+            gradient, state, x, value=value, grad=gradient, value_fn=quartic
+        )
+        x = x + updates
+    assert values == sorted(values, reverse=True) and values[-1] < values[0] - 1
+
+
+def test_parameters_are_required():
+    optimizer = make_optimizer("lbfgs")
+    with pytest.raises(ValueError, match="needs the parameters"):
+        optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))

@@ -1,0 +1,120 @@
+"""The loss terms against plain NumPy, and their gradients against finite differences."""
+
+import jax
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from nst_jax import losses
+
+generator = np.random.default_rng(0)
+FEATURES = generator.normal(size=(5, 7, 3)).astype(np.float32)
+OTHER = generator.normal(size=(5, 7, 3)).astype(np.float32)
+IMAGE = generator.uniform(size=(6, 9, 3)).astype(np.float32)
+
+
+def numpy_gram(features):
+    height, width, channels = features.shape
+    gram = np.zeros((channels, channels))
+    for y in range(height):
+        for x in range(width):
+            gram += np.outer(features[y, x], features[y, x])
+    return gram
+
+
+def numpy_total_variation(image, order):
+    height, width, _ = image.shape
+    total = 0.0
+    for y in range(height):
+        for x in range(width):
+            if x + 1 < width:
+                total += (np.abs(image[y, x + 1] - image[y, x]) ** order / order).sum()
+            if y + 1 < height:
+                total += (np.abs(image[y + 1, x] - image[y, x]) ** order / order).sum()
+    return total
+
+
+@pytest.mark.parametrize("normalization, divisor", [("hw", 35), ("chw", 105)])
+def test_gram_matrix(variant, normalization, divisor):
+    def function(features):
+        return losses.gram_matrix(features, normalization=normalization)
+
+    actual = variant(function, FEATURES)
+    np.testing.assert_allclose(actual, numpy_gram(FEATURES) / divisor, rtol=1e-5, atol=1e-6)
+
+
+def test_gram_matrix_sums_half_precision_features_in_float32():
+    ones = jax.numpy.ones((64, 64, 2), jax.numpy.bfloat16)  # bfloat16 cannot count to 4096
+    gram = losses.gram_sum(ones)
+    assert gram.dtype == np.float32
+    np.testing.assert_array_equal(gram, np.full((2, 2), 4096.0))
+
+
+def test_gram_sum_is_additive_over_pixels():
+    parts = losses.gram_sum(FEATURES[:2]) + losses.gram_sum(FEATURES[2:])
+    np.testing.assert_allclose(parts, losses.gram_sum(FEATURES), rtol=1e-5, atol=1e-5)
+
+
+def test_content_loss(variant):
+    expected = ((FEATURES - OTHER) ** 2).mean()
+    np.testing.assert_allclose(variant(losses.content_loss, FEATURES, OTHER), expected, rtol=1e-6)
+
+
+def test_style_loss(variant):
+    gram, target = numpy_gram(FEATURES) / 35, numpy_gram(OTHER) / 35
+    gram, target = gram.astype(np.float32), target.astype(np.float32)
+    expected = ((gram - target) ** 2).mean()
+    np.testing.assert_allclose(variant(losses.style_loss, gram, target), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_total_variation(variant, order):
+    actual = variant(lambda image: losses.total_variation(image, order=order), IMAGE)
+    np.testing.assert_allclose(actual, numpy_total_variation(IMAGE, order), rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_total_variation_scales_with_the_pixel_range(order):
+    scaled = losses.total_variation(IMAGE * 255, order=order)
+    np.testing.assert_allclose(
+        scaled, 255**order * losses.total_variation(IMAGE, order=order), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 4, 3), (4, 1, 3)])
+def test_total_variation_of_a_row_and_a_pixel(shape):
+    image = generator.uniform(size=shape)
+    np.testing.assert_allclose(
+        losses.total_variation(image), numpy_total_variation(image, 2), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("function", [losses.gram_divisor])
+def test_unknown_normalization_is_refused(function):
+    with pytest.raises(ValueError, match="expected 'hw' or 'chw'"):
+        function(positions=1, channels=1, normalization="c")
+
+
+def test_unknown_order_is_refused():
+    with pytest.raises(ValueError, match="order is 3"):
+        losses.total_variation(IMAGE, order=3)
+
+
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (lambda f: losses.gram_matrix(f, normalization="hw").sum(), (FEATURES,)),
+        (lambda f: losses.gram_matrix(f, normalization="chw")[0, 1], (FEATURES,)),
+        (losses.content_loss, (FEATURES, OTHER)),
+        (
+            lambda f, g: losses.style_loss(losses.gram_matrix(f), losses.gram_matrix(g)),
+            (FEATURES, OTHER),
+        ),
+        (lambda image: losses.total_variation(image, order=1), (IMAGE,)),
+        (lambda image: losses.total_variation(image, order=2), (IMAGE,)),
+    ],
+    ids=["gram hw", "gram chw", "content", "style", "tv 1", "tv 2"],
+)
+def test_gradients_to_second_order(x64, function, arguments):
+    arguments = [np.asarray(argument, np.float64) for argument in arguments]
+    check_grads(function, arguments, order=2, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6)
