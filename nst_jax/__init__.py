@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nst_jax.presets import PRESETS, get_preset
     from nst_jax.solver import make_solver, run
     from nst_jax.transfer import stylize
+    from nst_jax.types import Loss
     from nst_jax.vgg import VGG19, features
     from nst_jax.weights import load_weights, save_weights
 
@@ -39,6 +40,7 @@ _HOMES = {
     "make_solver": "solver",
     "run": "solver",
     "stylize": "transfer",
+    "Loss": "types",
     "VGG19": "vgg",
     "features": "vgg",
     "load_weights": "weights",
@@ -48,6 +50,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "InputError",
+    "Loss",
     "LossConfig",
     "PRESETS",
     "VGG19",

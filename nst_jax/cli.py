@@ -218,7 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
 
                 return manage_weights(options.action)
     except InputError as error:
-        print(f"nst-jax: error: {error}", file=sys.stderr)
+        message = " ".join(str(error).splitlines())  # a file's name may hold a line break
+        print(f"nst-jax: error: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("nst-jax: interrupted", file=sys.stderr)

@@ -1,6 +1,7 @@
 """What the commands do: read, check, run, write. Pictures and files meet the core only here."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from nst_jax.fetch import fetch
 from nst_jax.files import check_writable
 from nst_jax.images import check_output, load_image, load_picture, save_image, to_uint8
 from nst_jax.progress import progress_display
-from nst_jax.transfer import Progress, Result, check_blend, check_pictures
+from nst_jax.transfer import Progress, Result, check_blend, check_pictures, initial_image
 from nst_jax.transfer import stylize as run_stylize
 from nst_jax.verify import verify_weights
 from nst_jax.weights import Weights, find_weights, list_weights, load_weights
@@ -50,10 +51,14 @@ def stylize(options: Stylize) -> int:
     weights = obtain_weights(options.weights)
     load_s = time.perf_counter() - started
 
+    key = jax.random.key(options.seed)
     every, frames = options.save_every, []
     if options.animation is not None:
         every = every or max(1, options.config.steps // 40)
-        frames.append(to_uint8(content.rgb if init is None else init))
+        start = init
+        if start is None:
+            start = initial_image(content.rgb, weights.variables, config=options.config, key=key)
+        frames.append(to_uint8(start))
 
     def preview(progress: Progress) -> None:
         if every is None or progress.step % every:
@@ -77,7 +82,7 @@ def stylize(options: Stylize) -> int:
             styles,
             config=options.config,
             blend=options.style_blend or None,
-            key=jax.random.key(options.seed),
+            key=key,
             init=init,
             callback=callback,
             callback_every=every,
@@ -165,6 +170,8 @@ def check_options(options: Stylize) -> None:
         raise InputError("no style picture: expected --style FILE")
     if options.size < 1:
         raise InputError(f"size is {options.size}: expected at least 1 pixel")
+    if not 0 <= options.seed < 2**32:  # JAX takes larger ones modulo 2**32, or not at all
+        raise InputError(f"seed is {options.seed}: expected 0 to {2**32 - 1}")
     if options.style_blend and len(options.style_blend) != len(options.style):
         raise InputError(
             f"{len(options.style_blend)} blend factors for {len(options.style)} styles: "
@@ -185,14 +192,20 @@ def check_options(options: Stylize) -> None:
     if options.save_every is not None:
         steps = range(options.save_every, options.config.steps + 1, options.save_every)
         outputs += [report.preview_path(options.output, step) for step in steps]
-    inputs = {path.resolve() for path in (options.content, *options.style)}
-    seen: set[Path] = set()
+    inputs = [options.content, *options.style]
+    if options.config.init not in INITS:
+        inputs.append(Path(options.config.init))
+    if options.weights is not None:
+        inputs.append(options.weights)
+    read = {os.path.realpath(path) for path in inputs}
+    seen: set[str] = set()
     for path in outputs:
-        if path.resolve() in inputs:
+        real = os.path.realpath(path)
+        if real in read:
             raise InputError(f"{path} is an input: choose another name for the output")
-        if path.resolve() in seen:
+        if real in seen:
             raise InputError(f"{path} is named for two outputs: choose different names")
-        seen.add(path.resolve())
+        seen.add(real)
         check_writable(path, overwrite=options.overwrite)
 
 

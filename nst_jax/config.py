@@ -5,7 +5,6 @@ every result. ``LossConfig`` is the part of it that shapes the compiled program;
 someone may sweep (weights, learning rate) stays outside, so that changing one does not recompile.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -19,6 +18,7 @@ GramNormalization = Literal["chw", "hw"]
 Optimizer = Literal["lbfgs", "lbfgs-linesearch", "adam"]
 Noise = Literal["normal", "uniform"]
 
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # above it a number is infinite where it is used
 INITS = ("content", "noise", "blend")
 STYLE_LAYERS: Layers = tuple((f"relu{block}_1", 1.0) for block in range(1, 6))
 
@@ -150,13 +150,13 @@ def parse_layers(text: str) -> Layers:
 
 
 def _check_weight(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise InputError(f"{name} is {value}: expected a finite number, 0 or more")
+    if not 0 <= value <= FLOAT32_MAX:
+        raise InputError(f"{name} is {value}: expected a finite number (in float32), 0 or more")
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{name} is {value}: expected a finite number above 0")
+    if not 0 < value <= FLOAT32_MAX:
+        raise InputError(f"{name} is {value}: expected a finite number (in float32) above 0")
 
 
 def _check(config: Config) -> None:

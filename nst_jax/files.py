@@ -16,7 +16,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     The temporary file has the same suffix, and is removed where the block fails.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    prefix = f".{path.stem[:40]}-"  # of a long name a part, so that this one fits too
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -33,15 +34,15 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     """Check, before any work, that ``path`` can be written.
 
     Raises:
-      InputError: where it exists and may not be overwritten, is a directory, or its folder is
-        missing or not writable.
+      InputError: where it exists and may not be overwritten, is a directory, has a name that the
+        file system refuses, or its folder is missing or not writable.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a directory: expected the name of a file to write")
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise InputError(f"{path} exists: choose another name, or give --overwrite")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise InputError(f"the folder {path.parent} of {path.name} does not exist: create it first")
     try:
         # Permission bits do not tell for read-only file systems, nor for the superuser.
@@ -49,3 +50,9 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise InputError(f"cannot write to the folder {path.parent}: {error.strerror}") from None
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None

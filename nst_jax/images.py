@@ -3,7 +3,7 @@
 Contract: arrays are float32 RGB in [0, 1], ``[H, W, 3]``, NumPy; alpha is ``[H, W]``.
 """
 
-import struct
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,21 +23,6 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-
-# What Pillow raises for files that are damaged, hostile or no pictures.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    MemoryError,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 
 class Picture(NamedTuple):
@@ -73,11 +58,11 @@ def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
     path = Path(path)
     if size is not None and size < 1:
         raise InputError(f"size is {size}: expected at least 1 pixel")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a directory: expected a picture file")
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"{path} does not exist: expected a picture file")
-    if path.stat().st_size == 0:
+    if os.path.getsize(path) == 0:
         raise InputError(f"{path} is empty: expected a picture file")
     try:
         with warnings.catch_warnings():
@@ -88,7 +73,7 @@ def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
                 rgb, alpha = _decode(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:
         raise InputError(f"{path} is no picture in a known format such as PNG or JPEG") from None
-    except _BROKEN as error:
+    except Exception as error:  # for damaged files Pillow's plugins raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot read the picture {path}: {reason}") from None
     if size is not None:
@@ -151,12 +136,13 @@ def resize(image: np.ndarray, *, size: int) -> np.ndarray:
 
 
 def to_uint8(image) -> np.ndarray:
-    """Clip to [0, 1] and round to 0-255.
+    """Clip to [0, 1] and round to 0-255; NaN, as in a diverging run's preview, becomes 0.
 
     >>> to_uint8(np.array([-1.0, 0.5, 2.0])).tolist()
     [0, 128, 255]
     """
-    return (np.clip(np.asarray(image, np.float32), 0, 1) * 255 + 0.5).astype(np.uint8)
+    numbers = np.nan_to_num(np.asarray(image, np.float32))
+    return (np.clip(numbers, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def check_output(path: str | Path, *, alpha: bool = False) -> None:

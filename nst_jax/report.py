@@ -110,6 +110,7 @@ def write_plot(path: Path, history: dict[str, list]) -> None:
             axes.plot(np.arange(1, len(values) + 1), numbers, label=name)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)

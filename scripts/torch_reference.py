@@ -34,7 +34,7 @@ CONVS = (
 def to_torch(image: np.ndarray, *, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """``[H, W, 3]`` in [0, 1] to ``[1, 3, H, W]`` in [0, 255]."""
     tensor = torch.tensor(np.asarray(image), dtype=dtype).permute(2, 0, 1)[None] * 255
-    return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous()
 
 
 def to_numpy(image: torch.Tensor) -> np.ndarray:
@@ -58,6 +58,8 @@ class Vgg:
             self.layers.append((name, kernel, torch.tensor(np.array(layer["bias"]), dtype=dtype)))
 
     def __call__(self, pixels: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
+        # Torch's L-BFGS wants contiguous parameters, its convolutions channels-last features.
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         x, found = (pixels - self.mean) / self.std, {}
         for (block, index), kernel, bias in ((tuple(n), k, b) for n, k, b in self.layers):
             if index == "1" and block != "1":
@@ -111,7 +113,7 @@ def minimize(objective, start: torch.Tensor, *, evaluations: int) -> tuple[torch
     Returns:
       The last evaluated pixels and the loss at every evaluation.
     """
-    pixels = start.clone(memory_format=torch.preserve_format).requires_grad_()
+    pixels = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [pixels], max_iter=evaluations, tolerance_change=-1, tolerance_grad=-1, history_size=100
     )

@@ -1,0 +1,239 @@
+"""The host loop: initial pictures, callbacks, recompilation, status, and the real network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import smooth_picture
+
+from nst_jax import transfer
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.objective import loss_weights, make_loss
+from nst_jax.presets import PRESETS
+from nst_jax.solver import run
+
+KEY = jax.random.key(3)
+
+
+def test_a_short_run(variables, content, style):
+    config = Config(steps=5)
+    result = transfer.stylize(variables, content, [style], config=config)
+    assert result.status == "done"
+    assert result.image.shape == content.shape and result.image.dtype == np.float32
+    assert result.history.loss.shape == (5,) and int(result.state.count) == 5
+    assert result.loss == result.history.loss.min() < result.history.loss[0]
+    assert set(result.timing) == {"compile_s", "steps_s"}
+    loss = make_loss(config.loss)
+    targets = loss.targets(variables, jnp.asarray(content), [style], weights=loss_weights(config))
+    value, _ = loss.head(loss.statistics(variables, result.image, targets), targets)
+    np.testing.assert_allclose(value, result.loss, rtol=1e-5)
+
+
+def test_the_caller_s_pictures_survive(variables, content, style):
+    """The state is donated to the loop; the content, from which it may start, is not."""
+    picture = jnp.asarray(content)
+    transfer.stylize(variables, picture, [style], config=Config(steps=2))
+    assert not picture.is_deleted()
+    transfer.stylize(variables, content, [style], config=Config(steps=2), init=picture)
+    assert not picture.is_deleted()
+    np.testing.assert_array_equal(picture, content)
+
+
+def test_initial_pictures(variables, content):
+    mean = np.asarray(variables["preprocessing"]["mean"])
+
+    def initial(**changes):
+        return np.asarray(
+            transfer.initial_image(content, variables, config=Config(**changes), key=KEY)
+        )
+
+    np.testing.assert_array_equal(initial(init="content"), content)
+    noise = initial(init="noise", noise="uniform", noise_scale=20 / 255)
+    assert np.abs(noise - mean).max() <= 20 / 255
+    assert np.abs(noise - mean).mean() == pytest.approx(10 / 255, rel=0.05)
+    normal = initial(init="noise", noise="normal", noise_scale=0.1)
+    assert (normal - mean).std() == pytest.approx(0.1, rel=0.05)
+    # The course mixes mean-subtracted pictures in 0-255: 0.6 U(-20, 20) + 0.4 content.
+    blend = initial(init="blend", noise="uniform", noise_scale=20 / 255, noise_ratio=0.6)
+    subtracted = 0.6 * 255 * (noise - mean) + 0.4 * 255 * (content - mean)
+    np.testing.assert_allclose(255 * (blend - mean), subtracted, atol=1e-4)
+
+
+def test_the_key_decides_the_noise(variables, content):
+    config = Config(init="noise", noise_scale=0.1)
+    pictures = [
+        transfer.initial_image(content, variables, config=config, key=key)
+        for key in (KEY, KEY, jax.random.key(4))
+    ]
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert np.abs(pictures[0] - pictures[2]).max() > 0.1
+
+
+def test_a_given_initial_picture_is_where_the_run_starts(variables, content, style):
+    start = smooth_picture(36, 48, seed=9)
+    result = transfer.stylize(variables, content, [style], config=Config(steps=1), init=start)
+    np.testing.assert_array_equal(result.image, start)
+
+
+def count_traces(monkeypatch):
+    """Count how often the loop is traced."""
+    traces = []
+    original = transfer.run
+
+    def counting(solver, state, *args, **options):
+        traces.append(None)
+        return original.__wrapped__(solver, state, *args, **options)
+
+    jitted = jax.jit(counting, static_argnames=("solver", "chunk_size"), donate_argnames="state")
+    monkeypatch.setattr(transfer, "run", jitted)
+    return traces
+
+
+def test_weights_and_steps_do_not_recompile(variables, content, style, monkeypatch):
+    """One trace serves chunks of any length, other weights, learning rates and pictures."""
+    monkeypatch.setattr(transfer, "CHUNK_SECONDS", 0.0)  # a step a chunk
+    traces = count_traces(monkeypatch)
+    configs = [
+        Config(steps=3),
+        Config(steps=3),
+        Config(steps=5, style_weight=3.0, content_weight=0.0, tv_weight=1.0),
+        Config(steps=2, learning_rate=0.5),
+        Config(steps=2, style_layers={name: 0.3 for name in Config().loss.style_layers}),
+    ]
+    for config in configs:
+        transfer.stylize(variables, content, [style], config=config)
+    transfer.stylize(variables, content[::-1], [style.swapaxes(0, 1)], config=configs[0])
+    assert len(traces) == 1
+    transfer.stylize(variables, content, [style], config=Config(steps=1, pooling="average"))
+    assert len(traces) == 2
+
+
+def test_the_learning_rate_has_an_effect(variables, content, style):
+    losses = [
+        transfer.stylize(
+            variables,
+            content,
+            [style],
+            config=Config(optimizer="adam", steps=3, learning_rate=learning_rate),
+        ).history.loss[-1]
+        for learning_rate in (1e-3, None)
+    ]
+    assert losses[1] < 0.95 * losses[0]
+
+
+def test_chunks_do_not_change_the_result(variables, content, style, monkeypatch):
+    config = Config(steps=7)
+    whole = transfer.stylize(variables, content, [style], config=config)
+    monkeypatch.setattr(transfer, "CHUNK_SECONDS", 0.0)
+    pieces = transfer.stylize(variables, content, [style], config=config, callback_every=2)
+    np.testing.assert_array_equal(whole.image, pieces.image)
+    np.testing.assert_array_equal(whole.history.loss, pieces.history.loss)
+
+
+def test_the_callback_is_called_at_each_multiple(variables, content, style):
+    seen = []
+    transfer.stylize(
+        variables,
+        content,
+        [style],
+        config=Config(steps=10),
+        callback=lambda progress: seen.append(progress),
+        callback_every=4,
+    )
+    steps = [progress.step for progress in seen]
+    assert {4, 8, 10} <= set(steps) and steps == sorted(steps)
+    assert all(progress.steps == 10 and progress.image.shape == (36, 48, 3) for progress in seen)
+    assert seen[-1].compile_s > 0 and seen[-1].seconds_per_step > 0
+
+
+def test_the_callback_may_stop_the_run(variables, content, style):
+    result = transfer.stylize(
+        variables,
+        content,
+        [style],
+        config=Config(steps=50),
+        callback=lambda progress: progress.step < 3,
+        callback_every=3,
+    )
+    assert result.status == "stopped" and len(result.history.loss) == 3
+
+
+def test_a_diverged_run_keeps_the_best_picture(variables, content, style):
+    result = transfer.stylize(
+        variables,
+        content,
+        [style],
+        config=Config(steps=50, optimizer="adam", learning_rate=1e30),
+    )
+    assert result.status == "diverged" and len(result.history.loss) < 50
+    assert np.isfinite(result.image).all() and np.isfinite(result.loss)
+
+
+def test_any_optax_optimizer(variables, content, style):
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01, momentum=0.9))
+    result = transfer.stylize(
+        variables, content, [style], config=Config(steps=5), optimizer=optimizer
+    )
+    assert result.history.loss[-1] < result.history.loss[0]
+
+
+def test_no_array_is_captured_by_the_program(variables, content, style):
+    """Weights, targets and pictures are arguments; the fixture makes large constants an error."""
+    config = Config(steps=1)
+    result = transfer.stylize(variables, content, [style], config=config)
+    from nst_jax.optimizers import make_optimizer
+    from nst_jax.solver import make_solver
+
+    loss = make_loss(config.loss)
+    solver = make_solver(loss, make_optimizer("lbfgs", pixel_range=config.pixel_range))
+    targets = transfer.compute_targets(
+        loss, variables, content, [style], loss_weights(config), None
+    )
+    jaxpr = jax.make_jaxpr(solver.step)(result.state, variables, targets)
+    assert sum(np.size(constant) for constant in jaxpr.consts) < 100
+
+
+@pytest.mark.parametrize(
+    "pictures, message",
+    [
+        ({"content": np.zeros((36, 48))}, "content picture has shape .*expected .height, width, 3"),
+        ({"content": np.zeros((15, 48, 3))}, "content picture is 48x15 px, but layer relu5_1"),
+        ({"styles": [np.zeros((8, 48, 3))]}, "style picture is 48x8 px"),
+        ({"styles": []}, "no style picture"),
+        ({"init": np.zeros((35, 48, 3))}, "initial picture has shape"),
+        ({"blend": (1.0, 2.0)}, "2 blend factors for 1 styles"),
+        ({"blend": (-1.0,)}, "style_blend is"),
+        ({"config": Config(init="picture.png")}, "init is 'picture.png'"),
+    ],
+)
+def test_unfit_arguments_are_refused(variables, content, style, pictures, message):
+    arguments = {"content": content, "styles": [style]} | pictures
+    content, styles = arguments.pop("content"), arguments.pop("styles")
+    with pytest.raises(InputError, match=message):
+        transfer.stylize(variables, content, styles, **arguments)
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+@pytest.mark.parametrize("size, bound", [(256, 2.45e6), (512, 1.75e6)])
+def test_a_hundred_evaluations_reach_the_peer_s_loss(vgg19_weights, images_folder, size, bound):
+    """neural-style-pt reaches 2.39e6 at 256 px and 1.68e6 at 512 px with the same pictures."""
+    from dataclasses import replace
+
+    from nst_jax.images import load_image
+
+    content = load_image(images_folder / "content" / "tubingen.jpg", size=size)
+    style = load_image(images_folder / "style" / "starry_night.jpg", size=size)
+    config = replace(PRESETS["neural-style"].config, steps=100)
+    result = transfer.stylize(vgg19_weights.variables, content, [style], config=config)
+    assert result.loss <= bound
+
+
+@pytest.mark.gpu
+def test_the_loss_falls_on_a_gpu(variables, content, style):
+    result = transfer.stylize(variables, content, [style], config=Config(steps=20))
+    assert result.loss < 0.3 * result.history.loss[0]
+    assert result.image.devices() == {jax.devices("gpu")[0]}
+    assert run is transfer.run
