@@ -1,6 +1,7 @@
 """What the commands do: read, check, run, write. Pictures and files meet the core only here."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -52,20 +53,16 @@ def stylize(options: Stylize) -> int:
     load_s = time.perf_counter() - started
 
     key = jax.random.key(options.seed)
-    every, frames = options.save_every, []
-    if options.animation is not None:
-        every = every or max(1, options.config.steps // 40)
-        start = init
-        if start is None:
-            start = initial_image(content.rgb, weights.variables, config=options.config, key=key)
-        frames.append(to_uint8(start))
+    if init is None:
+        init = initial_image(content.rgb, weights.variables, config=options.config, key=key)
+    frame_every = None if options.animation is None else max(1, options.config.steps // 40)
+    every = [n for n in (options.save_every, frame_every) if n is not None]
+    frames = [to_uint8(init)]
 
     def preview(progress: Progress) -> None:
-        if every is None or progress.step % every:
-            return
-        if options.animation is not None:
+        if frame_every is not None and progress.step % frame_every == 0:
             frames.append(to_uint8(progress.image))
-        if options.save_every is not None:
+        if options.save_every is not None and progress.step % options.save_every == 0:
             path = report.preview_path(options.output, progress.step)
             save_image(path, progress.image, alpha=content.alpha)
 
@@ -82,10 +79,9 @@ def stylize(options: Stylize) -> int:
             styles,
             config=options.config,
             blend=options.style_blend or None,
-            key=key,
             init=init,
             callback=callback,
-            callback_every=every,
+            callback_every=math.gcd(*every) or None,
         )
         jax.block_until_ready(result.image)
 
@@ -248,8 +244,12 @@ def make_record(
         for key, value in asdict(options).items()
         if key not in ("config", "overwrite", "seed", "weights")
     }
+    layers = {
+        "content_layers": dict(options.config.content_layers),
+        "style_layers": dict(options.config.style_layers),
+    }
     return {
-        "settings": settings | asdict(options.config),
+        "settings": settings | asdict(options.config) | layers,
         "seed": options.seed,
         "versions": report.versions(),
         "device": report.device(),

@@ -193,6 +193,10 @@ def _get(url: str, file: Path, checksum: str, bar: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
+    import requests
+
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"  # its own text is long and nested
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
