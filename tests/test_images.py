@@ -1,0 +1,349 @@
+"""Reading, scaling and writing pictures. Files are made by Pillow or by hand, expected values by
+NumPy."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from nst_jax.errors import InputError
+from nst_jax.images import load_image, load_picture, resize, save_image, to_uint8
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # asymmetrical
+ALPHA = np.linspace(0, 255, 35).astype(np.uint8).reshape(5, 7)
+LOSSLESS = [".png", ".webp", ".tif", ".tiff"]
+
+# What the EXIF tag says: the visual side that the file's row 0 and its column 0 are.
+STORED = {
+    1: lambda upright: upright,  # top, left
+    2: lambda upright: upright[:, ::-1],  # top, right
+    3: lambda upright: upright[::-1, ::-1],  # bottom, right
+    4: lambda upright: upright[::-1],  # bottom, left
+    5: lambda upright: upright.swapaxes(0, 1),  # left, top
+    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),  # right, top
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),  # right, bottom
+    8: lambda upright: upright[::-1].swapaxes(0, 1),  # left, bottom
+}
+
+
+def orientation(number):
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+class TestDecoding:
+    @pytest.mark.parametrize("number", STORED)
+    @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+    def test_orientation(self, tmp_path, number, suffix):
+        path = tmp_path / f"turned{suffix}"
+        options = {"lossless": True} if suffix == ".webp" else {}
+        stored = np.ascontiguousarray(STORED[number](PIXELS))
+        Image.fromarray(stored).save(path, exif=orientation(number), **options)
+        np.testing.assert_array_equal(load_image(path), PIXELS / np.float32(255))
+        # The size is that of the upright picture.
+        assert load_image(path, size=14).shape == (10, 14, 3)
+
+    @pytest.mark.parametrize("number", STORED)
+    def test_orientation_of_jpeg(self, tmp_path, number):
+        quadrants = np.kron([[0, 255], [60, 150]], np.ones((8, 16)))[..., None].repeat(3, axis=2)
+        stored = np.ascontiguousarray(STORED[number](quadrants.astype(np.uint8)))
+        Image.fromarray(stored).save(tmp_path / "a.jpg", exif=orientation(number), quality=95)
+        np.testing.assert_allclose(load_image(tmp_path / "a.jpg") * 255, quadrants, atol=8)
+
+    def test_orientation_of_alpha_and_16_bit(self, tmp_path):
+        stored = np.dstack([PIXELS, ALPHA])[::-1].swapaxes(0, 1)
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=orientation(8))
+        np.testing.assert_array_equal(
+            load_picture(tmp_path / "a.png").alpha, ALPHA / np.float32(255)
+        )
+        grey = np.arange(35, dtype=np.uint16).reshape(5, 7) * 1800
+        stored = np.ascontiguousarray(grey[::-1].swapaxes(0, 1))
+        Image.fromarray(stored).save(tmp_path / "b.png", exif=orientation(8))
+        np.testing.assert_allclose(load_image(tmp_path / "b.png")[..., 2], grey / 65535, atol=1e-6)
+
+    def test_grey(self, tmp_path):
+        Image.fromarray(ALPHA).save(tmp_path / "a.png")
+        picture = load_picture(tmp_path / "a.png")
+        assert picture.alpha is None and picture.rgb.dtype == np.float32
+        np.testing.assert_array_equal(picture.rgb, np.dstack([ALPHA] * 3) / np.float32(255))
+
+    def test_one_bit(self, tmp_path):
+        bits = np.array([[0, 1, 1], [1, 0, 0]], bool)
+        Image.fromarray(bits).save(tmp_path / "a.png")
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.mode == "1"
+        np.testing.assert_array_equal(load_image(tmp_path / "a.png"), np.dstack([bits] * 3))
+
+    def test_palette(self, tmp_path):
+        colours = np.array([[10, 20, 30], [200, 100, 0], [255, 255, 255]], np.uint8)
+        indices = np.array([[0, 1], [2, 0]], np.uint8)
+        image = Image.fromarray(indices)
+        image.putpalette(colours.tobytes())
+        image.save(tmp_path / "a.png")
+        picture = load_picture(tmp_path / "a.png")
+        assert picture.alpha is None
+        np.testing.assert_array_equal(picture.rgb, colours[indices] / np.float32(255))
+
+    def test_16_bit_grey(self, tmp_path):
+        values = np.array([[65535, 32768], [0, 257]], np.uint16)
+        Image.fromarray(values).save(tmp_path / "a.png")
+        found = load_image(tmp_path / "a.png")
+        np.testing.assert_allclose(found, np.dstack([values] * 3) / 65535, atol=1e-6)
+        assert found.max() == 1
+
+    def test_float_tiff(self, tmp_path):
+        values = np.array([[0, 0.25, 1 / 3], [0.5, 0.7, 1]], np.float32)
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        np.testing.assert_array_equal(load_image(tmp_path / "a.tif"), np.dstack([values] * 3))
+
+    def test_cmyk(self, tmp_path):
+        inks = np.array(
+            [[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 0, 0]]]
+            + [[[0, 0, 255, 0], [0, 0, 0, 255], [0, 0, 0, 102]]],
+            np.uint8,
+        )
+        Image.fromarray(inks, "CMYK").save(tmp_path / "a.tif")
+        white, cyan, magenta = [1, 1, 1], [0, 1, 1], [1, 0, 1]
+        expected = [[white, cyan, magenta], [[1, 1, 0], [0, 0, 0], [0.6, 0.6, 0.6]]]
+        np.testing.assert_allclose(load_image(tmp_path / "a.tif"), expected, atol=1 / 255)
+
+    @pytest.mark.parametrize("value", [np.nan, -0.1, 255])
+    def test_floats_of_an_unknown_range_are_refused(self, tmp_path, value):
+        Image.fromarray(np.full((4, 4), value, np.float32)).save(tmp_path / "a.tif")
+        with pytest.raises(InputError, match="a.tif.*floats: 0 to 1"):
+            load_image(tmp_path / "a.tif")
+
+
+class TestTransparency:
+    @pytest.mark.parametrize("mode", ["RGBA", "LA"])
+    def test_is_shown_over_white_and_kept(self, tmp_path, mode):
+        image = Image.fromarray(np.dstack([PIXELS[..., :1].repeat(3, 2), ALPHA])).convert(mode)
+        image.save(tmp_path / "a.png")
+        rgb, alpha = load_picture(tmp_path / "a.png")
+        share = ALPHA / 255
+        np.testing.assert_array_equal(alpha, share.astype(np.float32))
+        expected = share * PIXELS[..., 0] / 255 + (1 - share)
+        np.testing.assert_allclose(rgb, np.dstack([expected] * 3), atol=1e-6)
+
+    def test_of_a_palette(self, tmp_path):
+        image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+        image.putpalette([0, 0, 0, 0, 0, 0, 255, 0, 0])
+        image.save(tmp_path / "a.png", transparency=bytes([0, 51, 255]))
+        rgb, alpha = load_picture(tmp_path / "a.png")
+        np.testing.assert_allclose(alpha, [[0, 0.2, 1]], atol=1e-6)
+        np.testing.assert_allclose(rgb, [[[1, 1, 1], [0.8, 0.8, 0.8], [1, 0, 0]]], atol=1e-6)
+
+    def test_of_one_colour(self, tmp_path):
+        pixels = np.array([[[9, 8, 7], [0, 0, 255]]], np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a.png", transparency=(9, 8, 7))
+        np.testing.assert_array_equal(load_picture(tmp_path / "a.png").alpha, [[0, 1]])
+
+    def test_a_full_channel_is_none(self, tmp_path):
+        opaque = np.full((5, 7), 255, np.uint8)
+        Image.fromarray(np.dstack([PIXELS, opaque])).save(tmp_path / "a.png")
+        rgb, alpha = load_picture(tmp_path / "a.png")
+        assert alpha is None
+        np.testing.assert_array_equal(rgb, PIXELS / np.float32(255))
+
+    def test_is_scaled_with_the_picture(self, tmp_path):
+        alpha = np.repeat([[0, 255]], [3, 3], axis=1).repeat(4, axis=0).astype(np.uint8)
+        Image.fromarray(np.dstack([np.zeros((4, 6, 3), np.uint8), alpha])).save(tmp_path / "a.png")
+        rgb, scaled = load_picture(tmp_path / "a.png", size=12)
+        assert rgb.shape == (8, 12, 3) and scaled.shape == (8, 12)
+        assert (scaled[:, :5] == 0).all() and (scaled[:, -5:] == 1).all()
+
+    @pytest.mark.parametrize("suffix", LOSSLESS)
+    def test_is_written(self, tmp_path, suffix):
+        alpha = np.maximum(ALPHA, 1) / np.float32(255)  # WebP drops colours where it is 0
+        save_image(tmp_path / f"a{suffix}", PIXELS / 255, alpha=alpha)
+        with Image.open(tmp_path / f"a{suffix}") as image:
+            expected = np.dstack([PIXELS, np.maximum(ALPHA, 1)])
+            np.testing.assert_array_equal(np.asarray(image), expected)
+
+    def test_jpeg_cannot_hold_it(self, tmp_path):
+        with pytest.raises(InputError, match="transparent.*JPEG.*a.jpg .png"):
+            save_image(tmp_path / "a.jpg", PIXELS / 255, alpha=ALPHA / 255)
+        assert os.listdir(tmp_path) == []
+
+
+def triangle_weights(old, new):
+    """Antialiased linear interpolation as a matrix ``[new, old]``: a triangle around each new
+    pixel's centre, one new pixel (at least one old pixel) to each side."""
+    width = max(old / new, 1)
+    centres = (np.arange(new) + 0.5) * old / new
+    distance = np.abs(np.arange(old)[None] + 0.5 - centres[:, None])
+    weights = np.clip(1 - distance / width, 0, None)
+    return weights / weights.sum(1, keepdims=True)
+
+
+SIZES = [(40, 31, 20), (40, 31, 13), (31, 40, 100), (9, 64, 32), (64, 3, 10), (100, 1, 7)]
+
+
+class TestSize:
+    @pytest.mark.parametrize("height, width, size", SIZES)
+    def test_filter(self, height, width, size):
+        image = np.random.default_rng(1).random((height, width, 3), np.float32)
+        scaled = resize(image, size=size)
+        scale = size / max(height, width)
+        assert scaled.shape == (max(1, round(scale * height)), max(1, round(scale * width)), 3)
+        assert max(scaled.shape) == size and scaled.dtype == np.float32
+        rows = triangle_weights(height, scaled.shape[0])
+        columns = triangle_weights(width, scaled.shape[1])
+        expected = np.einsum("ih,hwc,jw->ijc", rows, image, columns)
+        np.testing.assert_allclose(scaled, expected, atol=2e-6)
+
+    @pytest.mark.parametrize("size", [3, 5, 21])
+    def test_agrees_with_pillow(self, tmp_path, size):
+        image = Image.fromarray(PIXELS)
+        image.save(tmp_path / "a.png")
+        scaled = load_image(tmp_path / "a.png", size=size)
+        expected = image.resize((size, round(size * 5 / 7)), Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(scaled * 255, np.asarray(expected), atol=1.01)
+
+    def test_its_own_and_none_change_nothing(self, tmp_path):
+        Image.fromarray(PIXELS).save(tmp_path / "a.png")
+        for size in (None, 7):
+            found = load_image(tmp_path / "a.png", size=size)
+            np.testing.assert_array_equal(found, PIXELS / np.float32(255))
+
+    @pytest.mark.parametrize("size", [0, -5])
+    def test_is_positive(self, tmp_path, size):
+        Image.fromarray(PIXELS).save(tmp_path / "a.png")
+        with pytest.raises(InputError, match=f"size is {size}"):
+            load_image(tmp_path / "a.png", size=size)
+
+
+class TestSaving:
+    def test_rounds_and_clips(self):
+        values = [-np.inf, -1, 0, 0.49 / 255, 0.51 / 255, 100.4 / 255, 100.6 / 255, 1, 7, np.inf]
+        assert to_uint8(values).tolist() == [0, 0, 0, 0, 1, 100, 101, 255, 255, 255]
+        assert to_uint8(np.nan) == 0
+
+    @pytest.mark.parametrize("suffix", [*LOSSLESS, ".PNG"])
+    def test_round_trip_is_exact(self, tmp_path, suffix):
+        every = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        pixels = np.dstack([every, every[::-1], every.T])
+        path = tmp_path / f"a{suffix}"
+        save_image(path, pixels / np.float32(255))
+        np.testing.assert_array_equal(load_image(path), pixels / np.float32(255))
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
+    def test_jpeg_is_close(self, tmp_path, suffix):
+        pixels = np.kron([[0, 1], [0.7, 0.3]], np.ones((16, 16)))[..., None] * [1, 0.5, 0]
+        save_image(tmp_path / f"a{suffix}", pixels)
+        with Image.open(tmp_path / f"a{suffix}") as image:
+            assert image.format == "JPEG"
+        np.testing.assert_allclose(load_image(tmp_path / f"a{suffix}"), pixels, atol=0.03)
+
+    def test_png_holds_texts(self, tmp_path):
+        save_image(tmp_path / "a.png", PIXELS / 255, metadata={"nst_jax": '{"name": "né"}'})
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.text == {"nst_jax": '{"name": "né"}'}
+
+    @pytest.mark.parametrize("name", ["a", "a.gif", "a.bmp", ".png", "a.png.txt"])
+    def test_unknown_suffix(self, tmp_path, name):
+        with pytest.raises(InputError, match="suffix.*one of .png .jpg .jpeg .webp .tif .tiff"):
+            save_image(tmp_path / name, PIXELS / 255)
+        assert os.listdir(tmp_path) == []
+
+    def test_failure_leaves_the_old_file(self, tmp_path, monkeypatch):
+        save_image(tmp_path / "a.png", PIXELS / 255)
+        old = (tmp_path / "a.png").read_bytes()
+
+        def fail(image, path, **options):
+            path.write_bytes(b"half")
+            raise OSError("disk full")
+
+        monkeypatch.setattr(Image.Image, "save", fail)
+        with pytest.raises(OSError, match="disk full"):
+            save_image(tmp_path / "a.png", PIXELS / 255)
+        assert os.listdir(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_bytes() == old
+
+
+def png_of_size(width, height):
+    """A PNG whose header names a size, with hardly any data."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + zlib.crc32(name + data).to_bytes(4)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b"")]
+    )
+
+
+def encoded(folder, kind):
+    """A sound picture file, as bytes; "16" is a PNG of 16-bit grey."""
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    if kind == "16":
+        pixels, kind = pixels[..., 0].astype(np.uint16) * 257, "png"
+    path = folder / f"good.{kind}"
+    Image.fromarray(pixels).save(path, **({} if kind == "gif" else {"exif": orientation(6)}))
+    return path.read_bytes()
+
+
+KINDS = ["png", "16", "jpg", "webp", "tif", "gif"] + ["avif"] * features.check("avif")
+
+
+class TestBadFiles:
+    @pytest.mark.parametrize(
+        "data, message",
+        [
+            (None, "does not exist"),
+            (b"", "is empty"),
+            (b"a text, no picture\n" * 9, "is no picture"),
+            (bytes(500), "is no picture"),
+            (png_of_size(0, 5), "is no picture"),
+            (png_of_size(5, 5), "cannot read the picture .* truncated"),
+            (png_of_size(50_000, 50_000), "cannot read the picture .* exceeds limit"),
+        ],
+    )
+    def test_one_line_says_why(self, tmp_path, data, message):
+        path = tmp_path / "a.png"
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(InputError, match=message) as caught:
+            load_picture(path)
+        assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+    def test_a_directory(self, tmp_path):
+        with pytest.raises(InputError, match="is a directory"):
+            load_picture(tmp_path)
+
+    @pytest.mark.parametrize("name", ["a.png/b.png", "x" * 300])
+    def test_a_path_that_cannot_be(self, tmp_path, name):
+        (tmp_path / "a.png").write_bytes(b"")
+        with pytest.raises(InputError, match="does not exist"):
+            load_picture(tmp_path / name)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
+    def test_truncated(self, tmp_path, kind, share):
+        data = encoded(tmp_path, kind)
+        (tmp_path / "cut").write_bytes(data[: int(share * len(data))])
+        with pytest.raises(InputError, match="cut"):
+            load_picture(tmp_path / "cut")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @settings(max_examples=100, derandomize=True, database=None, deadline=None)
+    @given(changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6))
+    def test_damaged(self, tmp_path_factory, kind, changes):
+        """Any bytes changed: a sound picture or an ``InputError``, nothing else."""
+        folder = tmp_path_factory.mktemp("damaged")
+        data = bytearray(encoded(folder, kind))
+        for place, value in changes:
+            data[int(place * (len(data) - 1))] = value
+        (folder / "damaged").write_bytes(data)
+        try:
+            rgb, alpha = load_picture(folder / "damaged")
+        except InputError as error:
+            assert changes and len(str(error).splitlines()) == 1
+        else:
+            assert rgb.ndim == 3 and rgb.shape[-1] == 3 and 0 <= rgb.min() <= rgb.max() <= 1
+            assert alpha is None or alpha.shape == rgb.shape[:2]
