@@ -54,7 +54,8 @@ def stylize(options: Stylize) -> int:
 
     key = jax.random.key(options.seed)
     if init is None:
-        init = initial_image(content.rgb, weights.variables, config=options.config, key=key)
+        picture = jax.numpy.asarray(content.rgb)
+        init = initial_image(picture, weights.variables, config=options.config, key=key)
     frame_every = None if options.animation is None else max(1, options.config.steps // 40)
     every = [n for n in (options.save_every, frame_every) if n is not None]
     frames = [to_uint8(init)]

@@ -32,9 +32,14 @@ def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
 
     def init(image: Array, variables: Variables, targets: Targets) -> State:
         del variables, targets  # part of the signature for solvers that start from a gradient
+        # The update's numbers have definite types; with weak ones at the start the loop would be
+        # compiled once more for its second run.
+        opt_state = jax.tree.map(
+            lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), optimizer.init(image)
+        )
         return State(
             image=image,
-            opt_state=optimizer.init(image),
+            opt_state=opt_state,
             count=jnp.zeros((), jnp.int32),
             best_image=image,
             best_loss=jnp.full((), jnp.inf, image.dtype),

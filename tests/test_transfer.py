@@ -91,6 +91,16 @@ def count_traces(monkeypatch):
     return traces
 
 
+@pytest.mark.parametrize("optimizer", ["lbfgs", "lbfgs-linesearch", "adam"])
+def test_chunks_do_not_recompile(variables, content, style, monkeypatch, optimizer):
+    monkeypatch.setattr(transfer, "CHUNK_SECONDS", 0.0)
+    traces = count_traces(monkeypatch)
+    for _ in range(2):
+        config = Config(steps=3, optimizer=optimizer)
+        transfer.stylize(variables, content, [style], config=config)
+    assert len(traces) == 1
+
+
 def test_weights_and_steps_do_not_recompile(variables, content, style, monkeypatch):
     """One trace serves chunks of any length, other weights, learning rates and pictures."""
     monkeypatch.setattr(transfer, "CHUNK_SECONDS", 0.0)  # a step a chunk
