@@ -167,10 +167,10 @@ def init_variables(key: Array, *, channels: tuple[int, ...] = CHANNELS) -> Varia
     shapes = [(3, 3, *pair) for pair in zip(widths, widths[1:], strict=False)]
     sizes = [math.prod(shape) for shape in shapes]
     # One draw for all layers: a draw for each would compile as many programs.
-    draws = np.split(np.asarray(jax.random.normal(key, (sum(sizes),))), np.cumsum(sizes)[:-1])
+    draws = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
     params = {
         name: {
-            "kernel": jnp.asarray(draw.reshape(shape) * (2 / (9 * shape[2])) ** 0.5),
+            "kernel": draw.reshape(shape) * (2 / (9 * shape[2])) ** 0.5,
             "bias": jnp.zeros(shape[3]),
         }
         for name, shape, draw in zip(CONVS, shapes, draws, strict=True)
