@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(arguments)
         match options:
             case Stylize():
-                from nst_jax.commands import stylize
+                from nst_jax.stylize_command import stylize
 
                 return stylize(options)
             case Presets():
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(version("nst_jax"))
                 return 0
             case _:
-                from nst_jax.commands import manage_weights
+                from nst_jax.weights_command import manage_weights
 
                 return manage_weights(options.action)
     except InputError as error:

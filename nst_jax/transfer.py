@@ -4,22 +4,20 @@ Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. Pictures are taken at
 have; the result is neither clipped nor rounded.
 """
 
-import math
 import operator
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from nst_jax.config import INITS, Config
+from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.layers import check_sides
+from nst_jax.inputs import as_picture, check_blend, check_pictures, initial_image
 from nst_jax.objective import as_sequence, loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.solver import make_solver, run
@@ -81,44 +79,6 @@ _init = jax.jit(
 )
 
 
-def initial_image(content: Array, variables: Variables, *, config: Config, key: Array) -> Array:
-    """The picture that the optimisation starts from.
-
-    noise = mean + noise_scale * N(0, 1)  or  mean + noise_scale * U(-1, 1)
-    blend = noise_ratio * noise + (1 - noise_ratio) * content
-
-    with the network's mean colour, so that the blend is the course version's, which mixes
-    mean-subtracted pictures.
-
-    Args:
-      content: ``[H, W, 3]`` in [0, 1].
-      variables: the network's variables, for its mean colour.
-      config: ``init``, ``noise``, ``noise_scale`` and ``noise_ratio`` are read.
-      key: PRNG key.
-
-    Returns:
-      ``[H, W, 3]``, not clipped.
-
-    Raises:
-      InputError: where ``config.init`` is none of the three.
-    """
-    if config.init not in INITS:
-        raise InputError(
-            f"init is {config.init!r}: expected content, noise or blend, or that file's picture as "
-            "stylize(..., init=picture)"
-        )
-    if config.init == "content":
-        return content
-    if config.noise == "normal":
-        noise = jax.random.normal(key, content.shape, content.dtype)
-    else:
-        noise = jax.random.uniform(key, content.shape, content.dtype, -1, 1)
-    mean = variables["preprocessing"]["mean"].astype(content.dtype)
-    noise = mean[None, None] + config.noise_scale * noise
-    ratio = 1.0 if config.init == "noise" else config.noise_ratio
-    return ratio * noise + (1 - ratio) * content
-
-
 def stylize(
     variables: Variables,
     content: ArrayLike,
@@ -156,10 +116,12 @@ def stylize(
       InputError: before the first step, for pictures that do not fit.
     """
     started = time.perf_counter()
-    content = jnp.asarray(content)
-    styles = [jnp.asarray(style) for style in as_sequence(styles)]
-    init = None if init is None else jnp.asarray(init)
+    content = as_picture(content)
+    styles = [as_picture(style) for style in as_sequence(styles)]
+    init = None if init is None else as_picture(init)
     check_pictures(content, styles, config=config, init=init)
+    if callback_every is not None and callback_every < 1:
+        raise InputError(f"callback_every is {callback_every}: expected 1 or more")
     loss = loss or make_loss(config.loss)
     solver = make_solver(
         loss,
@@ -216,43 +178,3 @@ def stylize(
         status=status,
         timing={"compile_s": compile_s, "steps_s": steps_s},
     )
-
-
-def check_blend(blend: Sequence[float]) -> tuple[float, ...]:
-    """Factors of the styles as plain numbers.
-
-    Raises:
-      InputError: where one is no weight, or all are zero.
-    """
-    factors = tuple(float(factor) for factor in blend)
-    if not all(math.isfinite(factor) and factor >= 0 for factor in factors) or not any(factors):
-        raise InputError(
-            f"style_blend is {factors}: expected finite numbers, 0 or more, and one above 0"
-        )
-    return factors
-
-
-def check_pictures(
-    content: Any, styles: Sequence[Any], *, config: Config, init: Any = None
-) -> None:
-    """Check the pictures' shapes against each other and against the layers of ``config``.
-
-    Raises:
-      InputError: with what is wrong and what was expected.
-    """
-    pictures = [("content picture", content)] + [("style picture", style) for style in styles]
-    if init is not None:
-        pictures.append(("initial picture", init))
-    for what, picture in pictures:
-        if picture.ndim != 3 or picture.shape[-1] != 3:
-            raise InputError(f"the {what} has shape {picture.shape}: expected [height, width, 3]")
-    if init is not None and init.shape != content.shape:
-        raise InputError(
-            f"the initial picture has shape {init.shape}: expected the content's {content.shape}"
-        )
-    names = config.loss
-    layers = names.content_layers + names.style_layers
-    check_sides(content.shape[0], content.shape[1], layers, what="content picture")
-    for style in styles:
-        if names.style_layers:
-            check_sides(style.shape[0], style.shape[1], names.style_layers, what="style picture")

@@ -18,7 +18,7 @@ LEVELS = [
     {"layers", "files"},
     {"config", "types"},
     {"presets"},
-    {"vgg", "losses", "lbfgs"},
+    {"vgg", "losses", "lbfgs", "inputs"},
     {"objective", "optimizers"},
     {"solver"},
     {"transfer"},
@@ -30,7 +30,7 @@ LEVELS = [
     {"weights", "verify"},
     {"images", "report", "progress"},
     {"cli"},
-    {"commands"},
+    {"stylize_command", "weights_command"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

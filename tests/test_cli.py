@@ -20,7 +20,7 @@ from conftest import smooth_picture
 from PIL import Image
 
 import nst_jax
-from nst_jax import commands
+from nst_jax import stylize_command, weights_command
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
@@ -352,8 +352,8 @@ class TestWeights:
         assert run().code == 0
 
     def test_are_fetched_where_there_are_none(self, capsys, monkeypatch, tiny_weights_file):
-        monkeypatch.setattr(commands, "find_weights", lambda path: None)
-        monkeypatch.setattr(commands, "fetch", {"keras": tiny_weights_file}.get)
+        monkeypatch.setattr(stylize_command, "find_weights", lambda path: None)
+        monkeypatch.setattr(stylize_command, "fetch", {"keras": tiny_weights_file}.get)
         assert main(words()) == 0
         assert "fetching the official file" in capsys.readouterr().err
 
@@ -361,7 +361,7 @@ class TestWeights:
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(tiny_weights_file))
         assert main(["weights", "list"]) == 0
         assert str(tiny_weights_file) in capsys.readouterr().out
-        monkeypatch.setattr(commands, "fetch", lambda source: f"fetched {source}")
+        monkeypatch.setattr(weights_command, "fetch", lambda source: f"fetched {source}")
         assert main(["weights", "fetch", "--source", "torchvision"]) == 0
         assert capsys.readouterr().out == "fetched torchvision\n"
         (desk / "broken").write_bytes(b"no weights")
@@ -412,7 +412,7 @@ def press(monkeypatch):
 
             yield show
 
-        monkeypatch.setattr(commands, "progress_display", display)
+        monkeypatch.setattr(stylize_command, "progress_display", display)
 
     before = signal.getsignal(signal.SIGINT)
     yield arrange
@@ -446,7 +446,7 @@ class TestInterrupt:
         press(0)
         before = listing(desk)
         monkeypatch.setattr(
-            commands, "run_stylize", lambda *_, **__: signal.raise_signal(signal.SIGINT)
+            stylize_command, "run_stylize", lambda *_, **__: signal.raise_signal(signal.SIGINT)
         )
         assert run() == (130, "", "nst-jax: interrupted\n")
         assert listing(desk) == before
@@ -556,7 +556,7 @@ class TestBadInput:
             raise AssertionError("the optimisation was reached")
 
         def refused(match, **options):
-            monkeypatch.setattr(commands, "run_stylize", work)
+            monkeypatch.setattr(stylize_command, "run_stylize", work)
             before = listing(desk)
             code, out, err = run(**options)
             assert (code, out) == (2, "")

@@ -10,6 +10,7 @@ from conftest import smooth_picture
 from nst_jax import transfer
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.inputs import initial_image
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.presets import PRESETS
 from nst_jax.solver import run
@@ -45,9 +46,7 @@ def test_initial_pictures(variables, content):
     mean = np.asarray(variables["preprocessing"]["mean"])
 
     def initial(**changes):
-        return np.asarray(
-            transfer.initial_image(content, variables, config=Config(**changes), key=KEY)
-        )
+        return np.asarray(initial_image(content, variables, config=Config(**changes), key=KEY))
 
     np.testing.assert_array_equal(initial(init="content"), content)
     noise = initial(init="noise", noise="uniform", noise_scale=20 / 255)
@@ -64,7 +63,7 @@ def test_initial_pictures(variables, content):
 def test_the_key_decides_the_noise(variables, content):
     config = Config(init="noise", noise_scale=0.1)
     pictures = [
-        transfer.initial_image(content, variables, config=config, key=key)
+        initial_image(content, variables, config=config, key=key)
         for key in (KEY, KEY, jax.random.key(4))
     ]
     np.testing.assert_array_equal(pictures[0], pictures[1])
@@ -209,6 +208,10 @@ def test_no_array_is_captured_by_the_program(variables, content, style):
     "pictures, message",
     [
         ({"content": np.zeros((36, 48))}, "content picture has shape .*expected .height, width, 3"),
+        ({"content": np.zeros((36, 48, 3), np.uint8)}, "type uint8: expected floats"),
+        ({"content": np.full((36, 48, 3), 255.0)}, "values from 255 to 255: expected .0, 1."),
+        ({"styles": [np.full((36, 48, 3), np.nan)]}, "style picture has NaN"),
+        ({"callback_every": 0}, "callback_every is 0"),
         ({"content": np.zeros((15, 48, 3))}, "content picture is 48x15 px, but layer relu5_1"),
         ({"styles": [np.zeros((8, 48, 3))]}, "style picture is 48x8 px"),
         ({"styles": []}, "no style picture"),

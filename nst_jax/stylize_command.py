@@ -1,4 +1,7 @@
-"""What the commands do: read, check, run, write. Pictures and files meet the core only here."""
+"""The command ``nst-jax stylize``: read, check, run, write.
+
+Pictures and files meet the core only here.
+"""
 
 import json
 import math
@@ -16,18 +19,17 @@ import jax
 import numpy as np
 
 from nst_jax import report
-from nst_jax.cli import Convert, Fetch, ListWeights, Stylize, Verify
+from nst_jax.cli import Stylize
 from nst_jax.config import INITS, Config
-from nst_jax.convert import convert_file
 from nst_jax.errors import InputError
 from nst_jax.fetch import fetch
 from nst_jax.files import check_writable
 from nst_jax.images import check_output, load_image, load_picture, save_image, to_uint8
+from nst_jax.inputs import check_blend, check_pictures, initial_image
 from nst_jax.progress import progress_display
-from nst_jax.transfer import Progress, Result, check_blend, check_pictures, initial_image
+from nst_jax.transfer import Progress, Result
 from nst_jax.transfer import stylize as run_stylize
-from nst_jax.verify import verify_weights
-from nst_jax.weights import Weights, find_weights, list_weights, load_weights
+from nst_jax.weights import Weights, find_weights, load_weights
 
 EXIT_CODES = {"done": 0, "diverged": 1, "stopped": 130}
 
@@ -114,41 +116,6 @@ def stylize(options: Stylize) -> int:
         )
     print(options.output)
     return EXIT_CODES[result.status]
-
-
-def manage_weights(action: Fetch | Convert | Verify | ListWeights) -> int:
-    """Run ``nst-jax weights``; see ``cli.Weights``.
-
-    Returns:
-      The exit code; 1 where a check of ``verify`` failed.
-
-    Raises:
-      InputError: for files that cannot be used, and failed downloads.
-    """
-    match action:
-        case Fetch():
-            print(fetch(action.source))
-        case Convert():
-            convert_file(
-                action.source,
-                action.output,
-                preprocessing=action.preprocessing,
-                overwrite=action.overwrite,
-            )
-            print(action.output)
-        case Verify():
-            path = find_weights(action.file)
-            if path is None:
-                raise InputError("no weights on this machine: run 'nst-jax weights fetch'")
-            print(path)
-            checks = verify_weights(path)
-            for check in checks:
-                print(f"{'ok    ' if check.ok else 'FAILED'}  {check.name}: {check.detail}")
-            return 0 if all(check.ok for check in checks) else 1
-        case ListWeights():
-            for place in list_weights():
-                print(f"{place.where:10}  {place.name:18}  {place.path}  {place.detail}")
-    return 0
 
 
 def json_path(output: Path) -> Path:

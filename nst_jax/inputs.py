@@ -1,0 +1,124 @@
+"""What goes into a run: its pictures, checked, and the picture that it starts from.
+
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from nst_jax.config import INITS, Config
+from nst_jax.errors import InputError
+from nst_jax.layers import check_sides
+from nst_jax.types import Array, Variables
+
+
+def as_picture(picture: ArrayLike) -> Array:
+    """A picture as an array of float32 or wider; integers stay, to be refused.
+
+    >>> as_picture(jnp.zeros((2, 2, 3), jnp.float16)).dtype
+    dtype('float32')
+    """
+    array = jnp.asarray(picture)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def check_pictures(
+    content: Any, styles: Sequence[Any], *, config: Config, init: Any = None
+) -> None:
+    """Check the pictures against each other and against the layers of ``config``.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
+    pictures = [("content picture", content)] + [("style picture", style) for style in styles]
+    if init is not None:
+        pictures.append(("initial picture", init))
+    for what, picture in pictures:
+        _check_picture(what, picture)
+    if init is not None and init.shape != content.shape:
+        raise InputError(
+            f"the initial picture has shape {init.shape}: expected the content's {content.shape}"
+        )
+    names = config.loss
+    layers = names.content_layers + names.style_layers
+    check_sides(content.shape[0], content.shape[1], layers, what="content picture")
+    for style in styles:
+        if names.style_layers:
+            check_sides(style.shape[0], style.shape[1], names.style_layers, what="style picture")
+
+
+def _check_picture(what: str, picture: Any) -> None:
+    if picture.ndim != 3 or picture.shape[-1] != 3:
+        raise InputError(f"the {what} has shape {picture.shape}: expected [height, width, 3]")
+    if not jnp.issubdtype(picture.dtype, jnp.floating):
+        raise InputError(
+            f"the {what} has numbers of type {picture.dtype}: expected floats in [0, 1]; divide "
+            "by 255"
+        )
+    # An unclipped result may be the next run's input, so a little outside is right.
+    if not jnp.isfinite(picture).all():
+        raise InputError(f"the {what} has NaN or infinite values: expected [0, 1]")
+    if picture.size and max(-picture.min(), picture.max() - 1) > 1.5:
+        raise InputError(
+            f"the {what} has values from {float(picture.min()):.4g} to {float(picture.max()):.4g}: "
+            "expected [0, 1]"
+        )
+
+
+def check_blend(blend: Sequence[float]) -> tuple[float, ...]:
+    """Factors of the styles as plain numbers.
+
+    Raises:
+      InputError: where one is no weight, or all are zero.
+    """
+    factors = tuple(float(factor) for factor in blend)
+    if not all(math.isfinite(factor) and factor >= 0 for factor in factors) or not any(factors):
+        raise InputError(
+            f"style_blend is {factors}: expected finite numbers, 0 or more, and one above 0"
+        )
+    return factors
+
+
+def initial_image(content: Array, variables: Variables, *, config: Config, key: Array) -> Array:
+    """The picture that the optimisation starts from.
+
+    noise = mean + noise_scale * N(0, 1)  or  mean + noise_scale * U(-1, 1)
+    blend = noise_ratio * noise + (1 - noise_ratio) * content
+
+    with the network's mean colour, so that the blend is the course version's, which mixes
+    mean-subtracted pictures.
+
+    Args:
+      content: ``[H, W, 3]`` in [0, 1].
+      variables: the network's variables, for its mean colour.
+      config: ``init``, ``noise``, ``noise_scale`` and ``noise_ratio`` are read.
+      key: PRNG key.
+
+    Returns:
+      ``[H, W, 3]``, not clipped.
+
+    Raises:
+      InputError: where ``config.init`` is none of the three.
+    """
+    if config.init not in INITS:
+        raise InputError(
+            f"init is {config.init!r}: expected content, noise or blend, or that file's picture as "
+            "stylize(..., init=picture)"
+        )
+    if config.init == "content":
+        return content
+    if config.noise == "normal":
+        noise = jax.random.normal(key, content.shape, content.dtype)
+    else:
+        noise = jax.random.uniform(key, content.shape, content.dtype, -1, 1)
+    mean = variables["preprocessing"]["mean"].astype(content.dtype)
+    noise = mean[None, None] + config.noise_scale * noise
+    ratio = 1.0 if config.init == "noise" else config.noise_ratio
+    return ratio * noise + (1 - ratio) * content
