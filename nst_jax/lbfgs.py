@@ -41,7 +41,9 @@ class ScaleByTorchLbfgsState(NamedTuple):
     gamma: Array
 
 
-def scale_by_torch_lbfgs(memory_size: int = 100) -> optax.GradientTransformation:
+def scale_by_torch_lbfgs(
+    memory_size: int = 100, *, pixel_range: float = 1.0
+) -> optax.GradientTransformation:
     """Scale a gradient by L-BFGS's inverse Hessian, step for step as ``torch.optim.LBFGS``.
 
     The first update is g * min(1, 1 / |g|_1). A pair is remembered only where s . y > 1e-10.
@@ -50,6 +52,8 @@ def scale_by_torch_lbfgs(memory_size: int = 100) -> optax.GradientTransformation
     Args:
       memory_size: pairs remembered; the state holds ``2 * memory_size + 2`` copies of the
         parameters.
+      pixel_range: R, for the steps that Torch takes on parameters R times as large. Only the first
+        step depends on it; scaling the parameters themselves would round s, which is tiny then.
 
     Returns:
       A transformation to be chained with ``optax.scale(-learning_rate)``.
@@ -111,7 +115,8 @@ def scale_by_torch_lbfgs(memory_size: int = 100) -> optax.GradientTransformation
             0, stored, newest_to_oldest, (grads, jnp.zeros_like(state.rho))
         )
         direction = jax.lax.fori_loop(0, stored, oldest_to_newest, state.gamma * direction)
-        first_scale = jnp.minimum(1.0, 1 / jnp.sum(jnp.abs(grads)))
+        norm = jnp.sum(jnp.abs(grads)) / pixel_range
+        first_scale = jnp.minimum(1.0, 1 / norm) / pixel_range**2
         return direction * jnp.where(first, first_scale, 1.0), state
 
     return optax.GradientTransformation(init, update)

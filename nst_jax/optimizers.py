@@ -50,10 +50,13 @@ def in_pixel_units(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def lbfgs(learning_rate: float | Array = 1.0, memory_size: int = 100):
+def lbfgs(
+    learning_rate: float | Array = 1.0, memory_size: int = 100, pixel_range: float = 1.0
+) -> optax.GradientTransformation:
     """L-BFGS with Torch's fixed step, see ``lbfgs.scale_by_torch_lbfgs``."""
     return optax.chain(
-        scale_by_torch_lbfgs(memory_size), optax.scale_by_learning_rate(learning_rate)
+        scale_by_torch_lbfgs(memory_size, pixel_range=pixel_range),
+        optax.scale_by_learning_rate(learning_rate),
     )
 
 
@@ -72,16 +75,14 @@ def make_optimizer(
       A transformation whose learning rate, where it has one, is part of its state.
     """
     if name == "adam":
-        optimizer = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
-    elif name == "lbfgs":
-        optimizer = optax.inject_hyperparams(lbfgs, static_args="memory_size")(
-            learning_rate=1.0, memory_size=memory_size or 100
-        )
-    elif name == "lbfgs-linesearch":
-        optimizer = optax.lbfgs(memory_size=memory_size or 10)
-    else:
-        raise ValueError(f"optimizer is {name!r}: expected lbfgs, lbfgs-linesearch or adam")
-    return in_pixel_units(optimizer, pixel_range)
+        return in_pixel_units(optax.inject_hyperparams(optax.adam)(learning_rate=1.0), pixel_range)
+    if name == "lbfgs":
+        make = optax.inject_hyperparams(lbfgs, static_args=("memory_size", "pixel_range"))
+        optimizer = make(learning_rate=1.0, memory_size=memory_size or 100, pixel_range=pixel_range)
+        return optax.with_extra_args_support(optimizer)
+    if name == "lbfgs-linesearch":
+        return in_pixel_units(optax.lbfgs(memory_size=memory_size or 10), pixel_range)
+    raise ValueError(f"optimizer is {name!r}: expected lbfgs, lbfgs-linesearch or adam")
 
 
 def set_learning_rate(opt_state, config: Config):

@@ -26,7 +26,8 @@ def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
       ``Solver(init, step)``. ``step`` evaluates loss and gradient at ``state.image`` and then
       updates it; so ``Info`` describes the picture before the update, and ``state.best_image``
       is always a picture whose loss is known. Where the loss or its gradient is not finite the
-      picture stays and ``state.frozen`` is set.
+      picture stays and ``state.frozen`` is set. A line search evaluates its accepted point again
+      in the next step, whose terms it does not know.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -60,8 +61,10 @@ def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
             grad=grad,
             value_fn=lambda image: objective(image)[0],
         )
-        grad_norm = jnp.sqrt(jnp.sum(jnp.square(grad)))
-        frozen = state.frozen | ~(jnp.isfinite(value) & jnp.isfinite(grad_norm))
+        # Scaled by the largest entry: squares of finite gradients may overflow.
+        largest = jnp.maximum(jnp.max(jnp.abs(grad)), jnp.finfo(grad.dtype).tiny)
+        grad_norm = largest * jnp.sqrt(jnp.sum(jnp.square(grad / largest)))
+        frozen = state.frozen | ~(jnp.isfinite(value) & jnp.isfinite(grad).all())
         better = ~frozen & (value < state.best_loss)
         searched = optax.tree.get(opt_state, "num_linesearch_steps", 0)
         new_state = State(

@@ -22,6 +22,7 @@ from nst_jax.objective import as_sequence, loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.solver import make_solver, run
 from nst_jax.types import Array, Info, Loss, State, Variables
+from nst_jax.vgg import with_transposed_kernels
 
 CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
 CHUNK_SIZE = 64
@@ -35,7 +36,7 @@ class Progress(NamedTuple):
       info: diagnostics of the last step, host numbers.
       image: the current picture, ``[H, W, 3]``, on the device.
       seconds_per_step: of the last chunk, without compilation.
-      compile_s: seconds spent on compilation before the first step.
+      compile_s: seconds before the first step: targets and compilation.
     """
 
     step: int
@@ -52,7 +53,7 @@ class Result(NamedTuple):
     Attributes:
       image: the evaluated picture of lowest loss, ``[H, W, 3]``, not clipped.
       loss: its loss.
-      state: the last state; a run may go on from it.
+      state: the last state, for ``run``; after a divergence its optimiser's part is of no use.
       history: ``Info`` of arrays with one entry a step.
       status: ``"done"``, ``"stopped"`` (by the callback) or ``"diverged"`` (the loss or its
         gradient became infinite or NaN; ``image`` is the best before that).
@@ -73,6 +74,7 @@ compute_targets = jax.jit(
     ),
     static_argnums=0,
 )
+_prepare = jax.jit(with_transposed_kernels)
 _init = jax.jit(
     lambda solver, image, variables, targets: solver.init(image, variables, targets),
     static_argnums=0,
@@ -132,6 +134,7 @@ def stylize(
     )
     if blend is not None:
         blend = check_blend(blend)
+    variables = _prepare(variables)
     targets = compute_targets(loss, variables, content, styles, loss_weights(config), blend)
     if init is None:
         init = initial_image(
@@ -158,14 +161,14 @@ def stylize(
         count, frozen, info = jax.device_get((state.count, state.frozen, info))
         elapsed = time.perf_counter() - chunk_started
         steps_s += elapsed
-        taken = slice(int(count) - done)
-        chunks.append(jax.tree.map(operator.itemgetter(taken), info))
+        taken = int(count) - done
+        chunks.append(jax.tree.map(operator.itemgetter(slice(taken)), info))
         done = int(count)
         if frozen:
             status = "diverged"
         if callback is not None:
             last = jax.tree.map(operator.itemgetter(-1), chunks[-1])
-            progress = Progress(done, config.steps, last, state.image, elapsed / chunk, compile_s)
+            progress = Progress(done, config.steps, last, state.image, elapsed / taken, compile_s)
             if callback(progress) is False and status == "done" and done < config.steps:
                 status = "stopped"
         chunk = max(1, min(CHUNK_SIZE, round(CHUNK_SECONDS * chunk / elapsed)))

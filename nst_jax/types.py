@@ -90,7 +90,7 @@ class State(NamedTuple):
       opt_state: state of the optimiser.
       count: steps done, int32.
       best_image, best_loss: the evaluated picture of lowest loss so far.
-      frozen: whether a loss or gradient was not finite; a frozen state does not change.
+      frozen: whether a loss or gradient was not finite; the pictures then do not change any more.
     """
 
     image: Array

@@ -23,8 +23,13 @@ def _convolve(x: Array, kernel: Array) -> Array:
     )
 
 
+def transpose_kernel(kernel: Array) -> Array:
+    """Kernel of the transposed convolution: ``[3, 3, in, out]`` to ``[3, 3, out, in]``, flipped."""
+    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+
+
 @jax.custom_vjp
-def conv(x: Array, kernel: Array) -> Array:
+def conv(x: Array, kernel: Array, transposed: Array) -> Array:
     """3x3 convolution whose gradient to ``x`` is an ordinary convolution too.
 
     JAX's own transpose rule gives the same numbers, but inside ``scan`` and ``while_loop`` XLA's
@@ -33,6 +38,7 @@ def conv(x: Array, kernel: Array) -> Array:
     Args:
       x: features, ``[1, H, W, in]``.
       kernel: ``[3, 3, in, out]``.
+      transposed: ``transpose_kernel(kernel)``. A loop does better to make it once, outside.
 
     Returns:
       ``[1, H, W, out]``.
@@ -40,16 +46,16 @@ def conv(x: Array, kernel: Array) -> Array:
     return _convolve(x, kernel)
 
 
-def _conv_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return conv(x, kernel), (x, kernel)
+def _conv_forward(x: Array, kernel: Array, transposed: Array):
+    return conv(x, kernel, transposed), (x, kernel, transposed)
 
 
-def _conv_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+def _conv_backward(residuals: tuple[Array, Array, Array], cotangent: Array):
+    x, kernel, transposed = residuals
     # Unused by the pixels' gradient, and then removed by the compiler.
     (kernel_cotangent,) = jax.vjp(partial(_convolve, x), kernel)[1](cotangent)
-    return conv(cotangent, flipped), kernel_cotangent
+    x_cotangent = conv(cotangent, transposed, kernel)
+    return x_cotangent, kernel_cotangent, jnp.zeros_like(transposed)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
@@ -75,6 +81,11 @@ def pool(x: Array, *, pooling: str) -> Array:
     return {"max": jnp.max, "average": jnp.mean}[pooling](windows, axis=(-4, -2))
 
 
+def _linen_conv(x: Array, kernel: Array, *_, transposed: Array | None, **__) -> Array:
+    """``conv`` in the place of ``lax.conv_general_dilated``, whose other arguments are fixed."""
+    return conv(x, kernel, transpose_kernel(kernel) if transposed is None else transposed)
+
+
 class VGG19(nn.Module):
     """The convolutional part of VGG-19 with named taps.
 
@@ -84,10 +95,10 @@ class VGG19(nn.Module):
       pooling: ``"max"`` (as trained) or ``"average"`` (Gatys et al. 2016, section 2).
       channels: channels of the five blocks.
 
-    The variables hold two collections: ``params`` (``convB_I`` -> ``kernel [3, 3, in, out]``,
+    The variables hold the collections ``params`` (``convB_I`` -> ``kernel [3, 3, in, out]``,
     ``bias [out]``, for RGB) and ``preprocessing`` (``mean [3]``, ``std [3]``, in units of a
     picture in [0, 1]). The mean stays apart from the first bias because zero padding comes after
-    the normalisation.
+    the normalisation. ``transposed`` kernels are optional, see ``with_transposed_kernels``.
     """
 
     layers: tuple[str, ...] = TAPS
@@ -106,10 +117,14 @@ class VGG19(nn.Module):
             block = block_of(name)
             if name.endswith("_1") and block > 1:
                 x = pool(x, pooling=self.pooling)
+            if self.has_variable("transposed", name):
+                transposed = self.get_variable("transposed", name)
+            else:
+                transposed = None
             x = nn.Conv(
                 self.channels[block - 1],
                 (3, 3),
-                conv_general_dilated=lambda lhs, rhs, *_, **__: conv(lhs, rhs),
+                conv_general_dilated=partial(_linen_conv, transposed=transposed),
                 name=name,
             )(x)
             taps[name] = x[0]
@@ -150,6 +165,21 @@ def features(
     model = VGG19(layers=layers, pooling=pooling, channels=channels)
     taps = model.apply(variables, image)
     return taps  # type: ignore[return-value]
+
+
+def with_transposed_kernels(variables: Variables) -> Variables:
+    """Add the collection ``transposed``, which the gradient to the pixels needs.
+
+    Without it every step of a loop flips all kernels again: XLA does not move that out of the loop.
+
+    Args:
+      variables: VGG-19's collections.
+
+    Returns:
+      The same with ``transposed``: layer -> ``[3, 3, out, in]``; as large again as the kernels.
+    """
+    kernels = {name: layer["kernel"] for name, layer in variables["params"].items()}
+    return {**variables, "transposed": jax.tree.map(transpose_kernel, kernels)}
 
 
 def init_variables(key: Array, *, channels: tuple[int, ...] = CHANNELS) -> Variables:

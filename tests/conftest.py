@@ -11,7 +11,7 @@ import pytest
 # and large captured constant an error (warnings are errors, see pyproject.toml).
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_captured_constants_warn_bytes", 100_000)
+jax.config.update("jax_captured_constants_warn_bytes", 2_000)
 
 TINY_CHANNELS = (4, 6, 8, 10, 12)
 

@@ -108,17 +108,34 @@ def test_batch_is_bit_equal_to_singles():
     assert len(set(pairs.tolist())) > 1
 
 
-def test_pixel_units_are_those_of_scaled_parameters(x64):
+@pytest.mark.parametrize(
+    "scaled, inner",
+    [
+        (in_pixel_units(optax.adam(2.0, eps=1e-3), 255.0), optax.adam(2.0, eps=1e-3)),
+        (in_pixel_units(lbfgs(1.0, 3), 255.0), lbfgs(1.0, 3)),
+        (lbfgs(1.0, 3, pixel_range=255.0), lbfgs(1.0, 3)),
+    ],
+    ids=["adam", "lbfgs wrapped", "lbfgs"],
+)
+def test_pixel_units_are_those_of_scaled_parameters(x64, scaled, inner):
     """x in [0, 1] with a factor of 255 takes the steps of 255 x without it."""
-    inner = optax.adam(2.0, eps=1e-3)
-    scaled = in_pixel_units(inner, 255.0)
     x, z = jnp.asarray(START), 255 * jnp.asarray(START)
     state, z_state = scaled.init(x), inner.init(z)
     for _ in range(5):
         updates, state = scaled.update(jax.grad(quartic)(x), state, x)
         z_updates, z_state = inner.update(jax.grad(lambda z: quartic(z / 255))(z), z_state, z)
         x, z = x + updates, z + z_updates
-        np.testing.assert_allclose(255 * x, z, rtol=1e-12)
+        np.testing.assert_allclose(255 * x, z, rtol=1e-9)
+
+
+@pytest.mark.parametrize("pixel_range", [1e-3, 1.0, 1e3])
+def test_the_first_step_s_cap_in_pixel_units(x64, pixel_range):
+    """Also where the cap does not bind."""
+    x = jnp.asarray(START)
+    gradient = jax.grad(quartic)(x)
+    own, wrapped = lbfgs(pixel_range=pixel_range), in_pixel_units(lbfgs(), pixel_range)
+    expected, _ = wrapped.update(gradient, wrapped.init(x), x)
+    np.testing.assert_allclose(own.update(gradient, own.init(x), x)[0], expected, rtol=1e-12)
 
 
 def test_adam_s_conversion_to_unit_pixels(x64):

@@ -72,21 +72,40 @@ def test_convolution_has_the_gradients_of_the_plain_one(x64):
     generator = np.random.default_rng(0)
     x, kernel = generator.normal(size=(1, 6, 5, 3)), generator.normal(size=(3, 3, 3, 4))
     cotangent = generator.normal(size=(1, 6, 5, 4))
-    value, pullback = jax.vjp(vgg.conv, x, kernel)
+    conv = lambda x, kernel: vgg.conv(x, kernel, vgg.transpose_kernel(kernel))  # noqa: E731
+    value, pullback = jax.vjp(conv, x, kernel)
     expected, plain_pullback = jax.vjp(plain_convolution, x, kernel)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     for actual, reference in zip(pullback(cotangent), plain_pullback(cotangent), strict=True):
         np.testing.assert_allclose(actual, reference, rtol=1e-12)
-    check_grads(lambda x: jnp.sum(vgg.conv(x, kernel) ** 3), (x,), order=2, modes=("rev",))
+    check_grads(
+        lambda x, kernel: jnp.sum(conv(x, kernel) ** 3), (x, kernel), order=2, modes=("rev",)
+    )
+
+
+def test_transposed_kernels_change_nothing(variables, content):
+    """Neither features nor gradients, whether they are made once or in place."""
+
+    @jax.jit
+    def value_and_grad(variables, image):
+        return jax.value_and_grad(
+            lambda image: sum(
+                jnp.sum(tap**2) for tap in vgg.features(variables, image, layers=TAPS).values()
+            )
+        )(image)
+
+    once = value_and_grad(vgg.with_transposed_kernels(variables), content)
+    jax.tree.map(np.testing.assert_array_equal, once, value_and_grad(variables, content))
 
 
 def test_convolution_under_vmap():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(4, 1, 6, 5, 3)).astype(np.float32)
     kernel = generator.normal(size=(3, 3, 3, 4)).astype(np.float32)
+    transposed = vgg.transpose_kernel(kernel)
 
     def gradient(x):
-        return jax.grad(lambda x: jnp.sum(vgg.conv(x, kernel) ** 2))(x)
+        return jax.grad(lambda x: jnp.sum(vgg.conv(x, kernel, transposed) ** 2))(x)
 
     singles = np.stack([gradient(one) for one in x])
     np.testing.assert_allclose(jax.vmap(gradient)(x), singles, rtol=1e-5, atol=1e-5)
