@@ -25,7 +25,7 @@ class Stylize:
     of the loss.
 
     Attributes:
-      content: The content picture.
+      content: The content picture; name it first.
       style: The style picture; several are mixed.
       style_blend: Factor of each style picture; by default all count the same.
       output: The picture to write: .png, .jpg, .webp or .tif.

@@ -54,7 +54,8 @@ class Config:
       style_weight: Factor of the style term.
       tv_weight: Factor of the total variation, for pixels in [0, pixel_range].
       pooling: Pooling of the network.
-      gram_normalization: Divisor of the Gram matrices: h*w or C*h*w of their layer.
+      gram_normalization: Divisor of the Gram matrices: the h*w (hw) or C*h*w (chw) of their
+        layer.
       tv_order: Total variation of absolute (1) or half squared (2) differences.
       mse_factor: Factor of every mean squared error; 1/4 in the course version.
       pixel_range: Range of pixels for the total variation and the optimiser's units.
@@ -64,8 +65,8 @@ class Config:
       memory_size: Pairs that L-BFGS remembers. Default 100, with line search 10; not for adam.
       steps: Optimisation steps; each evaluates loss and gradient once (line search: at
         least once). The result is the evaluated picture of lowest loss.
-      init: Initial picture: content, noise, blend (of both), or the name of a file, which a
-        script reads itself and gives to ``stylize``.
+      init: Initial picture: content, noise, blend (of both), or a file. A script reads the file
+        itself and passes the picture to stylize.
       noise: Distribution of the noise around the network's mean colour.
       noise_scale: Standard deviation (normal) or half width (uniform) of the noise, for
         pixels in [0, 1].
@@ -139,9 +140,9 @@ def parse_layers(text: str) -> Layers:
     """
     pairs: list[tuple[str, float]] = []
     for item in filter(None, text.split(",")):
-        name, _, factor = item.strip().partition("=")
+        name, equals, factor = item.strip().partition("=")
         try:
-            pairs.append((name, float(factor) if factor else 1.0))
+            pairs.append((name, float(factor) if equals else 1.0))
         except ValueError:
             raise InputError(
                 f"layer factor {item!r} is not a number: expected NAME or NAME=FACTOR"
@@ -163,7 +164,7 @@ def _check(config: Config) -> None:
     """Check values and combinations; the dataclass's types cover the rest."""
     for name in ("content_weight", "style_weight", "tv_weight", "noise_scale"):
         _check_weight(name, getattr(config, name))
-    for name in ("mse_factor", "pixel_range", "learning_rate", "memory_size"):
+    for name in ("mse_factor", "pixel_range", "learning_rate"):
         value = getattr(config, name)
         if value is not None:
             _check_positive(name, value)
@@ -180,8 +181,10 @@ def _check(config: Config) -> None:
             raise InputError(f"{name} is {getattr(config, name)!r}: expected one of {expected}")
     if not config.content_layers and not config.style_layers:
         raise InputError("no layers: expected at least one content or style layer")
-    if config.steps < 1:
-        raise InputError(f"steps is {config.steps}: expected 1 or more")
+    for name in ("steps", "memory_size"):
+        value = getattr(config, name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"{name} is {value}: expected a whole number, 1 or more")
     if not 0 <= config.noise_ratio <= 1:
         raise InputError(f"noise_ratio is {config.noise_ratio}: expected 0 to 1")
     if config.optimizer == "adam" and config.memory_size is not None:

@@ -206,12 +206,14 @@ def _settle(found: Layout | None, form: str, preprocessing: str | None) -> Layou
         # Both orders of a kernel's axes are told of these files: only a known filter settles it.
         raise InputError(
             "conv1_1 is neither that of imagenet-vgg-verydeep-19 nor its transpose: the file is "
-            "damaged or was trained further; in that case pass --preprocessing caffe"
+            "damaged or was trained further; in that case convert it first: nst-jax weights "
+            "convert FILE OUTPUT --preprocessing caffe"
         )
     if form != "keras" and preprocessing is None:
         raise InputError(
-            "the weights are of no known network, so their preprocessing cannot be told: pass "
-            "--preprocessing caffe (BGR, 0-255) or --preprocessing torchvision (RGB)"
+            "the weights are of no known network, so their preprocessing cannot be told: "
+            "convert them first: nst-jax weights convert FILE OUTPUT --preprocessing caffe (BGR, "
+            "0-255) or torchvision (RGB)"
         )
     network = preprocessing or "caffe"
     # MatConvNet stores RGB, and [height, width] by its manual.

@@ -11,10 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from nst_jax.canonical import VERSION, write_canonical
+from nst_jax.canonical import write_canonical
 from nst_jax.convert import convert, file_digest
 from nst_jax.errors import InputError
-from nst_jax.torch_forms import FORMAT
 
 CACHE_VARIABLE = "NST_JAX_CACHE"
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of data
@@ -122,7 +121,7 @@ def fetch(
     try:
         file = scratch / SOURCES[source].filename
         url = _download(SOURCES[source], file, progress=progress)
-        converted = convert(file)
+        converted = convert(file, preprocessing=SOURCES[source].preprocessing)
         record = replace(
             converted.record,
             source=f"{url} ({converted.form})",
@@ -135,15 +134,12 @@ def fetch(
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether a file is canonical and has all its bytes, without reading the arrays."""
-    from safetensors import SafetensorError, safe_open
-
+    """Whether a file is there and whole, by its own checksum."""
     try:
-        with safe_open(path, "np") as file:
-            header = file.metadata() or {}
-            return (header.get("format"), header.get("format_version")) == (FORMAT, VERSION)
-    except (OSError, SafetensorError):
+        convert(path)
+    except InputError:
         return False
+    return True
 
 
 def _download(source: Source, file: Path, *, progress: bool) -> str:
@@ -210,7 +206,7 @@ def _progress_bar(name: str, *, show: bool) -> Iterator[Any]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as shown:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(name, total=None)
         bar = SimpleNamespace(total=0, reset=lambda: shown.reset(task), close=lambda: None)
         bar.update = lambda size: shown.update(task, advance=size, total=bar.total or None)

@@ -15,7 +15,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     The temporary file has the same suffix, and is removed where the block fails.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # of a link the file that it points to is replaced
     prefix = f".{path.stem[:40]}-"  # of a long name a part, so that this one fits too
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -30,29 +30,47 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(path: Path, *, overwrite: bool) -> None:
-    """Check, before any work, that ``path`` can be written.
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Check that ``path`` names a file that may be written.
 
     Raises:
       InputError: where it exists and may not be overwritten, is a directory, has a name that the
-        file system refuses, or its folder is missing or not writable.
+        file system refuses, or lies in no folder.
     """
     path = Path(path)
     if os.path.isdir(path):
         raise InputError(f"{path} is a directory: expected the name of a file to write")
     if os.path.exists(path) and not overwrite:
-        raise InputError(f"{path} exists: choose another name, or give --overwrite")
+        raise InputError(f"{path} exists: choose another output name, or give --overwrite")
     if not os.path.isdir(path.parent):
         raise InputError(f"the folder {path.parent} of {path.name} does not exist: create it first")
-    try:
-        # Permission bits do not tell for read-only file systems, nor for the superuser.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write to the folder {path.parent}: {error.strerror}") from None
     try:
         path.lstat()
     except FileNotFoundError:
         pass
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Check that files can be made in a folder.
+
+    Raises:
+      InputError: where they cannot.
+    """
+    try:
+        # Permission bits do not tell for read-only file systems, nor for the superuser.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {folder}: {error.strerror}") from None
+
+
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """Check, before any work, that ``path`` can be written; see ``check_free``, ``check_folder``.
+
+    Raises:
+      InputError: as they do.
+    """
+    check_free(path, overwrite=overwrite)
+    check_folder(Path(path).parent)

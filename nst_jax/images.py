@@ -29,7 +29,7 @@ class Picture(NamedTuple):
     """A decoded picture.
 
     Attributes:
-      rgb: ``[H, W, 3]``; transparent parts are shown over white.
+      rgb: ``[H, W, 3]``; not multiplied by alpha, and white where nothing is to be seen.
       alpha: ``[H, W]`` in [0, 1], or None for an opaque picture.
     """
 
@@ -72,23 +72,30 @@ def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
                 image.load()
                 rgb, alpha = _decode(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError:
-        raise InputError(f"{path} is no picture in a known format such as PNG or JPEG") from None
+        raise InputError(
+            f"{path} is no picture in a known format: expected PNG, JPEG or the like"
+        ) from None
     except Exception as error:  # for damaged files Pillow's plugins raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read the picture {path}: {reason}") from None
-    if size is not None:
-        rgb = resize(rgb, size=size)
-        alpha = None if alpha is None else resize(alpha[..., None], size=size)[..., 0]
-    return Picture(rgb, alpha)
+        raise InputError(f"cannot read the picture {path} ({reason}): get the file again") from None
+    if alpha is None:
+        return Picture(rgb if size is None else resize(rgb, size=size), None)
+    # Colours are averaged by how much of them is to be seen.
+    seen = np.concatenate([rgb * alpha[..., None], alpha[..., None]], axis=-1)
+    seen = seen if size is None else resize(seen, size=size)
+    alpha = seen[..., 3:]
+    rgb = np.where(alpha > 0, seen[..., :3] / np.maximum(alpha, 1e-6), 1).astype(np.float32)
+    return Picture(np.clip(rgb, 0, 1), alpha[..., 0])
 
 
 def load_image(path: str | Path, *, size: int | None = None) -> np.ndarray:
-    """Read a picture's colours, see ``load_picture``.
+    """Read a picture's colours, shown over white where it is transparent; see ``load_picture``.
 
     Returns:
       ``[H, W, 3]`` float32 in [0, 1].
     """
-    return load_picture(path, size=size).rgb
+    rgb, alpha = load_picture(path, size=size)
+    return rgb if alpha is None else rgb * alpha[..., None] + (1 - alpha[..., None])
 
 
 def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
@@ -106,7 +113,7 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     alpha = rgba[..., 3]
     if (alpha == 1).all():
         return rgba[..., :3], None
-    return rgba[..., :3] * alpha[..., None] + (1 - alpha[..., None]), alpha
+    return rgba[..., :3], alpha
 
 
 def resize(image: np.ndarray, *, size: int) -> np.ndarray:
@@ -154,8 +161,7 @@ def check_output(path: str | Path, *, alpha: bool = False) -> None:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise InputError(
-            f"{path.name} has no suffix of a known picture format: expected one of "
-            f"{' '.join(FORMATS)}"
+            f"{path} has no suffix of a known picture format: expected one of {' '.join(FORMATS)}"
         )
     if alpha and FORMATS[path.suffix.lower()] == "JPEG":
         raise InputError(

@@ -31,20 +31,26 @@ def gram_sum(features: Array) -> Array:
     return jnp.matmul(flat.T, flat, precision="highest", preferred_element_type=dtype)
 
 
-def gram_divisor(*, positions: Array | int, channels: int, normalization: str) -> Array | float:
-    """What a Gram sum is divided by.
+def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -> Array:
+    """Divide a Gram sum as published tools do.
 
     ``"hw"`` divides by the h*w positions: a mean of outer products (Gatys' published code, and up
     to the constant the course version). ``"chw"`` divides by the C*h*w features (neural-style).
 
+    Args:
+      gram: sum over positions, ``[C, C]``.
+      positions: how many.
+      normalization: ``"hw"`` or ``"chw"``.
+
+    Returns:
+      ``[C, C]``.
+
     Raises:
       ValueError: for another normalisation.
     """
-    if normalization == "hw":
-        return positions * 1.0
-    if normalization == "chw":
-        return positions * (1.0 * channels)
-    raise ValueError(f"normalization is {normalization!r}: expected 'hw' or 'chw'")
+    if normalization not in ("hw", "chw"):
+        raise ValueError(f"normalization is {normalization!r}: expected 'hw' or 'chw'")
+    return gram / (positions * (gram.shape[-1] if normalization == "chw" else 1.0))
 
 
 def gram_matrix(features: Array, *, normalization: str = "hw") -> Array:
@@ -54,7 +60,7 @@ def gram_matrix(features: Array, *, normalization: str = "hw") -> Array:
 
     Args:
       features: ``[h, w, C]``.
-      normalization: ``"hw"`` or ``"chw"``, see ``gram_divisor``.
+      normalization: ``"hw"`` or ``"chw"``, see ``normalize_gram``.
 
     Returns:
       ``[C, C]``, symmetric and positive semidefinite.
@@ -62,13 +68,14 @@ def gram_matrix(features: Array, *, normalization: str = "hw") -> Array:
     >>> gram_matrix(jnp.ones((2, 2, 1))).tolist()
     [[1.0]]
     """
-    height, width, channels = features.shape
-    divisor = gram_divisor(positions=height * width, channels=channels, normalization=normalization)
-    return gram_sum(features) / divisor
+    height, width, _ = features.shape
+    return normalize_gram(gram_sum(features), positions=height * width, normalization=normalization)
 
 
 def content_loss(features: Array, target: Array) -> Array:
     """Mean squared difference of features (Gatys 2016, eq. 1 with a mean for the half sum).
+
+    The objective takes the same sum and divides it afterwards, see ``objective``.
 
     Args:
       features, target: ``[h, w, C]``.

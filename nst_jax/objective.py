@@ -19,7 +19,7 @@ import numpy as np
 
 from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
-from nst_jax.losses import gram_divisor, gram_matrix, gram_sum, style_loss, total_variation
+from nst_jax.losses import gram_matrix, gram_sum, normalize_gram, style_loss, total_variation
 from nst_jax.types import Array, Loss, LossWeights, Statistics, Targets, Terms, Variables
 from nst_jax.vgg import features
 
@@ -63,11 +63,6 @@ def make_loss(config: LossConfig) -> Loss:
     """
     # One pass serves both terms; a layer in both is computed once.
     layers = tuple(dict.fromkeys(config.content_layers + config.style_layers))
-
-    def normalized(gram: Array, positions: Array) -> Array:
-        return gram / gram_divisor(
-            positions=positions, channels=gram.shape[-1], normalization=config.gram_normalization
-        )
 
     def style_target(variables: Variables, style: Array) -> dict[str, Array]:
         taps = features(variables, style, layers=config.style_layers, pooling=config.pooling)
@@ -125,9 +120,14 @@ def make_loss(config: LossConfig) -> Loss:
             / (sizes[name] * targets.content[name].shape[-1])
             for name in config.content_layers
         )
+        grams = {
+            name: normalize_gram(
+                gram, positions=sizes[name], normalization=config.gram_normalization
+            )
+            for name, gram in statistics.style.items()
+        }
         style = sum(
-            weights.style_layers[name]
-            * style_loss(normalized(statistics.style[name], sizes[name]), targets.style[name])
+            weights.style_layers[name] * style_loss(grams[name], targets.style[name])
             for name in config.style_layers
         )
         zero = jnp.zeros_like(statistics.tv)

@@ -92,7 +92,10 @@ GATYS = Preset(
         "https://github.com/leongatys/PytorchNeuralStyleTransfer; Gatys, Ecker, Bethge 2016, "
         "Image Style Transfer Using Convolutional Neural Networks, CVPR"
     ),
-    notes="Max pooling and no total variation, as in the code; the paper prefers average pooling.",
+    notes=(
+        "Max pooling and no total variation, as in the code; the paper prefers average pooling. "
+        "The weights are those of features, and the same for pixels in [0, 1]."
+    ),
     config=Config(
         content_weight=1.0,
         style_weight=1000.0,

@@ -1,5 +1,6 @@
 """Progress of a run on the terminal: a bar, or plain lines where the output is no terminal."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -48,21 +49,21 @@ def _detail(progress: Progress) -> str:
 
 
 def _line_printer(console: Console) -> Callable[[Progress], None]:
-    """Print about ten lines a run."""
-    shown = -1
+    """Print about ten lines a run, and one every half minute at least."""
+    shown, shown_at = -1, 0.0
 
     def show(progress: Progress) -> None:
-        nonlocal shown
+        nonlocal shown, shown_at
         if shown < 0:
             console.print(f"compiled in {progress.compile_s:.1f} s", highlight=False)
         tenth = 10 * progress.step // progress.steps
-        if tenth > shown:
+        if tenth > shown or time.monotonic() > shown_at + 30:
             left = (progress.steps - progress.step) * progress.seconds_per_step
             console.print(
                 f"step {progress.step}/{progress.steps}, {_detail(progress)}, {left:.0f} s left",
                 highlight=False,
                 soft_wrap=True,
             )
-            shown = tenth
+            shown, shown_at = tenth, time.monotonic()
 
     return show

@@ -94,7 +94,7 @@ def check_plotting(path: Path) -> None:
         importlib.metadata.version("matplotlib")
     except importlib.metadata.PackageNotFoundError:
         raise InputError(
-            "--plot needs matplotlib: install it with pip install 'nst_jax[plot]'"
+            "--plot needs matplotlib: install it with pip install matplotlib"
         ) from None
 
 

@@ -4,15 +4,10 @@ Pictures and files meet the core only here.
 """
 
 import json
-import math
-import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,16 +15,15 @@ import numpy as np
 
 from nst_jax import report
 from nst_jax.cli import Stylize
-from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
-from nst_jax.fetch import fetch
-from nst_jax.files import check_writable
-from nst_jax.images import check_output, load_image, load_picture, save_image, to_uint8
-from nst_jax.inputs import check_blend, check_pictures, initial_image
+from nst_jax.images import Picture, check_output, load_image, load_picture, save_image, to_uint8
+from nst_jax.inputs import check_pictures, initial_image
+from nst_jax.interrupt import stop_on_interrupt
 from nst_jax.progress import progress_display
+from nst_jax.stylize_inputs import check_options, json_path, load_init, obtain_weights
 from nst_jax.transfer import Progress, Result
 from nst_jax.transfer import stylize as run_stylize
-from nst_jax.weights import Weights, find_weights, load_weights
+from nst_jax.weights import Weights
 
 EXIT_CODES = {"done": 0, "diverged": 1, "stopped": 130}
 
@@ -41,7 +35,7 @@ def stylize(options: Stylize) -> int:
       The exit code.
 
     Raises:
-      InputError: before anything is computed or written.
+      InputError: before anything is written; for outputs that cannot be written, at the end.
     """
     started = time.perf_counter()
     check_options(options)
@@ -52,155 +46,148 @@ def stylize(options: Stylize) -> int:
     init = load_init(options.config, shape=content.rgb.shape)
     check_pictures(content.rgb, styles, config=options.config, init=init)
     weights = obtain_weights(options.weights)
+    if init is None:
+        init = np.asarray(
+            initial_image(
+                jax.numpy.asarray(content.rgb),
+                weights.variables,
+                config=options.config,
+                key=jax.random.key(options.seed),
+            )
+        )
     load_s = time.perf_counter() - started
 
-    key = jax.random.key(options.seed)
-    if init is None:
-        picture = jax.numpy.asarray(content.rgb)
-        init = initial_image(picture, weights.variables, config=options.config, key=key)
-    frame_every = None if options.animation is None else max(1, options.config.steps // 40)
-    every = [n for n in (options.save_every, frame_every) if n is not None]
-    frames = [to_uint8(init)]
-
-    def preview(progress: Progress) -> None:
-        if frame_every is not None and progress.step % frame_every == 0:
-            frames.append(to_uint8(progress.image))
-        if options.save_every is not None and progress.step % options.save_every == 0:
-            path = report.preview_path(options.output, progress.step)
-            save_image(path, progress.image, alpha=content.alpha)
-
-    with progress_display(options.config.steps) as show, stop_on_interrupt() as may_go_on:
-
-        def callback(progress: Progress) -> bool:
-            show(progress)
-            preview(progress)
-            return may_go_on()
-
-        result = run_stylize(
-            weights.variables,
-            content.rgb,
-            styles,
-            config=options.config,
-            blend=options.style_blend or None,
-            init=init,
-            callback=callback,
-            callback_every=math.gcd(*every) or None,
-        )
-        jax.block_until_ready(result.image)
+    result, frames = optimise(options, weights, content, styles, init)
 
     record = make_record(options, weights, result, shape=content.rgb.shape)
-    brief = {key: value for key, value in record.items() if key != "history"}
-    save_image(
-        options.output,
-        result.image,
-        alpha=content.alpha,
-        metadata={
-            "Software": f"nst_jax {record['versions']['nst_jax']}",
-            "nst_jax": json.dumps(report.as_json(brief)),
-        },
-    )
-    if options.animation is not None:
-        report.write_animation(options.animation, frames + [to_uint8(result.image)])
-    if options.plot is not None:
-        report.write_plot(options.plot, record["history"])
     record["timing"] = {"load_s": load_s} | result.timing
-    record["timing"]["total_s"] = time.perf_counter() - started
-    report.write_json(json_path(options.output), record)
-
-    if result.status == "diverged":
-        step = len(result.history.loss)
-        print(
-            f"nst-jax: diverged at step {step}: the loss or its gradient is not finite; wrote the "
-            "best picture before that. Lower the weights or the learning rate",
-            file=sys.stderr,
-        )
+    try:
+        write_pictures(options, record, result.image, alpha=content.alpha, frames=frames)
+        record["timing"]["total_s"] = time.perf_counter() - started
+        report.write_json(json_path(options.output), record)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {error.filename or options.output} ({error.strerror}): the result is "
+            "lost; see to the place and run again"
+        ) from None
+    if result.status != "done":
+        print(f"nst-jax: {closing_words(result)}", file=sys.stderr)
     print(options.output)
     return EXIT_CODES[result.status]
 
 
-def json_path(output: Path) -> Path:
-    """The record beside a picture: ``out.png`` -> ``out.json``."""
-    return output.with_suffix(".json")
+def optimise(
+    options: Stylize,
+    weights: Weights,
+    content: Picture,
+    styles: list[np.ndarray],
+    init: np.ndarray,
+) -> tuple[Result, list[np.ndarray]]:
+    """Run the optimisation with progress and previews.
 
-
-def check_options(options: Stylize) -> None:
-    """Check what can be checked before any picture is read.
+    Returns:
+      The result, and the animation's frames where there is to be one.
 
     Raises:
-      InputError: for options that contradict each other, and outputs that cannot be written.
+      InputError: where the memory does not suffice.
     """
-    check_output(options.output)
-    if not options.style:
-        raise InputError("no style picture: expected --style FILE")
-    if options.size < 1:
-        raise InputError(f"size is {options.size}: expected at least 1 pixel")
-    if not 0 <= options.seed < 2**32:  # JAX takes larger ones modulo 2**32, or not at all
-        raise InputError(f"seed is {options.seed}: expected 0 to {2**32 - 1}")
-    if options.style_blend and len(options.style_blend) != len(options.style):
-        raise InputError(
-            f"{len(options.style_blend)} blend factors for {len(options.style)} styles: "
-            "expected one each"
-        )
-    if options.style_blend:
-        check_blend(options.style_blend)
-    if options.save_every is not None and options.save_every < 1:
-        raise InputError(f"save_every is {options.save_every}: expected 1 or more")
-    outputs = [options.output, json_path(options.output)]
-    if options.animation is not None:
-        if options.animation.suffix.lower() != ".gif":
-            raise InputError(f"{options.animation} is no name of an animation: expected FILE.gif")
-        outputs.append(options.animation)
-    if options.plot is not None:
-        report.check_plotting(options.plot)
-        outputs.append(options.plot)
+    frames: list[np.ndarray] = []
+    watchers, every = [], None
     if options.save_every is not None:
-        steps = range(options.save_every, options.config.steps + 1, options.save_every)
-        outputs += [report.preview_path(options.output, step) for step in steps]
-    inputs = [options.content, *options.style]
-    if options.config.init not in INITS:
-        inputs.append(Path(options.config.init))
-    if options.weights is not None:
-        inputs.append(options.weights)
-    read = {os.path.realpath(path) for path in inputs}
-    seen: set[str] = set()
-    for path in outputs:
-        real = os.path.realpath(path)
-        if real in read:
-            raise InputError(f"{path} is an input: choose another name for the output")
-        if real in seen:
-            raise InputError(f"{path} is named for two outputs: choose different names")
-        seen.add(real)
-        check_writable(path, overwrite=options.overwrite)
+        watchers.append((options.save_every, preview_writer(options, alpha=content.alpha)))
+        every = options.save_every
+    if options.animation is not None:
+        frames.append(to_uint8(init))
+        # About 40 frames, at steps that meet those of the previews.
+        wanted = max(1, options.config.steps // 40)
+        every = wanted if every is None else smallest_divisor(every, at_least=wanted)
+        watchers.append((every, lambda progress: frames.append(to_uint8(progress.image))))
+
+    try:
+        with progress_display(options.config.steps) as show, stop_on_interrupt() as may_go_on:
+
+            def callback(progress: Progress) -> bool:
+                show(progress)
+                for steps, watch in watchers:
+                    if progress.step % steps == 0:
+                        watch(progress)
+                return may_go_on()
+
+            result = run_stylize(
+                weights.variables,
+                content.rgb,
+                styles,
+                config=options.config,
+                blend=options.style_blend or None,
+                init=init,
+                callback=callback,
+                callback_every=every,
+            )
+            return jax.block_until_ready(result), frames
+    except jax.errors.JaxRuntimeError as error:
+        if "out of memory" in str(error).lower():
+            raise InputError(
+                f"out of memory at {init.shape[1]}x{init.shape[0]} px: choose a smaller --size, or "
+                "for L-BFGS a smaller --memory-size"
+            ) from None
+        raise
 
 
-def load_init(config: Config, *, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The initial picture where ``config.init`` names a file, scaled to the content's size.
+def preview_writer(options: Stylize, *, alpha: np.ndarray | None) -> Callable[[Progress], None]:
+    """A function that writes a numbered preview; one that cannot be written is only told."""
 
-    Raises:
-      InputError: for a file of another aspect ratio, and as ``load_image``.
+    def write(progress: Progress) -> None:
+        path = report.preview_path(options.output, progress.step)
+        try:
+            save_image(path, progress.image, alpha=alpha)
+        except OSError as error:
+            print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
+
+    return write
+
+
+def smallest_divisor(number: int, *, at_least: int) -> int:
+    """The smallest divisor of a number that is not under a bound, or the number.
+
+    >>> smallest_divisor(50, at_least=4), smallest_divisor(7, at_least=2)
+    (5, 7)
     """
-    if config.init in INITS:
-        return None
-    image = load_image(config.init, size=max(shape))
-    if image.shape != shape:
-        raise InputError(
-            f"the initial picture {config.init} becomes {image.shape[1]}x{image.shape[0]} px, the "
-            f"content {shape[1]}x{shape[0]} px: expected the same aspect ratio"
-        )
-    return image
+    return next((n for n in range(at_least, number) if number % n == 0), number)
 
 
-def obtain_weights(path: Path | None) -> Weights:
-    """The weights of ``path``, or found on this machine, or else fetched.
+def write_pictures(
+    options: Stylize,
+    record: dict[str, Any],
+    image: Any,
+    *,
+    alpha: np.ndarray | None,
+    frames: list[np.ndarray],
+) -> None:
+    """Write the result, and the animation and the plot where they are asked for."""
+    brief = {key: value for key, value in record.items() if key not in ("history", "timing")}
+    metadata = {
+        "Software": f"nst_jax {record['versions']['nst_jax']}",
+        "nst_jax": json.dumps(report.as_json(brief)),
+    }
+    save_image(options.output, image, alpha=alpha, metadata=metadata)
+    if options.animation is not None:
+        report.write_animation(options.animation, [*frames, to_uint8(image)])
+    if options.plot is not None:
+        report.write_plot(options.plot, record["history"])
 
-    Raises:
-      InputError: where there are none, or they are no VGG-19.
-    """
-    found = find_weights(path)
-    if found is None:
-        print("no VGG-19 weights on this machine: fetching the official file", file=sys.stderr)
-        found = fetch("keras")
-    return load_weights(found)
+
+def closing_words(result: Result) -> str:
+    """What to tell of a run that did not end as asked."""
+    step = len(result.history.loss)
+    if result.status == "stopped":
+        return f"stopped at step {step}: wrote the best picture so far"
+    picture = "the best picture before that"
+    if not np.isfinite(result.loss):
+        picture = "the initial picture, as none had a finite loss"
+    return (
+        f"diverged at step {step}: the loss or its gradient is not finite; wrote {picture}. Lower "
+        "the weights or the learning rate"
+    )
 
 
 def make_record(
@@ -229,30 +216,3 @@ def make_record(
         "final_loss": result.loss,
         "history": report.history_record(result.history),
     }
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[Any]:
-    """Let Ctrl-C end the run at the next chunk, and a second one at once.
-
-    Gives a function that says whether to go on; until it was first called, when there is nothing
-    to keep yet, the first Ctrl-C ends at once too.
-    """
-    asked, running = False, False
-
-    def handle(signum, frame):
-        nonlocal asked
-        if asked or not running:
-            raise KeyboardInterrupt
-        asked = True
-
-    def may_go_on() -> bool:
-        nonlocal running
-        running = True
-        return not asked
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield may_go_on
-    finally:
-        signal.signal(signal.SIGINT, previous)

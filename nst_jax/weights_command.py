@@ -21,6 +21,8 @@ def manage_weights(action: Fetch | Convert | Verify | ListWeights) -> int:
         case Fetch():
             print(fetch(action.source))
         case Convert():
+            if action.output.suffix != ".safetensors":
+                raise InputError(f"{action.output} is no name for weights: expected .safetensors")
             convert_file(
                 action.source,
                 action.output,

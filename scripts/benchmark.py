@@ -6,7 +6,7 @@ medians over the rounds and their ratios are printed, as text and, with --json, 
 Usage:
   python scripts/benchmark.py [--sizes 256 512] [--rounds 5] [--steps 4] [--json FILE]
 
-Needs weights (NST_JAX_WEIGHTS or the cache) and PyTorch: pip install 'nst_jax[benchmark]'.
+Needs weights (NST_JAX_WEIGHTS or the cache) and PyTorch: pip install '.[benchmark]'.
 """
 
 import json

@@ -4,6 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
-mkdir -p out
-.venv/bin/nst-jax stylize docs/images/demo_content.jpg --style docs/images/demo_style.jpg \
-    --output out/demo.png --overwrite --size 384 --steps 100 "$@"
+mkdir -p "$root/out"
+"$root/.venv/bin/nst-jax" stylize "$root/docs/images/demo_content.jpg" \
+    --style "$root/docs/images/demo_style.jpg" \
+    --output "$root/out/demo.png" --overwrite --size 384 --steps 100 "$@"

@@ -1,7 +1,7 @@
 # Sourced by the other scripts: makes the virtual environment .venv and installs the package in it.
 # Usage: prepare_environment [GROUP]   (a dependency group of pyproject.toml, such as dev)
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 find_python() {
     local candidate
@@ -17,21 +17,28 @@ find_python() {
 }
 
 prepare_environment() {
-    local group="${1:-}" python stamp
-    stamp=".venv/.installed${group:+-$group}"
+    local group="${1:-}" venv="$root/.venv" python stamp
+    stamp="$venv/.installed${group:+-$group}"
     # Installed in place: only a change of the project's metadata needs a new installation.
-    if [ -x .venv/bin/nst-jax ] && [ -e "$stamp" ] && cmp -s pyproject.toml "$stamp"; then
+    if cmp -s "$root/pyproject.toml" "$stamp" && "$venv/bin/nst-jax" --version &>/dev/null; then
         return
     fi
-    echo "Preparing the environment .venv (only the first time) ..." >&2
+    echo "Preparing the environment $venv (only the first time) ..." >&2
+    # A half-made or moved environment is made anew.
+    "$venv/bin/python" -m pip --version &>/dev/null || [ -e "$venv/.uv" ] || rm -rf "$venv"
     if command -v uv >/dev/null; then
-        [ -x .venv/bin/python ] || uv venv --quiet --python '>=3.11' .venv >&2
-        uv pip install --quiet --python .venv/bin/python --editable . ${group:+--group "$group"} >&2
+        if ! "$venv/bin/python" --version &>/dev/null; then
+            uv venv --quiet --clear --python '>=3.11' "$venv" >&2
+            touch "$venv/.uv"
+        fi
+        (cd "$root" && uv pip install --quiet --python "$venv/bin/python" --editable . \
+            ${group:+--group "$group"} >&2)
     else
         python="$(find_python)"
-        [ -x .venv/bin/python ] || "$python" -m venv .venv
-        .venv/bin/python -m pip install --quiet --upgrade 'pip>=25.1' >&2
-        .venv/bin/python -m pip install --quiet --editable . ${group:+--group "$group"} >&2
+        [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+        "$venv/bin/python" -m pip install --quiet --upgrade 'pip>=25.1' >&2
+        (cd "$root" && "$venv/bin/python" -m pip install --quiet --editable . \
+            ${group:+--group "$group"} >&2)
     fi
-    cp pyproject.toml "$stamp"
+    cp "$root/pyproject.toml" "$stamp"
 }

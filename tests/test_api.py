@@ -15,7 +15,7 @@ PACKAGE = Path(nst_jax.__file__).parent
 # Each module may import those on its level or below; the core (up to transfer) knows no files.
 LEVELS = [
     {"errors"},
-    {"layers", "files"},
+    {"layers", "files", "interrupt"},
     {"config", "types"},
     {"presets"},
     {"vgg", "losses", "lbfgs", "inputs"},
@@ -30,11 +30,12 @@ LEVELS = [
     {"weights", "verify"},
     {"images", "report", "progress"},
     {"cli"},
+    {"stylize_inputs"},
     {"stylize_command", "weights_command"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-CORE = set().union(*LEVELS[: LEVEL["transfer"] + 1]) - {"files"}
+CORE = set().union(*LEVELS[: LEVEL["transfer"] + 1]) - {"files", "interrupt"}
 
 
 def imports(path):

@@ -21,7 +21,7 @@ def test_weights_are_finite_and_not_negative(name, bad):
 
 
 @pytest.mark.parametrize("bad", [NAN, INFINITE, 0, -1, 1e39])
-@pytest.mark.parametrize("name", ["mse_factor", "pixel_range", "learning_rate", "memory_size"])
+@pytest.mark.parametrize("name", ["mse_factor", "pixel_range", "learning_rate"])
 def test_sizes_are_positive(name, bad):
     message = re.escape(f"{name} is {bad}: expected a finite number (in float32) above 0")
     with pytest.raises(InputError, match=message):
@@ -35,10 +35,12 @@ def test_noise_ratio_is_a_share(bad):
     assert [Config(noise_ratio=share).noise_ratio for share in (0, 1)] == [0, 1]
 
 
-@pytest.mark.parametrize("bad", [0, -3])
-def test_steps(bad):
-    with pytest.raises(InputError, match=f"steps is {bad}: expected 1 or more"):
-        Config(steps=bad)
+@pytest.mark.parametrize("bad", [0, -3, 2.5, NAN])
+@pytest.mark.parametrize("name", ["steps", "memory_size"])
+def test_counts_are_whole_and_positive(name, bad):
+    message = re.escape(f"{name} is {bad}: expected a whole number, 1 or more")
+    with pytest.raises(InputError, match=message):
+        Config(**{name: bad})
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Every form and layout becomes the same tree; other and damaged files give one clear line."""
 
-import importlib.util
 import json
+import re
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,7 +126,7 @@ class TestPreprocessing:
     def test_unknown_network_needs_the_option(self, tmp_path):
         arrays = files.make_arrays()
         files.write_safetensors(tmp_path / "x", files.torch_state(arrays))
-        refuse(tmp_path / "x", "pass --preprocessing caffe")
+        refuse(tmp_path / "x", "--preprocessing caffe")
         rgb = convert(tmp_path / "x", preprocessing="torchvision")
         assert_same(rgb.arrays, arrays)
         assert (rgb.network, rgb.record.licence, rgb.record.name) == (None, "unknown", "x")
@@ -433,12 +434,10 @@ class TestConvertFile:
 
     def test_script(self, tmp_path, paths, monkeypatch, capsys):
         script = Path(__file__).parent.parent / "scripts" / "convert_weights.py"
-        spec = importlib.util.spec_from_file_location("convert_weights", script)
-        assert spec and spec.loader
-        main = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(main)
-        monkeypatch.setattr("sys.argv", ["x", str(paths["pth-zip"]), str(tmp_path / "y")])
-        assert main.main() == 0
-        assert capsys.readouterr().out == f"{tmp_path / 'y'}\n"
-        assert main.main() == 2
-        assert capsys.readouterr().err.startswith("error: ")
+        output = str(tmp_path / "y.safetensors")
+        monkeypatch.setattr("sys.argv", ["script", str(paths["pth-zip"]), output])
+        for code, pattern in ((0, ".*y.safetensors\n"), (2, "nst-jax: error: .* exists: .*\n")):
+            with pytest.raises(SystemExit) as end:
+                runpy.run_path(str(script), run_name="__main__")
+            assert end.value.code == code
+            assert re.fullmatch(pattern, "".join(capsys.readouterr()))

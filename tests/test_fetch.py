@@ -159,7 +159,8 @@ def test_redirect_to_plain_http_needs_a_full_checksum(
     refuse(tmp_path / "b", "redirected to .*/good, which is not https")
 
 
-def test_progress_bar(offer, tmp_path, capsys):
+def test_progress_bar(offer, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     offer("good")
     fetch("test", cache=tmp_path)
     captured = capsys.readouterr()

@@ -128,8 +128,29 @@ class TestTransparency:
         rgb, alpha = load_picture(tmp_path / "a.png")
         share = ALPHA / 255
         np.testing.assert_array_equal(alpha, share.astype(np.float32))
-        expected = share * PIXELS[..., 0] / 255 + (1 - share)
-        np.testing.assert_allclose(rgb, np.dstack([expected] * 3), atol=1e-6)
+        straight = np.where(share > 0, PIXELS[..., 0] / 255, 1)
+        np.testing.assert_allclose(rgb, np.dstack([straight] * 3), atol=1e-6)
+        over_white = share * PIXELS[..., 0] / 255 + (1 - share)
+        shown = load_image(tmp_path / "a.png")
+        np.testing.assert_allclose(shown, np.dstack([over_white] * 3), atol=1e-6)
+
+    def test_round_trip_is_exact(self, tmp_path):
+        """What is partly transparent is not mixed with white a second time."""
+        pixels = np.dstack([PIXELS, ALPHA])
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        rgb, alpha = load_picture(tmp_path / "a.png")
+        save_image(tmp_path / "b.png", rgb, alpha=alpha)
+        again = np.asarray(Image.open(tmp_path / "b.png"))
+        np.testing.assert_array_equal(again[ALPHA > 0], pixels[ALPHA > 0])
+
+    def test_hidden_colours_do_not_bleed(self, tmp_path):
+        """A red square beside invisible green ones stays red when it is shrunk."""
+        pixels = np.zeros((8, 8, 4), np.uint8)
+        pixels[:, :4], pixels[:, 4:] = (255, 0, 0, 255), (0, 255, 0, 0)
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        rgb, alpha = load_picture(tmp_path / "a.png", size=3)
+        assert 0 < alpha[1, 1] < 1
+        np.testing.assert_allclose(rgb[alpha > 0], [[1, 0, 0]] * 6, atol=1e-5)
 
     def test_of_a_palette(self, tmp_path):
         image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
@@ -137,7 +158,9 @@ class TestTransparency:
         image.save(tmp_path / "a.png", transparency=bytes([0, 51, 255]))
         rgb, alpha = load_picture(tmp_path / "a.png")
         np.testing.assert_allclose(alpha, [[0, 0.2, 1]], atol=1e-6)
-        np.testing.assert_allclose(rgb, [[[1, 1, 1], [0.8, 0.8, 0.8], [1, 0, 0]]], atol=1e-6)
+        np.testing.assert_allclose(rgb, [[[1, 1, 1], [0, 0, 0], [1, 0, 0]]], atol=1e-6)
+        shown = load_image(tmp_path / "a.png")
+        np.testing.assert_allclose(shown, [[[1, 1, 1], [0.8, 0.8, 0.8], [1, 0, 0]]], atol=1e-6)
 
     def test_of_one_colour(self, tmp_path):
         pixels = np.array([[[9, 8, 7], [0, 0, 255]]], np.uint8)

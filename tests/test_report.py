@@ -142,7 +142,7 @@ def test_plot_is_refused(tmp_path, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(InputError, match="--plot needs matplotlib: .*'nst_jax\\[plot\\]'"):
+    with pytest.raises(InputError, match="--plot needs matplotlib: .*pip install matplotlib"):
         report.check_plotting(tmp_path / "a.png")
 
 
