@@ -4,6 +4,7 @@ Only the standard library and tyro are imported here; what computes is imported 
 that needs it, so that ``--help`` answers at once.
 """
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,24 +222,28 @@ def main(arguments: list[str] | None = None) -> int:
         message = " ".join(str(error).splitlines())  # a file's name may hold a line break
         print(f"nst-jax: error: {message}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit
+        return 0
     except KeyboardInterrupt:
         print("nst-jax: interrupted", file=sys.stderr)
         return 130
 
 
 def print_presets(options: Presets) -> int:
-    """Print all presets in a line each, or one in full."""
+    """Print all presets with formula and source, or one with its notes and settings too."""
     from dataclasses import asdict
+    from textwrap import fill, indent
 
     from nst_jax.presets import PRESETS
 
+    for name in PRESETS if options.name is None else [options.name]:
+        preset = get_preset(name)
+        print(f"{name}: {preset.summary}\n{indent(preset.formula, '  ')}\n  {preset.source}\n")
     if options.name is None:
-        for name, preset in PRESETS.items():
-            print(f"{name:18} {preset.summary}")
         return 0
     preset = get_preset(options.name)
-    print(f"{options.name}: {preset.summary}\n\n{preset.formula}\n\nSource: {preset.source}")
-    print(f"\n{preset.notes}\n\nSettings:")
+    print(f"{fill(preset.notes, 88)}\n\nSettings:")
     for key, value in ({"size": preset.size} | asdict(preset.config)).items():
         print(f"  {key} = {value}")
     return 0
