@@ -23,12 +23,16 @@ def test_objective_to_second_order(x64, variables, content, style, name):
     """Through the whole small network; reverse mode, as the convolution has a custom rule."""
     as_float64 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
     variables, content, style = map(as_float64, (variables, content[:20, :24], style[:20, :20]))
-    function = jax.jit(objective(PRESETS[name].config, variables, content, [style]))
     image = as_float64(smooth_picture(20, 24, seed=7))
-    scale = 1 / function(image)
+
+    @jax.jit
+    def value(image, variables, content, style):
+        return objective(PRESETS[name].config, variables, content, [style])(image)
+
+    scale = 1 / value(image, variables, content, style)
     # A small step, so that no ReLU or max-pooling changes its mind within it.
     check_grads(
-        lambda x: scale * function(x),
+        lambda image: scale * value(image, variables, content, style),
         (image,),
         order=2,
         modes=("rev",),
