@@ -179,6 +179,7 @@ def _default_stylize(arguments: list[str]) -> Stylize:
 def parse(arguments: list[str]):
     """Options of the command that the arguments name."""
     stylize = tyro.conf.subcommand("stylize", default=_default_stylize(arguments))
+    # tyro's own way to subcommands; type checkers take a union for no type.
     return tyro.cli(
         Annotated[Stylize, stylize]
         | Annotated[Presets, tyro.conf.subcommand("presets")]

@@ -46,7 +46,9 @@ def scale_by_torch_lbfgs(
 ) -> optax.GradientTransformation:
     """Scale a gradient by L-BFGS's inverse Hessian, step for step as ``torch.optim.LBFGS``.
 
-    The first update is g * min(1, 1 / |g|_1). A pair is remembered only where s . y > 1e-10.
+    The first update is g * min(1, 1 / |g|_1). A pair is remembered only where s . y > 1e-10; until
+    one is, updates stay as small as the first. There Torch takes the whole gradient for a step,
+    which on pictures overflows: in float32 the sign of the first s . y may be one of rounding.
     Parameters are one array; ``update`` needs them as its third argument.
 
     Args:
@@ -96,7 +98,6 @@ def scale_by_torch_lbfgs(
         if params is None:
             raise ValueError("L-BFGS needs the parameters as the third argument of update")
         grads = updates
-        first = state.count == 0
         state = remember(state, params, grads)
         stored = jnp.minimum(state.pairs, memory_size)
 
@@ -117,6 +118,6 @@ def scale_by_torch_lbfgs(
         direction = jax.lax.fori_loop(0, stored, oldest_to_newest, state.gamma * direction)
         norm = jnp.sum(jnp.abs(grads)) / pixel_range
         first_scale = jnp.minimum(1.0, 1 / norm) / pixel_range**2
-        return direction * jnp.where(first, first_scale, 1.0), state
+        return direction * jnp.where(state.pairs == 0, first_scale, 1.0), state
 
     return optax.GradientTransformation(init, update)

@@ -35,12 +35,12 @@ def check_options(options: Stylize) -> None:
         raise InputError(f"size is {options.size}: expected at least 1 pixel")
     if not 0 <= options.seed < 2**32:  # JAX takes larger ones modulo 2**32, or not at all
         raise InputError(f"seed is {options.seed}: expected 0 to {2**32 - 1}")
-    if options.style_blend and len(options.style_blend) != len(options.style):
-        raise InputError(
-            f"{len(options.style_blend)} blend factors for {len(options.style)} styles: "
-            "expected one each"
-        )
     if options.style_blend:
+        if len(options.style_blend) != len(options.style):
+            raise InputError(
+                f"{len(options.style_blend)} blend factors for {len(options.style)} styles: "
+                "expected one each"
+            )
         check_blend(options.style_blend)
     if options.save_every is not None and options.save_every < 1:
         raise InputError(f"save_every is {options.save_every}: expected 1 or more")

@@ -6,6 +6,7 @@ are ``[h, w, C]``. Only this file imports ``flax.linen``.
 
 import math
 from functools import partial
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -163,8 +164,7 @@ def features(
     params = variables["params"]
     channels = tuple(params[f"conv{block}_1"]["kernel"].shape[-1] for block in range(1, 6))
     model = VGG19(layers=layers, pooling=pooling, channels=channels)
-    taps = model.apply(variables, image)
-    return taps  # type: ignore[return-value]
+    return cast(Taps, model.apply(variables, image))
 
 
 def with_transposed_kernels(variables: Variables) -> Variables:

@@ -61,7 +61,7 @@ class Options:
 
 
 def jax_candidates(variables, content, style, *, steps: int):
-    """Two functions that each take so many steps: in the compiled loop, and driven from Python."""
+    """Functions that take so many steps, compiled and from Python, and one that tells a fault."""
     config = Config()
     loss = make_loss(config.loss)
     solver = make_solver(loss, make_optimizer("lbfgs", memory_size=100))
@@ -80,7 +80,7 @@ def jax_candidates(variables, content, style, *, steps: int):
             states["python"], info = step(states["python"], variables, targets)
             jax.block_until_ready((states["python"], info))
 
-    return loop, python
+    return loop, python, lambda: any(bool(state.frozen) for state in states.values())
 
 
 def torch_candidate(variables, content, style, *, steps: int):
@@ -104,7 +104,7 @@ def torch_candidate(variables, content, style, *, steps: int):
 def measure(options: Options, variables, size: int) -> dict[str, Any]:
     """Seconds a step of each candidate at one size, and their ratios."""
     content, style = (load_image(path, size=size) for path in (options.content, options.style))
-    loop, python = jax_candidates(
+    loop, python, diverged = jax_candidates(
         variables, jnp.asarray(content), jnp.asarray(style), steps=options.steps
     )
     torch_steps = torch_candidate(variables, content, style, steps=options.steps)
@@ -117,6 +117,8 @@ def measure(options: Options, variables, size: int) -> dict[str, Any]:
             started = time.perf_counter()
             function()
             seconds[name].append((time.perf_counter() - started) / options.steps)
+    if diverged():
+        raise InputError(f"the run at {size} px diverged, so its time means nothing: other sizes")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
 
     def ratio(first: str, second: str) -> float:

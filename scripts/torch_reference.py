@@ -1,4 +1,4 @@
-"""A plain PyTorch implementation of the same network, objective and optimiser.
+"""A plain PyTorch implementation of the same network and objective.
 
 An independent reference for the tests and the benchmark; the package never imports it. It takes
 the fastest fair settings: channels-last memory, targets without gradients, parameters that need
@@ -35,11 +35,6 @@ def to_torch(image: np.ndarray, *, dtype: torch.dtype = torch.float32) -> torch.
     """``[H, W, 3]`` in [0, 1] to ``[1, 3, H, W]`` in [0, 255]."""
     tensor = torch.tensor(np.asarray(image), dtype=dtype).permute(2, 0, 1)[None] * 255
     return tensor.contiguous()
-
-
-def to_numpy(image: torch.Tensor) -> np.ndarray:
-    """``[1, 3, H, W]`` in [0, 255] to ``[H, W, 3]`` in [0, 1]."""
-    return image.detach()[0].permute(1, 2, 0).contiguous().numpy() / 255
 
 
 class Vgg:
@@ -105,28 +100,3 @@ class NeuralStyle:
         for name in self.style_layers:
             loss = loss + 100 * F.mse_loss(gram(taps[name]) / taps[name].numel(), self.style[name])
         return loss
-
-
-def minimize(objective, start: torch.Tensor, *, evaluations: int) -> tuple[torch.Tensor, list]:
-    """L-BFGS as neural-style-pt runs it.
-
-    Returns:
-      The last evaluated pixels and the loss at every evaluation.
-    """
-    pixels = start.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [pixels], max_iter=evaluations, tolerance_change=-1, tolerance_grad=-1, history_size=100
-    )
-    losses, last = [], start
-
-    def closure():
-        nonlocal last
-        optimizer.zero_grad()
-        loss = objective(pixels)
-        loss.backward()
-        losses.append(loss.item())
-        last = pixels.detach().clone()
-        return loss
-
-    optimizer.step(closure)
-    return last, losses

@@ -51,12 +51,25 @@ def iterates(optimizer, start, *, steps):
 
 @pytest.mark.parametrize("memory_size", [2, 5, 100])
 def test_iterates_are_torch_s(x64, memory_size):
-    start = 0.2 * START
+    start = 0.4 * START
     expected = torch_iterates(start, steps=25, memory_size=memory_size)
     actual, state = iterates(lbfgs(1.0, memory_size), start, steps=25)
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-8)
-    # The first steps cross negative curvature: some pair was dropped, as Torch does.
+    # The steps cross negative curvature: a later pair was dropped, as Torch does.
     assert 0 < state[0].pairs < 24
+
+
+def test_updates_stay_small_until_a_pair_is_remembered():
+    """On negative curvature, where Torch takes the whole gradient for a step."""
+    optimizer = scale_by_torch_lbfgs(3)
+    x = jnp.full(4, 2.0)
+    state = optimizer.init(x)
+    for _ in range(3):
+        gradient = -1e6 * x  # of a concave function
+        direction, state = optimizer.update(gradient, state, x)
+        np.testing.assert_allclose(jnp.sum(jnp.abs(direction)), 1.0, rtol=1e-5)
+        x = x - direction
+    assert state.pairs == 0 and state.count == 3
 
 
 def test_direction_is_optax_s_where_no_pair_is_dropped(x64):
