@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nst_jax.solver import make_solver, run
     from nst_jax.transfer import stylize
     from nst_jax.types import Loss
-    from nst_jax.vgg import VGG19, features, with_transposed_kernels
+    from nst_jax.vgg import VGG19, features, prepare_kernels
     from nst_jax.weights import load_weights, save_weights
 
 _HOMES = {
@@ -43,7 +43,7 @@ _HOMES = {
     "Loss": "types",
     "VGG19": "vgg",
     "features": "vgg",
-    "with_transposed_kernels": "vgg",
+    "prepare_kernels": "vgg",
     "load_weights": "weights",
     "save_weights": "weights",
 }
@@ -71,7 +71,7 @@ __all__ = [
     "style_loss",
     "stylize",
     "total_variation",
-    "with_transposed_kernels",
+    "prepare_kernels",
 ]
 __version__ = version("nst_jax")
 

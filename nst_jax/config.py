@@ -17,6 +17,7 @@ Pooling = Literal["max", "average"]
 GramNormalization = Literal["chw", "hw"]
 Optimizer = Literal["lbfgs", "lbfgs-linesearch", "adam"]
 Noise = Literal["normal", "uniform"]
+Convolution = Literal["auto", "direct", "winograd"]
 
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # above it a number is infinite where it is used
 INITS = ("content", "noise", "blend")
@@ -71,6 +72,8 @@ class Config:
       noise_scale: Standard deviation (normal) or half width (uniform) of the noise, for
         pixels in [0, 1].
       noise_ratio: Share of noise in a blend.
+      convolution: How the network convolves: direct, or winograd with a quarter of the
+        multiplications and a little more rounding; auto takes winograd on CPUs only.
     """
 
     content_layers: Layers = (("relu4_2", 1.0),)
@@ -91,6 +94,7 @@ class Config:
     noise: Noise = "normal"
     noise_scale: float = 0.001 / 255
     noise_ratio: float = 0.6
+    convolution: Convolution = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "content_layers", as_layers(self.content_layers))
@@ -174,6 +178,7 @@ def _check(config: Config) -> None:
         "tv_order": (1, 2),
         "optimizer": ("lbfgs", "lbfgs-linesearch", "adam"),
         "noise": ("normal", "uniform"),
+        "convolution": ("auto", "direct", "winograd"),
     }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:

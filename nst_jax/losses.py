@@ -7,9 +7,25 @@ Symbols of the paper: F = features flattened to h*w positions (M_l) of C channel
 matrix of the picture; A = Gram matrix of the style.
 """
 
+import jax
 import jax.numpy as jnp
 
 from nst_jax.types import Array
+
+
+@jax.custom_jvp
+def _outer_products(flat: Array) -> Array:
+    dtype = jnp.promote_types(flat.dtype, jnp.float32)
+    return jnp.matmul(flat.T, flat, precision="highest", preferred_element_type=dtype)
+
+
+@_outer_products.defjvp
+def _outer_products_jvp(primals: tuple[Array], tangents: tuple[Array]):
+    """dG = P + P^T with P = F^T dF: in reverse one product F (D + D^T), where JAX makes two."""
+    (flat,), (tangent,) = primals, tangents
+    gram = _outer_products(flat)
+    product = jnp.matmul(flat.T, tangent, precision="highest", preferred_element_type=gram.dtype)
+    return gram, product + product.T
 
 
 def gram_sum(features: Array) -> Array:
@@ -26,9 +42,7 @@ def gram_sum(features: Array) -> Array:
     Returns:
       ``[C, C]``.
     """
-    dtype = jnp.promote_types(features.dtype, jnp.float32)
-    flat = features.reshape(-1, features.shape[-1])
-    return jnp.matmul(flat.T, flat, precision="highest", preferred_element_type=dtype)
+    return _outer_products(features.reshape(-1, features.shape[-1]))
 
 
 def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -> Array:

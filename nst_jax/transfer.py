@@ -22,7 +22,7 @@ from nst_jax.objective import as_sequence, loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.solver import make_solver, run
 from nst_jax.types import Array, Info, Loss, State, Variables
-from nst_jax.vgg import with_transposed_kernels
+from nst_jax.vgg import prepare_kernels
 
 CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
 CHUNK_SIZE = 64
@@ -74,7 +74,7 @@ compute_targets = jax.jit(
     ),
     static_argnums=0,
 )
-_prepare = jax.jit(with_transposed_kernels)
+_prepare = jax.jit(prepare_kernels, static_argnames="convolution")
 _init = jax.jit(
     lambda solver, image, variables, targets: solver.init(image, variables, targets),
     static_argnums=0,
@@ -134,8 +134,11 @@ def stylize(
     )
     if blend is not None:
         blend = check_blend(blend)
-    variables = _prepare(variables)
+    convolution = config.convolution
+    if convolution == "auto":  # accelerators' libraries choose for themselves
+        convolution = "winograd" if jax.default_backend() == "cpu" else "direct"
     targets = compute_targets(loss, variables, content, styles, loss_weights(config), blend)
+    variables = _prepare(variables, convolution=convolution)  # targets are better by the plain one
     if init is None:
         init = initial_image(
             content, variables, config=config, key=jax.random.key(0) if key is None else key

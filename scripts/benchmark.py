@@ -33,7 +33,7 @@ from nst_jax.objective import loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer
 from nst_jax.solver import make_solver, run
 from nst_jax.transfer import compute_targets
-from nst_jax.vgg import with_transposed_kernels
+from nst_jax.vgg import prepare_kernels
 from nst_jax.weights import find_weights, load_weights
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -140,7 +140,7 @@ def main(options: Options) -> int:
     path = find_weights()
     if path is None:
         raise InputError("no VGG-19 weights: set NST_JAX_WEIGHTS or run 'nst-jax weights fetch'")
-    variables = with_transposed_kernels(load_weights(path).variables)
+    variables = prepare_kernels(load_weights(path).variables)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     machine = {
         "processor": platform.processor() or platform.machine(),

@@ -18,7 +18,7 @@ LEVELS = [
     {"layers", "files", "interrupt"},
     {"config", "types"},
     {"presets"},
-    {"vgg", "losses", "lbfgs", "inputs"},
+    {"winograd", "vgg", "losses", "lbfgs", "inputs"},
     {"objective", "optimizers"},
     {"solver"},
     {"transfer"},

@@ -20,7 +20,7 @@ from conftest import smooth_picture
 from PIL import Image
 
 import nst_jax
-from nst_jax import stylize_command, stylize_inputs, weights_command
+from nst_jax import stylize_command, stylize_inputs, transfer, vgg, weights_command
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
@@ -248,8 +248,19 @@ class TestSettings:
         run(**PLAIN | {"steps": 2})
         assert len(record()["history"]["total"]) == record()["steps"] == 2
 
+    def test_convolution_changes_rounding_only(self, run, monkeypatch):
+        monkeypatch.setattr(vgg, "WINOGRAD_CHANNELS", 4)
+        transfer._prepare.clear_cache()
+        losses = {}
+        for convolution in ("direct", "winograd"):
+            run(**PLAIN, convolution=convolution, overwrite=True)
+            losses[convolution] = record()["history"]["total"][0]
+        transfer._prepare.clear_cache()
+        assert losses["winograd"] != losses["direct"]
+        assert losses["winograd"] == pytest.approx(losses["direct"], rel=1e-4)
+
     def test_none_is_left_out(self):
-        tested = {name for name, *_ in TERMS + LATER} | {"steps"}
+        tested = {name for name, *_ in TERMS + LATER} | {"steps", "convolution"}
         assert tested == {field.name for field in fields(Config)}
 
     def test_the_seed_repeats(self, run):

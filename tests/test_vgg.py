@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 from nst_jax import vgg
 from nst_jax.errors import InputError
 from nst_jax.layers import CONVS, TAPS, stride
+from nst_jax.winograd import winograd_kernel
 
 
 def test_names():
@@ -68,11 +69,20 @@ def plain_convolution(x, kernel):
     )
 
 
-def test_convolution_has_the_gradients_of_the_plain_one(x64):
+either_convolution = pytest.mark.parametrize(
+    "transform", [lambda kernel: kernel, winograd_kernel], ids=["direct", "winograd"]
+)
+
+
+@either_convolution
+def test_convolution_has_the_gradients_of_the_plain_one(x64, transform):
     generator = np.random.default_rng(0)
     x, kernel = generator.normal(size=(1, 6, 5, 3)), generator.normal(size=(3, 3, 3, 4))
     cotangent = generator.normal(size=(1, 6, 5, 4))
-    conv = lambda x, kernel: vgg.conv(x, kernel, vgg.transpose_kernel(kernel))  # noqa: E731
+
+    def conv(x, kernel):
+        return vgg.conv(x, kernel, *map(transform, (kernel, vgg.transpose_kernel(kernel))))
+
     value, pullback = jax.vjp(conv, x, kernel)
     expected, plain_pullback = jax.vjp(plain_convolution, x, kernel)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
@@ -83,32 +93,51 @@ def test_convolution_has_the_gradients_of_the_plain_one(x64):
     )
 
 
-def test_transposed_kernels_change_nothing(variables, content):
+def test_prepared_kernels_change_nothing(variables, content):
     """Neither features nor gradients, whether they are made once or in place."""
-
-    @jax.jit
-    def value_and_grad(variables, image):
-        return jax.value_and_grad(
-            lambda image: sum(
-                jnp.sum(tap**2) for tap in vgg.features(variables, image, layers=TAPS).values()
-            )
-        )(image)
-
-    once = value_and_grad(vgg.with_transposed_kernels(variables), content)
+    once = value_and_grad(vgg.prepare_kernels(variables), content)
     jax.tree.map(np.testing.assert_array_equal, once, value_and_grad(variables, content))
 
 
-def test_convolution_under_vmap():
+@jax.jit
+def value_and_grad(variables, image):
+    return jax.value_and_grad(
+        lambda image: sum(
+            jnp.sum(tap**2) for tap in vgg.features(variables, image, layers=TAPS).values()
+        )
+    )(image)
+
+
+def test_winograd_changes_rounding_only(variables, content, x64, monkeypatch):
+    monkeypatch.setattr(vgg, "WINOGRAD_CHANNELS", 8)
+    wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
+    prepared = vgg.prepare_kernels(wide, convolution="winograd")
+    sides = {name: kernels["forward"].shape[0] for name, kernels in prepared["prepared"].items()}
+    assert sides["conv2_2"] == 3 and sides["conv3_1"] == 6 and set(sides) == set(CONVS)
+    picture = content.astype(np.float64)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max()),
+        value_and_grad(prepared, picture),
+        value_and_grad(wide, picture),
+    )
+
+
+def test_unknown_convolution_is_refused(variables):
+    with pytest.raises(ValueError, match="convolution is 'fft': expected 'direct' or 'winograd'"):
+        vgg.prepare_kernels(variables, convolution="fft")
+
+
+@either_convolution
+def test_convolution_under_vmap(transform, x64):
     generator = np.random.default_rng(0)
-    x = generator.normal(size=(4, 1, 6, 5, 3)).astype(np.float32)
-    kernel = generator.normal(size=(3, 3, 3, 4)).astype(np.float32)
-    transposed = vgg.transpose_kernel(kernel)
+    x, kernel = generator.normal(size=(4, 1, 6, 5, 3)), generator.normal(size=(3, 3, 3, 4))
+    prepared = transform(kernel), transform(vgg.transpose_kernel(kernel))
 
     def gradient(x):
-        return jax.grad(lambda x: jnp.sum(vgg.conv(x, kernel, transposed) ** 2))(x)
+        return jax.grad(lambda x: jnp.sum(vgg.conv(x, kernel, *prepared) ** 2))(x)
 
     singles = np.stack([gradient(one) for one in x])
-    np.testing.assert_allclose(jax.vmap(gradient)(x), singles, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(gradient)(x), singles, rtol=1e-10)
 
 
 def test_unknown_layer_is_refused(variables, content):

@@ -1,0 +1,113 @@
+"""3x3 convolution with a quarter of the multiplications: Winograd's F(4x4, 3x3).
+
+    Y = A^T [(G g G^T) * (B^T d B)] A
+
+d is a 6x6 tile of the input, overlapping its neighbours by 2, g the kernel, Y a 4x4 tile of the
+output and * the elementwise product, which over many channels is 36 matrix products. A, B and G
+interpolate polynomials at five points and infinity. The textbook's points 0, +-1, +-2 lose more
+digits: with 0, +-2/3, +-3/2 the error in float32 is less than half.
+
+Contract: features ``[1, H, W, C]``, stride 1, zero padding 1.
+
+References:
+  Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", CVPR, section 4.
+  Barabasz et al. 2020, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep
+  Neural Networks", ACM TOMS, on the choice of points.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nst_jax.types import Array
+
+TILE = 4
+OVERLAPPING = TILE + 2
+POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
+
+
+def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A^T ``[4, 6]``, B^T ``[6, 6]`` and G ``[6, 3]`` by Toom and Cook's construction."""
+    output = np.zeros((TILE, OVERLAPPING))
+    data = np.zeros((OVERLAPPING, OVERLAPPING))
+    kernel = np.zeros((OVERLAPPING, 3))
+    for k, point in enumerate(POINTS):
+        others = [other for other in POINTS if other != point]
+        output[:, k] = point ** np.arange(TILE)
+        data[k, :-1] = np.poly(others)[::-1]
+        kernel[k] = point ** np.arange(3) / np.prod([point - other for other in others])
+    output[-1, -1] = kernel[-1, -1] = 1
+    data[-1] = np.poly(POINTS)[::-1]
+    return output, data, kernel
+
+
+OUTPUT, DATA, KERNEL = _matrices()
+
+
+def _combine(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
+    """sum_j matrix_ij arrays_j for each row i, as elementwise sums: they fuse, a product cannot."""
+
+    def row(factors: np.ndarray) -> Array:
+        terms = [float(f) * x for f, x in zip(factors, arrays, strict=True) if abs(f) > 1e-12]
+        return sum(terms[1:], terms[0])
+
+    return [row(factors) for factors in matrix]
+
+
+@jax.jit  # Not to compile it apart, but so that layers of one shape are traced once.
+def winograd_kernel(kernel: Array) -> Array:
+    """Transform a kernel for ``winograd_conv``: G g G^T.
+
+    Args:
+      kernel: ``[3, 3, in, out]``.
+
+    Returns:
+      ``[6, 6, in, out]``.
+    """
+    g = jnp.asarray(KERNEL, kernel.dtype)
+    both = jnp.matmul(jnp.kron(g, g), kernel.reshape(9, -1), precision="highest")
+    return both.reshape(OVERLAPPING, OVERLAPPING, *kernel.shape[2:])
+
+
+def _overlapping(x: Array, axis: int) -> list[Array]:
+    """The six rows of every tile: of ``[..., tiles + 1, 4, ...]`` six times ``[..., tiles, ...]``.
+
+    There is one tile more than needed: its first two rows are the overlap of the last one.
+    """
+    tiles = x.shape[axis] - 1
+    rows = [jax.lax.index_in_dim(x, i % TILE, axis + 1, keepdims=False) for i in range(OVERLAPPING)]
+    return [
+        jax.lax.slice_in_dim(row, i // TILE, i // TILE + tiles, axis=axis)
+        for i, row in enumerate(rows)
+    ]
+
+
+@jax.jit
+def winograd_conv(x: Array, kernel: Array) -> Array:
+    """Convolve by tiles of 4x4 pixels.
+
+    Args:
+      x: ``[1, H, W, in]``.
+      kernel: ``[6, 6, in, out]`` from ``winograd_kernel``.
+
+    Returns:
+      ``[1, H, W, out]``. In float32 its error is about 1e-6 of the result's standard deviation,
+      where direct summation is at some 1e-7.
+    """
+    _, height, width, channels = x.shape
+    rows, columns = -(-height // TILE), -(-width // TILE)
+    padding = ((1, TILE * (rows + 1) - height - 1), (1, TILE * (columns + 1) - width - 1), (0, 0))
+    x = jnp.pad(x[0], padding).reshape(rows + 1, TILE, -1, channels)
+    # Barriers: without them the compiler makes every intermediate line anew for each of its uses.
+    lines = jax.lax.optimization_barrier(jnp.stack(_combine(DATA, _overlapping(x, 0))))
+    lines = lines.reshape(OVERLAPPING, rows, columns + 1, TILE, channels)
+    cells = jnp.stack(_combine(DATA, _overlapping(lines, 2)), 1)
+    cells = cells.reshape(OVERLAPPING, OVERLAPPING, rows * columns, channels)
+    products = jnp.matmul(cells, kernel)
+    products = products.reshape(OVERLAPPING, OVERLAPPING, rows, columns, -1)
+    lines = jnp.stack(_combine(OUTPUT, list(jnp.moveaxis(products, 1, 0))), 3)
+    lines = jax.lax.optimization_barrier(lines.reshape(OVERLAPPING, rows, columns * TILE, -1))
+    y = jnp.stack(_combine(OUTPUT, list(lines)), 1)
+    return y.reshape(1, rows * TILE, columns * TILE, -1)[:, :height, :width]
