@@ -17,6 +17,7 @@ Pooling = Literal["max", "average"]
 GramNormalization = Literal["chw", "hw"]
 Optimizer = Literal["lbfgs", "lbfgs-linesearch", "adam"]
 Noise = Literal["normal", "uniform"]
+Preconditioner = Literal["none", "spectral"]
 Convolution = Literal["auto", "direct", "winograd"]
 
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # above it a number is infinite where it is used
@@ -64,6 +65,8 @@ class Config:
       learning_rate: Step size for pixels in [0, pixel_range]. Default 1 for lbfgs and 10/255 of
         the range for adam; not for lbfgs-linesearch.
       memory_size: Pairs that L-BFGS remembers. Default 100, with line search 10; not for adam.
+      preconditioner: Coordinates in which the optimiser works: the pixels themselves, or (spectral)
+        frequencies and colours scaled so that fewer steps are needed.
       steps: Optimisation steps; each evaluates loss and gradient once (line search: at
         least once). The result is the evaluated picture of lowest loss.
       init: Initial picture: content, noise, blend (of both), or a file. A script reads the file
@@ -89,6 +92,7 @@ class Config:
     optimizer: Optimizer = "lbfgs"
     learning_rate: float | None = None
     memory_size: int | None = None
+    preconditioner: Preconditioner = "none"
     steps: int = 1000
     init: str = "content"
     noise: Noise = "normal"
@@ -178,6 +182,7 @@ def _check(config: Config) -> None:
         "tv_order": (1, 2),
         "optimizer": ("lbfgs", "lbfgs-linesearch", "adam"),
         "noise": ("normal", "uniform"),
+        "preconditioner": ("none", "spectral"),
         "convolution": ("auto", "direct", "winograd"),
     }
     for name, allowed in choices.items():

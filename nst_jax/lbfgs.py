@@ -42,7 +42,11 @@ class ScaleByTorchLbfgsState(NamedTuple):
 
 
 def scale_by_torch_lbfgs(
-    memory_size: int = 100, *, pixel_range: float = 1.0
+    memory_size: int = 100,
+    *,
+    pixel_range: float = 1.0,
+    first_step: float | None = None,
+    gain: float = 1.0,
 ) -> optax.GradientTransformation:
     """Scale a gradient by L-BFGS's inverse Hessian, step for step as ``torch.optim.LBFGS``.
 
@@ -56,6 +60,9 @@ def scale_by_torch_lbfgs(
         parameters.
       pixel_range: R, for the steps that Torch takes on parameters R times as large. Only the first
         step depends on it; scaling the parameters themselves would round s, which is tiny then.
+      first_step: root mean square of the first update, in place of Torch's. With one that is not
+        tiny the first y is no difference of rounding errors.
+      gain: factor of gamma; 1 is Torch's.
 
     Returns:
       A transformation to be chained with ``optax.scale(-learning_rate)``.
@@ -76,6 +83,13 @@ def scale_by_torch_lbfgs(
             rho=jnp.zeros(memory_size, params.dtype),
             gamma=jnp.ones((), params.dtype),
         )
+
+    def first_scale(grads: Array) -> Array:
+        if first_step is None:
+            norm = jnp.sum(jnp.abs(grads)) / pixel_range
+            return jnp.minimum(1.0, 1 / norm) / pixel_range**2
+        mean_square = jnp.mean(jnp.square(grads))
+        return first_step / jnp.sqrt(jnp.maximum(mean_square, jnp.finfo(grads.dtype).tiny))
 
     def remember(state: ScaleByTorchLbfgsState, params: Array, grads: Array):
         s, y = params - state.params, grads - state.grads
@@ -115,9 +129,7 @@ def scale_by_torch_lbfgs(
         direction, alphas = jax.lax.fori_loop(
             0, stored, newest_to_oldest, (grads, jnp.zeros_like(state.rho))
         )
-        direction = jax.lax.fori_loop(0, stored, oldest_to_newest, state.gamma * direction)
-        norm = jnp.sum(jnp.abs(grads)) / pixel_range
-        first_scale = jnp.minimum(1.0, 1 / norm) / pixel_range**2
-        return direction * jnp.where(state.pairs == 0, first_scale, 1.0), state
+        direction = jax.lax.fori_loop(0, stored, oldest_to_newest, gain * state.gamma * direction)
+        return jnp.where(state.pairs == 0, grads * first_scale(grads), direction), state
 
     return optax.GradientTransformation(init, update)

@@ -160,8 +160,23 @@ COURSE_SINGLE = replace(
     config=replace(COURSE.config, style_layers=(("relu3_1", 1.0),)),
 )
 
+FAST = replace(
+    NEURAL_STYLE,
+    summary="neural-style-pt's objective by a shorter way",
+    notes=(
+        "The objective of neural-style at the same resolution; L-BFGS works on frequencies and "
+        "colours scaled by --preconditioner spectral and starts with a larger step. On the pairs "
+        "of pictures that it was tried on, its loss after 50 to 75 steps is that of neural-style "
+        "after 100."
+    ),
+    config=replace(
+        NEURAL_STYLE.config, preconditioner="spectral", memory_size=50, steps=80, init="content"
+    ),
+)
+
 PRESETS: dict[str, Preset] = {
     "neural-style": NEURAL_STYLE,
+    "fast": FAST,
     "neural-style-lua": NEURAL_STYLE_LUA,
     "gatys": GATYS,
     "course": COURSE,

@@ -15,6 +15,7 @@ import numpy as np
 
 from nst_jax import report
 from nst_jax.cli import Stylize
+from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.errors import InputError
 from nst_jax.images import Picture, check_output, load_image, load_picture, save_image, to_uint8
 from nst_jax.inputs import check_pictures, initial_image
@@ -39,6 +40,7 @@ def stylize(options: Stylize) -> int:
     """
     started = time.perf_counter()
     check_options(options)
+    use_compilation_cache()
     content = load_picture(options.content, size=options.size)
     check_output(options.output, alpha=content.alpha is not None)
     # Styles are scaled to the content's longer side, which keeps their strokes' size in step.

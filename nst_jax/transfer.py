@@ -129,7 +129,10 @@ def stylize(
         loss,
         optimizer
         or make_optimizer(
-            config.optimizer, memory_size=config.memory_size, pixel_range=config.pixel_range
+            config.optimizer,
+            memory_size=config.memory_size,
+            pixel_range=config.pixel_range,
+            preconditioner=config.preconditioner,
         ),
     )
     if blend is not None:

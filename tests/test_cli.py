@@ -38,6 +38,7 @@ def desk(tmp_path, monkeypatch, content, style):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stylize_command, "use_compilation_cache", lambda: None)  # is process-wide
     save_image("content.png", content)
     save_image("style.png", style)
     return tmp_path
@@ -214,6 +215,7 @@ LATER = [
     ("optimizer", "lbfgs-linesearch"),
     ("learning_rate", 0.5),
     ("memory_size", 1),
+    ("preconditioner", "spectral"),
 ]
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from nst_jax.coordinates import in_pixel_units
 from nst_jax.lbfgs import scale_by_torch_lbfgs
-from nst_jax.optimizers import in_pixel_units, lbfgs, make_optimizer
+from nst_jax.optimizers import lbfgs, make_optimizer
 
 START = np.linspace(-1.5, 1.5, 12)
 
