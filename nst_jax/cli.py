@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
+from nst_jax.allocator import keep_freed_memory
 from nst_jax.config import Config, Layers, parse_layers
 from nst_jax.errors import InputError
 from nst_jax.presets import Preset, get_preset
@@ -205,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(arguments)
         match options:
             case Stylize():
+                keep_freed_memory()
                 from nst_jax.stylize_command import stylize
 
                 return stylize(options)

@@ -5,12 +5,12 @@ code that the next run executes, so the folder belongs to its user alone.
 """
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
 
 import jax
-import jaxlib
 
 from nst_jax.fetch import cache_dir
 
@@ -25,7 +25,7 @@ def machine_fingerprint() -> str:
     lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else [platform.processor()]
     kinds = ("model name", "flags", "Features", "CPU part")
     facts = [line for line in lines if line.startswith(kinds)][: len(kinds)] or lines[:1]
-    text = "\n".join([platform.platform(), jaxlib.__version__, *facts])
+    text = "\n".join([platform.platform(), importlib.metadata.version("jaxlib"), *facts])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -38,7 +38,7 @@ def use_compilation_cache() -> Path | None:
     Returns:
       The folder, or None.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return None
     folder = cache_dir() / "compiled" / machine_fingerprint()
     try:

@@ -108,7 +108,8 @@ def run(
       The new state and an ``Info`` whose leaves have a leading axis ``chunk_size``, of which the
       first ``count`` after minus ``count`` before are filled.
     """
-    _, info = jax.eval_shape(solver.step, state, variables, targets)
+    step = jax.jit(solver.step)  # traced once for both of its uses; compiled as part of the loop
+    _, info = jax.eval_shape(step, state, variables, targets)
     record = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), info)
     limit = jnp.minimum(num_steps, chunk_size)
 
@@ -118,7 +119,7 @@ def run(
 
     def body(carry):
         i, state, record = carry
-        state, info = solver.step(state, variables, targets)
+        state, info = step(state, variables, targets)
         return i + 1, state, jax.tree.map(lambda xs, x: xs.at[i].set(x), record, info)
 
     start = (jnp.zeros((), jnp.int32), state, record)

@@ -1,13 +1,22 @@
-"""Time a step of the neural-style objective here and in plain PyTorch, side by side.
-
-Both run L-BFGS with the same pictures, weights and number of threads, interleaved in one process;
-medians over the rounds and their ratios are printed, as text and, with --json, as a file.
+"""Time the neural-style objective here and in plain PyTorch, side by side.
 
 Usage:
-  python scripts/benchmark.py [--sizes 256 512] [--rounds 5] [--steps 4] [--json FILE]
+  python scripts/benchmark.py                       steps, start-up, memory
+  python scripts/benchmark.py --parts loss          time to the loss of PyTorch's 100 evaluations
+  python scripts/benchmark.py --parts steps --sizes 512 1024 --optimizers lbfgs adam \
+      --precisions float32 tf32 bfloat16 --compiled --json gpu.json      everything for a GPU
+  python scripts/benchmark.py --parts steps --sizes 128 --rounds 3 --max-ratio 1.5     a guard
 
-Needs weights (NST_JAX_WEIGHTS or the cache) and PyTorch: pip install '.[benchmark]'.
+Both sides have the same pictures, weights and threads. Steps are taken in turn in one process;
+medians over the rounds and the median of the rounds' ratios are printed. Needs weights
+(NST_JAX_WEIGHTS or the cache) and PyTorch: pip install '.[benchmark]'.
 """
+
+# ruff: noqa: E402, I001
+import nst_jax.allocator
+
+# As the command does, for both sides, and before anything else allocates.
+nst_jax.allocator.keep_freed_memory()
 
 import json
 import os
@@ -17,23 +26,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jax
+import benchmark_process as process
+import benchmark_steps as steps
 import jax.numpy as jnp
 import torch
-import torch_reference as reference
 import tyro
 
 from nst_jax import report
-from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import load_image
-from nst_jax.objective import loss_weights, make_loss
-from nst_jax.optimizers import make_optimizer
-from nst_jax.solver import make_solver, run
-from nst_jax.transfer import compute_targets
-from nst_jax.vgg import prepare_kernels
 from nst_jax.weights import find_weights, load_weights
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -41,106 +44,138 @@ PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Time a step here and in PyTorch.
+    """Time style transfer here and in PyTorch.
 
     Attributes:
-      sizes: Longer sides in pixels.
+      parts: What to measure.
+      sizes: Longer sides in pixels, of the steps.
+      optimizers: lbfgs, adam.
+      precisions: float32, tf32, bfloat16; the latter two are for GPUs.
       rounds: Rounds in which each candidate is timed once.
       steps: Steps that each candidate takes in a round.
-      content: The content picture.
-      style: The style picture.
+      compiled: Also PyTorch's objective through torch.compile.
+      content: Content pictures.
+      style: Style pictures, one for each content.
+      size: Longer side of the other parts.
+      evaluations: Evaluations that PyTorch may take in the part loss.
       json: Write the figures into this file too.
+      max_ratio: Fail where a step takes more than so many times PyTorch's.
     """
 
+    parts: tuple[Literal["steps", "start", "memory", "loss"], ...] = ("steps", "start", "memory")
     sizes: tuple[int, ...] = (256, 512)
+    optimizers: tuple[Literal["lbfgs", "adam"], ...] = ("lbfgs",)
+    precisions: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32",)
     rounds: int = 5
     steps: int = 4
-    content: Path = PICTURES / "demo_content.jpg"
-    style: Path = PICTURES / "demo_style.jpg"
+    compiled: bool = False
+    content: tuple[Path, ...] = (PICTURES / "demo_content.jpg",)
+    style: tuple[Path, ...] = (PICTURES / "demo_style.jpg",)
+    size: int = 512
+    evaluations: int = 100
     json: Path | None = None
+    max_ratio: float | None = None
 
 
-def jax_candidates(variables, content, style, *, steps: int):
-    """Functions that take so many steps, compiled and from Python, and one that tells a fault."""
-    config = Config()
-    loss = make_loss(config.loss)
-    solver = make_solver(loss, make_optimizer("lbfgs", memory_size=100))
-    weights = loss_weights(config)
-    targets = compute_targets(loss, variables, content, [style], weights, None)
-    start = jax.jit(solver.init)
-    step = jax.jit(solver.step, donate_argnums=0)
-    states = {name: start(content, variables, targets) for name in ("loop", "python")}
-
-    def loop():
-        states["loop"], info = run(solver, states["loop"], variables, targets, num_steps=steps)
-        jax.block_until_ready((states["loop"], info))
-
-    def python():
-        for _ in range(steps):
-            states["python"], info = step(states["python"], variables, targets)
-            jax.block_until_ready((states["python"], info))
-
-    return loop, python, lambda: any(bool(state.frozen) for state in states.values())
-
-
-def torch_candidate(variables, content, style, *, steps: int):
-    """A function that lets PyTorch make so many evaluations and updates."""
-    start = reference.to_torch(content)
-    objective = reference.NeuralStyle(reference.Vgg(variables), start, reference.to_torch(style))
-    pixels = start.clone(memory_format=torch.preserve_format).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [pixels], max_iter=steps, tolerance_change=-1, tolerance_grad=-1, history_size=100
-    )
-
-    def closure():
-        optimizer.zero_grad()
-        loss = objective(pixels)
-        loss.backward()
-        return loss
-
-    return lambda: optimizer.step(closure)
-
-
-def measure(options: Options, variables, size: int) -> dict[str, Any]:
-    """Seconds a step of each candidate at one size, and their ratios."""
-    content, style = (load_image(path, size=size) for path in (options.content, options.style))
-    loop, python, diverged = jax_candidates(
-        variables, jnp.asarray(content), jnp.asarray(style), steps=options.steps
-    )
-    torch_steps = torch_candidate(variables, content, style, steps=options.steps)
-    candidates = {"nst_jax loop": loop, "nst_jax from Python": python, "PyTorch": torch_steps}
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for function in candidates.values():
-        function()  # compiles, and fills the caches
+def interleave(candidates: dict[str, steps.Candidate], options: Options) -> dict[str, Any]:
+    """Seconds a step of each candidate in every round, and of its first round."""
+    first, seconds = {}, {name: [] for name in candidates}
+    for name, candidate in list(candidates.items()):
+        started = time.perf_counter()
+        try:
+            candidate.steps()  # compiles, and fills the caches
+        except Exception as error:  # torch.compile's back ends raise what they like
+            if name != "PyTorch compiled":
+                raise
+            print(f"  {name} does not work here: {type(error).__name__}")
+            del candidates[name], seconds[name]
+            continue
+        first[name] = time.perf_counter() - started
     for _ in range(options.rounds):
-        for name, function in candidates.items():
+        for name, candidate in candidates.items():
             started = time.perf_counter()
-            function()
+            candidate.steps()
             seconds[name].append((time.perf_counter() - started) / options.steps)
-    if diverged():
-        raise InputError(f"the run at {size} px diverged, so its time means nothing: other sizes")
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, candidate in candidates.items():
+        if not candidate.sound():
+            raise InputError(f"{name} diverged, so its time means nothing: take another size")
+    return {"first_round_s": first, "seconds_per_step": seconds}
 
-    def ratio(first: str, second: str) -> float:
-        pairs = zip(seconds[first], seconds[second], strict=True)
-        return statistics.median(a / b for a, b in pairs)
 
-    return {
-        "height": content.shape[0],
-        "width": content.shape[1],
-        "seconds_per_step": medians,
-        "ratio_to_pytorch": ratio("nst_jax loop", "PyTorch"),
-        "ratio_loop_to_python": ratio("nst_jax loop", "nst_jax from Python"),
-        "all_seconds_per_step": seconds,
-    }
+def measure_steps(options: Options, variables, **case: Any) -> dict[str, Any]:
+    """Time one size, optimiser and precision; print and return the figures."""
+    content, style = (load_image(p[0], size=case["size"]) for p in (options.content, options.style))
+    settings: dict[str, Any] = dict(
+        config=steps.with_optimizer(case["optimizer"]),
+        precision=case["precision"],
+        steps=options.steps,
+    )
+    height, width, _ = content.shape
+    print(
+        f"\n{width}x{height}, {case['optimizer']}, {case['precision']}; a step, median", flush=True
+    )
+    pictures = jnp.asarray(content), jnp.asarray(style)
+    candidates = steps.jax_candidates(variables, *pictures, **settings)
+    candidates |= steps.torch_candidates(
+        variables, content, style, compiled=options.compiled, **settings
+    )
+    found = interleave(candidates, options)
+    flops, peak = steps.step_flops(height, width), steps.matmul_peak(precision=case["precision"])
+    ours, ratios = found["seconds_per_step"]["nst_jax"], {}
+    for name, seconds in found["seconds_per_step"].items():
+        median = statistics.median(seconds)
+        ratios[name] = statistics.median(a / b for a, b in zip(ours, seconds, strict=True))
+        print(
+            f"  {name:22}{median:8.4f} s ({min(seconds):.4f} to {max(seconds):.4f})"
+            f"{flops / median / 1e9:9.0f} GFLOP/s{flops / median / peak:6.0%} of products' peak"
+            f"   nst_jax takes {ratios[name]:.3f} of it"
+        )
+    return (
+        case
+        | found
+        | {
+            "height": height,
+            "width": width,
+            "flops_per_step": flops,
+            "matmul_flops_per_s": peak,
+            "ratio_of_nst_jax_to": ratios,
+        }
+    )
+
+
+def print_figures(title: str, figures: dict[str, Any], unit: str) -> None:
+    """A title and a line for each figure."""
+    print(f"\n{title}")
+    for name, value in figures.items():
+        print(f"  {name:45}{value:9.2f} {unit}", flush=True)
+
+
+def measure_losses(options: Options) -> list[dict[str, Any]]:
+    """Time to PyTorch's loss for every pair of pictures; print and return the figures."""
+    print(f"\nfrom the start to PyTorch's loss after {options.evaluations} evaluations")
+    found = []
+    for content, style in zip(options.content, options.style, strict=True):
+        result = process.time_to_loss(
+            content, style, size=options.size, evaluations=options.evaluations
+        )
+        found.append(result)
+        theirs, ours, ratio = result["PyTorch"], result["fast"], result["ratio"]
+        reached = f"{ours['seconds']:.1f} s, {ours['steps']} steps" if ratio else "not reached"
+        print(
+            f"  {result['pictures']}, {options.size} px: loss {result['loss']:.4g}; "
+            f"PyTorch {theirs['seconds']:.1f} s, fast {reached}, ratio {ratio or float('nan'):.2f}",
+            flush=True,
+        )
+    return found
 
 
 def main(options: Options) -> int:
-    """Measure every size, print, and write the JSON file."""
+    """Measure what is wanted, print, write the JSON file, and compare with the limit."""
     path = find_weights()
     if path is None:
         raise InputError("no VGG-19 weights: set NST_JAX_WEIGHTS or run 'nst-jax weights fetch'")
-    variables = prepare_kernels(load_weights(path).variables)
+    if len(options.content) != len(options.style):
+        raise InputError("content and style differ in number: expected one style for each content")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     machine = {
         "processor": platform.processor() or platform.machine(),
@@ -149,18 +184,30 @@ def main(options: Options) -> int:
         "versions": report.versions() | {"torch": torch.__version__},
     }
     print(json.dumps(machine))
-    results = []
-    for size in options.sizes:
-        result = measure(options, variables, size)
-        results.append(result)
-        print(f"\n{result['width']}x{result['height']}, L-BFGS, float32, seconds a step (median)")
-        for name, value in result["seconds_per_step"].items():
-            spread = result["all_seconds_per_step"][name]
-            print(f"  {name:20} {value:7.3f}   ({min(spread):.3f} to {max(spread):.3f})")
-        print(f"  ratio to PyTorch     {result['ratio_to_pytorch']:7.3f}")
-        print(f"  loop / from Python   {result['ratio_loop_to_python']:7.3f}")
+    results: dict[str, Any] = {"machine": machine}
+    pictures = options.content[0], options.style[0]
+    if "steps" in options.parts:
+        variables = load_weights(path).variables
+        results["steps"] = [
+            measure_steps(options, variables, size=size, optimizer=optimizer, precision=precision)
+            for size in options.sizes
+            for optimizer in options.optimizers
+            for precision in options.precisions
+        ]
+    if "start" in options.parts:
+        results["start"] = process.start_up(*pictures, size=options.size)
+        print_figures(f"start-up, {options.size} px", results["start"], "s")
+    if "memory" in options.parts:
+        results["memory"] = process.memory(*pictures, size=options.size)
+        print_figures(f"peak memory of the process, {options.size} px", results["memory"], "MB")
+    if "loss" in options.parts:
+        results["loss"] = measure_losses(options)
     if options.json is not None:
-        report.write_json(options.json, {"machine": machine, "results": results})
+        report.write_json(options.json, results)
+    ratios = [result["ratio_of_nst_jax_to"]["PyTorch"] for result in results.get("steps", ())]
+    if options.max_ratio is not None and max(ratios, default=0.0) > options.max_ratio:
+        print(f"benchmark: a step takes {max(ratios):.2f} of PyTorch's, more than allowed")
+        return 1
     return 0
 
 

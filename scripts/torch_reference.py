@@ -40,17 +40,25 @@ def to_torch(image: np.ndarray, *, dtype: torch.dtype = torch.float32) -> torch.
 class Vgg:
     """VGG-19's features from a variables tree of nst_jax, with Caffe's preprocessing."""
 
-    def __init__(self, variables, *, pooling: str = "max", dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        variables,
+        *,
+        pooling: str = "max",
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ):
         self.pooling = pooling
         mean, std = (np.array(variables["preprocessing"][key]) * 255 for key in ("mean", "std"))
-        self.mean = torch.tensor(mean, dtype=dtype)[None, :, None, None]
-        self.std = torch.tensor(std, dtype=dtype)[None, :, None, None]
+        self.mean = torch.tensor(mean, dtype=dtype, device=device)[None, :, None, None]
+        self.std = torch.tensor(std, dtype=dtype, device=device)[None, :, None, None]
         self.layers = []
         for name in CONVS:
             layer = variables["params"][f"conv{name[0]}_{name[1]}"]
             kernel = torch.tensor(np.array(layer["kernel"]), dtype=dtype).permute(3, 2, 0, 1)
-            kernel = kernel.contiguous(memory_format=torch.channels_last)
-            self.layers.append((name, kernel, torch.tensor(np.array(layer["bias"]), dtype=dtype)))
+            kernel = kernel.to(device).contiguous(memory_format=torch.channels_last)
+            bias = torch.tensor(np.array(layer["bias"]), dtype=dtype, device=device)
+            self.layers.append((name, kernel, bias))
 
     def __call__(self, pixels: torch.Tensor, taps: Sequence[str]) -> dict[str, torch.Tensor]:
         # Torch's L-BFGS wants contiguous parameters, its convolutions channels-last features.

@@ -15,7 +15,7 @@ PACKAGE = Path(nst_jax.__file__).parent
 # Each module may import those on its level or below; the core (up to transfer) knows no files.
 LEVELS = [
     {"errors"},
-    {"layers", "files", "interrupt"},
+    {"layers", "files", "interrupt", "allocator"},
     {"config", "types"},
     {"presets"},
     {"winograd", "coordinates", "vgg", "losses", "lbfgs", "inputs"},
@@ -35,7 +35,7 @@ LEVELS = [
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-CORE = set().union(*LEVELS[: LEVEL["transfer"] + 1]) - {"files", "interrupt"}
+CORE = set().union(*LEVELS[: LEVEL["transfer"] + 1]) - {"files", "interrupt", "allocator"}
 
 
 def imports(path):

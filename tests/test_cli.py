@@ -20,7 +20,7 @@ from conftest import smooth_picture
 from PIL import Image
 
 import nst_jax
-from nst_jax import stylize_command, stylize_inputs, transfer, vgg, weights_command
+from nst_jax import cli, stylize_command, stylize_inputs, transfer, vgg, weights_command
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
@@ -39,6 +39,7 @@ def desk(tmp_path, monkeypatch, content, style):
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(stylize_command, "use_compilation_cache", lambda: None)  # is process-wide
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: None)
     save_image("content.png", content)
     save_image("style.png", style)
     return tmp_path

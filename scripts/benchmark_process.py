@@ -1,0 +1,174 @@
+"""Parts of the benchmark that need a process of their own: start-up, memory, time to a loss.
+
+Each worker prints one line of JSON. Run as a script it is such a worker:
+  python scripts/benchmark_process.py WORKER JSON-OPTIONS
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from nst_jax.allocator import keep_freed_memory
+
+HERE = Path(__file__).resolve()
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def _jax_worker(options: dict[str, Any]) -> dict[str, Any]:
+    """Stylize until the loss is reached, if one is given, and at most for the preset's steps."""
+    from dataclasses import replace
+
+    import nst_jax
+    from nst_jax.weights import find_weights
+
+    path = find_weights()
+    assert path is not None
+    weights = nst_jax.load_weights(path)
+    content, style = (
+        nst_jax.load_image(options[name], size=options["size"]) for name in ("content", "style")
+    )
+    config = nst_jax.get_preset(options["preset"]).config
+    config = replace(config, steps=options.get("steps") or config.steps)
+    best, reached = [float("inf")], []
+
+    def watch(progress):
+        best[0] = min(best[0], float(progress.info.loss))
+        if best[0] <= options.get("loss", 0.0):
+            reached.append(time.time() - options["started"])
+            return False
+
+    # A report after every step, as no user would have: it only makes ours slower.
+    every = 1 if "loss" in options else None
+    result = nst_jax.stylize(
+        weights.variables, content, [style], config=config, callback=watch, callback_every=every
+    )
+    steps = len(result.history.loss)
+    return {"seconds": reached[0] if reached else None, "steps": steps, "loss": result.loss}
+
+
+def _torch_worker(options: dict[str, Any]) -> dict[str, Any]:
+    """So many evaluations by torch.optim.LBFGS; the loss is the lowest of them."""
+    import torch
+    import torch_reference as reference
+    from benchmark_steps import torch_device
+
+    from nst_jax.images import load_image
+    from nst_jax.weights import find_weights, load_weights
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.backends.cudnn.benchmark = True
+    path, device = find_weights(), torch_device()
+    assert path is not None
+    start, style = (
+        reference.to_torch(load_image(options[name], size=options["size"])).to(device)
+        for name in ("content", "style")
+    )
+    vgg = reference.Vgg(load_weights(path).variables, device=device)
+    objective = reference.NeuralStyle(vgg, start, style)
+    pixels = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [pixels],
+        max_iter=options["steps"],
+        tolerance_change=-1,
+        tolerance_grad=-1,
+        history_size=100,
+    )
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = objective(pixels)
+        loss.backward()
+        losses.append(loss.item())
+        return loss
+
+    optimizer.step(closure)
+    return {
+        "seconds": time.time() - options["started"],
+        "steps": len(losses),
+        "loss": min(losses),
+    }
+
+
+WORKERS = {"jax": _jax_worker, "torch": _torch_worker}
+
+
+def run_worker(name: str, **options: Any) -> dict[str, Any]:
+    """Run a worker in a fresh process; its result with the process's peak of memory."""
+    options |= {"started": time.time()}
+    command = [sys.executable, str(HERE), name, json.dumps(options, default=str)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"benchmark: error: worker {name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def time_to_loss(content: Path, style: Path, *, size: int, evaluations: int) -> dict[str, Any]:
+    """Seconds from a process's start to the loss that PyTorch's L-BFGS reaches in so many steps."""
+    pictures = {"content": content, "style": style, "size": size}
+    theirs = run_worker("torch", steps=evaluations, **pictures)
+    ours = run_worker("jax", preset="fast", loss=theirs["loss"], steps=2 * evaluations, **pictures)
+    seconds = ours["seconds"]
+    return {
+        "pictures": f"{content.stem} x {style.stem}",
+        "loss": theirs["loss"],
+        "PyTorch": theirs,
+        "fast": ours,
+        "ratio": seconds / theirs["seconds"] if seconds else None,
+    }
+
+
+def memory(content: Path, style: Path, *, size: int) -> dict[str, float]:
+    """Peak resident MB of processes that take 12 steps of neural-style's L-BFGS."""
+    pictures = {"content": content, "style": style, "size": size, "steps": 12}
+    return {
+        "nst_jax": run_worker("jax", preset="neural-style", **pictures)["memory_mb"],
+        "PyTorch": run_worker("torch", **pictures)["memory_mb"],
+    }
+
+
+def _seconds(*command: str, **environment: str) -> float:
+    started = time.perf_counter()
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **environment}
+    )
+    return time.perf_counter() - started
+
+
+def start_up(content: Path, style: Path, *, size: int) -> dict[str, float]:
+    """Seconds of --help, of the import, and until a first step with and without kept programs."""
+    python, repeats = sys.executable, range(5)
+    found = {
+        "--help": statistics.median(_seconds(python, "-m", "nst_jax", "--help") for _ in repeats),
+        "import nst_jax": statistics.median(
+            _seconds(python, "-c", "import nst_jax; nst_jax.stylize") for _ in repeats
+        ),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("first run", "second run"):
+            output = Path(folder) / f"{name}.png"
+            command = [python, "-m", "nst_jax", "stylize", str(content), "--style", str(style)]
+            command += ["--size", str(size), "--steps", "1", "--output", str(output)]
+            total = _seconds(*command, NST_JAX_CACHE=folder)
+            timing = json.loads(output.with_suffix(".json").read_text())["timing"]
+            found[f"{name}: one step, all in all"] = total
+            found[f"{name}: targets and compilation"] = timing["compile_s"]
+            found[f"{name}: the step"] = timing["steps_s"]
+    return found
+
+
+if __name__ == "__main__":
+    keep_freed_memory()  # as the command does, for both sides
+    result = WORKERS[sys.argv[1]](json.loads(sys.argv[2]))
+    print(json.dumps(result | {"memory_mb": peak_memory_mb()}))
