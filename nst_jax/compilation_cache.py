@@ -22,10 +22,15 @@ def machine_fingerprint() -> str:
 
     A home folder may be shared by machines of several kinds.
     """
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else [platform.processor()]
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:  # another system
+        lines = [platform.processor()]
     kinds = ("model name", "flags", "Features", "CPU part")
     facts = [line for line in lines if line.startswith(kinds)][: len(kinds)] or lines[:1]
-    text = "\n".join([platform.platform(), importlib.metadata.version("jaxlib"), *facts])
+    text = "\n".join(
+        [platform.system(), platform.machine(), importlib.metadata.version("jaxlib"), *facts]
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -33,7 +38,8 @@ def use_compilation_cache() -> Path | None:
     """Let JAX keep what it compiles in the per-user cache.
 
     Does nothing where the user has set ``JAX_COMPILATION_CACHE_DIR``, or where the folder cannot be
-    made or others may write to it.
+    made or others may write to it. Nothing is ever evicted, about 400 kB for a size of pictures;
+    the folder ``compiled`` may be deleted at any time.
 
     Returns:
       The folder, or None.
@@ -42,7 +48,7 @@ def use_compilation_cache() -> Path | None:
         return None
     folder = cache_dir() / "compiled" / machine_fingerprint()
     try:
-        for path in (folder.parent, folder):
+        for path in (cache_dir(), folder.parent, folder):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = path.stat()
             if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):

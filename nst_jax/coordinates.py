@@ -92,9 +92,9 @@ def _spectral(power: float) -> Callable[[Array], Array]:
         # in this transform; that matters little, for the filter is short.
         frequency = jnp.sqrt(rows[:, None] ** 2 + columns[None] ** 2)
         frequency = jnp.maximum(frequency, 1 / max(height, width)).astype(image.dtype)
-        filter = frequency**-FREQUENCY_POWER
-        filter = (filter / jnp.sqrt(jnp.mean(filter**2))) ** power
-        spectrum = jnp.fft.rfft2(image, axes=(0, 1)) * filter[..., None]
+        amplitude = frequency**-FREQUENCY_POWER
+        amplitude = (amplitude / jnp.sqrt(jnp.mean(amplitude**2))) ** power
+        spectrum = jnp.fft.rfft2(image, axes=(0, 1)) * amplitude[..., None]
         image = jnp.fft.irfft2(spectrum, s=(height, width), axes=(0, 1))
         return image + (LUMINANCE**power - 1) * image.mean(-1, keepdims=True)
 

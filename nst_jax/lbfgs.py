@@ -48,11 +48,12 @@ def scale_by_torch_lbfgs(
     first_step: float | None = None,
     gain: float = 1.0,
 ) -> optax.GradientTransformation:
-    """Scale a gradient by L-BFGS's inverse Hessian, step for step as ``torch.optim.LBFGS``.
+    """Scale a gradient by L-BFGS's inverse Hessian, by default step for step as in Torch.
 
-    The first update is g * min(1, 1 / |g|_1). A pair is remembered only where s . y > 1e-10; until
-    one is, updates stay as small as the first. There Torch takes the whole gradient for a step,
-    which on pictures overflows: in float32 the sign of the first s . y may be one of rounding.
+    The first update of ``torch.optim.LBFGS`` is g * min(1, 1 / |g|_1). A pair is remembered only
+    where s . y > 1e-10; until one is, updates stay as small as the first. There Torch takes the
+    whole gradient for a step, which on pictures overflows: in float32 the sign of the first s . y
+    may be one of rounding.
     Parameters are one array; ``update`` needs them as its third argument.
 
     Args:
@@ -84,12 +85,14 @@ def scale_by_torch_lbfgs(
             gamma=jnp.ones((), params.dtype),
         )
 
-    def first_scale(grads: Array) -> Array:
+    def first_update(grads: Array) -> Array:
         if first_step is None:
             norm = jnp.sum(jnp.abs(grads)) / pixel_range
-            return jnp.minimum(1.0, 1 / norm) / pixel_range**2
-        mean_square = jnp.mean(jnp.square(grads))
-        return first_step / jnp.sqrt(jnp.maximum(mean_square, jnp.finfo(grads.dtype).tiny))
+            return grads * (jnp.minimum(1.0, 1 / norm) / pixel_range**2)
+        # Scaled by the largest entry: squares of finite gradients may overflow.
+        tiny = jnp.finfo(grads.dtype).tiny
+        grads = grads / jnp.maximum(jnp.max(jnp.abs(grads)), tiny)
+        return grads * (first_step / jnp.sqrt(jnp.maximum(jnp.mean(jnp.square(grads)), tiny)))
 
     def remember(state: ScaleByTorchLbfgsState, params: Array, grads: Array):
         s, y = params - state.params, grads - state.grads
@@ -130,6 +133,6 @@ def scale_by_torch_lbfgs(
             0, stored, newest_to_oldest, (grads, jnp.zeros_like(state.rho))
         )
         direction = jax.lax.fori_loop(0, stored, oldest_to_newest, gain * state.gamma * direction)
-        return jnp.where(state.pairs == 0, grads * first_scale(grads), direction), state
+        return jnp.where(state.pairs == 0, first_update(grads), direction), state
 
     return optax.GradientTransformation(init, update)

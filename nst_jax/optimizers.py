@@ -46,8 +46,8 @@ def make_optimizer(
       memory_size: pairs that L-BFGS remembers; by default 100, with line search 10.
       pixel_range: range of the pixels that the optimiser sees, see ``in_pixel_units``.
       preconditioner: ``"none"``, or ``"spectral"``, see ``in_spectral_coordinates``; ``"lbfgs"``
-        then begins with a step of 2 % of the pixels' range in place of Torch's tiny one, and takes
-        twice the usual guess of the inverse curvature.
+        then begins with a step of 0.02 in those coordinates in place of Torch's tiny one, and
+        takes twice the usual guess of the inverse curvature.
 
     Returns:
       A transformation whose learning rate, where it has one, is part of its state.
@@ -60,9 +60,9 @@ def make_optimizer(
     if name == "lbfgs":
         # L-BFGS itself does not depend on the pixels' unit, its first step apart.
         options = {"first_step": 0.02, "gain": 2.0} if spectral else {"pixel_range": pixel_range}
-        options = {"memory_size": memory_size or 100, **options}
-        make = optax.inject_hyperparams(lbfgs, static_args=tuple(options))
-        return coordinates(make(learning_rate=1.0, **options))
+        static = ("memory_size", "pixel_range", "first_step", "gain")
+        make = optax.inject_hyperparams(lbfgs, static_args=static)
+        return coordinates(make(learning_rate=1.0, memory_size=memory_size or 100, **options))
     if name == "lbfgs-linesearch":
         return in_pixel_units(coordinates(optax.lbfgs(memory_size=memory_size or 10)), pixel_range)
     raise ValueError(f"optimizer is {name!r}: expected lbfgs, lbfgs-linesearch or adam")

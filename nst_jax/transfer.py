@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture, check_blend, check_pictures, initial_image
+from nst_jax.layers import TAPS
 from nst_jax.objective import as_sequence, loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.solver import make_solver, run
@@ -74,7 +75,7 @@ compute_targets = jax.jit(
     ),
     static_argnums=0,
 )
-_prepare = jax.jit(prepare_kernels, static_argnames="convolution")
+_prepare = jax.jit(prepare_kernels, static_argnames=("convolution", "layers"))
 _init = jax.jit(
     lambda solver, image, variables, targets: solver.init(image, variables, targets),
     static_argnums=0,
@@ -124,6 +125,8 @@ def stylize(
     check_pictures(content, styles, config=config, init=init)
     if callback_every is not None and callback_every < 1:
         raise InputError(f"callback_every is {callback_every}: expected 1 or more")
+    # An objective of one's own may ask for any layer.
+    layers = TAPS if loss else config.loss.content_layers + config.loss.style_layers
     loss = loss or make_loss(config.loss)
     solver = make_solver(
         loss,
@@ -141,7 +144,8 @@ def stylize(
     if convolution == "auto":  # accelerators' libraries choose for themselves
         convolution = "winograd" if jax.default_backend() == "cpu" else "direct"
     targets = compute_targets(loss, variables, content, styles, loss_weights(config), blend)
-    variables = _prepare(variables, convolution=convolution)  # targets are better by the plain one
+    # Only now: targets are computed once, and more exactly by the plain convolution.
+    variables = _prepare(variables, convolution=convolution, layers=layers)
     if init is None:
         init = initial_image(
             content, variables, config=config, key=jax.random.key(0) if key is None else key

@@ -110,8 +110,8 @@ class VGG19(nn.Module):
     The variables hold the collections ``params`` (``convB_I`` -> ``kernel [3, 3, in, out]``,
     ``bias [out]``, for RGB) and ``preprocessing`` (``mean [3]``, ``std [3]``, in units of a
     picture in [0, 1]). The mean stays apart from the first bias because zero padding comes after
-    the normalisation. The collection ``prepared`` is optional, see
-    ``prepare_kernels``.
+    the normalisation. The collection ``prepared`` is optional; where
+    it is, features are computed with it, see ``prepare_kernels``.
     """
 
     layers: tuple[str, ...] = TAPS
@@ -125,12 +125,12 @@ class VGG19(nn.Module):
         std = self.variable("preprocessing", "std", jnp.ones, (3,)).value
         x = ((image - mean[None, None]) / std[None, None])[None]
         last = deepest(self.layers)
-        has_prepared = "prepared" in self.variables
         taps: Taps = {}
         for name in CONVS:
             block = block_of(name)
             if name.endswith("_1") and block > 1:
                 x = pool(x, pooling=self.pooling)
+            has_prepared = self.has_variable("prepared", name)
             prepared = self.get_variable("prepared", name) if has_prepared else None
             x = nn.Conv(
                 self.channels[block - 1],
@@ -177,16 +177,20 @@ def features(
     return cast(Taps, model.apply(variables, image))
 
 
-def prepare_kernels(variables: Variables, *, convolution: str = "direct") -> Variables:
+def prepare_kernels(
+    variables: Variables, *, convolution: str = "direct", layers: tuple[str, ...] = TAPS
+) -> Variables:
     """Add the collection ``prepared``: the kernels in the form in which a loop applies them.
 
     Without it every step of a loop flips all kernels again for the gradient to the pixels: XLA does
-    not move that out of the loop.
+    not move that out of the loop. They are a copy: who changes the kernels prepares them again.
 
     Args:
       variables: VGG-19's collections.
       convolution: ``"direct"``, or ``"winograd"``, see ``winograd``: with a quarter of the
-        multiplications, on CPUs twice as fast, and about three times the rounding error.
+        multiplications, on CPUs twice as fast; in float32 the gradient to the pixels is then as
+        exact as PyTorch's, with a median error of 3e-7 of its root mean square in place of 1.4e-7.
+      layers: taps that will be asked for; kernels beyond the deepest are left out.
 
     Returns:
       The same with ``prepared``: layer -> ``{"forward", "backward"}`` -> ``[3, 3, in, out]`` or
@@ -204,7 +208,8 @@ def prepare_kernels(variables: Variables, *, convolution: str = "direct") -> Var
         wide = max(kernel.shape[2:]) >= WINOGRAD_CHANNELS
         return jax.tree.map(winograd_kernel, pair) if convolution == "winograd" and wide else pair
 
-    kernels = {name: prepare(layer["kernel"]) for name, layer in variables["params"].items()}
+    last = CONVS.index(deepest(layers).replace("relu", "conv"))
+    kernels = {name: prepare(variables["params"][name]["kernel"]) for name in CONVS[: last + 1]}
     return {**variables, "prepared": kernels}
 
 

@@ -105,7 +105,7 @@ def winograd_conv(x: Array, kernel: Array) -> Array:
     lines = lines.reshape(OVERLAPPING, rows, columns + 1, TILE, channels)
     cells = jnp.stack(_combine(DATA, _overlapping(lines, 2)), 1)
     cells = cells.reshape(OVERLAPPING, OVERLAPPING, rows * columns, channels)
-    products = jnp.matmul(cells, kernel)
+    products = jnp.matmul(cells, kernel, precision="highest")
     products = products.reshape(OVERLAPPING, OVERLAPPING, rows, columns, -1)
     lines = jnp.stack(_combine(OUTPUT, list(jnp.moveaxis(products, 1, 0))), 3)
     lines = jax.lax.optimization_barrier(lines.reshape(OVERLAPPING, rows, columns * TILE, -1))

@@ -3,20 +3,15 @@
 Usage:
   python scripts/benchmark.py                       steps, start-up, memory
   python scripts/benchmark.py --parts loss          time to the loss of PyTorch's 100 evaluations
-  python scripts/benchmark.py --parts steps --sizes 512 1024 --optimizers lbfgs adam \
-      --precisions float32 tf32 bfloat16 --compiled --json gpu.json      everything for a GPU
+  python scripts/benchmark.py --parts steps network classic start memory loss --compiled \
+      --sizes 512 1024 --optimizers lbfgs adam --precisions float32 tf32 bfloat16 \
+      --json gpu.json --profile trace                    everything, on a GPU
   python scripts/benchmark.py --parts steps --sizes 128 --rounds 3 --max-ratio 1.5     a guard
 
 Both sides have the same pictures, weights and threads. Steps are taken in turn in one process;
 medians over the rounds and the median of the rounds' ratios are printed. Needs weights
 (NST_JAX_WEIGHTS or the cache) and PyTorch: pip install '.[benchmark]'.
 """
-
-# ruff: noqa: E402, I001
-import nst_jax.allocator
-
-# As the command does, for both sides, and before anything else allocates.
-nst_jax.allocator.keep_freed_memory()
 
 import json
 import os
@@ -30,16 +25,21 @@ from typing import Any, Literal
 
 import benchmark_process as process
 import benchmark_steps as steps
+import jax
 import jax.numpy as jnp
 import torch
 import tyro
 
 from nst_jax import report
+from nst_jax.allocator import keep_freed_memory
 from nst_jax.errors import InputError
 from nst_jax.images import load_image
 from nst_jax.weights import find_weights, load_weights
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
+
+
+Part = Literal["steps", "network", "classic", "start", "memory", "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,16 @@ class Options:
       style: Style pictures, one for each content.
       size: Longer side of the other parts.
       evaluations: Evaluations that PyTorch may take in the part loss.
+      batch: Pictures of the part network, which runs the network alone at 1024 px.
+      network_size: Side of these pictures.
+      classic_size: Longer side of the part classic, 1000 steps of L-BFGS in a process of its own.
+      classic_steps: How many they are.
       json: Write the figures into this file too.
+      profile: Write a trace of one more round of ours into this folder, for XProf or Perfetto.
       max_ratio: Fail where a step takes more than so many times PyTorch's.
     """
 
-    parts: tuple[Literal["steps", "start", "memory", "loss"], ...] = ("steps", "start", "memory")
+    parts: tuple[Part, ...] = ("steps", "start", "memory")
     sizes: tuple[int, ...] = (256, 512)
     optimizers: tuple[Literal["lbfgs", "adam"], ...] = ("lbfgs",)
     precisions: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32",)
@@ -73,7 +78,12 @@ class Options:
     style: tuple[Path, ...] = (PICTURES / "demo_style.jpg",)
     size: int = 512
     evaluations: int = 100
+    batch: int = 8
+    network_size: int = 1024
+    classic_size: int = 900
+    classic_steps: int = 1000
     json: Path | None = None
+    profile: Path | None = None
     max_ratio: float | None = None
 
 
@@ -91,8 +101,11 @@ def interleave(candidates: dict[str, steps.Candidate], options: Options) -> dict
             del candidates[name], seconds[name]
             continue
         first[name] = time.perf_counter() - started
-    for _ in range(options.rounds):
-        for name, candidate in candidates.items():
+    order = list(candidates.items())
+    for index in range(options.rounds):
+        # Each round begins with another one, so that none always follows the same.
+        shift = index % len(order)
+        for name, candidate in order[shift:] + order[:shift]:
             started = time.perf_counter()
             candidate.steps()
             seconds[name].append((time.perf_counter() - started) / options.steps)
@@ -120,6 +133,9 @@ def measure_steps(options: Options, variables, **case: Any) -> dict[str, Any]:
         variables, content, style, compiled=options.compiled, **settings
     )
     found = interleave(candidates, options)
+    if options.profile is not None:
+        with jax.profiler.trace(str(options.profile)):
+            candidates["nst_jax"].steps()
     flops, peak = steps.step_flops(height, width), steps.matmul_peak(precision=case["precision"])
     ours, ratios = found["seconds_per_step"]["nst_jax"], {}
     for name, seconds in found["seconds_per_step"].items():
@@ -176,6 +192,8 @@ def main(options: Options) -> int:
         raise InputError("no VGG-19 weights: set NST_JAX_WEIGHTS or run 'nst-jax weights fetch'")
     if len(options.content) != len(options.style):
         raise InputError("content and style differ in number: expected one style for each content")
+    if options.max_ratio is not None and "steps" not in options.parts:
+        raise InputError("max-ratio compares steps: add steps to parts")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     machine = {
         "processor": platform.processor() or platform.machine(),
@@ -194,6 +212,25 @@ def main(options: Options) -> int:
             for optimizer in options.optimizers
             for precision in options.precisions
         ]
+    if "network" in options.parts:
+        shape = {"size": options.network_size, "batch": options.batch}
+        results["network"] = [
+            shape
+            | {"precision": precision}
+            | steps.network(
+                load_weights(path).variables, precision=precision, rounds=options.rounds, **shape
+            )
+            for precision in options.precisions
+        ]
+        for figures in results["network"]:
+            print(f"\nnetwork, forward and gradient: {figures}", flush=True)
+    if "classic" in options.parts:
+        results["classic"] = process.classic(
+            *pictures, size=options.classic_size, steps=options.classic_steps
+        )
+        print(
+            f"\n{options.classic_size} px, neural-style's L-BFGS: {results['classic']}", flush=True
+        )
     if "start" in options.parts:
         results["start"] = process.start_up(*pictures, size=options.size)
         print_figures(f"start-up, {options.size} px", results["start"], "s")
@@ -212,6 +249,8 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room too
+    keep_freed_memory()  # as the command does, for both sides
     try:
         sys.exit(main(tyro.cli(Options)))
     except InputError as error:

@@ -6,7 +6,6 @@ Each worker prints one line of JSON. Run as a script it is such a worker:
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,13 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from nst_jax.allocator import keep_freed_memory
+from nst_jax.weights import find_weights
 
 HERE = Path(__file__).resolve()
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    """Largest resident memory of this process so far, in MB, the device's own left out.
+
+    From /proc: what ``getrusage`` tells counts the parent's before the program was started.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    peaks = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return peaks[0] * 1024 / 1e6 if peaks else float("nan")
 
 
 def _jax_worker(options: dict[str, Any]) -> dict[str, Any]:
@@ -30,11 +36,8 @@ def _jax_worker(options: dict[str, Any]) -> dict[str, Any]:
     from dataclasses import replace
 
     import nst_jax
-    from nst_jax.weights import find_weights
 
-    path = find_weights()
-    assert path is not None
-    weights = nst_jax.load_weights(path)
+    weights = nst_jax.load_weights(options["weights"])
     content, style = (
         nst_jax.load_image(options[name], size=options["size"]) for name in ("content", "style")
     )
@@ -61,20 +64,19 @@ def _torch_worker(options: dict[str, Any]) -> dict[str, Any]:
     """So many evaluations by torch.optim.LBFGS; the loss is the lowest of them."""
     import torch
     import torch_reference as reference
-    from benchmark_steps import torch_device
 
+    from nst_jax.convert import convert, to_tree
     from nst_jax.images import load_image
-    from nst_jax.weights import find_weights, load_weights
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True
-    path, device = find_weights(), torch_device()
-    assert path is not None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = convert(options["weights"])
     start, style = (
         reference.to_torch(load_image(options[name], size=options["size"])).to(device)
         for name in ("content", "style")
     )
-    vgg = reference.Vgg(load_weights(path).variables, device=device)
+    vgg = reference.Vgg(to_tree(found.arrays, found.record.preprocessing), device=device)
     objective = reference.NeuralStyle(vgg, start, style)
     pixels = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -84,21 +86,19 @@ def _torch_worker(options: dict[str, Any]) -> dict[str, Any]:
         tolerance_grad=-1,
         history_size=100,
     )
-    losses = []
+    losses, times = [], []
 
     def closure():
         optimizer.zero_grad()
         loss = objective(pixels)
         loss.backward()
         losses.append(loss.item())
+        times.append(time.time() - options["started"])
         return loss
 
     optimizer.step(closure)
-    return {
-        "seconds": time.time() - options["started"],
-        "steps": len(losses),
-        "loss": min(losses),
-    }
+    best = min(losses)
+    return {"seconds": times[losses.index(best)], "steps": len(losses), "loss": best}
 
 
 WORKERS = {"jax": _jax_worker, "torch": _torch_worker}
@@ -106,7 +106,7 @@ WORKERS = {"jax": _jax_worker, "torch": _torch_worker}
 
 def run_worker(name: str, **options: Any) -> dict[str, Any]:
     """Run a worker in a fresh process; its result with the process's peak of memory."""
-    options |= {"started": time.time()}
+    options |= {"started": time.time(), "weights": find_weights()}
     command = [sys.executable, str(HERE), name, json.dumps(options, default=str)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -127,6 +127,16 @@ def time_to_loss(content: Path, style: Path, *, size: int, evaluations: int) -> 
         "fast": ours,
         "ratio": seconds / theirs["seconds"] if seconds else None,
     }
+
+
+def classic(content: Path, style: Path, *, size: int, steps: int) -> dict[str, float]:
+    """Seconds of a whole run of neural-style's L-BFGS, from the process's start to its result."""
+    started = time.perf_counter()
+    result = run_worker(
+        "jax", preset="neural-style", content=content, style=style, size=size, steps=steps
+    )
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "steps": result["steps"], "loss": result["loss"]}
 
 
 def memory(content: Path, style: Path, *, size: int) -> dict[str, float]:
@@ -160,7 +170,8 @@ def start_up(content: Path, style: Path, *, size: int) -> dict[str, float]:
             output = Path(folder) / f"{name}.png"
             command = [python, "-m", "nst_jax", "stylize", str(content), "--style", str(style)]
             command += ["--size", str(size), "--steps", "1", "--output", str(output)]
-            total = _seconds(*command, NST_JAX_CACHE=folder)
+            command += ["--weights", str(find_weights())]
+            total = _seconds(*command, NST_JAX_CACHE=folder, JAX_COMPILATION_CACHE_DIR="")
             timing = json.loads(output.with_suffix(".json").read_text())["timing"]
             found[f"{name}: one step, all in all"] = total
             found[f"{name}: targets and compilation"] = timing["compile_s"]
@@ -171,4 +182,5 @@ def start_up(content: Path, style: Path, *, size: int) -> dict[str, float]:
 if __name__ == "__main__":
     keep_freed_memory()  # as the command does, for both sides
     result = WORKERS[sys.argv[1]](json.loads(sys.argv[2]))
-    print(json.dumps(result | {"memory_mb": peak_memory_mb()}))
+    process = {"memory_mb": peak_memory_mb(), "has_jax": "jax" in sys.modules}
+    print(json.dumps(result | process))

@@ -1,6 +1,7 @@
 """Candidates of the benchmark that take steps: ours and PyTorch's, and the device's limits."""
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.solver import make_solver, run
 from nst_jax.transfer import compute_targets
 from nst_jax.types import Loss
-from nst_jax.vgg import prepare_kernels
+from nst_jax.vgg import features, prepare_kernels
 
 # How each precision is called: JAX's matmul precision, and whether PyTorch may use TF32.
 PRECISIONS = {"float32": ("highest", False), "tf32": ("tensorfloat32", True)}
@@ -79,7 +80,7 @@ def matmul_peak(*, precision: str, side: int | None = None) -> float:
 
 
 def in_bfloat16(loss: Loss) -> Loss:
-    """The objective on a network and picture of bfloat16, its pixels and sums in float32."""
+    """The objective on a network and picture of bfloat16; the optimiser's pixels are float32."""
 
     def statistics(variables, image, targets):
         narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
@@ -175,3 +176,35 @@ def with_optimizer(name: str) -> Config:
         raise InputError(f"optimizer is {name!r}: expected lbfgs or adam, which PyTorch has too")
     memory_size = 100 if name == "lbfgs" else None
     return replace(Config(), optimizer=name, memory_size=memory_size)
+
+
+def network_seconds(variables, *, size: int, batch: int, precision: str, rounds: int) -> float:
+    """Median seconds of the network's forward pass and gradient to the pixels, for a batch."""
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    prepared = jax.tree.map(lambda leaf: leaf.astype(dtype), prepare_kernels(variables))
+
+    @jax.jit
+    def gradients(variables, images):
+        def value(image):
+            taps = features(variables, image, layers=("relu5_1",))
+            return jnp.sum(taps["relu5_1"].astype(jnp.float32))
+
+        return jax.vmap(jax.grad(value))(images)
+
+    images = jax.random.uniform(jax.random.key(0), (batch, size, size, 3), dtype)
+    seconds = []
+    with jax.default_matmul_precision(PRECISIONS[precision][0]):
+        for _ in range(rounds + 1):
+            started = time.perf_counter()
+            jax.block_until_ready(gradients(prepared, images))
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def network(variables, *, size: int, batch: int, precision: str, rounds: int) -> dict[str, float]:
+    """Speed of the network alone and its share of the products' peak."""
+    seconds = network_seconds(variables, size=size, batch=batch, precision=precision, rounds=rounds)
+    plain = replace(Config(), content_layers=(), style_layers=("conv5_1",))
+    speed = batch * step_flops(size, size, plain) / seconds
+    peak = matmul_peak(precision=precision)
+    return {"seconds": seconds, "TFLOP/s": speed / 1e12, "share of peak, %": 100 * speed / peak}

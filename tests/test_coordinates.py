@@ -95,6 +95,13 @@ def test_first_step_and_gain(x64):
     np.testing.assert_allclose(second, direction, rtol=1e-9)
 
 
+def test_the_first_step_of_an_enormous_gradient():
+    gradient = jnp.full((4, 4, 3), 1e30)
+    optimizer = scale_by_torch_lbfgs(5, first_step=0.02)
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    np.testing.assert_allclose(updates, 0.02, rtol=1e-5)
+
+
 def test_a_gradient_of_zeros_gives_no_step(x64):
     optimizer = scale_by_torch_lbfgs(5, first_step=0.02)
     zeros = jnp.zeros((4, 4, 3))

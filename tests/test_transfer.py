@@ -99,6 +99,20 @@ def test_chunks_do_not_recompile(variables, content, style, monkeypatch, optimiz
     assert len(traces) == 1
 
 
+def test_the_host_fetches_numbers_only(variables, content, style, monkeypatch):
+    fetched, device_get = [], jax.device_get
+
+    def spy(tree):
+        fetched.extend(leaf.size for leaf in jax.tree.leaves(tree))
+        return device_get(tree)
+
+    monkeypatch.setattr(jax, "device_get", spy)
+    transfer.stylize(
+        variables, content, style, config=Config(steps=3), callback=lambda progress: None
+    )
+    assert fetched and max(fetched) <= transfer.CHUNK_SIZE
+
+
 def test_weights_and_steps_do_not_recompile(variables, content, style, monkeypatch):
     """One trace serves chunks of any length, other weights, learning rates and pictures."""
     monkeypatch.setattr(transfer, "CHUNK_SECONDS", 0.0)  # a step a chunk

@@ -122,6 +122,16 @@ def test_winograd_changes_rounding_only(variables, content, x64, monkeypatch):
     )
 
 
+def test_only_the_layers_that_are_asked_for_are_prepared(variables, content):
+    layers = ("relu1_1", "conv2_2")
+    prepared = vgg.prepare_kernels(variables, layers=layers)
+    assert tuple(prepared["prepared"]) == CONVS[:4]
+    taps = vgg.features(prepared, content, layers=layers)
+    jax.tree.map(
+        np.testing.assert_array_equal, taps, vgg.features(variables, content, layers=layers)
+    )
+
+
 def test_unknown_convolution_is_refused(variables):
     with pytest.raises(ValueError, match="convolution is 'fft': expected 'direct' or 'winograd'"):
         vgg.prepare_kernels(variables, convolution="fft")

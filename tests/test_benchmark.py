@@ -1,0 +1,68 @@
+"""The benchmark's own arithmetic, and one small run of it."""
+
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+
+import benchmark
+import benchmark_steps as steps
+
+from nst_jax.errors import InputError
+
+
+def test_flops_of_a_step():
+    """One convolution by hand, and the known 95 GFLOP of a step at 256 px without its Grams."""
+    config = steps.replace(steps.Config(), content_layers=("conv1_1",), style_layers=())
+    assert steps.step_flops(10, 20, config) == 2 * (2 * 9 * 200 * 3 * 64)
+    grams = steps.step_flops(256, 256) / 1e9 - 95
+    assert 0 < grams < 6
+
+
+def candidate(*, sound=True, error=None):
+    def take():
+        if error:
+            raise error
+
+    return steps.Candidate(steps=take, sound=lambda: sound)
+
+
+def test_a_diverged_candidate_is_told():
+    with pytest.raises(InputError, match="nst_jax diverged"):
+        benchmark.interleave({"nst_jax": candidate(sound=False)}, benchmark.Options(rounds=1))
+
+
+def test_only_compiled_pytorch_may_fail(capsys):
+    candidates = {"nst_jax": candidate(), "PyTorch compiled": candidate(error=RuntimeError())}
+    found = benchmark.interleave(candidates, benchmark.Options(rounds=2))
+    assert [len(seconds) for seconds in found["seconds_per_step"].values()] == [2]
+    assert "PyTorch compiled does not work here" in capsys.readouterr().out
+    with pytest.raises(RuntimeError):
+        benchmark.interleave({"PyTorch": candidate(error=RuntimeError())}, benchmark.Options())
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_a_small_run(tmp_path):
+    path = tmp_path / "figures.json"
+    small = dict(parts=("steps", "network"), sizes=(32,), rounds=1, steps=1, json=path)
+    options = benchmark.Options(
+        **small, optimizers=("adam",), network_size=32, batch=2, max_ratio=1e-6
+    )
+    assert benchmark.main(options) == 1  # no step is so fast
+    figures = json.loads(path.read_text())
+    assert set(figures) == {"machine", "steps", "network"}
+    assert figures["steps"][0]["ratio_of_nst_jax_to"]["PyTorch"] > 0
+    assert figures["network"][0]["seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+def test_workers():
+    """Both in processes of their own, PyTorch's without JAX; ours stops where it has that loss."""
+    pictures = [benchmark.PICTURES / f"demo_{name}.jpg" for name in ("content", "style")]
+    found = benchmark.process.time_to_loss(*pictures, size=48, evaluations=12)
+    assert found["PyTorch"]["steps"] == 12 and 0 < found["fast"]["steps"] <= 24
+    assert found["fast"]["seconds"] is None or found["fast"]["loss"] <= found["loss"]
+    assert found["PyTorch"]["memory_mb"] > 100 and not found["PyTorch"]["has_jax"]
