@@ -40,7 +40,6 @@ def stylize(options: Stylize) -> int:
     """
     started = time.perf_counter()
     check_options(options)
-    use_compilation_cache()
     content = load_picture(options.content, size=options.size)
     check_output(options.output, alpha=content.alpha is not None)
     # Styles are scaled to the content's longer side, which keeps their strokes' size in step.
@@ -48,6 +47,7 @@ def stylize(options: Stylize) -> int:
     init = load_init(options.config, shape=content.rgb.shape)
     check_pictures(content.rgb, styles, config=options.config, init=init)
     weights = obtain_weights(options.weights)
+    use_compilation_cache()  # only now: bad input leaves nothing behind
     if init is None:
         init = np.asarray(
             initial_image(

@@ -89,6 +89,7 @@ def course_single(x, c, s, image):
 
 FORMULAS = {
     "neural-style": neural_style,
+    "fast": neural_style,
     "neural-style-lua": neural_style_lua,
     "gatys": gatys,
     "course": course,

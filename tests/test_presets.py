@@ -31,8 +31,11 @@ NEURAL_STYLE = dict(
     noise="normal",
     noise_scale=0.001 / 255,
     noise_ratio=0.6,
+    preconditioner="none",
+    convolution="auto",
     size=512,
 )
+FAST = NEURAL_STYLE | dict(preconditioner="spectral", memory_size=50, steps=80)
 GATYS = NEURAL_STYLE | dict(
     style_layers=(
         ("relu1_1", 1 / 4096),
@@ -67,6 +70,7 @@ COURSE = NEURAL_STYLE | dict(
 )
 EXPECTED = {
     "neural-style": NEURAL_STYLE,
+    "fast": FAST,
     "neural-style-lua": NEURAL_STYLE
     | dict(content_weight=1, style_weight=300, tv_weight=0.003, tv_order=2),
     "gatys": GATYS,
@@ -126,12 +130,15 @@ OVERRIDES = {
     "noise": (None, None),
     "noise_scale": ("0.5", 0.5),
     "noise_ratio": ("0.125", 0.125),
+    "preconditioner": (None, None),
+    "convolution": ("direct", "direct"),
 }
 CHOICES = {
     "pooling": ("max", "average"),
     "gram_normalization": ("chw", "hw"),
     "tv_order": (1, 2),
     "noise": ("normal", "uniform"),
+    "preconditioner": ("none", "spectral"),
 }
 
 
