@@ -94,6 +94,8 @@ def test_gradient_of_the_real_network_agrees_with_pytorch(vgg19_weights, convolu
     # the gradient of the few pixels below it; all others agree.
     errors = np.abs(actual - expected) / np.sqrt(np.mean(expected**2))
     assert np.quantile(errors, 0.95) < 1e-5
+    if convolution == "direct":  # Winograd's rounding decides a few more: 1.06e-4 here
+        assert np.quantile(errors, 0.98) < 1e-4
     assert relative_error(actual, expected) < 2e-3
 
 
