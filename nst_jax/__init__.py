@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nst_jax.transfer import stylize
     from nst_jax.types import Loss
     from nst_jax.vgg import VGG19, features, prepare_kernels
-    from nst_jax.weights import load_weights, save_weights
+    from nst_jax.weights import find_weights, load_weights, save_weights
 
 _HOMES = {
     "Config": "config",
@@ -44,6 +44,7 @@ _HOMES = {
     "VGG19": "vgg",
     "features": "vgg",
     "prepare_kernels": "vgg",
+    "find_weights": "weights",
     "load_weights": "weights",
     "save_weights": "weights",
 }
@@ -57,6 +58,7 @@ __all__ = [
     "VGG19",
     "content_loss",
     "features",
+    "find_weights",
     "get_preset",
     "gram_matrix",
     "load_image",

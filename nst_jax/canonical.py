@@ -1,8 +1,10 @@
 """The canonical file of weights: one .safetensors whose header says all that is known of them.
 
-Arrays are float32 under ``conv1_1/kernel`` ([height, width, in, out], input RGB) and
-``conv1_1/bias``. The header is a dictionary of strings, JSON where structured. It holds a digest
-of the arrays, since the format has no checksum of its own and a flipped bit would pass.
+Arrays are under ``conv1_1/kernel`` ([height, width, in, out], input RGB) and ``conv1_1/bias``,
+and in slim weights also under ``lift/max/relu1_1/kernel`` and ``.../bias`` (``lift.py``); they are
+float32, or float16 where so written. The header is a dictionary of strings, JSON where structured.
+It holds a digest of the arrays, since the format has no checksum of its own and a flipped bit would
+pass.
 """
 
 import hashlib
@@ -48,16 +50,22 @@ class Record:
     source_md5: str = ""
     licence: str = "unknown"
     attribution: str = ""
+    training: str = ""  # of slim weights: how trained, on what, and figures, as JSON
+
+
+_ARCHITECTURE = "VGG-19, convolutions only; kernels [height, width, in, out], input RGB"
+_SLIM = "; slim: fewer channels, with lifts (kernel [slim, full], bias) by pooling and layer"
 
 
 def make_header(arrays: Mapping[str, np.ndarray], record: Record) -> dict[str, str]:
     """The header of a canonical file: a dictionary of strings."""
     preprocessing = record.preprocessing
+    slim = any(name.startswith("lift/") for name in arrays)
     return {
         "format": FORMAT,
         "format_version": VERSION,
         "name": record.name,
-        "architecture": "VGG-19, convolutions only; kernels [height, width, in, out], input RGB",
+        "architecture": _ARCHITECTURE + (_SLIM if slim else ""),
         "layers": json.dumps({name: array.shape for name, array in arrays.items()}),
         "preprocessing": json.dumps(
             {
@@ -74,6 +82,7 @@ def make_header(arrays: Mapping[str, np.ndarray], record: Record) -> dict[str, s
         "source_md5": record.source_md5,
         "licence": record.licence,
         "attribution": record.attribution,
+        **({"training": record.training} if record.training else {}),
         "contents_sha256": digest(arrays),
     }
 
@@ -107,11 +116,11 @@ def parse_header(header: Mapping[str, str]) -> Record:
             f"the header's preprocessing is wrong ({error!r}), expected a mean and std of three "
             "numbers for RGB in [0, 1]: convert the original again"
         ) from error
-    texts = ("source", "source_sha256", "source_md5", "licence", "attribution")
+    texts = ("source", "source_sha256", "source_md5", "licence", "attribution", "training")
     return Record(
         name=header.get("name", ""),
         preprocessing=preprocessing,
-        **{key: header.get(key, "") for key in texts},
+        **{key: str(header.get(key, "")) for key in texts},
     )
 
 
@@ -145,22 +154,32 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def write_canonical(
-    path: Path, arrays: Mapping[str, np.ndarray], record: Record, *, overwrite: bool = False
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    record: Record,
+    *,
+    overwrite: bool = False,
+    half: bool = False,
 ) -> None:
-    """Write a canonical file under a temporary name, then rename it.
+    """Write a canonical file under a temporary name, then rename it; in float16 if ``half``.
 
     Equal arrays and records give equal bytes. This is why the header is put together here: the
     safetensors library writes its entries in random order.
 
     Raises:
-      InputError: where the file exists already, or cannot be written.
+      InputError: where the file exists already, or cannot be written, or where float16 does not
+        hold the numbers.
     """
-    arrays = dict(sorted(arrays.items()))
+    kind, dtype = ("F16", "<f2") if half else ("F32", "<f4")
+    with np.errstate(over="ignore"):
+        arrays = {name: array.astype(dtype) for name, array in sorted(arrays.items())}
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise InputError(f"cannot write {path}: there are numbers beyond the range of {dtype[1:]}")
     entries: dict[str, object] = {"__metadata__": make_header(arrays, record)}
     start = 0
     for name, array in arrays.items():
-        end = start + 4 * array.size
-        entries[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [start, end]}
+        end = start + array.nbytes
+        entries[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [start, end]}
         start = end
     text = json.dumps(entries, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that the arrays are aligned
@@ -169,6 +188,6 @@ def write_canonical(
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for array in arrays.values():
-                file.write(np.ascontiguousarray(array, "<f4").data)
+                file.write(np.ascontiguousarray(array).data)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}): choose another place") from error

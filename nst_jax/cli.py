@@ -34,8 +34,9 @@ class Stylize:
       preset: Settings of a published tool, see nst-jax presets; other flags override them.
       size: Longer side of the result in pixels; may enlarge.
       seed: Seed of the noise.
-      weights: VGG-19 weights in any known form; by default $NST_JAX_WEIGHTS, the cache,
-        what is shipped, or else the official file is fetched.
+      weights: VGG-19 weights in any known form; by default those of $NST_JAX_WEIGHTS, of the
+        cache, or else the slim ones that come with the program.
+      model: Insist on the full network or on the slim one.
       overwrite: Replace existing output files.
       save_every: Write a numbered preview at every so many steps.
       animation: Write the progression as a GIF.
@@ -51,6 +52,7 @@ class Stylize:
     size: int = 512
     seed: int = 0
     weights: Path | None = None
+    model: Literal["vgg19", "vgg19-slim"] | None = None
     overwrite: bool = False
     save_every: int | None = None
     animation: Path | None = None

@@ -8,7 +8,8 @@ A file's form settles its layout only where the network is not one of those in `
 """
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from nst_jax.canonical import Preprocessing, Record, check_contents, parse_header, write_canonical
 from nst_jax.errors import InputError
-from nst_jax.layers import CHANNELS, CONVS, block_of
+from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, deepest
 from nst_jax.networks import CREDITS, PREPROCESSING, Layout, recognise
 from nst_jax.stored import Opened, Stored
 from nst_jax.weight_forms import open_weights
@@ -61,7 +62,9 @@ def convert(path: str | Path, *, preprocessing: str | None = None) -> Converted:
         )
     with open_weights(path) as opened:
         _check_stored(opened)
-        arrays = {name: _read(name, opened.arrays[name]) for name in array_names()}
+        # Foreign files may hold other arrays too, which are left out.
+        names = opened.arrays if opened.form == "canonical" else array_names()
+        arrays = {name: _read(name, opened.arrays[name]) for name in names}
         sha256 = file_digest(path, "sha256")
         found = recognise(arrays["conv1_1/kernel"])
         network = found.network if found else None
@@ -109,28 +112,64 @@ def to_tree(arrays: Mapping[str, np.ndarray], preprocessing: Preprocessing) -> d
     >>> to_tree(flat, PREPROCESSING["torchvision"])["params"]["conv1_1"]["bias"].shape
     (4,)
     """
-    params: dict[str, dict[str, np.ndarray]] = {}
+    params: dict[str, Any] = {}
+    lift: dict[str, Any] = {}
     for name, array in arrays.items():
-        conv, part = name.split("/")
-        params.setdefault(conv, {})[part] = array
+        *path, layer, part = name.split("/")
+        entry = lift.setdefault(path[1], {}) if path else params
+        entry.setdefault(layer, {})[part] = array
     mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
-    return {"params": params, "preprocessing": {"mean": mean, "std": std}}
+    tree = {"params": params, "preprocessing": {"mean": mean, "std": std}}
+    return tree | {"lift": lift} if lift else tree
 
 
-def expected_shapes(channels: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all arrays of a VGG-19 with these channels in its five blocks.
+def to_flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The flat arrays of a tree, float32; the inverse of ``to_tree``."""
+
+    def flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                yield from flatten(value, f"{prefix}{key}/")
+            else:
+                yield prefix + key, np.asarray(value, np.float32)
+
+    lift = dict(flatten(variables.get("lift", {}), "lift/"))
+    return dict(flatten(variables["params"], "")) | lift
+
+
+def expected_shapes(
+    channels: tuple[int, ...], *, lifts: Iterable[tuple[str, str]] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all arrays of a VGG-19.
+
+    Args:
+      channels: of the five blocks.
+      lifts: of slim weights, the pairs (pooling, layer) that they have learned; they end with the
+        deepest of these layers.
 
     >>> expected_shapes((64, 128, 256, 512, 512))["conv2_1/kernel"]
     (3, 3, 64, 128)
     """
+    lifts = tuple(lifts)
     shapes: dict[str, tuple[int, ...]] = {}
     inputs = 3
-    for conv in CONVS:
+    for conv in array_convs(lifts):
         outputs = channels[block_of(conv) - 1]
         shapes[f"{conv}/kernel"] = (3, 3, inputs, outputs)
         shapes[f"{conv}/bias"] = (outputs,)
         inputs = outputs
+    for pooling, layer in lifts:
+        block = block_of(layer) - 1
+        shapes[f"lift/{pooling}/{layer}/kernel"] = (channels[block], CHANNELS[block])
+        shapes[f"lift/{pooling}/{layer}/bias"] = (CHANNELS[block],)
     return shapes
+
+
+def array_convs(lifts: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """The convolutions of a network, of a slim one those up to its deepest lifted layer."""
+    layers = tuple(layer for _, layer in lifts)
+    last = deepest(layers).replace("relu", "conv") if layers else CONVS[-1]
+    return CONVS[: CONVS.index(last) + 1]
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], *, slim: bool = False) -> None:
@@ -138,31 +177,40 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], *, slim: bool = False) -
 
     Args:
       shapes: shapes by name.
-      slim: whether each block may have any number of channels.
+      slim: whether each block may have any number of channels, and lifts beside them.
 
     Raises:
       InputError: names the first array that is missing, too many or of a wrong shape.
     """
     if {name.split("/")[0] for name in shapes} == _VGG16:
         raise InputError("this is VGG-16 (13 convolutions), expected VGG-19 (16): use that file")
-    missing = [name for name in array_names() if name not in shapes]
+    lifts = find_lifts(shapes) if slim else ()
+    expected_names = expected_shapes(CHANNELS, lifts=lifts)
+    missing = [name for name in expected_names if name not in shapes]
     if missing:
         raise InputError(
-            f"{missing[0]} is missing, and {len(missing) - 1} more of {len(array_names())}: "
+            f"{missing[0]} is missing, and {len(missing) - 1} more of {len(expected_names)}: "
             "expected the convolutions of VGG-19, use a file of that network"
         )
-    extra = sorted(set(shapes) - set(array_names()))
+    extra = sorted(set(shapes) - set(expected_names))
     if extra:
         raise InputError(f"{extra[0]!r} is no array of VGG-19: convert the original again")
     channels = CHANNELS
     if slim:
-        channels = tuple(shapes[f"conv{block + 1}_1/bias"][-1:] for block in range(5))
-        channels = tuple(size[0] if size else 0 for size in channels)
-    for name, expected in expected_shapes(channels).items():
+        biases = (shapes.get(f"conv{block}_1/bias", ())[-1:] for block in range(1, 6))
+        channels = tuple(size[0] if size else 0 for size in biases)
+    for name, expected in expected_shapes(channels, lifts=lifts).items():
         if tuple(shapes[name]) != expected:
             raise InputError(
                 f"{name} has shape {tuple(shapes[name])}, expected {expected}: use a file of VGG-19"
             )
+
+
+def find_lifts(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """The pairs (pooling, layer) that slim weights have learned, in the network's order."""
+    pairs = {tuple(parts[1:3]) for name in names if len(parts := name.split("/")) == 4}
+    known = {pair for pair in itertools.product(("max", "average"), TAPS) if pair in pairs}
+    return tuple(sorted(known, key=lambda pair: (pair[0] != "max", TAPS.index(pair[1]))))
 
 
 def check_finite(arrays: Mapping[str, np.ndarray]) -> None:

@@ -7,9 +7,12 @@ Symbols of the paper: F = features flattened to h*w positions (M_l) of C channel
 matrix of the picture; A = Gram matrix of the style.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
+from nst_jax.lift import Features, Lifted, positions
 from nst_jax.types import Array
 
 
@@ -28,7 +31,7 @@ def _outer_products_jvp(primals: tuple[Array], tangents: tuple[Array]):
     return gram, product + product.T
 
 
-def gram_sum(features: Array) -> Array:
+def gram_sum(features: Features) -> Array:
     """Sum over positions of the features' outer products (Gatys 2016, eq. 3).
 
     G_ij = sum_k F_ik F_jk
@@ -37,12 +40,21 @@ def gram_sum(features: Array) -> Array:
     bfloat16 sums are too coarse for the differences that the style term squares.
 
     Args:
-      features: ``[h, w, C]``.
+      features: ``[h, w, C]``, or a product S K + 1 b^T of as many positions, whose sum is
+        K^T (sum s s^T) K + (K^T sum s) b^T + b (K^T sum s)^T + h w b b^T.
 
     Returns:
       ``[C, C]``.
     """
-    return _outer_products(features.reshape(-1, features.shape[-1]))
+    if not isinstance(features, Lifted):
+        return _outer_products(features.reshape(-1, features.shape[-1]))
+    own, kernel, bias = features
+    flat = own.reshape(-1, own.shape[-1])
+    matmul = partial(jnp.matmul, precision="highest")
+    gram = matmul(kernel.T, matmul(_outer_products(flat), kernel))
+    total = jnp.sum(flat, axis=0, dtype=gram.dtype)
+    crossed = jnp.outer(matmul(kernel.T, total), bias)
+    return gram + crossed + crossed.T + flat.shape[0] * jnp.outer(bias, bias)
 
 
 def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -> Array:
@@ -67,13 +79,13 @@ def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -
     return gram / (positions * (gram.shape[-1] if normalization == "chw" else 1.0))
 
 
-def gram_matrix(features: Array, *, normalization: str = "hw") -> Array:
+def gram_matrix(features: Features, *, normalization: str = "hw") -> Array:
     """Normalised Gram matrix of features: the style representation (Gatys 2016, eq. 3).
 
     G = F F^T / (h w), or / (C h w)
 
     Args:
-      features: ``[h, w, C]``.
+      features: ``[h, w, C]``, or a product, see ``gram_sum``.
       normalization: ``"hw"`` or ``"chw"``, see ``normalize_gram``.
 
     Returns:
@@ -82,8 +94,9 @@ def gram_matrix(features: Array, *, normalization: str = "hw") -> Array:
     >>> gram_matrix(jnp.ones((2, 2, 1))).tolist()
     [[1.0]]
     """
-    height, width, _ = features.shape
-    return normalize_gram(gram_sum(features), positions=height * width, normalization=normalization)
+    return normalize_gram(
+        gram_sum(features), positions=positions(features), normalization=normalization
+    )
 
 
 def content_loss(features: Array, target: Array) -> Array:

@@ -10,7 +10,7 @@ a picture may be taken piece by piece; every divisor is a constant of the target
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -19,9 +19,10 @@ import numpy as np
 
 from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
+from nst_jax.lift import dense, positions
 from nst_jax.losses import gram_matrix, gram_sum, normalize_gram, style_loss, total_variation
 from nst_jax.types import Array, Loss, LossWeights, Statistics, Targets, Terms, Variables
-from nst_jax.vgg import features
+from nst_jax.vgg import network_features
 
 
 def loss_weights(config: Config) -> LossWeights:
@@ -64,8 +65,10 @@ def make_loss(config: LossConfig) -> Loss:
     # One pass serves both terms; a layer in both is computed once.
     layers = tuple(dict.fromkeys(config.content_layers + config.style_layers))
 
+    of_picture = partial(network_features, pooling=config.pooling)
+
     def style_target(variables: Variables, style: Array) -> dict[str, Array]:
-        taps = features(variables, style, layers=config.style_layers, pooling=config.pooling)
+        taps = of_picture(variables, style, layers=config.style_layers)
         return {
             name: gram_matrix(tap, normalization=config.gram_normalization)
             for name, tap in taps.items()
@@ -87,25 +90,24 @@ def make_loss(config: LossConfig) -> Loss:
             )
         shares = (shares / shares.sum()).astype(content.dtype)
         grams = [style_target(variables, style) for style in pictures]
-        all_taps = features(variables, content, layers=layers, pooling=config.pooling)
+        all_taps = of_picture(variables, content, layers=layers)
         return Targets(
-            content={name: all_taps[name] for name in config.content_layers},
+            content={name: dense(all_taps[name]) for name in config.content_layers},
             style={
                 name: jnp.tensordot(shares, jnp.stack([gram[name] for gram in grams]), axes=1)
                 for name in config.style_layers
             },
             sizes={
-                name: jnp.asarray(tap.shape[0] * tap.shape[1], content.dtype)
-                for name, tap in all_taps.items()
+                name: jnp.asarray(positions(tap), content.dtype) for name, tap in all_taps.items()
             },
             weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
         )
 
     def statistics(variables: Variables, image: Array, targets: Targets) -> Statistics:
-        taps = features(variables, image, layers=layers, pooling=config.pooling)
+        taps = of_picture(variables, image, layers=layers)
         return Statistics(
             content={
-                name: jnp.sum(jnp.square(taps[name] - targets.content[name]))
+                name: jnp.sum(jnp.square(dense(taps[name]) - targets.content[name]))
                 for name in config.content_layers
             },
             style={name: gram_sum(taps[name]) for name in config.style_layers},

@@ -46,7 +46,7 @@ def stylize(options: Stylize) -> int:
     styles = [load_image(path, size=options.size) for path in options.style]
     init = load_init(options.config, shape=content.rgb.shape)
     check_pictures(content.rgb, styles, config=options.config, init=init)
-    weights = obtain_weights(options.weights)
+    weights = obtain_weights(options.weights, model=options.model)
     use_compilation_cache()  # only now: bad input leaves nothing behind
     if init is None:
         init = np.asarray(

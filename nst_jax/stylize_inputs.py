@@ -10,11 +10,10 @@ from nst_jax import report
 from nst_jax.cli import Stylize
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
-from nst_jax.fetch import fetch
 from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image
 from nst_jax.inputs import check_blend
-from nst_jax.weights import Weights, find_weights, load_weights
+from nst_jax.weights import Weights, find_weights, is_shipped, load_weights, model_of
 
 
 def json_path(output: Path) -> Path:
@@ -92,14 +91,25 @@ def load_init(config: Config, *, shape: tuple[int, ...]) -> np.ndarray | None:
     return image
 
 
-def obtain_weights(path: Path | None) -> Weights:
-    """The weights of ``path``, or found on this machine, or else fetched.
+def obtain_weights(path: Path | None, *, model: str | None = None) -> Weights:
+    """The weights of ``path``, or found on this machine: full ones first, else the shipped slim.
 
     Raises:
-      InputError: where there are none, or they are no VGG-19.
+      InputError: where there are none of the wanted model, or they are no VGG-19.
     """
-    found = find_weights(path)
+    found = find_weights(path=path, model=model)
     if found is None:
-        print("no VGG-19 weights on this machine: fetching the official file", file=sys.stderr)
-        found = fetch("keras")
+        missing = {"vgg19": "full VGG-19"}.get(
+            model or "", "weights, not even nst_jax's slim ones,"
+        )
+        raise InputError(
+            f"no {missing} on this machine: run 'nst-jax weights fetch', or name a file by "
+            "--weights"
+        )
+    if model is None and path is None and is_shipped(found) and model_of(found) == "vgg19-slim":
+        print(
+            "nst-jax: no full VGG-19 on this machine, so the slim weights that come with nst_jax "
+            "are used; for the full network run 'nst-jax weights fetch'",
+            file=sys.stderr,
+        )
     return load_weights(found)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nst_jax.canonical import Preprocessing
-from nst_jax.convert import Converted, convert, file_digest
+from nst_jax.convert import Converted, convert, file_digest, find_lifts
 from nst_jax.errors import InputError
 from nst_jax.fetch import SOURCES
 from nst_jax.networks import recognise
@@ -44,8 +44,13 @@ def verify_weights(path: str | Path, *, preprocessing: str | None = None) -> lis
         return [Check("form", True, form), Check("arrays", False, str(error))]
     kernel = converted.arrays["conv1_1/kernel"]
     record = converted.record
-    widest = max(array.shape[-1] for array in converted.arrays.values())
-    arrays = f"16 convolutions of VGG-19 with {kernel.shape[3]} to {widest} channels, all finite"
+    kernels = {n: a for n, a in converted.arrays.items() if a.ndim == 4}
+    widest = max(array.shape[-1] for array in kernels.values())
+    arrays = f"{len(kernels)} convolutions of VGG-19 with {kernel.shape[3]} to {widest} channels"
+    if lifts := find_lifts(converted.arrays):
+        poolings, layers = (list(dict.fromkeys(part)) for part in zip(*lifts, strict=True))
+        arrays += f", slim, trained for {' and '.join(poolings)} pooling, {', '.join(layers)}"
+    arrays += ", all finite"
     if converted.form == "canonical":
         arrays += ", as the header says"
     return [

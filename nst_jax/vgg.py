@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, check_sides, check_tap, deepest
+from nst_jax.lift import Features, Lifted, check_lifted, dense
 from nst_jax.types import Array, Taps, Variables
 from nst_jax.winograd import winograd_conv, winograd_kernel
 
@@ -123,7 +124,8 @@ class VGG19(nn.Module):
         """Map ``[H, W, 3]`` in [0, 1] to ``{layer: [h, w, C]}``."""
         mean = self.variable("preprocessing", "mean", jnp.zeros, (3,)).value
         std = self.variable("preprocessing", "std", jnp.ones, (3,)).value
-        x = ((image - mean[None, None]) / std[None, None])[None]
+        spread = (1,) * (image.ndim - 1) + (3,)
+        x = ((image - mean.reshape(spread)) / std.reshape(spread))[None]
         last = deepest(self.layers)
         taps: Taps = {}
         for name in CONVS:
@@ -149,32 +151,60 @@ class VGG19(nn.Module):
         return {layer: taps[layer] for layer in self.layers}
 
 
-def features(
+def network_features(
     variables: Variables, image: Array, *, layers: tuple[str, ...], pooling: str = "max"
-) -> Taps:
-    """Features of a picture, with the network's width read from its variables.
+) -> dict[str, Features]:
+    """Features of a picture in the form in which the network has them.
 
     Args:
-      variables: VGG-19's collections, see ``VGG19``.
+      variables: VGG-19's collections, see ``VGG19``, or those of a slim network with one more,
+        ``lift``: pooling -> layer -> ``kernel [c, C]``, ``bias [C]``.
       image: ``[H, W, 3]`` in [0, 1].
       layers: names of the taps to return.
       pooling: ``"max"`` or ``"average"``.
 
     Returns:
-      ``{layer: [h, w, C]}`` with h = H // stride, w = W // stride of the layer.
+      ``{layer: [h, w, C]}`` with h = H // stride, w = W // stride of the layer; of a slim network
+      products, see ``lift``.
 
     Raises:
-      InputError: for an unknown layer, or a picture too small for the deepest one.
+      InputError: for an unknown layer, a layer or a pooling that a slim network has not learned,
+        or a picture too small for the deepest layer.
     """
     if not layers:
         return {}
     for layer in layers:
         check_tap(layer)
     check_sides(image.shape[-3], image.shape[-2], layers)
+    if "lift" in variables:
+        check_lifted(variables["lift"], layers=layers, pooling=pooling)
     params = variables["params"]
-    channels = tuple(params[f"conv{block}_1"]["kernel"].shape[-1] for block in range(1, 6))
+    firsts = (f"conv{block}_1" for block in range(1, block_of(deepest(layers)) + 1))
+    channels = tuple(params[name]["kernel"].shape[-1] for name in firsts)
     model = VGG19(layers=layers, pooling=pooling, channels=channels)
-    return cast(Taps, model.apply(variables, image))
+    taps = cast(Taps, model.apply(variables, image))
+    if "lift" not in variables:
+        return dict(taps)
+    lift = variables["lift"][pooling]
+    return {name: Lifted(tap, **lift[name]) for name, tap in taps.items()}
+
+
+def features(
+    variables: Variables, image: Array, *, layers: tuple[str, ...], pooling: str = "max"
+) -> Taps:
+    """Features of a picture in VGG-19's channels, with the network's width read from its variables.
+
+    Args:
+      variables, image, layers, pooling: as for ``network_features``.
+
+    Returns:
+      ``{layer: [h, w, C]}`` with h = H // stride, w = W // stride of the layer.
+
+    Raises:
+      InputError: as ``network_features``.
+    """
+    taps = network_features(variables, image, layers=layers, pooling=pooling)
+    return {name: dense(tap) for name, tap in taps.items()}
 
 
 def prepare_kernels(
@@ -208,8 +238,10 @@ def prepare_kernels(
         wide = max(kernel.shape[2:]) >= WINOGRAD_CHANNELS
         return jax.tree.map(winograd_kernel, pair) if convolution == "winograd" and wide else pair
 
-    last = CONVS.index(deepest(layers).replace("relu", "conv"))
-    kernels = {name: prepare(variables["params"][name]["kernel"]) for name in CONVS[: last + 1]}
+    params = variables["params"]
+    used = CONVS[: CONVS.index(deepest(layers).replace("relu", "conv")) + 1]
+    # A slim network ends with the deepest layer that it has learned.
+    kernels = {name: prepare(params[name]["kernel"]) for name in used if name in params}
     return {**variables, "prepared": kernels}
 
 

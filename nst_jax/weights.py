@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nst_jax.canonical import Preprocessing, Record, write_canonical
-from nst_jax.convert import check_finite, check_shapes, convert, to_tree
+from nst_jax.convert import check_finite, check_shapes, convert, to_flat, to_tree
 from nst_jax.errors import InputError
 from nst_jax.fetch import DEFAULT_SOURCE, SOURCES, cached_path
+from nst_jax.weight_forms import open_weights
 
 WEIGHTS_VARIABLE = "NST_JAX_WEIGHTS"
 
@@ -32,6 +33,7 @@ class WeightsInfo:
       source: where the weights come from: an address or a file, and its form.
       source_sha256, source_md5: checksums of that source, empty where not known.
       licence, attribution: terms of use, and whom to name.
+      training: of slim weights, how and on what they were trained, and figures, as JSON.
       path: the file that was read; empty for weights from memory.
     """
 
@@ -44,11 +46,12 @@ class WeightsInfo:
     source_md5: str = ""
     licence: str = "unknown"
     attribution: str = ""
+    training: str = ""
     path: str = ""
 
 
 class Weights(NamedTuple):
-    """Variables of the network ({"params", "preprocessing"}) and what is known of them."""
+    """Variables of the network and what is known of them, see ``load_weights``."""
 
     variables: dict[str, Any]
     info: WeightsInfo
@@ -74,7 +77,8 @@ def load_weights(path: str | Path, *, preprocessing: str | None = None) -> Weigh
 
     Returns:
       ``variables`` = {"params": {"conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...},
-      "preprocessing": {"mean": [3], "std": [3]}}, float32, for RGB images in [0, 1]; and ``info``.
+      "preprocessing": {"mean": [3], "std": [3]}}, float32, for RGB images in [0, 1], and for slim
+      weights "lift": pooling -> layer -> {"kernel": [c, C], "bias": [C]} (``lift.py``); ``info``.
 
     Raises:
       InputError: where the file cannot be used; the message says why and what to do.
@@ -93,18 +97,22 @@ def load_weights(path: str | Path, *, preprocessing: str | None = None) -> Weigh
         source_md5=record.source_md5,
         licence=record.licence,
         attribution=record.attribution,
+        training=record.training,
         path=str(path),
     )
     return Weights(jax.device_put(to_tree(converted.arrays, record.preprocessing)), info)
 
 
-def save_weights(path: str | Path, weights: Weights, *, overwrite: bool = False) -> Path:
+def save_weights(
+    path: str | Path, weights: Weights, *, overwrite: bool = False, half: bool = False
+) -> Path:
     """Save weights as a canonical .safetensors; it appears whole or not at all.
 
     Args:
       path: the file to write, in a folder that exists.
       weights: as `load_weights` gives them. Each block may have any number of channels.
       overwrite: whether a file of that name may be replaced.
+      half: whether to store float16 in place of float32.
 
     Returns:
       The path.
@@ -114,16 +122,12 @@ def save_weights(path: str | Path, weights: Weights, *, overwrite: bool = False)
     """
     path = Path(path).expanduser()
     variables, info = weights
-    if set(variables) != {"params", "preprocessing"}:
+    if set(variables) - {"lift"} != {"params", "preprocessing"}:
         raise InputError(
             f"the variables have the collections {sorted(variables)}, expected params and "
-            "preprocessing: save only those"
+            "preprocessing, and of slim weights lift: save only those"
         )
-    arrays = {
-        f"{conv}/{part}": np.asarray(array, np.float32)
-        for conv, layer in variables["params"].items()
-        for part, array in layer.items()
-    }
+    arrays = to_flat(variables)
     check_shapes({name: array.shape for name, array in arrays.items()}, slim=True)
     check_finite(arrays)
     mean, std = (
@@ -138,33 +142,56 @@ def save_weights(path: str | Path, weights: Weights, *, overwrite: bool = False)
         source_md5=info.source_md5,
         licence=info.licence,
         attribution=info.attribution,
+        training=info.training,
     )
-    write_canonical(path, arrays, record, overwrite=overwrite)
+    write_canonical(path, arrays, record, overwrite=overwrite, half=half)
     return path
 
 
-def find_weights(path: str | Path | None = None) -> Path | None:
+def find_weights(*, path: str | Path | None = None, model: str | None = None) -> Path | None:
     """The weights to use: those named, else of ``NST_JAX_WEIGHTS``, the cache, or shipped ones.
 
     Args:
       path: a file that someone named.
+      model: ``"vgg19"`` for full ones only, ``"vgg19-slim"`` for slim ones only; what does not fit
+        is passed over.
 
     Returns:
       A file, or None where there is none.
 
     Raises:
-      InputError: where a file that was named, or the one in the variable, does not exist.
+      InputError: where a file that was named, or the one in the variable, does not exist, or where
+        the one named is of the other model.
     """
     for where, named in (("--weights", path), (WEIGHTS_VARIABLE, os.environ.get(WEIGHTS_VARIABLE))):
-        if named:
-            found = Path(named).expanduser()
-            if not os.path.isfile(found):
-                raise InputError(
-                    f"the weights {found} (from {where}) do not exist or are no file: check the "
-                    "path, or run 'nst-jax weights fetch'"
-                )
+        if not named:
+            continue
+        found = Path(named).expanduser()
+        if not os.path.isfile(found):
+            raise InputError(
+                f"the weights {found} (from {where}) do not exist or are no file: check the "
+                "path, or run 'nst-jax weights fetch'"
+            )
+        if model is None or model_of(found) == model:
             return found
-    return next((path for _, path in _installed()), None)
+        if named is path:
+            raise InputError(
+                f"{found} holds {model_of(found)}, but {model} was asked for: leave one of them out"
+            )
+    places = (path for _, path in _installed())
+    return next((path for path in places if model in (None, model_of(path))), None)
+
+
+def model_of(path: Path) -> str:
+    """Which network a file of weights holds: ``"vgg19"``, or with lifts ``"vgg19-slim"``."""
+    with open_weights(path) as opened:
+        slim = any(name.startswith("lift/") for name in opened.arrays)
+    return "vgg19-slim" if slim else "vgg19"
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a file is one of those that come with the package."""
+    return ("shipped", path) in _installed()
 
 
 def _installed() -> Iterator[tuple[str, Path]]:

@@ -31,7 +31,7 @@ def manage_weights(action: Fetch | Convert | Verify | ListWeights) -> int:
             )
             print(action.output)
         case Verify():
-            path = find_weights(action.file)
+            path = find_weights(path=action.file)
             if path is None:
                 raise InputError("no weights on this machine: run 'nst-jax weights fetch'")
             print(path)

@@ -187,7 +187,7 @@ def measure_losses(options: Options) -> list[dict[str, Any]]:
 
 def main(options: Options) -> int:
     """Measure what is wanted, print, write the JSON file, and compare with the limit."""
-    path = find_weights()
+    path = find_weights(model="vgg19")
     if path is None:
         raise InputError("no VGG-19 weights: set NST_JAX_WEIGHTS or run 'nst-jax weights fetch'")
     if len(options.content) != len(options.style):

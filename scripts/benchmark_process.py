@@ -106,7 +106,7 @@ WORKERS = {"jax": _jax_worker, "torch": _torch_worker}
 
 def run_worker(name: str, **options: Any) -> dict[str, Any]:
     """Run a worker in a fresh process; its result with the process's peak of memory."""
-    options |= {"started": time.time(), "weights": find_weights()}
+    options |= {"started": time.time(), "weights": find_weights(model="vgg19")}
     command = [sys.executable, str(HERE), name, json.dumps(options, default=str)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -170,7 +170,7 @@ def start_up(content: Path, style: Path, *, size: int) -> dict[str, float]:
             output = Path(folder) / f"{name}.png"
             command = [python, "-m", "nst_jax", "stylize", str(content), "--style", str(style)]
             command += ["--size", str(size), "--steps", "1", "--output", str(output)]
-            command += ["--weights", str(find_weights())]
+            command += ["--weights", str(find_weights(model="vgg19"))]
             total = _seconds(*command, NST_JAX_CACHE=folder, JAX_COMPILATION_CACHE_DIR="")
             timing = json.loads(output.with_suffix(".json").read_text())["timing"]
             found[f"{name}: one step, all in all"] = total

@@ -41,6 +41,25 @@ def variables():
 
 
 @pytest.fixture(scope="session")
+def slim_variables(variables):
+    """The small network up to conv3_1 with lifts of three layers to VGG-19's channels."""
+    rng = np.random.default_rng(5)
+
+    def lift(channels, wide):
+        kernel = rng.normal(size=(channels, wide)) / channels**0.5
+        bias = rng.normal(scale=0.1, size=wide)
+        return {"kernel": jax.numpy.float32(kernel), "bias": jax.numpy.float32(bias)}
+
+    layers = {"relu1_1": (4, 64), "relu2_2": (6, 128), "relu3_1": (8, 256)}
+    params = {name: layer for name, layer in variables["params"].items() if name <= "conv3_1"}
+    lifts = {
+        pooling: {name: lift(*sizes) for name, sizes in layers.items()}
+        for pooling in ("max", "average")
+    }
+    return {"params": params, "preprocessing": variables["preprocessing"], "lift": lifts}
+
+
+@pytest.fixture(scope="session")
 def tiny_weights_file(variables, tmp_path_factory):
     """The small network as a canonical weights file, for the command line."""
     from nst_jax.weights import Weights, WeightsInfo, save_weights
@@ -48,6 +67,16 @@ def tiny_weights_file(variables, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_weights(path, Weights(variables, WeightsInfo(name="tiny", preprocessing="caffe")))
     return path
+
+
+@pytest.fixture(scope="session")
+def slim_file(slim_variables, tmp_path_factory):
+    """The small slim network as a weights file."""
+    from nst_jax.weights import Weights, WeightsInfo, save_weights
+
+    path = tmp_path_factory.mktemp("weights") / "slim.safetensors"
+    info = WeightsInfo(name="small-slim", preprocessing="caffe")
+    return save_weights(path, Weights(slim_variables, info), half=True)
 
 
 def smooth_picture(height, width, *, seed):

@@ -18,6 +18,7 @@ LEVELS = [
     {"layers", "files", "interrupt", "allocator"},
     {"config", "types"},
     {"presets"},
+    {"lift"},
     {"winograd", "coordinates", "vgg", "losses", "lbfgs", "inputs"},
     {"objective", "optimizers"},
     {"solver"},

@@ -20,7 +20,7 @@ from conftest import smooth_picture
 from PIL import Image
 
 import nst_jax
-from nst_jax import cli, stylize_command, stylize_inputs, transfer, vgg, weights_command
+from nst_jax import cli, stylize_command, transfer, vgg, weights, weights_command
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
@@ -365,11 +365,32 @@ class TestWeights:
         monkeypatch.setenv("NST_JAX_WEIGHTS", "nowhere")
         assert run().code == 0
 
-    def test_are_fetched_where_there_are_none(self, capsys, monkeypatch, tiny_weights_file):
-        monkeypatch.setattr(stylize_inputs, "find_weights", lambda path: None)
-        monkeypatch.setattr(stylize_inputs, "fetch", {"keras": tiny_weights_file}.get)
-        assert main(words()) == 0
-        assert "fetching the official file" in capsys.readouterr().err
+    def test_shipped_slim_ones_are_taken_with_a_word(self, capsys, monkeypatch, slim_file):
+        monkeypatch.setattr(weights, "_installed", lambda: iter([("shipped", slim_file)]))
+        line = words(content_layers="relu2_2", style_layers="relu1_1 relu3_1")
+        assert main(line) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "slim" in line]
+        assert len(said) == 1 and "'nst-jax weights fetch'" in said[0]
+        assert record()["weights"]["name"] == "small-slim"
+        assert main([*line, "--overwrite", "--model", "vgg19-slim"]) == 0
+        assert main([*line, "--overwrite", "--weights", str(slim_file)]) == 0
+        assert "slim" not in capsys.readouterr().err
+        assert main([*line, "--overwrite", "--model", "vgg19"]) == 2
+        error = capsys.readouterr().err
+        assert "no full VGG-19 on this machine: run 'nst-jax weights fetch'" in error
+
+    def test_nothing_is_fetched_where_there_are_none(self, capsys, monkeypatch, desk):
+        monkeypatch.setattr(weights, "_installed", lambda: iter([]))
+        before = listing(desk)
+        assert main(words()) == 2
+        assert "no weights" in capsys.readouterr().err and listing(desk) == before
+
+    def test_layers_that_slim_weights_have_not_learned(self, capsys, desk, slim_file):
+        before = listing(desk)
+        assert main(words(weights=slim_file, style_layers="relu4_1")) == 2
+        error = capsys.readouterr().err
+        assert "trained for the layers relu1_1, relu2_2, relu3_1" in error
+        assert error.count("\n") == 1 and listing(desk) == before
 
     def test_commands(self, capsys, monkeypatch, tiny_weights_file, desk):
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(tiny_weights_file))

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import weight_files as files
+from safetensors import safe_open
 
 from nst_jax import convert as convert_module
 from nst_jax import weights as module
@@ -22,6 +23,7 @@ from nst_jax.weights import (
     Weights,
     WeightsInfo,
     find_weights,
+    is_shipped,
     list_weights,
     load_weights,
     save_weights,
@@ -49,6 +51,31 @@ def keras_file(tmp_path):
 def slim_weights(channels=(2, 3, 4, 5, 6)):
     tree = to_tree(files.make_arrays(channels=channels), PREPROCESSING["torchvision"])
     return Weights(tree, WeightsInfo(name="slim", preprocessing="torchvision", licence="CC BY 4.0"))
+
+
+def lifted_weights(poolings=("max", "average")):
+    """Slim weights that end with conv2_1, with lifts of two layers."""
+    tree = slim_weights().variables
+    wide, rng = dict(zip((1, 2), files.SMALL, strict=False)), np.random.default_rng(0)
+    layers = {"relu1_2": (2, wide[1]), "relu2_1": (3, wide[2])}
+    lift = {
+        pooling: {
+            layer: {
+                "kernel": rng.normal(size=sizes).astype(np.float16).astype(np.float32),
+                "bias": rng.normal(size=sizes[1]).astype(np.float16).astype(np.float32),
+            }
+            for layer, sizes in layers.items()
+        }
+        for pooling in poolings
+    }
+    params = {
+        name: {part: array.astype(np.float16).astype(np.float32) for part, array in layer.items()}
+        for name, layer in tree["params"].items()
+        if name <= "conv2_1"
+    }
+    info = WeightsInfo(name="vgg19-slim", preprocessing="caffe", training='{"steps": 3}')
+    preprocessing = to_tree({}, PREPROCESSING["caffe"])["preprocessing"]
+    return Weights({"params": params, "preprocessing": preprocessing, "lift": lift}, info)
 
 
 def assert_same_tree(found, expected):
@@ -114,7 +141,7 @@ class TestSave:
             (lambda tree: tree["params"].update(fc6={"bias": np.ones(3)}), "fc6/bias"),
             (lambda tree: tree["params"]["conv2_1"].update(bias=np.ones(9)), "conv2_1/"),
             (lambda tree: tree["params"]["conv2_1"].update(bias=np.full(3, np.nan)), "NaN"),
-            (lambda tree: tree.update(lift={}), "collections"),
+            (lambda tree: tree.update(prepared={}), "collections"),
             (lambda tree: tree["preprocessing"].update(std=np.zeros(3)), "positive std"),
         ],
     )
@@ -124,6 +151,53 @@ class TestSave:
         with pytest.raises(InputError, match=match):
             save_weights(tmp_path / "x", weights)
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("half", [False, True])
+    def test_lifts(self, tmp_path, half):
+        weights = lifted_weights()
+        path = save_weights(tmp_path / "x", weights, half=half)
+        found = load_weights(path)
+        assert_same_tree(found.variables, weights.variables)
+        assert json.loads(found.info.training) == {"steps": 3}
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(weights.variables)) - 6
+        with safe_open(path, "np") as file:
+            names = list(file.keys())
+            size = sum(file.get_tensor(name).nbytes for name in names)
+        assert size == numbers * (2 if half else 4)
+        assert "lift/average/relu2_1/kernel" in names and "conv2_2/kernel" not in names
+        again = save_weights(tmp_path / "y", found, half=half)
+        assert again.read_bytes() == path.read_bytes()
+        checks = verify_weights(path)
+        assert all(check.ok for check in checks)
+        assert "relu1_2, relu2_1" in checks[1].detail and "max and average" in checks[1].detail
+
+    def test_half_rounds_and_refuses_what_it_cannot_hold(self, tmp_path):
+        weights = lifted_weights()
+        bias = weights.variables["lift"]["max"]["relu1_2"]["bias"]
+        bias[:2] = 1 / 3, 65000
+        found = load_weights(save_weights(tmp_path / "x", weights, half=True)).variables
+        rounded = np.asarray(found["lift"]["max"]["relu1_2"]["bias"])
+        np.testing.assert_array_equal(rounded, bias.astype(np.float16).astype(np.float32))
+        bias[0] = 1e6
+        with pytest.raises(InputError, match="range of f2"):
+            save_weights(tmp_path / "y", weights, half=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            (lambda lift: lift["max"].update(relu9_9=lift["max"].pop("relu1_2")), "no array"),
+            (lambda lift: lift.update(median=lift.pop("average")), "no array"),
+            (lambda lift: lift["max"]["relu1_2"].pop("bias"), "bias is missing"),
+            (lambda lift: lift["max"]["relu1_2"].update(bias=np.ones(1)), "has shape"),
+            (lambda lift: lift["max"].update(relu3_1=lift["max"]["relu2_1"]), "conv2_2/kernel is"),
+        ],
+    )
+    def test_what_are_no_lifts(self, tmp_path, change, match):
+        weights = lifted_weights()
+        change(weights.variables["lift"])
+        with pytest.raises(InputError, match=match):
+            save_weights(tmp_path / "x", weights)
 
     def test_targets(self, tmp_path):
         (tmp_path / "file").write_text("mine")
@@ -171,7 +245,7 @@ class TestFind:
         assert find_weights() == cached
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(other))
         assert find_weights() == other
-        assert find_weights(shipped) == shipped
+        assert find_weights(path=shipped) == shipped
 
         places = list_weights()
         assert [place.where for place in places[:5]] == [
@@ -186,11 +260,27 @@ class TestFind:
 
     def test_named_files_that_do_not_exist(self, tmp_path, monkeypatch):
         with pytest.raises(InputError, match="from --weights"):
-            find_weights(tmp_path / "x")
+            find_weights(path=tmp_path / "x")
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(tmp_path))
         with pytest.raises(InputError, match="from NST_JAX_WEIGHTS"):
             find_weights()
         assert list_weights()[0].detail == "does not exist"
+
+    def test_model(self, tmp_path, monkeypatch):
+        folder = tmp_path / "nst_jax" / "data"
+        folder.mkdir(parents=True)
+        slim = save_weights(folder / "vgg19-slim.safetensors", lifted_weights(), half=True)
+        assert find_weights() == find_weights(model="vgg19-slim") == slim
+        assert is_shipped(slim) and find_weights(model="vgg19") is None
+        cached = self.make(tmp_path / "cache" / "vgg19-keras.safetensors")
+        assert find_weights() == find_weights(model="vgg19") == cached
+        assert find_weights(model="vgg19-slim") == slim and not is_shipped(cached)
+        monkeypatch.setenv("NST_JAX_WEIGHTS", str(cached))
+        assert find_weights(model="vgg19-slim") == slim
+        monkeypatch.setenv("NST_JAX_WEIGHTS", str(slim))
+        assert find_weights() == slim and find_weights(model="vgg19") == cached
+        with pytest.raises(InputError, match="holds vgg19, but vgg19-slim was asked for"):
+            find_weights(path=cached, model="vgg19-slim")
 
     def test_empty_variable_counts_as_none(self, monkeypatch):
         monkeypatch.setenv("NST_JAX_WEIGHTS", "")

@@ -1,0 +1,86 @@
+"""Features of a slim network in the channels of VGG-19, kept as a product.
+
+    F = S K + 1 b^T
+
+S are the slim network's own features at h*w positions of c channels, K and b the lift of its layer,
+F what it takes VGG-19's features of C channels to be. F is not formed where a sum over positions
+is all that is wanted: that of its outer products follows from those of S (``losses.gram_sum``),
+at (c / C)^2 of the work.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from nst_jax.errors import InputError
+from nst_jax.types import Array
+
+
+class Lifted(NamedTuple):
+    """Features as a product.
+
+    Attributes:
+      own: S, the slim network's features, ``[h, w, c]``.
+      kernel, bias: K, ``[c, C]``, and b, ``[C]``.
+    """
+
+    own: Array
+    kernel: Array
+    bias: Array
+
+
+Features = Array | Lifted
+
+
+def dense(features: Features) -> Array:
+    """Features as one array.
+
+    Args:
+      features: ``[h, w, C]``, or a product.
+
+    Returns:
+      ``[h, w, C]``.
+
+    >>> dense(Lifted(jnp.ones((1, 1, 2)), jnp.ones((2, 3)), jnp.arange(3.0))).tolist()
+    [[[2.0, 3.0, 4.0]]]
+    """
+    if not isinstance(features, Lifted):
+        return features
+    own, kernel, bias = features
+    return jnp.matmul(own, kernel) + bias.reshape((1,) * (own.ndim - 1) + bias.shape)
+
+
+def positions(features: Features) -> int:
+    """The number h*w of positions of features.
+
+    >>> positions(jnp.ones((2, 3, 4)))
+    6
+    """
+    own = features.own if isinstance(features, Lifted) else features
+    return own.shape[-3] * own.shape[-2]
+
+
+def check_lifted(
+    lift: Mapping[str, Mapping[str, Any]], *, layers: tuple[str, ...], pooling: str
+) -> None:
+    """Check that a slim network has learned these layers with this pooling.
+
+    Args:
+      lift: pooling -> layer -> its lift.
+
+    Raises:
+      InputError: where it has not.
+    """
+    full = "for others use the full VGG-19: run 'nst-jax weights fetch', or name it by --weights"
+    if pooling not in lift:
+        raise InputError(
+            f"these slim weights were trained for {' and '.join(lift)} pooling, not {pooling}; "
+            + full
+        )
+    for layer in layers:
+        if layer not in lift[pooling]:
+            raise InputError(
+                f"these slim weights were trained for the layers {', '.join(lift[pooling])}, not "
+                f"{layer}; {full}"
+            )
