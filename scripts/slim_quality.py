@@ -1,0 +1,220 @@
+"""Quality and speed of slim weights under the full VGG-19.
+
+    python scripts/slim_quality.py --teacher vgg19.h5 --slim weights/vgg19-slim.safetensors \
+        --contents A.jpg ... --styles B.jpg ... --output out/slim
+
+Every content is stylized with every style by the full network and by each slim one, alike in all
+else. With L the full network's objective,
+
+    r = (L(slim's picture) - L(full's picture)) / (L(content) - L(full's picture))
+
+0 is as good as the full network, 1 as bad as no style at all. Written into OUTPUT: the pictures,
+one sheet (content, style, full, slim ...), quality.json and, of several slim files, a curve of
+quality against speed. The full network's pictures are kept there and not made again.
+"""
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from PIL import Image
+
+from nst_jax.allocator import keep_freed_memory
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.images import load_image, to_uint8
+from nst_jax.objective import loss_weights, make_loss
+from nst_jax.optimizers import make_optimizer, set_learning_rate
+from nst_jax.presets import get_preset
+from nst_jax.report import write_json
+from nst_jax.solver import make_solver, run
+from nst_jax.transfer import compute_targets, stylize
+from nst_jax.vgg import prepare_kernels
+from nst_jax.weights import load_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare slim weights with the full VGG-19.
+
+    Attributes:
+      teacher: The full network.
+      slim: Slim ones.
+      contents: Content pictures.
+      styles: Style pictures; all pairs are made.
+      output: Folder of what is written.
+      preset: Whose objective and optimiser.
+      size: Longer side in pixels.
+      steps: Steps of each run.
+      speed_size: Longer side at which steps are timed; 0 for not at all.
+      speed_rounds: Rounds of four steps, networks in turn.
+    """
+
+    teacher: Path
+    slim: tuple[Path, ...]
+    contents: tuple[Path, ...]
+    styles: tuple[Path, ...]
+    output: Path
+    preset: str = "neural-style"
+    size: int = 256
+    steps: int = 100
+    speed_size: int = 512
+    speed_rounds: int = 5
+
+
+@partial(jax.jit, static_argnums=0)
+def _value(loss: Any, variables: Any, image: Any, targets: Any) -> Any:
+    return loss.head(loss.statistics(variables, image, targets), targets)[0]
+
+
+def step_seconds(networks: dict[str, Any], options: Options, config: Config) -> dict[str, float]:
+    """Median seconds a step of each network, taken in turn in one process."""
+    content = jnp.asarray(load_image(options.contents[0], size=options.speed_size))
+    style = jnp.asarray(load_image(options.styles[0], size=options.speed_size))
+    loss = make_loss(config.loss)
+    optimizer = make_optimizer(config.optimizer, memory_size=config.memory_size)
+    solver = make_solver(loss, optimizer)
+    winograd = jax.default_backend() == "cpu"
+    held = {}
+    for name, variables in networks.items():
+        targets = compute_targets(loss, variables, content, [style], loss_weights(config), None)
+        prepared = jax.jit(
+            partial(prepare_kernels, convolution="winograd" if winograd else "direct")
+        )(variables)
+        state = jax.jit(solver.init)(content, prepared, targets)
+        state = state._replace(opt_state=set_learning_rate(state.opt_state, config))
+        held[name] = [run(solver, state, prepared, targets, num_steps=4)[0], prepared, targets]
+    seconds: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(options.speed_rounds):
+        for name, (state, prepared, targets) in held.items():
+            jax.block_until_ready(state)
+            started = time.perf_counter()
+            state, _ = run(solver, state, prepared, targets, num_steps=4)
+            held[name][0] = jax.block_until_ready(state)
+            seconds[name].append((time.perf_counter() - started) / 4)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def compare(options: Options) -> dict[str, Any]:
+    """All pairs under all networks; prints the table and writes the pictures."""
+    config = replace(get_preset(options.preset).config, steps=options.steps)
+    teacher = load_weights(options.teacher).variables
+    slim = {path.stem: load_weights(path).variables for path in options.slim}
+    options.output.mkdir(parents=True, exist_ok=True)
+    loss = make_loss(config.loss)
+    rows, cells = [], []
+    print(f"{'content':18}{'style':26}{'network':24}{'loss':>12}{'r':>8}", flush=True)
+    for content_path, style_path in product(options.contents, options.styles):
+        content, style = (
+            load_image(path, size=options.size) for path in (content_path, style_path)
+        )
+        targets = compute_targets(
+            loss, teacher, jnp.asarray(content), [jnp.asarray(style)], loss_weights(config), None
+        )
+        value = partial(_value, loss, teacher, targets=targets)
+        pair = f"{content_path.stem}__{style_path.stem}"
+        kept = options.output / f"{pair}__full_{options.size}_{options.steps}.npy"
+        if kept.exists():
+            full = np.load(kept)
+        else:
+            full = np.asarray(stylize(teacher, content, style, config=config).image)
+            np.save(kept, full)
+        start, best = float(value(content)), float(value(full))
+        print(f"{content_path.stem:18}{style_path.stem:26}{'content':24}{start:12.4g}{1:8.3f}")
+        print(f"{'':44}{'full':24}{best:12.4g}{0:8.3f}")
+        row: dict[str, Any] = {"pair": pair, "content": start, "full": best, "slim": {}}
+        cells += [content, style, full]
+        for name, variables in slim.items():
+            image = np.asarray(stylize(variables, content, style, config=config).image)
+            Image.fromarray(to_uint8(image)).save(options.output / f"{pair}__{name}.png")
+            reached = float(value(image))
+            share = (reached - best) / (start - best)
+            row["slim"][name] = {"loss": reached, "r": share}
+            print(f"{'':44}{name:24}{reached:12.4g}{share:8.3f}", flush=True)
+            cells.append(image)
+        rows.append(row)
+    sheet(cells, columns=3 + len(slim), side=options.size).save(options.output / "sheet.png")
+    result: dict[str, Any] = {"preset": options.preset, "size": options.size}
+    result |= {"steps": options.steps, "pairs": rows, "slim": {}}
+    networks = {"full": teacher} | slim
+    seconds = step_seconds(networks, options, config) if options.speed_size else {}
+    for name in slim:
+        shares = [row["slim"][name]["r"] for row in rows]
+        summary = {"median": statistics.median(shares), "worst": max(shares)}
+        if seconds:
+            summary |= {"seconds": seconds[name], "speedup": seconds["full"] / seconds[name]}
+        result["slim"][name] = summary
+        print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in summary.items()))
+    if seconds:
+        print(f"full: {seconds['full']:.3f} s a step at {options.speed_size} px")
+    return result
+
+
+def sheet(pictures: list[np.ndarray], *, columns: int, side: int, gap: int = 6) -> Image.Image:
+    """Pictures row by row on white, each fitted into a square."""
+    rows = -(-len(pictures) // columns)
+    paper = Image.new("RGB", (columns * (side + gap), rows * (side + gap)), "white")
+    for index, picture in enumerate(pictures):
+        image = Image.fromarray(to_uint8(picture))
+        image.thumbnail((side, side))
+        x = index % columns * (side + gap) + (side - image.width) // 2
+        y = index // columns * (side + gap) + (side - image.height) // 2
+        paper.paste(image, (x, y))
+    return paper
+
+
+def plot_curve(result: dict[str, Any], path: Path) -> None:
+    """Quality against speed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(5, 3.5), layout="constrained")
+    for name, summary in result["slim"].items():
+        axes.errorbar(
+            summary["speedup"],
+            summary["median"],
+            [[0], [summary["worst"] - summary["median"]]],
+            fmt="o",
+            capsize=3,
+        )
+        axes.annotate(
+            name,
+            (summary["speedup"], summary["median"]),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set(xlabel="speed, times the full network's", ylabel="r: median, bar to the worst")
+    axes.set_ylim(bottom=0)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    options = tyro.cli(Options)
+    try:
+        result = compare(options)
+    except InputError as error:
+        print(f"slim_quality: error: {error}", file=sys.stderr)
+        return 2
+    write_json(options.output / "quality.json", result)
+    if options.speed_size and len(options.slim) > 1:
+        plot_curve(result, options.output / "curve.png")
+    print(json.dumps(result["slim"]))
+    return 0
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    sys.exit(main())

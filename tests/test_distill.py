@@ -1,0 +1,230 @@
+"""The training of slim weights: its loss, its pictures, and a run that is interrupted."""
+
+import json
+from pathlib import Path
+
+import distill
+import distillation
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training_pictures as pictures
+from conftest import TINY_CHANNELS
+from PIL import Image
+
+from nst_jax import convert
+from nst_jax.errors import InputError
+from nst_jax.layers import block_of
+from nst_jax.vgg import features
+from nst_jax.weights import load_weights
+
+LAYERS = distillation.LAYERS
+
+
+@pytest.fixture
+def batch():
+    return jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+
+
+def teacher_of(variables, batch, pooling="max"):
+    return {
+        name: jnp.stack([tap[name] for tap in taps])
+        for taps in [[features(variables, x, layers=LAYERS, pooling=pooling) for x in batch]]
+        for name in LAYERS
+    }
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_teacher_features_of_a_batch(variables, batch, one_by_one):
+    found = distillation.teacher_features(
+        variables, batch, pooling="average", one_by_one=one_by_one
+    )
+    for name, tap in teacher_of(variables, batch, "average").items():
+        np.testing.assert_allclose(found[name], tap, rtol=1e-4, atol=1e-4)
+
+
+def perfect_student(variables, scales):
+    """The teacher itself with lifts that change nothing but the unit."""
+
+    def lift(name):
+        channels = TINY_CHANNELS[block_of(name) - 1]
+        return {"kernel": jnp.eye(channels) / scales.rms[name], "bias": jnp.zeros(channels)}
+
+    lifts = {name: lift(name) for name in LAYERS}
+    return {**variables, "lift": {"max": lifts, "average": lifts}}
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_the_teacher_itself_has_no_loss(variables, batch, pooling):
+    targets = teacher_of(variables, batch, pooling)
+    scales = distillation.measure_scales(targets)
+    student = perfect_student(variables, scales)
+
+    def value(student):
+        return distillation.distillation_loss(
+            student, targets, scales, batch, jnp.array([1, 2]), pooling=pooling
+        )
+
+    loss, parts = value(student)
+    assert float(loss) < 1e-8 and set(LAYERS) < set(parts)
+    student["params"]["conv4_1"] = jax.tree.map(lambda x: 1.3 * x, variables["params"]["conv4_1"])
+    loss, parts = value(student)
+    assert parts["relu3_4"] < 1e-8 and parts["relu4_1"] > 0.01 and parts["G relu5_1"] > 0.01
+    assert float(loss) > 0.1
+
+
+def test_parts_against_numpy(variables, batch):
+    targets = teacher_of(variables, batch)
+    scales = distillation.measure_scales(targets)
+    student = jax.tree.map(lambda x: x, perfect_student(variables, scales))
+    rng = np.random.default_rng(0)
+    for lift in student["lift"]["max"].values():
+        lift["kernel"] += 0.1 * rng.normal(size=lift["kernel"].shape)
+    offset = jnp.array([3, 1])
+    _, parts = distillation.distillation_loss(
+        student, targets, scales, batch, offset, pooling="max"
+    )
+    for name, start, every in (("relu1_1", (3, 1), 4), ("relu2_1", (1, 1), 2), ("relu4_1", (), 1)):
+        rows, columns = start or (0, 0)
+        target = np.asarray(targets[name], np.float64)
+        rms = np.sqrt(np.mean(target**2))
+        variance = np.mean((target - target.mean((0, 1, 2))) ** 2) / rms**2
+        sampled = target[:, rows::every, columns::every]
+        lifted = sampled @ np.asarray(student["lift"]["max"][name]["kernel"], np.float64)
+        error = np.mean((lifted - sampled / rms) ** 2) / variance
+        np.testing.assert_allclose(parts[name], error, rtol=1e-4)
+        grams = [np.einsum("bhwc,bhwd->bcd", x, x) for x in (lifted, sampled / rms)]
+        relative = np.sum((grams[0] - grams[1]) ** 2) / np.sum(grams[1] ** 2)
+        np.testing.assert_allclose(parts[f"G {name}"], relative, rtol=1e-4)
+
+
+def test_finished_student_has_the_teachers_units(variables, batch):
+    preprocessing = variables["preprocessing"]
+    trained = distillation.init_student(jax.random.key(1), channels=(3, 4, 5, 6, 7))
+    scales = distillation.measure_scales(teacher_of(variables, batch))
+    before = features(
+        distillation.with_preprocessing(trained, preprocessing), batch[0], layers=LAYERS
+    )
+    finished = distillation.finish(trained, scales, preprocessing)
+    assert finished["preprocessing"] is preprocessing
+    for name, tap in features(finished, batch[0], layers=LAYERS).items():
+        np.testing.assert_allclose(tap, before[name] * scales.rms[name], rtol=1e-3, atol=1e-3)
+
+
+def test_schedule():
+    schedule = distillation.make_schedule(0.01, steps=1000, warmup=100, decay_from=400)
+    found = [float(schedule(step)) for step in (0, 50, 100, 400, 700, 1000)]
+    np.testing.assert_allclose(found, [0, 0.005, 0.01, 0.01, 0.005, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("draw", pictures.KINDS)
+def test_procedural_pictures(draw):
+    found = draw(np.random.default_rng(3), 48)
+    assert found.shape == (48, 48, 3) and found.std() > 0.01
+    assert found.min() > -1e-6 and found.max() < 1 + 1e-6
+    np.testing.assert_array_equal(found, draw(np.random.default_rng(3), 48))
+
+
+def test_crops():
+    picture = pictures.draw_picture(np.random.default_rng(0), side=100)
+    assert picture.dtype == np.uint8
+    crops = [
+        pictures.crop_picture(np.random.default_rng(seed), source, side=32)
+        for seed in range(20)
+        for source in (picture, picture.astype(np.float32) / 255)
+    ]
+    assert all(crop.shape == (32, 32, 3) and crop.dtype == np.float32 for crop in crops)
+    assert min(crop.min() for crop in crops) >= -0.31 and max(c.max() for c in crops) <= 1.31
+    for of_bytes, of_floats in zip(crops[::2], crops[1::2], strict=True):
+        np.testing.assert_allclose(of_bytes, of_floats, atol=1e-5)
+    assert len({crop.tobytes() for crop in crops}) > 19
+
+
+def test_a_crop_keeps_straight_pictures_straight(monkeypatch):
+    """Without a turn a ramp stays a ramp, mirrored or not, at any scale."""
+    monkeypatch.setattr(pictures, "vary_colours", lambda rng, crop: crop)
+    ramp = np.broadcast_to(np.linspace(0, 1, 120)[None, :, None], (90, 120, 3))
+    straight = 0
+    for seed in range(30):
+        crop = pictures.crop_picture(np.random.default_rng(seed), ramp, side=24)[2:-2, 2:-2, 0]
+        steps = np.diff(crop, axis=1)
+        if np.abs(np.diff(crop, axis=0)).max() < 1e-3:
+            straight += 1
+            assert np.ptp(steps) < 3e-3 and abs(steps.mean()) > 1e-3
+    assert straight >= 10
+
+
+def test_reading_pictures(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("no picture")
+    Image.new("RGB", (1000, 300)).save(folder / "b.png")
+    Image.new("L", (70, 70)).save(folder / "a.png")
+    Image.new("RGB", (20, 300)).save(folder / "thin.png")
+    found = pictures.read_pictures([folder])
+    assert [picture.shape for picture in found] == [(70, 70, 3), (240, 800, 3)]
+    with pytest.raises(InputError, match="does not exist"):
+        pictures.read_pictures([tmp_path / "nowhere"])
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file, monkeypatch):
+    monkeypatch.setattr(convert, "CHANNELS", TINY_CHANNELS)
+    real = tmp_path / "real.png"
+    Image.fromarray(pictures.draw_picture(np.random.default_rng(8), side=200)).save(real)
+    monkeypatch.setattr(distill, "packaged_pictures", lambda: [])
+
+    def train(name, **options):
+        return distill.distill(
+            distill.Options(
+                folder=tmp_path / name,
+                teacher=tiny_weights_file,
+                pictures=(real,),
+                channels=(3, 4, 5, 6, 7),
+                batch=4,
+                crop=32,
+                procedural=2,
+                policy_every=4,
+                policy_runs=1,
+                average_share=0.0,
+                checkpoint_every=3,
+                steps=10,
+                **options,
+            )
+        )
+
+    whole = load_weights(train("whole"))
+    calls = []
+
+    def stop(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:  # after step 6
+            raise KeyboardInterrupt
+        return export(*args, **kwargs)
+
+    export = distill.export
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "export", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train("halves")
+    assert json.loads((tmp_path / "halves" / "checkpoint.json").read_text()) == {"step": 6}
+    halves = load_weights(train("halves"))
+    for one, two in zip(
+        jax.tree.leaves(whole.variables), jax.tree.leaves(halves.variables), strict=True
+    ):
+        np.testing.assert_array_equal(one, two)
+    stages = json.loads(halves.info.training)["stages"]
+    assert [stage["from_step"] for stage in stages] == [0, 6]
+    assert sorted(path.name for path in Path(tmp_path / "whole").glob("*.npy")) == [
+        "policy_001.npy",
+        "policy_002.npy",
+    ]
+
+
+def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
+    line = ["distill.py", str(tmp_path / "run"), "--teacher", str(tmp_path / "nothing")]
+    monkeypatch.setattr("sys.argv", line)
+    monkeypatch.setattr(distill, "packaged_pictures", lambda: [])
+    assert distill.main() == 2
+    assert capsys.readouterr().err.startswith("distill: error: no real pictures")
