@@ -66,8 +66,10 @@ class Place(NamedTuple):
     detail: str
 
 
-def load_weights(path: str | Path, *, preprocessing: str | None = None) -> Weights:
+def load_weights(path: str | Path | None, *, preprocessing: str | None = None) -> Weights:
     """Load VGG-19's weights from a file of any known form and put them on the device.
+
+    ``load_weights(find_weights())`` takes those that ``nst-jax stylize`` would take.
 
     Args:
       path: a canonical .safetensors, Keras .h5, MatConvNet .mat, PyTorch .pth or torchvision's
@@ -85,6 +87,8 @@ def load_weights(path: str | Path, *, preprocessing: str | None = None) -> Weigh
     """
     import jax
 
+    if path is None:
+        raise InputError("no weights on this machine: run 'nst-jax weights fetch', or name a file")
     converted = convert(path, preprocessing=preprocessing)
     record = converted.record
     info = WeightsInfo(

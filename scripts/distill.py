@@ -42,7 +42,13 @@ from distillation import (
     with_preprocessing,
 )
 from safetensors.numpy import load_file, save_file
-from training_pictures import crop_picture, draw_picture, packaged_pictures, read_pictures
+from training_pictures import (
+    crop_picture,
+    draw_picture,
+    packaged_pictures,
+    plain_crop,
+    read_pictures,
+)
 
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
@@ -51,6 +57,7 @@ from nst_jax.transfer import Progress, stylize
 from nst_jax.vgg import prepare_kernels
 from nst_jax.weights import Weights, WeightsInfo, load_weights, save_weights
 
+KEPT = 400  # pictures of optimisations
 LICENCE = "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"
 ATTRIBUTION = (
     "Trained by the nst_jax project to imitate VGG-19 by Karen Simonyan and Andrew Zisserman, "
@@ -76,6 +83,7 @@ class Options:
       procedural: How many procedural pictures are drawn.
       average_share: Share of steps with average pooling.
       policy_every: Steps after which pictures of optimisations are made anew; 0 for none.
+      policy_from: Steps before the first of them.
       policy_runs: Optimisations each time.
       checkpoint_every: Steps between checkpoints.
       precision: Of the student's and the teacher's convolutions.
@@ -86,15 +94,16 @@ class Options:
     teacher: Path
     output: Path | None = None
     pictures: tuple[Path, ...] = ()
-    channels: tuple[int, int, int, int, int] = (16, 32, 96, 192, 192)
-    steps: int = 16000
+    channels: tuple[int, int, int, int, int] = (16, 64, 96, 192, 192)
+    steps: int = 8000
     batch: int = 4
     crop: int = 128
     learning_rate: float = 0.006
     procedural: int = 300
     average_share: float = 0.25
-    policy_every: int = 1500
-    policy_runs: int = 24
+    policy_every: int = 200
+    policy_from: int = 1000
+    policy_runs: int = 6
     checkpoint_every: int = 500
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -111,23 +120,28 @@ class Pictures:
         if not self.real:
             raise InputError("no real pictures: install scikit-image, or name --pictures")
 
-    def any(self, rng: np.random.Generator, policy: list[np.ndarray]) -> np.ndarray:
-        draw = rng.random()
-        if policy and draw < 0.4:
-            return policy[rng.integers(len(policy))]
-        group = self.real if draw < 0.8 else self.drawn
-        return group[rng.integers(len(group))]
+    def varied(self, rng: np.random.Generator, *, side: int) -> np.ndarray:
+        """A varied crop of a real or procedural picture."""
+        group = self.real if rng.random() < 0.7 else self.drawn
+        return crop_picture(rng, group[rng.integers(len(group))], side=side)
+
+    def crop(self, rng: np.random.Generator, policy: list[np.ndarray]) -> np.ndarray:
+        """A crop to train on."""
+        side, draw = self.options.crop, rng.random()
+        if not policy or draw > 0.5:
+            return self.varied(rng, side=side)
+        # Half of them of late: what fooled an earlier student tells less.
+        group = policy[-60:] if draw < 0.25 else policy
+        # Pixel for pixel: what fools a student are fine patterns, which a change of scale removes.
+        return plain_crop(rng, group[rng.integers(len(group))], side=side)
 
     def batch(self, step: int, policy: list[np.ndarray]) -> tuple[np.ndarray, str, np.ndarray]:
         """Crops, pooling and sampling offset of a step, all by its number alone."""
         options = self.options
         rng = np.random.default_rng([options.seed, 2, step])
         pooling = POOLINGS[int(rng.random() < options.average_share)]
-        crops = [
-            crop_picture(rng, self.any(rng, policy), side=options.crop)
-            for _ in range(options.batch)
-        ]
-        return np.stack(crops), pooling, rng.integers(0, 4, 2)
+        crops = np.stack([self.crop(rng, policy) for _ in range(options.batch)])
+        return crops, pooling, rng.integers(0, 4, 2)
 
 
 def policy_pictures(student: Any, pictures: Pictures, *, number: int) -> list[np.ndarray]:
@@ -136,16 +150,14 @@ def policy_pictures(student: Any, pictures: Pictures, *, number: int) -> list[np
     Contents and styles are crops of all pictures; objective and optimiser are those of a preset,
     with either pooling, from the content or from noise.
     """
-    options, side = pictures.options, 192
+    options, side = pictures.options, 3 * pictures.options.crop // 2
     rng = np.random.default_rng([options.seed, 3, number])
     kept: list[np.ndarray] = []
     for run in range(options.policy_runs):
-        content, style = (
-            np.clip(crop_picture(rng, pictures.any(rng, []), side=side), 0, 1) for _ in range(2)
-        )
+        content, style = (np.clip(pictures.varied(rng, side=side), 0, 1) for _ in range(2))
         config = replace(
             get_preset("neural-style").config,
-            steps=int(rng.choice([20, 50, 100])),
+            steps=int(rng.choice([30, 60, 100])),
             init="noise" if rng.random() < 0.2 else "content",
             pooling=POOLINGS[int(rng.random() < 0.3)],
             style_weight=float(100 * np.exp(rng.normal())),
@@ -276,7 +288,8 @@ def distill(options: Options) -> Path:
     stages = tell_stage(options, start=start, pictures=pictures)
     every = options.policy_every
     for number in range(1, (start - 1) // every + 1 if every and start else 1):
-        policy += list(np.load(folder / f"policy_{number:03d}.npy").astype(np.float32))
+        if (path := folder / f"policy_{number:03d}.npy").exists():  # else of another stage
+            policy = (policy + list(np.load(path)))[-KEPT:]
 
     mesh = jax.make_mesh(
         (jax.device_count(),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
@@ -287,14 +300,14 @@ def distill(options: Options) -> Path:
     with ThreadPoolExecutor(1) as executor, (folder / "log.jsonl").open("a") as log:
         coming = executor.submit(pictures.batch, start, policy)
         for step in range(start, options.steps):
-            if every and step and step % every == 0:
+            if every and step >= options.policy_from and step % every == 0:
                 number = step // every
                 coming.result()
                 student = finish(trained, scales, preprocessing)
                 fresh = policy_pictures(student, pictures, number=number)
                 with atomic_write(folder / f"policy_{number:03d}.npy") as temporary:
                     np.save(temporary, np.stack(fresh).astype(np.float16))
-                policy = policy + [x.astype(np.float16).astype(np.float32) for x in fresh]
+                policy = (policy + [x.astype(np.float16) for x in fresh])[-KEPT:]
                 coming = executor.submit(pictures.batch, step, policy)
             crops, pooling, offset = coming.result()
             coming = executor.submit(pictures.batch, step + 1, policy)

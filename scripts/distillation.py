@@ -181,7 +181,7 @@ def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
 
 
 def make_schedule(
-    peak: float, *, steps: int, warmup: int = 200, decay_from: int = 1500
+    peak: float, *, steps: int, warmup: int = 200, decay_from: int = 500
 ) -> optax.Schedule:
     """Up to the peak, constant for a while, then linearly down to nothing.
 

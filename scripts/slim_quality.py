@@ -10,7 +10,8 @@ else. With L the full network's objective,
 
 0 is as good as the full network, 1 as bad as no style at all. Written into OUTPUT: the pictures,
 one sheet (content, style, full, slim ...), quality.json and, of several slim files, a curve of
-quality against speed. The full network's pictures are kept there and not made again.
+quality against speed. The full network's pictures are kept there and not made again. ``--ship
+FILE`` writes the first slim file again with these figures in its header.
 """
 
 import json
@@ -40,7 +41,7 @@ from nst_jax.report import write_json
 from nst_jax.solver import make_solver, run
 from nst_jax.transfer import compute_targets, stylize
 from nst_jax.vgg import prepare_kernels
-from nst_jax.weights import load_weights
+from nst_jax.weights import load_weights, save_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class Options:
       steps: Steps of each run.
       speed_size: Longer side at which steps are timed; 0 for not at all.
       speed_rounds: Rounds of four steps, networks in turn.
+      ship: Where to write the first slim file with its figures.
     """
 
     teacher: Path
@@ -70,6 +72,7 @@ class Options:
     steps: int = 100
     speed_size: int = 512
     speed_rounds: int = 5
+    ship: Path | None = None
 
 
 @partial(jax.jit, static_argnums=0)
@@ -201,6 +204,21 @@ def plot_curve(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def ship(result: dict[str, Any], source: Path, output: Path) -> None:
+    """Write slim weights with the figures of their quality in the header."""
+    weights = load_weights(source)
+    summary = result["slim"][source.stem]
+    pairs = [
+        {key: row[key] for key in ("pair", "content", "full")} | row["slim"][source.stem]
+        for row in result["pairs"]
+    ]
+    keys = ("preset", "size", "steps")
+    figures = {key: result[key] for key in keys} | summary | {"pairs": pairs}
+    training = json.loads(weights.info.training) | {"figures": figures}
+    info = replace(weights.info, training=json.dumps(training))
+    save_weights(output, weights._replace(info=info), overwrite=True, half=True)
+
+
 def main() -> int:
     options = tyro.cli(Options)
     try:
@@ -209,6 +227,8 @@ def main() -> int:
         print(f"slim_quality: error: {error}", file=sys.stderr)
         return 2
     write_json(options.output / "quality.json", result)
+    if options.ship is not None:
+        ship(result, options.slim[0], options.ship)
     if options.speed_size and len(options.slim) > 1:
         plot_curve(result, options.output / "curve.png")
     print(json.dumps(result["slim"]))

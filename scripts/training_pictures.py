@@ -241,7 +241,7 @@ def crop_picture(rng: np.random.Generator, picture: np.ndarray, *, side: int) ->
 
     Args:
       rng: the randomness.
-      picture: ``[H, W, 3]``, uint8 in [0, 255] or float32.
+      picture: ``[H, W, 3]``, uint8 in [0, 255], or floating-point.
       side: of the crop, in pixels.
 
     Returns:
@@ -255,7 +255,7 @@ def crop_picture(rng: np.random.Generator, picture: np.ndarray, *, side: int) ->
     x, y = rng.uniform(0, width - span) + span / 2, rng.uniform(0, height - span) + span / 2
     cos, sin = np.cos(angle) * factor, np.sin(angle) * factor
     mirror = -1 if rng.random() < 0.5 else 1
-    source = picture.astype(np.float32) / 255 if picture.dtype == np.uint8 else picture
+    source = picture.astype(np.float32) / (255 if picture.dtype == np.uint8 else 1)
     planes = [Image.fromarray(np.ascontiguousarray(source[..., c])) for c in range(3)]
     ratio_x = ratio_y = 1.0
     if factor > 1.2:  # reduce first, or the sampling would alias
@@ -272,3 +272,11 @@ def crop_picture(rng: np.random.Generator, picture: np.ndarray, *, side: int) ->
     ]
     crop = np.stack([np.asarray(plane) for plane in sampled], -1)
     return np.clip(vary_colours(rng, crop), -0.3, 1.3).astype(np.float32)
+
+
+def plain_crop(rng: np.random.Generator, picture: np.ndarray, *, side: int) -> np.ndarray:
+    """A square crop of the pixels as they are, perhaps mirrored; as ``crop_picture`` else."""
+    height, width = picture.shape[:2]
+    y, x = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
+    crop = picture[y : y + side, x : x + side]
+    return np.asarray(crop[:, ::-1] if rng.random() < 0.5 else crop, np.float32)

@@ -186,6 +186,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file
                 crop=32,
                 procedural=2,
                 policy_every=4,
+                policy_from=4,
                 policy_runs=1,
                 average_share=0.0,
                 checkpoint_every=3,

@@ -23,6 +23,7 @@ def workplace(tmp_path, monkeypatch, tiny_weights_file):
     nst_jax.save_image(tmp_path / "photo.jpg", smooth_picture(48, 64, seed=1))
     nst_jax.save_image(tmp_path / "painting.jpg", smooth_picture(64, 56, seed=2))
     shutil.copy(tiny_weights_file, tmp_path / "vgg19.safetensors")
+    monkeypatch.setenv("NST_JAX_WEIGHTS", str(tiny_weights_file))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

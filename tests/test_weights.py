@@ -102,6 +102,11 @@ class TestLoad:
         assert load_weights(tmp_path / "x", preprocessing="caffe").info.preprocessing == "caffe"
 
 
+    def test_none_where_none_are_found(self):
+        with pytest.raises(InputError, match="no weights on this machine"):
+            load_weights(find_weights())
+
+
 class TestSave:
     def test_round_trip_is_exact(self, tmp_path, keras_file):
         weights = load_weights(keras_file)
