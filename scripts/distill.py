@@ -255,12 +255,24 @@ def output_path(options: Options) -> Path:
     return options.output or options.folder / "vgg19-slim.safetensors"
 
 
+def check_options(options: Options) -> None:
+    """Raise ``InputError`` for sizes that do not fit the network or the devices."""
+    if options.crop < 16 or options.crop % 16:
+        raise InputError(f"crop is {options.crop}: expected a multiple of 16")
+    devices = jax.device_count()
+    if options.batch < 1 or options.batch % devices:
+        raise InputError(f"batch is {options.batch}: expected a multiple of {devices} devices")
+    if min(options.channels) < 1:
+        raise InputError(f"channels are {options.channels}: expected at least 1 in each block")
+
+
 def distill(options: Options) -> Path:
     """Train, from the start or from the last checkpoint.
 
     Returns:
       The file of weights.
     """
+    check_options(options)
     folder = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     pictures = Pictures(options)

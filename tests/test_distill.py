@@ -99,6 +99,23 @@ def test_parts_against_numpy(variables, batch):
         np.testing.assert_allclose(parts[f"G {name}"], relative, rtol=1e-4)
 
 
+def test_bfloat16_gives_nearly_the_same_loss(variables, batch):
+    targets = teacher_of(variables, batch)
+    scales = distillation.measure_scales(targets)
+    trained = distillation.init_student(
+        jax.random.key(1), channels=(3, 4, 5, 6, 7), wide=TINY_CHANNELS
+    )
+    student = distillation.with_preprocessing(trained, variables["preprocessing"])
+    losses = [
+        distillation.distillation_loss(
+            student, targets, scales, batch, jnp.array([0, 0]), pooling="max", dtype=dtype
+        )[0]
+        for dtype in (jnp.float32, jnp.bfloat16)
+    ]
+    assert losses[1].dtype == jnp.float32
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.03)
+
+
 def test_finished_student_has_the_teachers_units(variables, batch):
     preprocessing = variables["preprocessing"]
     trained = distillation.init_student(jax.random.key(1), channels=(3, 4, 5, 6, 7))
@@ -221,6 +238,20 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file
         "policy_001.npy",
         "policy_002.npy",
     ]
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        (dict(crop=100), "multiple of 16"),
+        (dict(batch=3), "multiple of 4 devices"),
+        (dict(channels=(1, 2, 3, 0, 4)), "at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit(tmp_path, options, match):
+    with pytest.raises(InputError, match=match):
+        distill.distill(distill.Options(folder=tmp_path / "run", teacher=tmp_path, **options))
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):

@@ -101,7 +101,6 @@ class TestLoad:
             load_weights(tmp_path / "x")
         assert load_weights(tmp_path / "x", preprocessing="caffe").info.preprocessing == "caffe"
 
-
     def test_none_where_none_are_found(self):
         with pytest.raises(InputError, match="no weights on this machine"):
             load_weights(find_weights())
