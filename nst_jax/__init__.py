@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nst_jax.config import Config, LossConfig
+    from nst_jax.convolution import prepare_kernels
     from nst_jax.errors import InputError
     from nst_jax.images import load_image, save_image
     from nst_jax.losses import content_loss, gram_matrix, style_loss, total_variation
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from nst_jax.solver import make_solver, run
     from nst_jax.transfer import stylize
     from nst_jax.types import Loss
-    from nst_jax.vgg import VGG19, features, prepare_kernels
+    from nst_jax.vgg import VGG19, features
     from nst_jax.weights import find_weights, load_weights, save_weights
 
 _HOMES = {
@@ -43,7 +44,7 @@ _HOMES = {
     "Loss": "types",
     "VGG19": "vgg",
     "features": "vgg",
-    "prepare_kernels": "vgg",
+    "prepare_kernels": "convolution",
     "find_weights": "weights",
     "load_weights": "weights",
     "save_weights": "weights",

@@ -48,12 +48,12 @@ def gram_sum(features: Features) -> Array:
     """
     if not isinstance(features, Lifted):
         return _outer_products(features.reshape(-1, features.shape[-1]))
-    own, kernel, bias = features
-    flat = own.reshape(-1, own.shape[-1])
+    flat = features.own.reshape(-1, features.own.shape[-1])
+    own_gram = _outer_products(flat)
+    kernel, bias = (x.astype(own_gram.dtype) for x in (features.kernel, features.bias))
     matmul = partial(jnp.matmul, precision="highest")
-    gram = matmul(kernel.T, matmul(_outer_products(flat), kernel))
-    total = jnp.sum(flat, axis=0, dtype=gram.dtype)
-    crossed = jnp.outer(matmul(kernel.T, total), bias)
+    gram = matmul(kernel.T, matmul(own_gram, kernel))
+    crossed = jnp.outer(matmul(kernel.T, jnp.sum(flat, axis=0, dtype=gram.dtype)), bias)
     return gram + crossed + crossed.T + flat.shape[0] * jnp.outer(bias, bias)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
-from nst_jax.lift import dense, positions
+from nst_jax.lift import check_lifted, dense, positions
 from nst_jax.losses import gram_matrix, gram_sum, normalize_gram, style_loss, total_variation
 from nst_jax.types import Array, Loss, LossWeights, Statistics, Targets, Terms, Variables
 from nst_jax.vgg import network_features
@@ -46,6 +46,17 @@ def as_sequence(styles: Any) -> list[Any]:
     if not pictures:
         raise InputError("no style picture: expected at least one")
     return pictures
+
+
+def check_learned(variables: Variables, config: LossConfig) -> None:
+    """Check, before anything is computed, that slim weights have learned what an objective needs.
+
+    Raises:
+      InputError: where they have not; full weights have no such limits.
+    """
+    if "lift" in variables:
+        layers = config.content_layers + config.style_layers
+        check_lifted(variables["lift"], layers=layers, pooling=config.pooling)
 
 
 @lru_cache(maxsize=64)

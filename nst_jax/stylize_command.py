@@ -20,6 +20,7 @@ from nst_jax.errors import InputError
 from nst_jax.images import Picture, check_output, load_image, load_picture, save_image, to_uint8
 from nst_jax.inputs import check_pictures, initial_image
 from nst_jax.interrupt import stop_on_interrupt
+from nst_jax.objective import check_learned
 from nst_jax.progress import progress_display
 from nst_jax.stylize_inputs import check_options, json_path, load_init, obtain_weights
 from nst_jax.transfer import Progress, Result
@@ -47,6 +48,7 @@ def stylize(options: Stylize) -> int:
     init = load_init(options.config, shape=content.rgb.shape)
     check_pictures(content.rgb, styles, config=options.config, init=init)
     weights = obtain_weights(options.weights, model=options.model)
+    check_learned(weights.variables, options.config.loss)
     use_compilation_cache()  # only now: bad input leaves nothing behind
     if init is None:
         init = np.asarray(

@@ -13,7 +13,13 @@ from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image
 from nst_jax.inputs import check_blend
-from nst_jax.weights import Weights, find_weights, is_shipped, load_weights, model_of
+from nst_jax.weights import (
+    WEIGHTS_VARIABLE,
+    Weights,
+    find_weights,
+    is_shipped_slim,
+    load_weights,
+)
 
 
 def json_path(output: Path) -> Path:
@@ -99,17 +105,23 @@ def obtain_weights(path: Path | None, *, model: str | None = None) -> Weights:
     """
     found = find_weights(path=path, model=model)
     if found is None:
-        missing = {"vgg19": "full VGG-19"}.get(
-            model or "", "weights, not even nst_jax's slim ones,"
-        )
-        raise InputError(
-            f"no {missing} on this machine: run 'nst-jax weights fetch', or name a file by "
-            "--weights"
-        )
-    if model is None and path is None and is_shipped(found) and model_of(found) == "vgg19-slim":
+        raise InputError(_MISSING[model])
+    if not (path or model or os.environ.get(WEIGHTS_VARIABLE)) and is_shipped_slim(found):
         print(
             "nst-jax: no full VGG-19 on this machine, so the slim weights that come with nst_jax "
             "are used; for the full network run 'nst-jax weights fetch'",
             file=sys.stderr,
         )
     return load_weights(found)
+
+
+_MISSING = {
+    None: "no weights on this machine: run 'nst-jax weights fetch', or name a file by --weights",
+    "vgg19": (
+        "no full VGG-19 on this machine: run 'nst-jax weights fetch', or name a file by --weights"
+    ),
+    "vgg19-slim": (
+        "the slim weights that come with nst_jax are missing: install it again, or name a file by "
+        "--weights"
+    ),
+}

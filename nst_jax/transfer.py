@@ -16,14 +16,14 @@ import optax
 from jax.typing import ArrayLike
 
 from nst_jax.config import Config
+from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture, check_blend, check_pictures, initial_image
 from nst_jax.layers import TAPS
-from nst_jax.objective import as_sequence, loss_weights, make_loss
+from nst_jax.objective import as_sequence, check_learned, loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.solver import make_solver, run
 from nst_jax.types import Array, Info, Loss, State, Variables
-from nst_jax.vgg import prepare_kernels
 
 CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
 CHUNK_SIZE = 64
@@ -116,13 +116,16 @@ def stylize(
       A ``Result``; also where the loss diverged.
 
     Raises:
-      InputError: before the first step, for pictures that do not fit.
+      InputError: before the first step, for pictures that do not fit, and for layers or a pooling
+        that slim weights have not learned.
     """
     started = time.perf_counter()
     content = as_picture(content)
     styles = [as_picture(style) for style in as_sequence(styles)]
     init = None if init is None else as_picture(init)
     check_pictures(content, styles, config=config, init=init)
+    if loss is None:
+        check_learned(variables, config.loss)
     if callback_every is not None and callback_every < 1:
         raise InputError(f"callback_every is {callback_every}: expected 1 or more")
     # An objective of one's own may ask for any layer.

@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from nst_jax.canonical import Preprocessing
-from nst_jax.convert import Converted, convert, file_digest, find_lifts
+from nst_jax.convert import Converted, convert, file_digest
 from nst_jax.errors import InputError
 from nst_jax.fetch import SOURCES
 from nst_jax.networks import recognise
+from nst_jax.shapes import find_lifts
 from nst_jax.weight_forms import find_form
 
 

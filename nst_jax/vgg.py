@@ -13,63 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nst_jax.convolution import conv, transpose_kernel
 from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, check_sides, check_tap, deepest
 from nst_jax.lift import Features, Lifted, check_lifted, dense
 from nst_jax.types import Array, Taps, Variables
-from nst_jax.winograd import winograd_conv, winograd_kernel
-
-WINOGRAD_CHANNELS = 128
-
-
-def _convolve(x: Array, kernel: Array) -> Array:
-    """Convolve ``[1, H, W, in]`` with ``[3, 3, in, out]``, stride 1, zero padding 1."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def transpose_kernel(kernel: Array) -> Array:
-    """Kernel of the transposed convolution: ``[3, 3, in, out]`` to ``[3, 3, out, in]``, flipped."""
-    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-
-
-def _apply(x: Array, kernel: Array) -> Array:
-    """Convolve with a kernel as it is, ``[3, 3, ...]``, or transformed, ``[6, 6, ...]``."""
-    return _convolve(x, kernel) if kernel.shape[0] == 3 else winograd_conv(x, kernel)
-
-
-@jax.custom_vjp
-def conv(x: Array, kernel: Array, forward: Array, backward: Array) -> Array:
-    """3x3 convolution whose gradient to ``x`` is an ordinary convolution too.
-
-    JAX's own transpose rule gives the same numbers, but inside ``scan`` and ``while_loop`` XLA's
-    CPU backend then misses its fast convolution: a VGG step was three times slower there.
-
-    Args:
-      x: features, ``[1, H, W, in]``.
-      kernel: ``[3, 3, in, out]``; only its own gradient is computed with it.
-      forward: the kernel as it is to be applied, see ``prepare_kernels``.
-      backward: likewise ``transpose_kernel(kernel)``. A loop does better to make both outside.
-
-    Returns:
-      ``[1, H, W, out]``.
-    """
-    return _apply(x, forward)
-
-
-def _conv_forward(x: Array, kernel: Array, forward: Array, backward: Array):
-    return conv(x, kernel, forward, backward), (x, kernel, forward, backward)
-
-
-def _conv_backward(residuals: tuple[Array, Array, Array, Array], cotangent: Array):
-    x, kernel, forward, backward = residuals
-    # Unused by the pixels' gradient, and then removed by the compiler.
-    (kernel_cotangent,) = jax.vjp(partial(_convolve, x), kernel)[1](cotangent)
-    x_cotangent = conv(cotangent, transpose_kernel(kernel), backward, forward)
-    return x_cotangent, kernel_cotangent, jnp.zeros_like(forward), jnp.zeros_like(backward)
-
-
-conv.defvjp(_conv_forward, _conv_backward)
 
 
 def pool(x: Array, *, pooling: str) -> Array:
@@ -205,44 +152,6 @@ def features(
     """
     taps = network_features(variables, image, layers=layers, pooling=pooling)
     return {name: dense(tap) for name, tap in taps.items()}
-
-
-def prepare_kernels(
-    variables: Variables, *, convolution: str = "direct", layers: tuple[str, ...] = TAPS
-) -> Variables:
-    """Add the collection ``prepared``: the kernels in the form in which a loop applies them.
-
-    Without it every step of a loop flips all kernels again for the gradient to the pixels: XLA does
-    not move that out of the loop. They are a copy: who changes the kernels prepares them again.
-
-    Args:
-      variables: VGG-19's collections.
-      convolution: ``"direct"``, or ``"winograd"``, see ``winograd``: with a quarter of the
-        multiplications, on CPUs twice as fast; in float32 the gradient to the pixels is then as
-        exact as PyTorch's, with a median error of 3e-7 of its root mean square in place of 1.4e-7.
-      layers: taps that will be asked for; kernels beyond the deepest are left out.
-
-    Returns:
-      The same with ``prepared``: layer -> ``{"forward", "backward"}`` -> ``[3, 3, in, out]`` or
-      ``[6, 6, in, out]``; twice or eight times as large as the kernels.
-
-    Raises:
-      ValueError: for another convolution.
-    """
-    if convolution not in ("direct", "winograd"):
-        raise ValueError(f"convolution is {convolution!r}: expected 'direct' or 'winograd'")
-
-    def prepare(kernel: Array) -> dict[str, Array]:
-        pair = {"forward": kernel, "backward": transpose_kernel(kernel)}
-        # With few channels the transforms cost more than the multiplications that they save.
-        wide = max(kernel.shape[2:]) >= WINOGRAD_CHANNELS
-        return jax.tree.map(winograd_kernel, pair) if convolution == "winograd" and wide else pair
-
-    params = variables["params"]
-    used = CONVS[: CONVS.index(deepest(layers).replace("relu", "conv")) + 1]
-    # A slim network ends with the deepest layer that it has learned.
-    kernels = {name: prepare(params[name]["kernel"]) for name in used if name in params}
-    return {**variables, "prepared": kernels}
 
 
 def init_variables(key: Array, *, channels: tuple[int, ...] = CHANNELS) -> Variables:

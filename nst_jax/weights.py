@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nst_jax.canonical import Preprocessing, Record, write_canonical
-from nst_jax.convert import check_finite, check_shapes, convert, to_flat, to_tree
+from nst_jax.convert import check_finite, convert, to_flat, to_tree
 from nst_jax.errors import InputError
 from nst_jax.fetch import DEFAULT_SOURCE, SOURCES, cached_path
+from nst_jax.shapes import check_shapes
 from nst_jax.weight_forms import open_weights
 
 WEIGHTS_VARIABLE = "NST_JAX_WEIGHTS"
+SLIM_FILE = "vgg19-slim.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +185,15 @@ def find_weights(*, path: str | Path | None = None, model: str | None = None) ->
                 f"{found} holds {model_of(found)}, but {model} was asked for: leave one of them out"
             )
     places = (path for _, path in _installed())
-    return next((path for path in places if model in (None, model_of(path))), None)
+    return next((path for path in places if model is None or _is_sound(path, model)), None)
+
+
+def _is_sound(path: Path, model: str) -> bool:
+    """Whether a file that nobody named holds this model; a damaged one holds none."""
+    try:
+        return model_of(path) == model
+    except InputError:
+        return False
 
 
 def model_of(path: Path) -> str:
@@ -193,9 +203,9 @@ def model_of(path: Path) -> str:
     return "vgg19-slim" if slim else "vgg19"
 
 
-def is_shipped(path: Path) -> bool:
-    """Whether a file is one of those that come with the package."""
-    return ("shipped", path) in _installed()
+def is_shipped_slim(path: Path) -> bool:
+    """Whether a file is the slim one that comes with the package."""
+    return path.name == SLIM_FILE and ("shipped", path) in _installed()
 
 
 def _installed() -> Iterator[tuple[str, Path]]:
@@ -207,9 +217,9 @@ def _installed() -> Iterator[tuple[str, Path]]:
     folders = [package / "data"]
     if (package.parent / "pyproject.toml").is_file():  # else it may be someone else's folder
         folders.append(package.parent / "weights")
-    for folder in folders:
-        for path in sorted(folder.glob("*.safetensors")):
-            yield "shipped", path
+    shipped = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+    for path in sorted(shipped, key=lambda path: path.name == SLIM_FILE):  # full ones first
+        yield "shipped", path
 
 
 def list_weights() -> list[Place]:

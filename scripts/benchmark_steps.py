@@ -14,6 +14,7 @@ import torch
 import torch_reference as reference
 
 from nst_jax.config import Config
+from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
 from nst_jax.layers import CHANNELS, CONVS, block_of, stride
 from nst_jax.objective import loss_weights, make_loss
@@ -21,7 +22,7 @@ from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.solver import make_solver, run
 from nst_jax.transfer import compute_targets
 from nst_jax.types import Loss
-from nst_jax.vgg import features, prepare_kernels
+from nst_jax.vgg import features
 
 # How each precision is called: JAX's matmul precision, and whether PyTorch may use TF32.
 PRECISIONS = {"float32": ("highest", False), "tf32": ("tensorfloat32", True)}

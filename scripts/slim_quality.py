@@ -32,6 +32,7 @@ from PIL import Image
 
 from nst_jax.allocator import keep_freed_memory
 from nst_jax.config import Config
+from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, to_uint8
 from nst_jax.objective import loss_weights, make_loss
@@ -40,7 +41,6 @@ from nst_jax.presets import get_preset
 from nst_jax.report import write_json
 from nst_jax.solver import make_solver, run
 from nst_jax.transfer import compute_targets, stylize
-from nst_jax.vgg import prepare_kernels
 from nst_jax.weights import load_weights, save_weights
 
 

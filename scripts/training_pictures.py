@@ -263,7 +263,7 @@ def crop_picture(rng: np.random.Generator, picture: np.ndarray, *, side: int) ->
         ratio_x, ratio_y = small[0] / width, small[1] / height
         planes = [plane.resize(small, Image.Resampling.BILINEAR) for plane in planes]
     a, b = mirror * cos * ratio_x, sin * ratio_x
-    d, e = -sin * ratio_y, cos * ratio_y
+    d, e = -mirror * sin * ratio_y, cos * ratio_y
     c, f = x * ratio_x - (a + b) * side / 2, y * ratio_y - (d + e) * side / 2
     sampling = Image.Resampling.BICUBIC if factor < 1 else Image.Resampling.BILINEAR
     affine = Image.Transform.AFFINE

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from conftest import smooth_picture
 from PIL import Image
 
 import nst_jax
-from nst_jax import cli, stylize_command, transfer, vgg, weights, weights_command
+from nst_jax import cli, convolution, stylize_command, transfer, weights, weights_command
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
@@ -252,12 +253,12 @@ class TestSettings:
         assert len(record()["history"]["total"]) == record()["steps"] == 2
 
     def test_convolution_changes_rounding_only(self, run, monkeypatch):
-        monkeypatch.setattr(vgg, "WINOGRAD_CHANNELS", 4)
+        monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 4)
         transfer._prepare.clear_cache()
         losses = {}
-        for convolution in ("direct", "winograd"):
-            run(**PLAIN, convolution=convolution, overwrite=True)
-            losses[convolution] = record()["history"]["total"][0]
+        for method in ("direct", "winograd"):
+            run(**PLAIN, convolution=method, overwrite=True)
+            losses[method] = record()["history"]["total"][0]
         transfer._prepare.clear_cache()
         assert losses["winograd"] != losses["direct"]
         assert losses["winograd"] == pytest.approx(losses["direct"], rel=1e-4)
@@ -366,6 +367,7 @@ class TestWeights:
         assert run().code == 0
 
     def test_shipped_slim_ones_are_taken_with_a_word(self, capsys, monkeypatch, slim_file):
+        slim_file = shutil.copy(slim_file, Path.cwd() / weights.SLIM_FILE)
         monkeypatch.setattr(weights, "_installed", lambda: iter([("shipped", slim_file)]))
         line = words(content_layers="relu2_2", style_layers="relu1_1 relu3_1")
         assert main(line) == 0
@@ -374,7 +376,10 @@ class TestWeights:
         assert record()["weights"]["name"] == "small-slim"
         assert main([*line, "--overwrite", "--model", "vgg19-slim"]) == 0
         assert main([*line, "--overwrite", "--weights", str(slim_file)]) == 0
-        assert "slim" not in capsys.readouterr().err
+        monkeypatch.setenv("NST_JAX_WEIGHTS", str(slim_file))
+        assert main([*line, "--overwrite"]) == 0
+        monkeypatch.delenv("NST_JAX_WEIGHTS")
+        assert "no full VGG-19" not in capsys.readouterr().err
         assert main([*line, "--overwrite", "--model", "vgg19"]) == 2
         error = capsys.readouterr().err
         assert "no full VGG-19 on this machine: run 'nst-jax weights fetch'" in error
@@ -384,8 +389,14 @@ class TestWeights:
         before = listing(desk)
         assert main(words()) == 2
         assert "no weights" in capsys.readouterr().err and listing(desk) == before
+        assert main(words(model="vgg19-slim")) == 2
+        assert "install it again" in capsys.readouterr().err and listing(desk) == before
 
-    def test_layers_that_slim_weights_have_not_learned(self, capsys, desk, slim_file):
+    def test_layers_that_slim_weights_have_not_learned(self, capsys, desk, slim_file, monkeypatch):
+        def too_early():
+            raise AssertionError("bad input has left a cache folder behind")
+
+        monkeypatch.setattr(stylize_command, "use_compilation_cache", too_early)
         before = listing(desk)
         assert main(words(weights=slim_file, style_layers="relu4_1")) == 2
         error = capsys.readouterr().err

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from nst_jax import convert as module
 from nst_jax.canonical import Preprocessing, Record, write_canonical
-from nst_jax.convert import check_shapes, convert, convert_file, expected_shapes, to_tree
+from nst_jax.convert import convert, convert_file, to_tree
 from nst_jax.errors import InputError
 from nst_jax.layers import CHANNELS
 from nst_jax.mat_file import read_mat
 from nst_jax.networks import FIRST_FILTER, PREPROCESSING, Layout, recognise
+from nst_jax.shapes import check_shapes, expected_shapes
 
 FORMS = {
     **dict.fromkeys(("keras-W", "keras-kernel", "keras-nested", "keras-model"), "keras"),

@@ -1,9 +1,11 @@
 """The training of slim weights: its loss, its pictures, and a run that is interrupted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import distill
+import distill_pictures
 import distillation
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,10 @@ import training_pictures as pictures
 from conftest import TINY_CHANNELS
 from PIL import Image
 
-from nst_jax import convert
+from nst_jax import shapes, transfer
 from nst_jax.errors import InputError
 from nst_jax.layers import block_of
+from nst_jax.presets import get_preset
 from nst_jax.vgg import features
 from nst_jax.weights import load_weights
 
@@ -187,10 +190,10 @@ def test_reading_pictures(tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file, monkeypatch):
-    monkeypatch.setattr(convert, "CHANNELS", TINY_CHANNELS)
+    monkeypatch.setattr(shapes, "CHANNELS", TINY_CHANNELS)
     real = tmp_path / "real.png"
     Image.fromarray(pictures.draw_picture(np.random.default_rng(8), side=200)).save(real)
-    monkeypatch.setattr(distill, "packaged_pictures", lambda: [])
+    monkeypatch.setattr(distill_pictures, "packaged_pictures", lambda: [])
 
     def train(name, **options):
         return distill.distill(
@@ -198,7 +201,6 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file
                 folder=tmp_path / name,
                 teacher=tiny_weights_file,
                 pictures=(real,),
-                channels=(3, 4, 5, 6, 7),
                 batch=4,
                 crop=32,
                 procedural=2,
@@ -208,7 +210,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file
                 average_share=0.0,
                 checkpoint_every=3,
                 steps=10,
-                **options,
+                **{"channels": (3, 4, 5, 6, 7)} | options,
             )
         )
 
@@ -226,7 +228,6 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file
         patch.setattr(distill, "export", stop)
         with pytest.raises(KeyboardInterrupt):
             train("halves")
-    assert json.loads((tmp_path / "halves" / "checkpoint.json").read_text()) == {"step": 6}
     halves = load_weights(train("halves"))
     for one, two in zip(
         jax.tree.leaves(whole.variables), jax.tree.leaves(halves.variables), strict=True
@@ -235,9 +236,16 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file
     stages = json.loads(halves.info.training)["stages"]
     assert [stage["from_step"] for stage in stages] == [0, 6]
     assert sorted(path.name for path in Path(tmp_path / "whole").glob("*.npy")) == [
-        "policy_001.npy",
-        "policy_002.npy",
+        "policy_0001.npy",
+        "policy_0002.npy",
     ]
+    halves_file = tmp_path / "halves" / "vgg19-slim.safetensors"
+    kept = halves_file.read_bytes()
+    halves_file.unlink()
+    train("halves")  # is finished: it only writes the file again
+    assert halves_file.read_bytes() == kept
+    with pytest.raises(InputError, match="of other channels"):
+        train("halves", channels=(3, 4, 5, 6, 8))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +254,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file
         (dict(crop=100), "multiple of 16"),
         (dict(batch=3), "multiple of 4 devices"),
         (dict(channels=(1, 2, 3, 0, 4)), "at least 1"),
+        (dict(policy_runs=0), "policy_runs is 0"),
     ],
 )
 def test_sizes_that_do_not_fit(tmp_path, options, match):
@@ -255,8 +264,32 @@ def test_sizes_that_do_not_fit(tmp_path, options, match):
 
 
 def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch):
-    line = ["distill.py", str(tmp_path / "run"), "--teacher", str(tmp_path / "nothing")]
-    monkeypatch.setattr("sys.argv", line)
-    monkeypatch.setattr(distill, "packaged_pictures", lambda: [])
-    assert distill.main() == 2
-    assert capsys.readouterr().err.startswith("distill: error: no real pictures")
+    (tmp_path / "file").touch()
+    for folder, match in (("run", "cannot read the weights"), ("file", "cannot make")):
+        line = ["distill.py", str(tmp_path / folder), "--teacher", str(tmp_path / "nothing")]
+        monkeypatch.setattr("sys.argv", [*line, "--batch", "4"])
+        assert distill.main() == 2
+        error = capsys.readouterr().err
+        assert error.startswith("distill: error: ") and match in error and error.count("\n") == 1
+
+
+def test_a_narrow_network_is_no_teacher(tmp_path, tiny_weights_file):
+    with pytest.raises(InputError, match="expected .*64"):
+        distill.distill(distill.Options(folder=tmp_path / "run", teacher=tiny_weights_file))
+
+
+def test_pictures_of_optimisations_do_not_depend_on_the_clock(monkeypatch, slim_variables):
+    """However long a step takes, the same pictures are kept."""
+    drawn = [pictures.draw_picture(np.random.default_rng(k), side=100) for k in range(2)]
+    config = get_preset("neural-style").config
+    config = replace(config, content_layers=(("relu2_2", 1.0),), style_layers=(("relu3_1", 1.0),))
+    preset = replace(get_preset("neural-style"), config=config)
+    monkeypatch.setattr(distill_pictures, "get_preset", lambda name: preset)
+    options = distill.Options(folder=Path(), teacher=Path(), crop=32, policy_runs=1)
+    found = []
+    for seconds in (1e-9, 100.0):
+        monkeypatch.setattr(transfer, "CHUNK_SECONDS", seconds)
+        gathered = distill_pictures.Pictures(drawn, drawn)
+        found.append(distill_pictures.policy_pictures(options, gathered, slim_variables, number=3))
+    assert len(found[0]) in (2, 3) and found[0][0].shape == (48, 48, 3)
+    np.testing.assert_array_equal(found[0], found[1])

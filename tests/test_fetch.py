@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import weight_files as files
 
-from nst_jax import convert as convert_module
 from nst_jax import fetch as module
+from nst_jax import shapes as shapes_module
 from nst_jax.convert import convert
 from nst_jax.errors import InputError
 from nst_jax.fetch import SOURCES, Source, cache_dir, cached_path, fetch
@@ -25,7 +25,7 @@ def content(tmp_path_factory):
 @pytest.fixture
 def server(content, monkeypatch):
     """A server of /good, /wrong, /dropped and /moved; it counts what was asked for."""
-    monkeypatch.setattr(convert_module, "CHANNELS", files.SMALL)
+    monkeypatch.setattr(shapes_module, "CHANNELS", files.SMALL)
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -168,7 +168,7 @@ def test_progress_bar(offer, tmp_path, capsys, monkeypatch):
 
 
 def test_download_of_another_network(offer, content, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert_module, "CHANNELS", (4, 4, 4, 4, 4))
+    monkeypatch.setattr(shapes_module, "CHANNELS", (4, 4, 4, 4, 4))
     offer("good")
     refuse(tmp_path, "conv3_1/kernel has shape")
 

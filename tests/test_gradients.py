@@ -8,10 +8,10 @@ from conftest import smooth_picture
 from jax.test_util import check_grads
 
 from nst_jax.config import Config
+from nst_jax.convolution import prepare_kernels
 from nst_jax.images import load_image
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.presets import PRESETS
-from nst_jax.vgg import prepare_kernels
 
 
 def objective(config, variables, content, styles):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from nst_jax import convolution
 from nst_jax.config import Config
+from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
 from nst_jax.lift import Lifted, dense, positions
 from nst_jax.losses import gram_matrix, gram_sum
@@ -16,7 +18,7 @@ from nst_jax.objective import loss_weights, make_loss
 from nst_jax.presets import PRESETS
 from nst_jax.transfer import stylize
 from nst_jax.types import Variables
-from nst_jax.vgg import features, network_features, prepare_kernels
+from nst_jax.vgg import features, network_features
 
 CONFIG = Config(
     content_layers=(("relu2_2", 1.0),),
@@ -118,11 +120,14 @@ def test_gradient_of_the_objective(x64, slim_variables):
     )
 
 
-def test_prepared_kernels_change_nothing(slim_variables, content):
+def test_prepared_kernels_change_nothing(slim_variables, content, monkeypatch):
+    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 1)
     plain = network_features(slim_variables, content, layers=("relu3_1",))["relu3_1"]
-    for convolution in ("direct", "winograd"):
-        prepared = prepare_kernels(slim_variables, convolution=convolution)
+    for method in ("direct", "winograd"):
+        prepared = prepare_kernels(slim_variables, convolution=method)
         assert set(prepared["prepared"]) == set(slim_variables["params"])
+        side = {"direct": 3, "winograd": 6}[method]
+        assert prepared["prepared"]["conv2_1"]["forward"].shape[0] == side
         found = network_features(prepared, content, layers=("relu3_1",))["relu3_1"]
         np.testing.assert_allclose(dense(found), dense(plain), rtol=1e-4, atol=1e-3)
 
@@ -133,7 +138,7 @@ def test_what_was_not_learned_is_refused(slim_variables, content):
     only_max: Variables = {**slim_variables, "lift": {"max": slim_variables["lift"]["max"]}}
     with pytest.raises(InputError, match="trained for max pooling, not average.*weights fetch"):
         features(only_max, content, layers=("relu1_1",), pooling="average")
-    with pytest.raises(InputError, match="not relu2_1"):
+    with pytest.raises(InputError, match="not relu4_2"):
         stylize(slim_variables, content, content, config=PRESETS["gatys"].config)
 
 

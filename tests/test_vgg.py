@@ -7,7 +7,7 @@ import pytest
 from conftest import TINY_CHANNELS, smooth_picture
 from jax.test_util import check_grads
 
-from nst_jax import vgg
+from nst_jax import convolution, vgg
 from nst_jax.errors import InputError
 from nst_jax.layers import CONVS, TAPS, stride
 from nst_jax.winograd import winograd_kernel
@@ -81,7 +81,9 @@ def test_convolution_has_the_gradients_of_the_plain_one(x64, transform):
     cotangent = generator.normal(size=(1, 6, 5, 4))
 
     def conv(x, kernel):
-        return vgg.conv(x, kernel, *map(transform, (kernel, vgg.transpose_kernel(kernel))))
+        return convolution.conv(
+            x, kernel, *map(transform, (kernel, convolution.transpose_kernel(kernel)))
+        )
 
     value, pullback = jax.vjp(conv, x, kernel)
     expected, plain_pullback = jax.vjp(plain_convolution, x, kernel)
@@ -95,7 +97,7 @@ def test_convolution_has_the_gradients_of_the_plain_one(x64, transform):
 
 def test_prepared_kernels_change_nothing(variables, content):
     """Neither features nor gradients, whether they are made once or in place."""
-    once = value_and_grad(vgg.prepare_kernels(variables), content)
+    once = value_and_grad(convolution.prepare_kernels(variables), content)
     jax.tree.map(np.testing.assert_array_equal, once, value_and_grad(variables, content))
 
 
@@ -109,9 +111,9 @@ def value_and_grad(variables, image):
 
 
 def test_winograd_changes_rounding_only(variables, content, x64, monkeypatch):
-    monkeypatch.setattr(vgg, "WINOGRAD_CHANNELS", 8)
+    monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 8)
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
-    prepared = vgg.prepare_kernels(wide, convolution="winograd")
+    prepared = convolution.prepare_kernels(wide, convolution="winograd")
     sides = {name: kernels["forward"].shape[0] for name, kernels in prepared["prepared"].items()}
     assert sides["conv2_2"] == 3 and sides["conv3_1"] == 6 and set(sides) == set(CONVS)
     picture = content.astype(np.float64)
@@ -124,7 +126,7 @@ def test_winograd_changes_rounding_only(variables, content, x64, monkeypatch):
 
 def test_only_the_layers_that_are_asked_for_are_prepared(variables, content):
     layers = ("relu1_1", "conv2_2")
-    prepared = vgg.prepare_kernels(variables, layers=layers)
+    prepared = convolution.prepare_kernels(variables, layers=layers)
     assert tuple(prepared["prepared"]) == CONVS[:4]
     taps = vgg.features(prepared, content, layers=layers)
     jax.tree.map(
@@ -134,17 +136,17 @@ def test_only_the_layers_that_are_asked_for_are_prepared(variables, content):
 
 def test_unknown_convolution_is_refused(variables):
     with pytest.raises(ValueError, match="convolution is 'fft': expected 'direct' or 'winograd'"):
-        vgg.prepare_kernels(variables, convolution="fft")
+        convolution.prepare_kernels(variables, convolution="fft")
 
 
 @either_convolution
 def test_convolution_under_vmap(transform, x64):
     generator = np.random.default_rng(0)
     x, kernel = generator.normal(size=(4, 1, 6, 5, 3)), generator.normal(size=(3, 3, 3, 4))
-    prepared = transform(kernel), transform(vgg.transpose_kernel(kernel))
+    prepared = transform(kernel), transform(convolution.transpose_kernel(kernel))
 
     def gradient(x):
-        return jax.grad(lambda x: jnp.sum(vgg.conv(x, kernel, *prepared) ** 2))(x)
+        return jax.grad(lambda x: jnp.sum(convolution.conv(x, kernel, *prepared) ** 2))(x)
 
     singles = np.stack([gradient(one) for one in x])
     np.testing.assert_allclose(jax.vmap(gradient)(x), singles, rtol=1e-10)

@@ -13,7 +13,7 @@ import pytest
 import weight_files as files
 from safetensors import safe_open
 
-from nst_jax import convert as convert_module
+from nst_jax import shapes as shapes_module
 from nst_jax import weights as module
 from nst_jax.convert import convert, convert_file, to_tree
 from nst_jax.errors import InputError
@@ -23,7 +23,7 @@ from nst_jax.weights import (
     Weights,
     WeightsInfo,
     find_weights,
-    is_shipped,
+    is_shipped_slim,
     list_weights,
     load_weights,
     save_weights,
@@ -35,7 +35,7 @@ def alone(monkeypatch, tmp_path, request):
     """No weights but those of the test: small ones, an empty cache, no variable."""
     if "weights" in request.keywords:
         return
-    monkeypatch.setattr(convert_module, "CHANNELS", files.SMALL)
+    monkeypatch.setattr(shapes_module, "CHANNELS", files.SMALL)
     monkeypatch.setattr(module, "__file__", str(tmp_path / "nst_jax" / "weights.py"))
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
@@ -275,16 +275,34 @@ class TestFind:
         folder.mkdir(parents=True)
         slim = save_weights(folder / "vgg19-slim.safetensors", lifted_weights(), half=True)
         assert find_weights() == find_weights(model="vgg19-slim") == slim
-        assert is_shipped(slim) and find_weights(model="vgg19") is None
+        assert is_shipped_slim(slim) and find_weights(model="vgg19") is None
         cached = self.make(tmp_path / "cache" / "vgg19-keras.safetensors")
         assert find_weights() == find_weights(model="vgg19") == cached
-        assert find_weights(model="vgg19-slim") == slim and not is_shipped(cached)
+        assert find_weights(model="vgg19-slim") == slim and not is_shipped_slim(cached)
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(cached))
         assert find_weights(model="vgg19-slim") == slim
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(slim))
         assert find_weights() == slim and find_weights(model="vgg19") == cached
         with pytest.raises(InputError, match="holds vgg19, but vgg19-slim was asked for"):
             find_weights(path=cached, model="vgg19-slim")
+
+    def test_full_ones_in_the_checkout_come_before_slim_ones(self, tmp_path):
+        (tmp_path / "pyproject.toml").touch()
+        full = self.make(tmp_path / "weights" / "vgg19.safetensors")
+        (tmp_path / "nst_jax" / "data").mkdir(parents=True)
+        for folder in ("weights", "nst_jax/data"):
+            save_weights(tmp_path / folder / "vgg19-slim.safetensors", lifted_weights())
+        assert find_weights() == find_weights(model="vgg19") == full
+
+    def test_a_damaged_file_in_the_cache(self, tmp_path):
+        folder = tmp_path / "nst_jax" / "data"
+        folder.mkdir(parents=True)
+        slim = save_weights(folder / "vgg19-slim.safetensors", lifted_weights())
+        damaged = tmp_path / "cache" / "vgg19-keras.safetensors"
+        damaged.parent.mkdir()
+        damaged.write_bytes(b"damaged")
+        assert find_weights() == damaged  # whoever loads it is told
+        assert find_weights(model="vgg19-slim") == slim and find_weights(model="vgg19") is None
 
     def test_empty_variable_counts_as_none(self, monkeypatch):
         monkeypatch.setenv("NST_JAX_WEIGHTS", "")

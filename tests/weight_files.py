@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from nst_jax.canonical import Record, write_canonical
-from nst_jax.convert import expected_shapes
 from nst_jax.layers import CONVS
 from nst_jax.networks import FIRST_FILTER, PREPROCESSING
+from nst_jax.shapes import expected_shapes
 
 SMALL = (4, 4, 5, 5, 6)  # channels of the blocks; tests put them in place of VGG-19's
 MAGIC = 0x1950A86A20F9469CFC6C

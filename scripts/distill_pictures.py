@@ -1,0 +1,116 @@
+"""What slim weights are trained on, step by step: crops of pictures, also of optimisations."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from distill_options import Options
+from distillation import POOLINGS
+from training_pictures import (
+    crop_picture,
+    draw_picture,
+    packaged_pictures,
+    plain_crop,
+    read_pictures,
+)
+
+from nst_jax.errors import InputError
+from nst_jax.presets import get_preset
+from nst_jax.transfer import Progress, stylize
+
+KEPT = 400  # pictures of optimisations
+EVERY = 5  # steps of an optimisation at which its picture may be kept
+
+
+class Pictures(NamedTuple):
+    """Real and procedural pictures, uint8."""
+
+    real: list[np.ndarray]
+    drawn: list[np.ndarray]
+
+
+def gather_pictures(options: Options) -> Pictures:
+    """Read the real pictures and draw the procedural ones.
+
+    Raises:
+      InputError: where there are no real ones.
+    """
+    real = read_pictures([*packaged_pictures(), *options.pictures])
+    if not real:
+        raise InputError("no real pictures: install scikit-image, or name --pictures")
+    rng = np.random.default_rng([options.seed, 1])
+    return Pictures(real, [draw_picture(rng) for _ in range(options.procedural)])
+
+
+def varied_crop(pictures: Pictures, rng: np.random.Generator, *, side: int) -> np.ndarray:
+    """A varied crop of a real or procedural picture."""
+    group = pictures.real if rng.random() < 0.7 else pictures.drawn
+    return crop_picture(rng, group[rng.integers(len(group))], side=side)
+
+
+def _crop(
+    pictures: Pictures, policy: list[np.ndarray], rng: np.random.Generator, *, side: int
+) -> np.ndarray:
+    draw = rng.random()
+    if not policy or draw > 0.5:
+        return varied_crop(pictures, rng, side=side)
+    # Half of them of late: what fooled an earlier student tells less.
+    group = policy[-60:] if draw < 0.25 else policy
+    # Pixel for pixel: what fools a student are fine patterns, which a change of scale removes.
+    return plain_crop(rng, group[rng.integers(len(group))], side=side)
+
+
+def make_batch(
+    options: Options, pictures: Pictures, policy: list[np.ndarray], *, step: int
+) -> tuple[np.ndarray, str, np.ndarray]:
+    """Crops, pooling and sampling offset of a step, all by its number alone.
+
+    Args:
+      options: of the run.
+      pictures: to take crops of.
+      policy: pictures of optimisations, the latest last; half of the crops are of them.
+      step: its number.
+    """
+    rng = np.random.default_rng([options.seed, 2, step])
+    pooling = POOLINGS[int(rng.random() < options.average_share)]
+    crops = [_crop(pictures, policy, rng, side=options.crop) for _ in range(options.batch)]
+    return np.stack(crops), pooling, rng.integers(0, 4, 2)
+
+
+def policy_pictures(
+    options: Options, pictures: Pictures, student: Any, *, number: int
+) -> list[np.ndarray]:
+    """Pictures that optimisations under the student pass through, early and late.
+
+    Contents and styles are varied crops; the objective is that of a preset with any style weight
+    and either pooling, from the content or from noise.
+
+    Returns:
+      Pictures of 1.5 times the side of a crop, float16.
+    """
+    side = 3 * options.crop // 2
+    rng = np.random.default_rng([options.seed, 3, number])
+    kept: list[np.ndarray] = []
+    for run in range(options.policy_runs):
+        content, style = (np.clip(varied_crop(pictures, rng, side=side), 0, 1) for _ in range(2))
+        config = replace(
+            get_preset("neural-style").config,
+            steps=int(rng.choice([30, 60, 100])),
+            init="noise" if rng.random() < 0.2 else "content",
+            pooling=POOLINGS[int(rng.random() < 0.3)],
+            style_weight=float(100 * np.exp(rng.normal())),
+        )
+        wanted = set(rng.integers(1, config.steps // EVERY + 1, 2) * EVERY) | {config.steps}
+
+        def keep(progress: Progress, wanted: set[int] = wanted) -> None:
+            # It is also called at other steps, by the clock.
+            image = np.asarray(progress.image)
+            if progress.step in wanted and np.isfinite(image).all():
+                kept.append(np.clip(image, -0.3, 1.3).astype(np.float16))
+
+        key = jax.random.fold_in(jax.random.key(options.seed), options.policy_runs * number + run)
+        stylize(
+            student, content, style, config=config, key=key, callback=keep, callback_every=EVERY
+        )
+    return kept
