@@ -14,6 +14,7 @@ quality against speed. The full network's pictures are kept there and not made a
 FILE`` writes the first slim file again with these figures in its header.
 """
 
+import hashlib
 import json
 import statistics
 import sys
@@ -34,6 +35,7 @@ from nst_jax.allocator import keep_freed_memory
 from nst_jax.config import Config
 from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
+from nst_jax.files import check_writable
 from nst_jax.images import load_image, to_uint8
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
@@ -85,7 +87,12 @@ def step_seconds(networks: dict[str, Any], options: Options, config: Config) -> 
     content = jnp.asarray(load_image(options.contents[0], size=options.speed_size))
     style = jnp.asarray(load_image(options.styles[0], size=options.speed_size))
     loss = make_loss(config.loss)
-    optimizer = make_optimizer(config.optimizer, memory_size=config.memory_size)
+    optimizer = make_optimizer(
+        config.optimizer,
+        memory_size=config.memory_size,
+        pixel_range=config.pixel_range,
+        preconditioner=config.preconditioner,
+    )
     solver = make_solver(loss, optimizer)
     winograd = jax.default_backend() == "cpu"
     held = {}
@@ -111,8 +118,11 @@ def step_seconds(networks: dict[str, Any], options: Options, config: Config) -> 
 def compare(options: Options) -> dict[str, Any]:
     """All pairs under all networks; prints the table and writes the pictures."""
     config = replace(get_preset(options.preset).config, steps=options.steps)
-    teacher = load_weights(options.teacher).variables
     slim = {path.stem: load_weights(path).variables for path in options.slim}
+    if len(slim) < len(options.slim) or "full" in slim:
+        raise InputError("slim files are told by their names: expected different ones, none 'full'")
+    loaded = load_weights(options.teacher)
+    teacher = loaded.variables
     options.output.mkdir(parents=True, exist_ok=True)
     loss = make_loss(config.loss)
     rows, cells = [], []
@@ -126,7 +136,9 @@ def compare(options: Options) -> dict[str, Any]:
         )
         value = partial(_value, loss, teacher, targets=targets)
         pair = f"{content_path.stem}__{style_path.stem}"
-        kept = options.output / f"{pair}__full_{options.size}_{options.steps}.npy"
+        settings = f"{config} {loaded.info.sha256}".encode()
+        key = hashlib.sha256(settings + content.tobytes() + style.tobytes()).hexdigest()
+        kept = options.output / f"{pair}__full_{key[:12]}.npy"
         if kept.exists():
             full = np.load(kept)
         else:
@@ -219,19 +231,31 @@ def ship(result: dict[str, Any], source: Path, output: Path) -> None:
     save_weights(output, weights._replace(info=info), overwrite=True, half=True)
 
 
+def check_ship(options: Options) -> None:
+    """Check before the work that the first slim file can be shipped.
+
+    Raises:
+      InputError: where it has no record of its training, or the place cannot be written.
+    """
+    if options.ship is not None:
+        check_writable(options.ship, overwrite=True)
+        if not load_weights(options.slim[0]).info.training:
+            raise InputError(f"{options.slim[0]} has no record of a training: train it first")
+
+
 def main() -> int:
     options = tyro.cli(Options)
     try:
+        check_ship(options)
         result = compare(options)
+        write_json(options.output / "quality.json", result)
+        if options.ship is not None:
+            ship(result, options.slim[0], options.ship)
     except InputError as error:
         print(f"slim_quality: error: {error}", file=sys.stderr)
         return 2
-    write_json(options.output / "quality.json", result)
-    if options.ship is not None:
-        ship(result, options.slim[0], options.ship)
     if options.speed_size and len(options.slim) > 1:
         plot_curve(result, options.output / "curve.png")
-    print(json.dumps(result["slim"]))
     return 0
 
 

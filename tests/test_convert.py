@@ -13,7 +13,7 @@ import weight_files as files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nst_jax import convert as module
+from nst_jax import shapes
 from nst_jax.canonical import Preprocessing, Record, write_canonical
 from nst_jax.convert import convert, convert_file, to_tree
 from nst_jax.errors import InputError
@@ -38,7 +38,7 @@ def paths(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(module, "CHANNELS", files.SMALL)
+    monkeypatch.setattr(shapes, "CHANNELS", files.SMALL)
 
 
 def assert_same(found, expected):
@@ -64,7 +64,7 @@ def test_every_form_gives_the_same_arrays(paths, label):
 
 
 def test_full_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CHANNELS", CHANNELS)
+    monkeypatch.setattr(shapes, "CHANNELS", CHANNELS)
     arrays = files.make_arrays(network="torchvision", channels=CHANNELS)
     files.write_pth(tmp_path / "vgg19.pth", files.torch_state(arrays))
     converted = convert(tmp_path / "vgg19.pth")
@@ -190,7 +190,7 @@ class TestOtherNetworks:
         refuse(tmp_path / "x", "conv1_1/bias is there twice")
 
     def test_shape_names_layer_found_and_expected(self, paths, monkeypatch):
-        monkeypatch.setattr(module, "CHANNELS", (4, 4, 8, 5, 6))
+        monkeypatch.setattr(shapes, "CHANNELS", (4, 4, 8, 5, 6))
         for path in set(paths.values()) - {paths["canonical"]}:
             refuse(path, r"conv3_1/kernel has shape \(3, 3, 4, 5\), expected \(3, 3, 4, 8\)")
 
