@@ -12,7 +12,7 @@ from nst_jax.layers import CONVS, TAPS, deepest
 from nst_jax.types import Array, Variables
 from nst_jax.winograd import winograd_conv, winograd_kernel
 
-WINOGRAD_CHANNELS = 128
+WINOGRAD_CHANNELS = 96
 
 
 def _convolve(x: Array, kernel: Array) -> Array:
