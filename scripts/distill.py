@@ -2,13 +2,13 @@
 
     python scripts/distill.py RUN_FOLDER --teacher vgg19.h5 --pictures FOLDER ...
 
-The student is trained from random weights on crops of real pictures, of procedural ones, and of the
-pictures that an optimisation passes through with the student as it is: without those it would be
-fooled by what it has never seen. The loss is described in distillation.py, the pictures in
-training_pictures.py. RUN_FOLDER keeps checkpoints, a log (log.jsonl) and those pictures; the same
-command goes on where a run was interrupted, to the same result. ``--steps`` may be changed while
-the learning rate is still at its peak. The end writes OUTPUT, a file of weights that ``nst-jax
-stylize --weights`` takes.
+The student is trained from random weights on crops of real pictures (training_pictures.py), of
+procedural ones (procedural_pictures.py), and of the pictures that an optimisation passes through
+with the student as it is: without those it would be fooled by what it has never seen. The loss is
+in distillation.py. RUN_FOLDER keeps a checkpoint, a log (log.jsonl) and the pictures of optimisations;
+the same command goes on where a run was interrupted, to the same result, and with other options it
+goes on with those: the file of weights tells every stage. The end writes OUTPUT, a file of weights
+that ``nst-jax stylize --weights`` takes.
 
 On accelerators: ``--precision bfloat16``, a larger ``--batch`` (shared by all local devices) and
 ``--crop``.

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from distill_options import Options
 from distillation import POOLINGS
+from procedural_pictures import draw_picture
 from training_pictures import (
     crop_picture,
-    draw_picture,
     packaged_pictures,
     plain_crop,
     read_pictures,

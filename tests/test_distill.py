@@ -14,6 +14,7 @@ import pytest
 import training_pictures as pictures
 from conftest import TINY_CHANNELS
 from PIL import Image
+from procedural_pictures import KINDS, draw_picture
 
 from nst_jax import shapes, transfer
 from nst_jax.errors import InputError
@@ -138,7 +139,7 @@ def test_schedule():
     np.testing.assert_allclose(found, [0, 0.005, 0.01, 0.01, 0.005, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("draw", pictures.KINDS)
+@pytest.mark.parametrize("draw", KINDS)
 def test_procedural_pictures(draw):
     found = draw(np.random.default_rng(3), 48)
     assert found.shape == (48, 48, 3) and found.std() > 0.01
@@ -147,7 +148,7 @@ def test_procedural_pictures(draw):
 
 
 def test_crops():
-    picture = pictures.draw_picture(np.random.default_rng(0), side=100)
+    picture = draw_picture(np.random.default_rng(0), side=100)
     assert picture.dtype == np.uint8
     crops = [
         pictures.crop_picture(np.random.default_rng(seed), source, side=32)
@@ -192,7 +193,7 @@ def test_reading_pictures(tmp_path):
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file, monkeypatch):
     monkeypatch.setattr(shapes, "CHANNELS", TINY_CHANNELS)
     real = tmp_path / "real.png"
-    Image.fromarray(pictures.draw_picture(np.random.default_rng(8), side=200)).save(real)
+    Image.fromarray(draw_picture(np.random.default_rng(8), side=200)).save(real)
     monkeypatch.setattr(distill_pictures, "packaged_pictures", lambda: [])
 
     def train(name, **options):
@@ -280,7 +281,7 @@ def test_a_narrow_network_is_no_teacher(tmp_path, tiny_weights_file):
 
 def test_pictures_of_optimisations_do_not_depend_on_the_clock(monkeypatch, slim_variables):
     """However long a step takes, the same pictures are kept."""
-    drawn = [pictures.draw_picture(np.random.default_rng(k), side=100) for k in range(2)]
+    drawn = [draw_picture(np.random.default_rng(k), side=100) for k in range(2)]
     config = get_preset("neural-style").config
     config = replace(config, content_layers=(("relu2_2", 1.0),), style_layers=(("relu3_1", 1.0),))
     preset = replace(get_preset("neural-style"), config=config)
