@@ -5,7 +5,7 @@
 The student is trained from random weights on crops of real pictures (training_pictures.py), of
 procedural ones (procedural_pictures.py), and of the pictures that an optimisation passes through
 with the student as it is: without those it would be fooled by what it has never seen. The loss is
-in distillation.py. RUN_FOLDER keeps a checkpoint, a log (log.jsonl) and the pictures of optimisations;
+in distillation.py. RUN_FOLDER keeps a checkpoint, a log (log.jsonl) and pictures of optimisations;
 the same command goes on where a run was interrupted, to the same result, and with other options it
 goes on with those: the file of weights tells every stage. The end writes OUTPUT, a file of weights
 that ``nst-jax stylize --weights`` takes.
