@@ -26,7 +26,8 @@ from nst_jax.weight_forms import open_weights
 class Converted(NamedTuple):
     """Flat arrays in the canonical layout, and all that is known of them.
 
-    ``network`` is the one recognised by its first filter, if any; ``sha256`` is of the file.
+    ``network`` is the one recognised by its first filter, if any; ``sha256`` is of the file;
+    ``half`` tells of a canonical file in float16.
     """
 
     arrays: dict[str, np.ndarray]
@@ -34,6 +35,7 @@ class Converted(NamedTuple):
     form: str
     network: str | None
     sha256: str
+    half: bool = False
 
 
 def convert(path: str | Path, *, preprocessing: str | None = None) -> Converted:
@@ -71,7 +73,8 @@ def convert(path: str | Path, *, preprocessing: str | None = None) -> Converted:
             check_contents(arrays, opened.header)
             if preprocessing not in (None, record.preprocessing.kind):
                 raise InputError(_contradiction(record.preprocessing.kind, preprocessing))
-            return Converted(arrays, record, opened.form, network, sha256)
+            half = all(stored.dtype == "float16" for stored in opened.arrays.values())
+            return Converted(arrays, record, opened.form, network, sha256, half)
         layout = _settle(found, opened.form, preprocessing)
     licence, attribution = CREDITS.get(network or "", ("unknown", ""))
     record = Record(
@@ -99,7 +102,13 @@ def convert_file(
     """
     destination = Path(destination).expanduser()
     converted = convert(source, preprocessing=preprocessing)
-    write_canonical(destination, converted.arrays, converted.record, overwrite=overwrite)
+    write_canonical(
+        destination,
+        converted.arrays,
+        converted.record,
+        overwrite=overwrite,
+        half=converted.half,
+    )
     return destination
 
 

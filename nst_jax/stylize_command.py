@@ -22,7 +22,13 @@ from nst_jax.inputs import check_pictures, initial_image
 from nst_jax.interrupt import stop_on_interrupt
 from nst_jax.objective import check_learned
 from nst_jax.progress import progress_display
-from nst_jax.stylize_inputs import check_options, json_path, load_init, obtain_weights
+from nst_jax.stylize_inputs import (
+    check_options,
+    json_path,
+    load_init,
+    obtain_weights,
+    tell_of_slim,
+)
 from nst_jax.transfer import Progress, Result
 from nst_jax.transfer import stylize as run_stylize
 from nst_jax.weights import Weights
@@ -49,6 +55,7 @@ def stylize(options: Stylize) -> int:
     check_pictures(content.rgb, styles, config=options.config, init=init)
     weights = obtain_weights(options.weights, model=options.model)
     check_learned(weights.variables, options.config.loss)
+    tell_of_slim(options, weights)
     use_compilation_cache()  # only now: bad input leaves nothing behind
     if init is None:
         init = np.asarray(

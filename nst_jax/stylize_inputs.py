@@ -106,13 +106,18 @@ def obtain_weights(path: Path | None, *, model: str | None = None) -> Weights:
     found = find_weights(path=path, model=model)
     if found is None:
         raise InputError(_MISSING[model])
-    if not (path or model or os.environ.get(WEIGHTS_VARIABLE)) and is_shipped_slim(found):
+    return load_weights(found)
+
+
+def tell_of_slim(options: Stylize, weights: Weights) -> None:
+    """Say where the shipped slim weights are used because no others were found."""
+    asked = options.weights or options.model or os.environ.get(WEIGHTS_VARIABLE)
+    if not asked and is_shipped_slim(Path(weights.info.path)):
         print(
-            "nst-jax: no full VGG-19 on this machine, so the slim weights that come with nst_jax "
-            "are used; for the full network run 'nst-jax weights fetch'",
+            "nst-jax: no full VGG-19 was found, so the slim weights that come with nst_jax are "
+            "used; for the full network run 'nst-jax weights fetch'",
             file=sys.stderr,
         )
-    return load_weights(found)
 
 
 _MISSING = {

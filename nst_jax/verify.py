@@ -74,7 +74,10 @@ def _check_checksum(path: Path, converted: Converted) -> Check:
     if published:
         detail = f"md5 is {md5}, expected {' or '.join(published)} of the published file"
         return Check("checksum", False, detail)
-    return Check("checksum", True, f"none of the published files; sha256 is {converted.sha256}")
+    known = "none of the published files"
+    if find_lifts(converted.arrays):
+        known = f"{record.name}, {record.source}, {record.licence}"
+    return Check("checksum", True, f"{known}; sha256 is {converted.sha256}")
 
 
 def _check_network(kernel: np.ndarray, preprocessing: Preprocessing) -> Check:

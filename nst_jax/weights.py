@@ -90,7 +90,7 @@ def load_weights(path: str | Path | None, *, preprocessing: str | None = None) -
     import jax
 
     if path is None:
-        raise InputError("no weights on this machine: run 'nst-jax weights fetch', or name a file")
+        raise InputError("no such weights were found: run 'nst-jax weights fetch', or name a file")
     converted = convert(path, preprocessing=preprocessing)
     record = converted.record
     info = WeightsInfo(
@@ -168,7 +168,10 @@ def find_weights(*, path: str | Path | None = None, model: str | None = None) ->
     Raises:
       InputError: where a file that was named, or the one in the variable, does not exist, or where
         the one named is of the other model.
+      ValueError: for an unknown model.
     """
+    if model not in (None, "vgg19", "vgg19-slim"):
+        raise ValueError(f"model is {model!r}: expected 'vgg19', 'vgg19-slim' or None")
     for where, named in (("--weights", path), (WEIGHTS_VARIABLE, os.environ.get(WEIGHTS_VARIABLE))):
         if not named:
             continue

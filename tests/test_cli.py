@@ -376,10 +376,12 @@ class TestWeights:
         assert record()["weights"]["name"] == "small-slim"
         assert main([*line, "--overwrite", "--model", "vgg19-slim"]) == 0
         assert main([*line, "--overwrite", "--weights", str(slim_file)]) == 0
+        assert main([*words(style_layers="relu5_4"), "--overwrite"]) == 2
+        assert "no full VGG-19 was found" not in capsys.readouterr().err
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(slim_file))
         assert main([*line, "--overwrite"]) == 0
         monkeypatch.delenv("NST_JAX_WEIGHTS")
-        assert "no full VGG-19" not in capsys.readouterr().err
+        assert "no full VGG-19 was found" not in capsys.readouterr().err
         assert main([*line, "--overwrite", "--model", "vgg19"]) == 2
         error = capsys.readouterr().err
         assert "no full VGG-19 on this machine: run 'nst-jax weights fetch'" in error

@@ -169,3 +169,4 @@ def test_wheel_holds_the_file(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("nst_jax/data/vgg19-slim.safetensors") == FILE.read_bytes()
+        assert any(name.endswith("licenses/weights/README.md") for name in archive.namelist())

@@ -102,7 +102,7 @@ class TestLoad:
         assert load_weights(tmp_path / "x", preprocessing="caffe").info.preprocessing == "caffe"
 
     def test_none_where_none_are_found(self):
-        with pytest.raises(InputError, match="no weights on this machine"):
+        with pytest.raises(InputError, match="no such weights were found"):
             load_weights(find_weights())
 
 
@@ -171,6 +171,8 @@ class TestSave:
         assert "lift/average/relu2_1/kernel" in names and "conv2_2/kernel" not in names
         again = save_weights(tmp_path / "y", found, half=half)
         assert again.read_bytes() == path.read_bytes()
+        convert_file(path, tmp_path / "z")
+        assert (tmp_path / "z").read_bytes() == path.read_bytes()
         checks = verify_weights(path)
         assert all(check.ok for check in checks)
         assert "relu1_2, relu2_1" in checks[1].detail and "max and average" in checks[1].detail
@@ -285,6 +287,8 @@ class TestFind:
         assert find_weights() == slim and find_weights(model="vgg19") == cached
         with pytest.raises(InputError, match="holds vgg19, but vgg19-slim was asked for"):
             find_weights(path=cached, model="vgg19-slim")
+        with pytest.raises(ValueError, match="model is 'vgg16'"):
+            find_weights(model="vgg16")
 
     def test_full_ones_in_the_checkout_come_before_slim_ones(self, tmp_path):
         (tmp_path / "pyproject.toml").touch()
