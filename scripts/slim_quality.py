@@ -213,6 +213,7 @@ def plot_curve(result: dict[str, Any], path: Path) -> None:
         )
     axes.set(xlabel="speed, times the full network's", ylabel="r: median, bar to the worst")
     axes.set_ylim(bottom=0)
+    axes.margins(x=0.3)  # room for the names
     figure.savefig(path, dpi=120)
 
 
