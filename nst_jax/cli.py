@@ -76,8 +76,8 @@ class Fetch:
     """Download official weights, check them and keep them in the cache.
 
     Attributes:
-      source: Where to download from: keras (80 MB), torchvision (550 MB), or matconvnet
-        (510 MB, or its older generation).
+      source: Where to download from: keras (80 MB), or torchvision or matconvnet (also
+        its older generation), over 500 MB each.
     """
 
     source: Literal["keras", "torchvision", "matconvnet", "matconvnet-beta16"] = "keras"

@@ -68,7 +68,7 @@ class VGG19(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array) -> Taps:
-        """Map ``[H, W, 3]`` in [0, 1] to ``{layer: [h, w, C]}``."""
+        """Map ``[..., H, W, 3]`` in [0, 1] to ``{layer: [..., h, w, C]}``."""
         mean = self.variable("preprocessing", "mean", jnp.zeros, (3,)).value
         std = self.variable("preprocessing", "std", jnp.ones, (3,)).value
         spread = (1,) * (image.ndim - 1) + (3,)
@@ -106,7 +106,7 @@ def network_features(
     Args:
       variables: VGG-19's collections, see ``VGG19``, or those of a slim network with one more,
         ``lift``: pooling -> layer -> ``kernel [c, C]``, ``bias [C]``.
-      image: ``[H, W, 3]`` in [0, 1].
+      image: ``[H, W, 3]`` in [0, 1]; training gives a batch, ``[B, H, W, 3]``.
       layers: names of the taps to return.
       pooling: ``"max"`` or ``"average"``.
 
