@@ -14,8 +14,9 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
 from nst_jax.allocator import keep_freed_memory
-from nst_jax.config import Config, Layers, parse_layers
+from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.layer_factors import Layers, parse_layers
 from nst_jax.presets import Preset, get_preset
 
 

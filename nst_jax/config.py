@@ -5,24 +5,35 @@ every result. ``LossConfig`` is the part of it that shapes the compiled program;
 someone may sweep (weights, learning rate) stays outside, so that changing one does not recompile.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from nst_jax.errors import InputError
-from nst_jax.layers import check_tap
+from nst_jax.layer_factors import FLOAT32_MAX, STYLE_LAYERS, Layers, as_layers, check_weight
 
-Layers = tuple[tuple[str, float], ...]
 Pooling = Literal["max", "average"]
 GramNormalization = Literal["chw", "hw"]
+TVOrder = Literal[1, 2]
 Optimizer = Literal["lbfgs", "lbfgs-linesearch", "adam"]
 Noise = Literal["normal", "uniform"]
 Preconditioner = Literal["none", "spectral"]
 Convolution = Literal["auto", "direct", "winograd"]
+StyleMixing = Literal["average", "sum"]
+Guides = Literal["simple", "inside", "all"]
+Padding = Literal["zero", "circular"]
+Color = Literal[
+    "none",
+    "keep-yiq",
+    "keep-ycbcr",
+    "keep-lab",
+    "match-cholesky",
+    "match-pca",
+    "match-symmetric",
+    "match-histogram",
+    "luminance",
+]
 
-FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # above it a number is infinite where it is used
 INITS = ("content", "noise", "blend")
-STYLE_LAYERS: Layers = tuple((f"relu{block}_1", 1.0) for block in range(1, 6))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +42,20 @@ class LossConfig:
 
     Attributes:
       content_layers, style_layers: names of the layers compared.
-      pooling, gram_normalization, tv_order, mse_factor, pixel_range: as in ``Config``.
+      pooling, gram_normalization, tv_order, mse_factor, pixel_range, style_mixing, guides, padding:
+        as in ``Config``.
     """
 
     content_layers: tuple[str, ...] = ("relu4_2",)
     style_layers: tuple[str, ...] = tuple(name for name, _ in STYLE_LAYERS)
     pooling: Pooling = "max"
     gram_normalization: GramNormalization = "chw"
-    tv_order: Literal[1, 2] = 1
+    tv_order: TVOrder = 1
     mse_factor: float = 1.0
     pixel_range: float = 255.0
+    style_mixing: StyleMixing = "average"
+    guides: Guides = "simple"
+    padding: Padding = "zero"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +76,15 @@ class Config:
       tv_order: Total variation of absolute (1) or half squared (2) differences.
       mse_factor: Factor of every mean squared error; 1/4 in the course version.
       pixel_range: Range of pixels for the total variation and the optimiser's units.
+      style_mixing: Several styles by the average of their Gram matrices, or by the sum of
+        their losses; with the same shares both have the same gradient.
+      guides: How masks reach a layer: averaged (simple), or with those features only that see
+        nothing else (inside), or with all that see anything of the region (all).
+      padding: What the network sees beyond the border: zero, or (circular) the opposite border, so
+        that the result tiles; its sides must then be multiples of the deepest layer's stride.
+      color: Colours of the result: the content's kept afterwards (keep-...: its chroma under the
+        result's luminance), the style's matched to the content's before (match-...), or (luminance)
+        transfer of luminance only.
       optimizer: L-BFGS with Torch's fixed step, L-BFGS with line search, or Adam.
       learning_rate: Step size for pixels in [0, pixel_range]. Default 1 for lbfgs and 10/255 of
         the range for adam; not for lbfgs-linesearch.
@@ -86,9 +110,13 @@ class Config:
     tv_weight: float = 1e-3
     pooling: Pooling = "max"
     gram_normalization: GramNormalization = "chw"
-    tv_order: Literal[1, 2] = 1
+    tv_order: TVOrder = 1
     mse_factor: float = 1.0
     pixel_range: float = 255.0
+    style_mixing: StyleMixing = "average"
+    guides: Guides = "simple"
+    padding: Padding = "zero"
+    color: Color = "none"
     optimizer: Optimizer = "lbfgs"
     learning_rate: float | None = None
     memory_size: int | None = None
@@ -114,55 +142,6 @@ class Config:
         return LossConfig(**given)
 
 
-def as_layers(layers: Mapping[str, float] | Iterable[str | tuple[str, float]]) -> Layers:
-    """Layers with their factors, from names, pairs or a mapping.
-
-    >>> as_layers(["relu1_1", "relu2_1"])
-    (('relu1_1', 1.0), ('relu2_1', 1.0))
-    >>> as_layers({"relu1_1": 0.5})
-    (('relu1_1', 0.5),)
-
-    Raises:
-      InputError: for an unknown or repeated layer, or a factor that is no weight.
-    """
-    items = layers.items() if isinstance(layers, Mapping) else layers
-    pairs: list[Any] = [(item, 1.0) if isinstance(item, str) else item for item in items]
-    result = tuple((name, float(factor)) for name, factor in pairs)
-    names = [check_tap(name) for name, _ in result]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"layer {name} is given twice: name each layer once")
-    for name, weight in result:
-        _check_weight(f"the factor of layer {name}", weight)
-    return result
-
-
-def parse_layers(text: str) -> Layers:
-    """Layers from ``NAME[=FACTOR],...``.
-
-    >>> parse_layers("relu1_1=1,relu3_1=0.5")
-    (('relu1_1', 1.0), ('relu3_1', 0.5))
-
-    Raises:
-      InputError: where the text has another form.
-    """
-    pairs: list[tuple[str, float]] = []
-    for item in filter(None, text.split(",")):
-        name, equals, factor = item.strip().partition("=")
-        try:
-            pairs.append((name, float(factor) if equals else 1.0))
-        except ValueError:
-            raise InputError(
-                f"layer factor {item!r} is not a number: expected NAME or NAME=FACTOR"
-            ) from None
-    return as_layers(pairs)
-
-
-def _check_weight(name: str, value: float) -> None:
-    if not 0 <= value <= FLOAT32_MAX:
-        raise InputError(f"{name} is {value}: expected a finite number (in float32), 0 or more")
-
-
 def _check_positive(name: str, value: float) -> None:
     if not 0 < value <= FLOAT32_MAX:
         raise InputError(f"{name} is {value}: expected a finite number (in float32) above 0")
@@ -171,21 +150,26 @@ def _check_positive(name: str, value: float) -> None:
 def _check(config: Config) -> None:
     """Check values and combinations; the dataclass's types cover the rest."""
     for name in ("content_weight", "style_weight", "tv_weight", "noise_scale"):
-        _check_weight(name, getattr(config, name))
+        check_weight(name, getattr(config, name))
     for name in ("mse_factor", "pixel_range", "learning_rate"):
         value = getattr(config, name)
         if value is not None:
             _check_positive(name, value)
     choices = {
-        "pooling": ("max", "average"),
-        "gram_normalization": ("chw", "hw"),
-        "tv_order": (1, 2),
-        "optimizer": ("lbfgs", "lbfgs-linesearch", "adam"),
-        "noise": ("normal", "uniform"),
-        "preconditioner": ("none", "spectral"),
-        "convolution": ("auto", "direct", "winograd"),
+        "pooling": Pooling,
+        "gram_normalization": GramNormalization,
+        "tv_order": TVOrder,
+        "style_mixing": StyleMixing,
+        "guides": Guides,
+        "padding": Padding,
+        "color": Color,
+        "optimizer": Optimizer,
+        "noise": Noise,
+        "preconditioner": Preconditioner,
+        "convolution": Convolution,
     }
-    for name, allowed in choices.items():
+    for name, literal in choices.items():
+        allowed = get_args(literal)
         if getattr(config, name) not in allowed:
             expected = ", ".join(map(str, allowed))
             raise InputError(f"{name} is {getattr(config, name)!r}: expected one of {expected}")

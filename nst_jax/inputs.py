@@ -3,7 +3,6 @@
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from jax.typing import ArrayLike
 
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
-from nst_jax.layers import check_sides
+from nst_jax.layers import check_multiple, check_sides
 from nst_jax.types import Array, Variables
 
 
@@ -48,7 +47,11 @@ def check_pictures(
         )
     names = config.loss
     layers = names.content_layers + names.style_layers
+    if names.style_layers and not styles:
+        raise InputError("no style picture: expected at least one")
     check_sides(content.shape[0], content.shape[1], layers, what="content picture")
+    if names.padding == "circular":
+        check_multiple(content.shape[0], content.shape[1], layers)
     for style in styles:
         if names.style_layers:
             check_sides(style.shape[0], style.shape[1], names.style_layers, what="style picture")
@@ -70,20 +73,6 @@ def _check_picture(what: str, picture: Any) -> None:
             f"the {what} has values from {float(picture.min()):.4g} to {float(picture.max()):.4g}: "
             "expected [0, 1]"
         )
-
-
-def check_blend(blend: Sequence[float]) -> tuple[float, ...]:
-    """Factors of the styles as plain numbers.
-
-    Raises:
-      InputError: where one is no weight, or all are zero.
-    """
-    factors = tuple(float(factor) for factor in blend)
-    if not all(math.isfinite(factor) and factor >= 0 for factor in factors) or not any(factors):
-        raise InputError(
-            f"style_blend is {factors}: expected finite numbers, 0 or more, and one above 0"
-        )
-    return factors
 
 
 def initial_image(content: Array, variables: Variables, *, config: Config, key: Array) -> Array:

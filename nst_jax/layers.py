@@ -77,3 +77,19 @@ def check_sides(height: int, width: int, taps: tuple[str, ...], *, what: str = "
             f"the {what} is {width}x{height} px, but layer {tap} needs a shorter side of at "
             f"least {stride(tap)} px: use a larger size or shallower layers"
         )
+
+
+def check_multiple(height: int, width: int, taps: tuple[str, ...]) -> None:
+    """Check that a picture can tile: its sides are multiples of the stride of the deepest tap.
+
+    Raises:
+      InputError: where they are not, with the nearest sides that are.
+    """
+    tap = deepest(taps)
+    step = stride(tap)
+    if height % step or width % step:
+        nearest = [max(step, step * round(side / step)) for side in (width, height)]
+        raise InputError(
+            f"the picture is {width}x{height} px, but with circular padding layer {tap} needs "
+            f"multiples of {step} px: use {nearest[0]}x{nearest[1]} or shallower layers"
+        )

@@ -17,44 +17,54 @@ from nst_jax.types import Array
 
 
 @jax.custom_jvp
-def _outer_products(flat: Array) -> Array:
+def _outer_products(flat: Array, mask: Array | None) -> Array:
     dtype = jnp.promote_types(flat.dtype, jnp.float32)
-    return jnp.matmul(flat.T, flat, precision="highest", preferred_element_type=dtype)
+    masked = flat if mask is None else flat * mask[:, None]
+    return jnp.matmul(flat.T, masked, precision="highest", preferred_element_type=dtype)
 
 
 @_outer_products.defjvp
-def _outer_products_jvp(primals: tuple[Array], tangents: tuple[Array]):
-    """dG = P + P^T with P = F^T dF: in reverse one product F (D + D^T), where JAX makes two."""
-    (flat,), (tangent,) = primals, tangents
-    gram = _outer_products(flat)
+def _outer_products_jvp(primals: tuple[Array, Array | None], tangents: tuple[Array, Array | None]):
+    """dG = P + P^T with P = F^T m dF: in reverse one product m F (D + D^T), where JAX makes two.
+
+    A mask is a constant: it has no derivative.
+    """
+    (flat, mask), (tangent, _) = primals, tangents
+    gram = _outer_products(flat, mask)
+    tangent = tangent if mask is None else tangent * mask[:, None]
     product = jnp.matmul(flat.T, tangent, precision="highest", preferred_element_type=gram.dtype)
     return gram, product + product.T
 
 
-def gram_sum(features: Features) -> Array:
-    """Sum over positions of the features' outer products (Gatys 2016, eq. 3).
+def gram_sum(features: Features, *, mask: Array | None = None) -> Array:
+    """Sum over positions of the features' outer products (Gatys 2016, eq. 3; 2017, section 4).
 
-    G_ij = sum_k F_ik F_jk
+    G_ij = sum_k m_k F_ik F_jk
 
-    Additive over pixels. Products are summed in float32 or wider at full precision: TF32 and
-    bfloat16 sums are too coarse for the differences that the style term squares.
+    Additive over pixels and over masks. Products are summed in float32 or wider at full precision:
+    TF32 and bfloat16 sums are too coarse for the differences that the style term squares.
 
     Args:
       features: ``[h, w, C]``, or a product S K + 1 b^T of as many positions, whose sum is
-        K^T (sum s s^T) K + (K^T sum s) b^T + b (K^T sum s)^T + h w b b^T.
+        K^T (sum m s s^T) K + (K^T sum m s) b^T + b (K^T sum m s)^T + (sum m) b b^T.
+      mask: m, ``[h, w]``, a constant; 1 where it is left out.
 
     Returns:
       ``[C, C]``.
     """
+    own = features.own if isinstance(features, Lifted) else features
+    flat = own.reshape(-1, own.shape[-1])
+    mask = None if mask is None else mask.astype(flat.dtype).reshape(-1)
+    own_gram = _outer_products(flat, mask)
     if not isinstance(features, Lifted):
-        return _outer_products(features.reshape(-1, features.shape[-1]))
-    flat = features.own.reshape(-1, features.own.shape[-1])
-    own_gram = _outer_products(flat)
+        return own_gram
     kernel, bias = (x.astype(own_gram.dtype) for x in (features.kernel, features.bias))
+    masked = flat if mask is None else flat * mask[:, None]
+    count = flat.shape[0] if mask is None else jnp.sum(mask, dtype=own_gram.dtype)
     matmul = partial(jnp.matmul, precision="highest")
     gram = matmul(kernel.T, matmul(own_gram, kernel))
-    crossed = jnp.outer(matmul(kernel.T, jnp.sum(flat, axis=0, dtype=gram.dtype)), bias)
-    return gram + crossed + crossed.T + flat.shape[0] * jnp.outer(bias, bias)
+    crossed = jnp.outer(matmul(kernel.T, jnp.sum(masked, axis=0, dtype=gram.dtype)), bias)
+    return gram + crossed + crossed.T + count * jnp.outer(bias, bias)
 
 
 def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -> Array:
@@ -79,13 +89,18 @@ def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -
     return gram / (positions * (gram.shape[-1] if normalization == "chw" else 1.0))
 
 
-def gram_matrix(features: Features, *, normalization: str = "hw") -> Array:
+def gram_matrix(
+    features: Features, *, mask: Array | None = None, normalization: str = "hw"
+) -> Array:
     """Normalised Gram matrix of features: the style representation (Gatys 2016, eq. 3).
 
-    G = F F^T / (h w), or / (C h w)
+    G = F F^T / (h w), or / (C h w); guided by a mask (Gatys 2017, section 4)
+    G = sum_k m_k F_k F_k^T / sum m, or / (C sum m): a small region counts as much as a large one.
 
     Args:
       features: ``[h, w, C]``, or a product, see ``gram_sum``.
+      mask: m, ``[h, w]`` in [0, 1], a constant; 1 everywhere where it is left out. Of an empty
+        mask the matrix is 0.
       normalization: ``"hw"`` or ``"chw"``, see ``normalize_gram``.
 
     Returns:
@@ -94,9 +109,19 @@ def gram_matrix(features: Features, *, normalization: str = "hw") -> Array:
     >>> gram_matrix(jnp.ones((2, 2, 1))).tolist()
     [[1.0]]
     """
+    count = positions(features) if mask is None else mask_size(mask)
     return normalize_gram(
-        gram_sum(features), positions=positions(features), normalization=normalization
+        gram_sum(features, mask=mask), positions=count, normalization=normalization
     )
+
+
+def mask_size(mask: Array) -> Array:
+    """The sum of a mask ``[h, w]``, as a divisor: never 0.
+
+    >>> float(mask_size(jnp.eye(3)))
+    3.0
+    """
+    return jnp.maximum(jnp.sum(mask), jnp.finfo(mask.dtype).tiny)
 
 
 def content_loss(features: Array, target: Array) -> Array:
@@ -134,7 +159,36 @@ def style_loss(gram: Array, target: Array) -> Array:
     return jnp.mean(jnp.square(gram - target))
 
 
-def total_variation(image: Array, *, order: int = 2) -> Array:
+def mixed_style_loss(grams: Array, targets: Array, *, shares: Array, mixing: str) -> Array:
+    """Style losses of regions against several styles.
+
+    ``"average"``: |G_r - sum_s b_rs A_s|^2, the styles' Gram matrices averaged (neural-style).
+    ``"sum"``: sum_s b_rs |G_r - A_s|^2, their losses added (neural-style-tf). Where shares sum to 1
+    the second is the first plus sum_s b_rs |A_s - sum_t b_rt A_t|^2, which does not depend on the
+    picture: the same gradient and result, another value.
+
+    Args:
+      grams: normalised Gram matrices of the regions, ``[R, C, C]``.
+      targets: those of the styles, ``[S, C, C]``.
+      shares: b, ``[R, S]``.
+      mixing: ``"average"`` or ``"sum"``.
+
+    Returns:
+      ``[R]``.
+
+    Raises:
+      ValueError: for another mixing.
+    """
+    if mixing == "average":
+        mixed = jnp.einsum("rs,sij->rij", shares, targets, precision="highest")
+        return jax.vmap(style_loss)(grams, mixed)
+    if mixing == "sum":
+        of_styles = jax.vmap(style_loss, in_axes=(None, 0))
+        return jnp.sum(shares * jax.vmap(of_styles, in_axes=(0, None))(grams, targets), axis=1)
+    raise ValueError(f"mixing is {mixing!r}: expected 'average' or 'sum'")
+
+
+def total_variation(image: Array, *, order: int = 2, padding: str = "zero") -> Array:
     """Sum over neighbouring pixels of their differences.
 
     TV = sum |dx|^p / p + sum |dy|^p / p
@@ -147,6 +201,7 @@ def total_variation(image: Array, *, order: int = 2) -> Array:
     Args:
       image: ``[H, W, 3]``.
       order: p, 1 or 2.
+      padding: ``"circular"`` where opposite borders are neighbours too.
 
     Returns:
       Scalar.
@@ -160,6 +215,8 @@ def total_variation(image: Array, *, order: int = 2) -> Array:
     if order not in (1, 2):
         raise ValueError(f"order is {order}: expected 1 or 2")
     power = jnp.abs if order == 1 else lambda d: jnp.square(d) / 2
-    horizontal = image[:, 1:] - image[:, :-1]
-    vertical = image[1:] - image[:-1]
-    return jnp.sum(power(horizontal)) + jnp.sum(power(vertical))
+    if padding == "circular":
+        differences = [jnp.roll(image, -1, axis) - image for axis in (1, 0)]
+    else:
+        differences = [image[:, 1:] - image[:, :-1], image[1:] - image[:-1]]
+    return jnp.sum(power(differences[0])) + jnp.sum(power(differences[1]))

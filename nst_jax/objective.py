@@ -1,12 +1,13 @@
 """The objective of style transfer as ``head(statistics(image))`` (Gatys et al. 2016, eq. 7).
 
     L = content_weight * mse_factor * sum_l w_l mean (F_l - P_l)^2
-      + style_weight   * mse_factor * sum_l w_l mean (G_l - A_l)^2
+      + style_weight   * mse_factor * sum_l w_l sum_r v_r mean (G_lr - A_lr)^2
       + tv_weight * TV(pixel_range * image)
 
-F_l are features of the picture, P_l of the content, G_l and A_l the normalised Gram matrices of
-the picture and of the styles. ``statistics`` holds every sum over pixels and nothing else, so that
-a picture may be taken piece by piece; every divisor is a constant of the targets.
+F_l are features of the picture, P_l of the content; G_lr are the picture's Gram matrices in region
+r, with factor v_r, and A_lr = sum_s b_lrs A_ls those of the styles mixed by shares b. The whole
+picture is one region where there are none. ``statistics`` holds every sum over pixels and nothing
+else, so that a picture may be taken piece by piece; every divisor is a constant of the targets.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,28 @@ import numpy as np
 
 from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
+from nst_jax.guides import lay_over, layer_guides
 from nst_jax.lift import check_lifted, dense, positions
-from nst_jax.losses import gram_matrix, gram_sum, normalize_gram, style_loss, total_variation
-from nst_jax.types import Array, Loss, LossWeights, Statistics, Targets, Terms, Variables
+from nst_jax.losses import (
+    gram_matrix,
+    gram_sum,
+    mask_size,
+    mixed_style_loss,
+    normalize_gram,
+    total_variation,
+)
+from nst_jax.shares import style_shares
+from nst_jax.types import (
+    Array,
+    Keep,
+    Loss,
+    LossWeights,
+    Regions,
+    Statistics,
+    Targets,
+    Terms,
+    Variables,
+)
 from nst_jax.vgg import network_features
 
 
@@ -37,15 +57,8 @@ def loss_weights(config: Config) -> LossWeights:
 
 
 def as_sequence(styles: Any) -> list[Any]:
-    """Style pictures as a list, from one picture or several.
-
-    Raises:
-      InputError: where there is none.
-    """
-    pictures = [styles] if isinstance(styles, (jax.Array, np.ndarray)) else list(styles)
-    if not pictures:
-        raise InputError("no style picture: expected at least one")
-    return pictures
+    """Style pictures as a list, from one picture or several."""
+    return [styles] if isinstance(styles, (jax.Array, np.ndarray)) else list(styles)
 
 
 def check_learned(variables: Variables, config: LossConfig) -> None:
@@ -69,21 +82,45 @@ def make_loss(config: LossConfig) -> Loss:
       config: structure of the objective.
 
     Returns:
-      ``Loss(targets, statistics, head)``. ``targets`` takes the content ``[H, W, 3]``, one style
-      picture or a sequence of them (of any sizes, their Gram matrices averaged with the factors
-      ``blend``, which are scaled to sum to 1) and the factors of the terms.
+      ``Loss(targets, statistics, head)``. ``targets`` takes, after the variables, the content
+      ``[H, W, 3]`` and one style picture or a sequence of S (of any sizes), and by keyword
+
+      - ``weights``: the factors of the terms;
+      - ``blend``: factors of the styles, see ``shares.style_shares``;
+      - ``content_masks``: R regions of the content, ``[R, H, W]`` in [0, 1];
+      - ``style_masks``: for each style the part of it that counts, ``[h, w]``, or None;
+      - ``region_weights``: factors of the regions' style losses, ``[R]``, by default 1;
+      - ``keep``: where the content is left as it is, ``[H, W]``. The picture that is compared is
+        there the content's.
     """
     # One pass serves both terms; a layer in both is computed once.
     layers = tuple(dict.fromkeys(config.content_layers + config.style_layers))
+    of_picture = partial(network_features, pooling=config.pooling, padding=config.padding)
 
-    of_picture = partial(network_features, pooling=config.pooling)
-
-    def style_target(variables: Variables, style: Array) -> dict[str, Array]:
-        taps = of_picture(variables, style, layers=config.style_layers)
+    def style_target(variables: Variables, style: Array, mask: Array | None) -> dict[str, Array]:
+        # A style is no tile: what lies beyond its border is not its opposite border.
+        taps = network_features(
+            variables, style, layers=config.style_layers, pooling=config.pooling
+        )
+        guides: dict[str, Array] = {}
+        if mask is not None:
+            guides = layer_guides(mask, layers=config.style_layers, method=config.guides)
         return {
-            name: gram_matrix(tap, normalization=config.gram_normalization)
+            name: gram_matrix(tap, mask=guides.get(name), normalization=config.gram_normalization)
             for name, tap in taps.items()
         }
+
+    def make_regions(masks: Array, region_weights: Any) -> Regions:
+        of_masks = partial(
+            layer_guides, layers=config.style_layers, method=config.guides, padding=config.padding
+        )
+        guides = jax.vmap(of_masks)(masks)
+        weights = jnp.ones(len(masks)) if region_weights is None else region_weights
+        return Regions(
+            guides=guides,
+            sizes=jax.tree.map(jax.vmap(mask_size), guides),
+            weights=jnp.asarray(weights, masks.dtype),
+        )
 
     def targets(
         variables: Variables,
@@ -91,39 +128,71 @@ def make_loss(config: LossConfig) -> Loss:
         styles: Array | Sequence[Array],
         *,
         weights: LossWeights,
-        blend: Sequence[float] | Array | None = None,
+        blend: Any = None,
+        content_masks: Array | None = None,
+        style_masks: Sequence[Array | None] | None = None,
+        region_weights: Any = None,
+        keep: Array | None = None,
     ) -> Targets:
         pictures = as_sequence(styles)
-        shares = jnp.ones(len(pictures)) if blend is None else jnp.asarray(blend)
-        if shares.shape != (len(pictures),):
-            raise InputError(
-                f"{shares.size} blend factors for {len(pictures)} styles: expected one each"
-            )
-        shares = (shares / shares.sum()).astype(content.dtype)
-        grams = [style_target(variables, style) for style in pictures]
+        if config.style_layers and not pictures:
+            raise InputError("no style picture: expected at least one")
+        masks = [None] * len(pictures) if style_masks is None else style_masks
+        shares = style_shares(
+            blend,
+            layers=config.style_layers,
+            regions=1 if content_masks is None else len(content_masks),
+            styles=len(pictures),
+        )
+        grams = [style_target(variables, *pair) for pair in zip(pictures, masks, strict=True)]
         all_taps = of_picture(variables, content, layers=layers)
         return Targets(
             content={name: dense(all_taps[name]) for name in config.content_layers},
-            style={
-                name: jnp.tensordot(shares, jnp.stack([gram[name] for gram in grams]), axes=1)
-                for name in config.style_layers
-            },
+            style={name: jnp.stack([gram[name] for gram in grams]) for name in config.style_layers},
             sizes={
                 name: jnp.asarray(positions(tap), content.dtype) for name, tap in all_taps.items()
             },
             weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
+            shares={name: table.astype(content.dtype) for name, table in shares.items()},
+            regions=None if content_masks is None else make_regions(content_masks, region_weights),
+            keep=None if keep is None else Keep(keep, content),
         )
 
     def statistics(variables: Variables, image: Array, targets: Targets) -> Statistics:
+        if targets.keep is not None:
+            image = lay_over(image, targets.keep.content, targets.keep.mask)
         taps = of_picture(variables, image, layers=layers)
+        regions = targets.regions
+
+        def region_grams(name: str) -> Array:
+            if regions is None:
+                return gram_sum(taps[name])[None]
+            # One after another: together they would hold a copy of the features each.
+            return jnp.stack([gram_sum(taps[name], mask=guide) for guide in regions.guides[name]])
+
         return Statistics(
             content={
                 name: jnp.sum(jnp.square(dense(taps[name]) - targets.content[name]))
                 for name in config.content_layers
             },
-            style={name: gram_sum(taps[name]) for name in config.style_layers},
-            tv=total_variation(image * config.pixel_range, order=config.tv_order),
+            style={name: region_grams(name) for name in config.style_layers},
+            tv=total_variation(
+                image * config.pixel_range, order=config.tv_order, padding=config.padding
+            ),
         )
+
+    def style_layer(name: str, gram: Array, targets: Targets) -> Array:
+        """The style loss of one layer over its regions."""
+        regions = targets.regions
+        counts = targets.sizes[name][None] if regions is None else regions.sizes[name]
+        normalize = partial(normalize_gram, normalization=config.gram_normalization)
+        losses = mixed_style_loss(
+            jax.vmap(lambda gram, count: normalize(gram, positions=count))(gram, counts),
+            targets.style[name],
+            shares=targets.shares[name],
+            mixing=config.style_mixing,
+        )
+        return jnp.sum(losses if regions is None else regions.weights * losses)
 
     def head(statistics: Statistics, targets: Targets) -> tuple[Array, Terms]:
         weights, sizes = targets.weights, targets.sizes
@@ -133,14 +202,8 @@ def make_loss(config: LossConfig) -> Loss:
             / (sizes[name] * targets.content[name].shape[-1])
             for name in config.content_layers
         )
-        grams = {
-            name: normalize_gram(
-                gram, positions=sizes[name], normalization=config.gram_normalization
-            )
-            for name, gram in statistics.style.items()
-        }
         style = sum(
-            weights.style_layers[name] * style_loss(grams[name], targets.style[name])
+            weights.style_layers[name] * style_layer(name, statistics.style[name], targets)
             for name in config.style_layers
         )
         zero = jnp.zeros_like(statistics.tv)

@@ -115,7 +115,7 @@ def run(
 
     def unfinished(carry):
         i, state, _ = carry
-        return (i < limit) & ~state.frozen
+        return (i < limit) & ~state.frozen.all()
 
     def body(carry):
         i, state, record = carry

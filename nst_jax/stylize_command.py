@@ -20,6 +20,7 @@ from nst_jax.errors import InputError
 from nst_jax.images import Picture, check_output, load_image, load_picture, save_image, to_uint8
 from nst_jax.inputs import check_pictures, initial_image
 from nst_jax.interrupt import stop_on_interrupt
+from nst_jax.loop import Progress
 from nst_jax.objective import check_learned
 from nst_jax.progress import progress_display
 from nst_jax.stylize_inputs import (
@@ -29,7 +30,7 @@ from nst_jax.stylize_inputs import (
     obtain_weights,
     tell_of_slim,
 )
-from nst_jax.transfer import Progress, Result
+from nst_jax.transfer import Result
 from nst_jax.transfer import stylize as run_stylize
 from nst_jax.weights import Weights
 

@@ -12,7 +12,7 @@ from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image
-from nst_jax.inputs import check_blend
+from nst_jax.shares import check_blend
 from nst_jax.weights import (
     WEIGHTS_VARIABLE,
     Weights,

@@ -30,20 +30,53 @@ class LossWeights(NamedTuple):
     style_layers: dict[str, Any]
 
 
+class Regions(NamedTuple):
+    """Where in the picture which styles hold; R regions.
+
+    Attributes:
+      guides: layer name -> guides of the regions, ``[R, h, w]``.
+      sizes: layer name -> sums of the guides, ``[R]``.
+      weights: factors of the regions' style losses, ``[R]``, traced.
+    """
+
+    guides: dict[str, Array]
+    sizes: dict[str, Array]
+    weights: Array
+
+
+class Keep(NamedTuple):
+    """What of the content picture is left as it is.
+
+    Attributes:
+      mask: 1 where the content is kept, ``[H, W]``.
+      content: the content picture, ``[H, W, 3]``.
+    """
+
+    mask: Array
+    content: Array
+
+
 class Targets(NamedTuple):
     """What an objective compares with; computed once, outside the step.
 
     Attributes:
       content: layer name -> features of the content picture, ``[h, w, C]``.
-      style: layer name -> normalised Gram matrix of the style pictures, ``[C, C]``.
+      style: layer name -> normalised Gram matrices of the S style pictures, ``[S, C, C]``.
       sizes: layer name -> number of feature positions h*w of the content picture, scalar.
       weights: the factors of the terms.
+      shares: layer name -> shares of the styles in each region, ``[R, S]``, rows of sum 1, traced;
+        the whole picture is one region where there are none.
+      regions: the regions, or None.
+      keep: what is left as it is, or None.
     """
 
     content: Taps
     style: dict[str, Array]
     sizes: dict[str, Array]
     weights: LossWeights
+    shares: dict[str, Array]
+    regions: Regions | None = None
+    keep: Keep | None = None
 
 
 class Statistics(NamedTuple):
@@ -51,7 +84,8 @@ class Statistics(NamedTuple):
 
     Attributes:
       content: layer name -> sum of squared differences from the content's features, scalar.
-      style: layer name -> sum over positions of the features' outer products, ``[C, C]``.
+      style: layer name -> for each region the sum over positions of the features' outer products,
+        ``[R, C, C]``.
       tv: total variation of the picture, scalar.
     """
 
@@ -72,7 +106,8 @@ class Loss(NamedTuple):
     """An objective as three pure functions; its value is ``head(statistics(...))``.
 
     Attributes:
-      targets: ``(variables, content, styles, *, weights, blend=None) -> Targets``.
+      targets: ``(variables, content, styles, *, weights, **controls) -> Targets``, see
+        ``objective.make_loss``.
       statistics: ``(variables, image, targets) -> Statistics``, additive over pixels.
       head: ``(statistics, targets) -> (loss, Terms)``.
     """

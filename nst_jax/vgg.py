@@ -39,11 +39,17 @@ def pool(x: Array, *, pooling: str) -> Array:
     return {"max": jnp.max, "average": jnp.mean}[pooling](windows, axis=(-4, -2))
 
 
-def _linen_conv(x: Array, kernel: Array, *_, prepared: dict[str, Array] | None, **__) -> Array:
+def _linen_conv(
+    x: Array, kernel: Array, *_, prepared: dict[str, Array] | None, padding: str, **__
+) -> Array:
     """``conv`` in the place of ``lax.conv_general_dilated``, whose other arguments are fixed."""
     if prepared is None:
         prepared = {"forward": kernel, "backward": transpose_kernel(kernel)}
-    return conv(x, kernel, **prepared)
+    if padding == "zero":
+        return conv(x, kernel, **prepared)
+    # Of a picture with its opposite borders around it only the inside is right, and wanted.
+    wrapped = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
+    return conv(wrapped, kernel, **prepared)[:, 1:-1, 1:-1]
 
 
 class VGG19(nn.Module):
@@ -54,6 +60,7 @@ class VGG19(nn.Module):
         deepest is computed.
       pooling: ``"max"`` (as trained) or ``"average"`` (Gatys et al. 2016, section 2).
       channels: channels of the five blocks.
+      padding: what lies beyond the border: ``"zero"`` (as trained) or ``"circular"``.
 
     The variables hold the collections ``params`` (``convB_I`` -> ``kernel [3, 3, in, out]``,
     ``bias [out]``, for RGB) and ``preprocessing`` (``mean [3]``, ``std [3]``, in units of a
@@ -65,6 +72,7 @@ class VGG19(nn.Module):
     layers: tuple[str, ...] = TAPS
     pooling: str = "max"
     channels: tuple[int, ...] = CHANNELS
+    padding: str = "zero"
 
     @nn.compact
     def __call__(self, image: Array) -> Taps:
@@ -84,7 +92,7 @@ class VGG19(nn.Module):
             x = nn.Conv(
                 self.channels[block - 1],
                 (3, 3),
-                conv_general_dilated=partial(_linen_conv, prepared=prepared),
+                conv_general_dilated=partial(_linen_conv, prepared=prepared, padding=self.padding),
                 name=name,
             )(x)
             taps[name] = x[0]
@@ -99,7 +107,12 @@ class VGG19(nn.Module):
 
 
 def network_features(
-    variables: Variables, image: Array, *, layers: tuple[str, ...], pooling: str = "max"
+    variables: Variables,
+    image: Array,
+    *,
+    layers: tuple[str, ...],
+    pooling: str = "max",
+    padding: str = "zero",
 ) -> dict[str, Features]:
     """Features of a picture in the form in which the network has them.
 
@@ -109,6 +122,7 @@ def network_features(
       image: ``[H, W, 3]`` in [0, 1]; training gives a batch, ``[B, H, W, 3]``.
       layers: names of the taps to return.
       pooling: ``"max"`` or ``"average"``.
+      padding: ``"zero"`` or ``"circular"``.
 
     Returns:
       ``{layer: [h, w, C]}`` with h = H // stride, w = W // stride of the layer; of a slim network
@@ -128,7 +142,7 @@ def network_features(
     params = variables["params"]
     firsts = (f"conv{block}_1" for block in range(1, block_of(deepest(layers)) + 1))
     channels = tuple(params[name]["kernel"].shape[-1] for name in firsts)
-    model = VGG19(layers=layers, pooling=pooling, channels=channels)
+    model = VGG19(layers=layers, pooling=pooling, channels=channels, padding=padding)
     taps = cast(Taps, model.apply(variables, image))
     if "lift" not in variables:
         return dict(taps)
@@ -137,12 +151,17 @@ def network_features(
 
 
 def features(
-    variables: Variables, image: Array, *, layers: tuple[str, ...], pooling: str = "max"
+    variables: Variables,
+    image: Array,
+    *,
+    layers: tuple[str, ...],
+    pooling: str = "max",
+    padding: str = "zero",
 ) -> Taps:
     """Features of a picture in VGG-19's channels, with the network's width read from its variables.
 
     Args:
-      variables, image, layers, pooling: as for ``network_features``.
+      variables, image, layers, pooling, padding: as for ``network_features``.
 
     Returns:
       ``{layer: [h, w, C]}`` with h = H // stride, w = W // stride of the layer.
@@ -150,7 +169,7 @@ def features(
     Raises:
       InputError: as ``network_features``.
     """
-    taps = network_features(variables, image, layers=layers, pooling=pooling)
+    taps = network_features(variables, image, layers=layers, pooling=pooling, padding=padding)
     return {name: dense(tap) for name, tap in taps.items()}
 
 

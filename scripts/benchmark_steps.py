@@ -19,8 +19,8 @@ from nst_jax.errors import InputError
 from nst_jax.layers import CHANNELS, CONVS, block_of, stride
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
+from nst_jax.problem import compute_targets
 from nst_jax.solver import make_solver, run
-from nst_jax.transfer import compute_targets
 from nst_jax.types import Loss
 from nst_jax.vgg import features
 
@@ -98,7 +98,7 @@ def jax_candidates(
     loss = in_bfloat16(plain) if precision == "bfloat16" else plain
     optimizer = make_optimizer(config.optimizer, memory_size=config.memory_size)
     solver = make_solver(loss, optimizer)
-    targets = compute_targets(plain, variables, content, [style], loss_weights(config), None)
+    targets = compute_targets(plain, variables, content, [style], loss_weights(config), {})
     default = "winograd" if jax.default_backend() == "cpu" else "direct"
 
     def make(convolution: str, looped: bool) -> Candidate:

@@ -16,8 +16,9 @@ from training_pictures import (
 )
 
 from nst_jax.errors import InputError
+from nst_jax.loop import Progress
 from nst_jax.presets import get_preset
-from nst_jax.transfer import Progress, stylize
+from nst_jax.transfer import stylize
 
 KEPT = 400  # pictures of optimisations
 EVERY = 5  # steps of an optimisation at which its picture may be kept

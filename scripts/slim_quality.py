@@ -40,9 +40,10 @@ from nst_jax.images import load_image, to_uint8
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.presets import get_preset
+from nst_jax.problem import compute_targets
 from nst_jax.report import write_json
 from nst_jax.solver import make_solver, run
-from nst_jax.transfer import compute_targets, stylize
+from nst_jax.transfer import stylize
 from nst_jax.weights import load_weights, save_weights
 
 
@@ -97,7 +98,7 @@ def step_seconds(networks: dict[str, Any], options: Options, config: Config) -> 
     winograd = jax.default_backend() == "cpu"
     held = {}
     for name, variables in networks.items():
-        targets = compute_targets(loss, variables, content, [style], loss_weights(config), None)
+        targets = compute_targets(loss, variables, content, [style], loss_weights(config), {})
         prepared = jax.jit(
             partial(prepare_kernels, convolution="winograd" if winograd else "direct")
         )(variables)
@@ -132,7 +133,7 @@ def compare(options: Options) -> dict[str, Any]:
             load_image(path, size=options.size) for path in (content_path, style_path)
         )
         targets = compute_targets(
-            loss, teacher, jnp.asarray(content), [jnp.asarray(style)], loss_weights(config), None
+            loss, teacher, jnp.asarray(content), [jnp.asarray(style)], loss_weights(config), {}
         )
         value = partial(_value, loss, teacher, targets=targets)
         pair = f"{content_path.stem}__{style_path.stem}"

@@ -16,14 +16,16 @@ PACKAGE = Path(nst_jax.__file__).parent
 LEVELS = [
     {"errors"},
     {"layers", "files", "interrupt", "allocator"},
-    {"config", "types"},
+    {"layer_factors", "types"},
+    {"config"},
     {"presets"},
-    {"lift"},
+    {"lift", "guides", "shares", "color"},
     {"winograd", "coordinates"},
     {"convolution"},
-    {"vgg", "losses", "lbfgs", "inputs"},
+    {"vgg", "losses", "lbfgs", "inputs", "mask_inputs"},
     {"objective", "optimizers"},
     {"solver"},
+    {"loop", "problem"},
     {"transfer"},
     {"stored", "torch_pickle", "torch_file", "torch_forms", "mat_file"},
     {"shapes", "canonical", "weight_forms"},
@@ -76,7 +78,7 @@ def test_only_one_file_imports_linen():
 
 def test_settings_need_only_the_standard_library():
     allowed = sys.stdlib_module_names | {"nst_jax"}
-    for module in ("errors", "layers", "files", "config", "presets"):
+    for module in ("errors", "layers", "files", "layer_factors", "config", "presets"):
         roots = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py")}
         assert roots <= allowed
 

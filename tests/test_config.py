@@ -5,8 +5,9 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
-from nst_jax.config import Config, LossConfig, as_layers, parse_layers
+from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
+from nst_jax.layer_factors import as_layers, parse_layers
 from nst_jax.layers import TAPS, check_sides, stride
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -114,7 +115,8 @@ def test_numbers_do_not_shape_the_program():
     assert Config(**other).loss == Config().loss == LossConfig()
     assert hash(Config(**other).loss) == hash(LossConfig())
     shapes: dict = dict(pooling="average", gram_normalization="hw", tv_order=2)
-    shapes |= dict(mse_factor=0.25, pixel_range=1.0)
+    shapes |= dict(mse_factor=0.25, pixel_range=1.0, style_mixing="sum", guides="inside")
+    shapes |= dict(padding="circular")
     shapes |= dict(content_layers=("conv1_1",), style_layers=("conv2_1",))
     assert set(shapes) == {field.name for field in fields(LossConfig)}
     for name, value in shapes.items():

@@ -15,8 +15,8 @@ from rich.console import Console
 from nst_jax import progress as progress_module
 from nst_jax import report
 from nst_jax.errors import InputError
+from nst_jax.loop import Progress
 from nst_jax.progress import progress_display
-from nst_jax.transfer import Progress
 from nst_jax.types import Info, Terms
 
 

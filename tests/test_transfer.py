@@ -7,12 +7,13 @@ import optax
 import pytest
 from conftest import smooth_picture
 
-from nst_jax import transfer
+from nst_jax import loop, transfer
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.inputs import initial_image
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.presets import PRESETS
+from nst_jax.problem import compute_targets
 
 KEY = jax.random.key(3)
 
@@ -78,20 +79,20 @@ def test_a_given_initial_picture_is_where_the_run_starts(variables, content, sty
 def count_traces(monkeypatch):
     """Count how often the loop is traced."""
     traces = []
-    original = transfer.run
+    original = loop.run
 
     def counting(solver, state, *args, **options):
         traces.append(None)
         return original.__wrapped__(solver, state, *args, **options)
 
     jitted = jax.jit(counting, static_argnames=("solver", "chunk_size"), donate_argnames="state")
-    monkeypatch.setattr(transfer, "run", jitted)
+    monkeypatch.setattr(loop, "run", jitted)
     return traces
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "lbfgs-linesearch", "adam"])
 def test_chunks_do_not_recompile(variables, content, style, monkeypatch, optimizer):
-    monkeypatch.setattr(transfer, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
     traces = count_traces(monkeypatch)
     for _ in range(2):
         config = Config(steps=3, optimizer=optimizer)
@@ -110,12 +111,12 @@ def test_the_host_fetches_numbers_only(variables, content, style, monkeypatch):
     transfer.stylize(
         variables, content, style, config=Config(steps=3), callback=lambda progress: None
     )
-    assert fetched and max(fetched) <= transfer.CHUNK_SIZE
+    assert fetched and max(fetched) <= loop.CHUNK_SIZE
 
 
 def test_weights_and_steps_do_not_recompile(variables, content, style, monkeypatch):
     """One trace serves chunks of any length, other weights, learning rates and pictures."""
-    monkeypatch.setattr(transfer, "CHUNK_SECONDS", 0.0)  # a step a chunk
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # a step a chunk
     traces = count_traces(monkeypatch)
     configs = [
         Config(steps=3),
@@ -148,7 +149,7 @@ def test_the_learning_rate_has_an_effect(variables, content, style):
 def test_chunks_do_not_change_the_result(variables, content, style, monkeypatch):
     config = Config(steps=7)
     whole = transfer.stylize(variables, content, [style], config=config)
-    monkeypatch.setattr(transfer, "CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
     pieces = transfer.stylize(variables, content, [style], config=config, callback_every=2)
     np.testing.assert_array_equal(whole.image, pieces.image)
     np.testing.assert_array_equal(whole.history.loss, pieces.history.loss)
@@ -210,9 +211,7 @@ def test_no_array_is_captured_by_the_program(variables, content, style):
 
     loss = make_loss(config.loss)
     solver = make_solver(loss, make_optimizer("lbfgs", pixel_range=config.pixel_range))
-    targets = transfer.compute_targets(
-        loss, variables, content, [style], loss_weights(config), None
-    )
+    targets = compute_targets(loss, variables, content, [style], loss_weights(config), {})
     jaxpr = jax.make_jaxpr(solver.step)(result.state, variables, targets)
     assert sum(np.size(constant) for constant in jaxpr.consts) < 100
 

@@ -1,0 +1,113 @@
+"""A labelled grid of pictures, on the host."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK = 64  # dark grey
+
+
+def contact_sheet(
+    pictures: Sequence[np.ndarray],
+    *,
+    labels: Sequence[str],
+    columns: int,
+    title: str | None = None,
+) -> np.ndarray:
+    """Lay out pictures in rows on white, each with its label beneath.
+
+    Text grows with the pictures' width, and is wrapped to it. Pictures that are too narrow for
+    text get wider cells.
+
+    Args:
+      pictures: ``[H, W, 3]`` each, of the same shape; values are clipped to [0, 1], NaN is 0.
+      labels: a text for each picture, of any number of lines.
+      columns: pictures in a row; the last row may hold fewer.
+      title: a text above all pictures.
+
+    Returns:
+      ``[H', W', 3]`` float32 in [0, 1].
+
+    Raises:
+      ValueError: for no pictures, pictures of several shapes, another number of labels, or less
+        than one column.
+
+    >>> contact_sheet([np.zeros((150, 200, 3))] * 3, labels=["", "", ""], columns=2).shape
+    (336, 436, 3)
+    """
+    if not len(pictures) or len(pictures) != len(labels) or columns < 1:
+        raise ValueError(f"{len(pictures)} pictures, {len(labels)} labels, {columns} columns")
+    shapes = {np.shape(picture) for picture in pictures}
+    height, width, *channels = shapes.pop()
+    if shapes or channels != [3]:
+        raise ValueError("expected pictures of one shape [H, W, 3]")
+    columns = min(columns, len(pictures))
+    size = min(max(round(width / 22), 11), 28)
+    gap, space = size + 1, size // 3  # around cells; between a picture and its label
+    cell = max(width, 6 * size)
+    font, title_font = _font(size), _font(round(1.25 * size))
+    sheet_width = columns * (cell + gap) + gap
+
+    # Texts first, as their lines decide about the height: (x, y, line, font).
+    texts, places, y = [], [], gap
+    for line in _wrap(title or "", font=title_font, width=sheet_width - 2 * gap):
+        texts.append((gap, y, line, title_font))
+        y += _line_height(title_font)
+    y += gap if texts else 0
+    for start in range(0, len(pictures), columns):
+        bottom = y + height
+        for column, label in enumerate(labels[start : start + columns]):
+            x, below = gap + column * (cell + gap), y + height + space
+            places.append((x, y))
+            for line in _wrap(label, font=font, width=cell):
+                texts.append((x, below, line, font))
+                below += _line_height(font)
+                bottom = max(bottom, below)
+        y = bottom + gap
+
+    canvas = Image.new("L", (sheet_width, y), 255)
+    draw = ImageDraw.Draw(canvas)
+    for x, top, line, face in texts:
+        draw.text((x, top), line, fill=INK, font=face)
+    sheet = np.repeat(np.asarray(canvas, np.float32)[..., None] / 255, 3, axis=-1)
+    for picture, (x, top) in zip(pictures, places, strict=True):
+        pixels = np.clip(np.nan_to_num(np.asarray(picture, np.float32)), 0, 1)
+        sheet[top : top + height, x : x + width] = pixels
+    return sheet
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # as for every given size
+    return font
+
+
+def _line_height(font: ImageFont.FreeTypeFont) -> int:
+    return sum(font.getmetrics())
+
+
+def _wrap(text: str, *, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break a text into lines no wider than so many pixels; a word only where it is too long."""
+
+    def fits(line: str) -> bool:
+        return font.getbbox(line)[2] <= width
+
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            if line and fits(f"{line} {word}"):
+                line = f"{line} {word}"
+                continue
+            if line:
+                lines.append(line)
+            line = word
+            while not fits(line):
+                count = 1
+                while fits(line[: count + 1]):
+                    count += 1
+                lines.append(line[:count])
+                line = line[count:]
+        lines.append(line)
+    return lines

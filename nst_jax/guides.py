@@ -1,0 +1,75 @@
+"""Masks of regions, carried to the layers of the network (Gatys et al. 2017, "Controlling
+Perceptual Factors in Neural Style Transfer", section 4).
+
+Contract: a mask is ``[H, W]`` in [0, 1] for a picture of that size; a guide is ``[h, w]`` for the
+features of a layer. The paper's guidance channel T, which scales features, is the square root of
+a guide: T^2 F F^T = guide F F^T. So soft masks that add up to 1 give sums that add up to the
+whole's, and for hard masks nothing differs.
+"""
+
+import jax.numpy as jnp
+
+from nst_jax.layers import CONVS, block_of, deepest
+from nst_jax.types import Array
+
+
+def layer_guides(
+    mask: Array, *, layers: tuple[str, ...], method: str = "simple", padding: str = "zero"
+) -> dict[str, Array]:
+    """Guides of a mask for layers of the network.
+
+    ``"simple"`` averages the mask where the network pools. ``"inside"`` takes the least value in a
+    feature's receptive field, so that a guided feature has seen nothing else; ``"all"`` takes the
+    greatest, so that every feature that has seen something of the region counts.
+
+    Args:
+      mask: ``[H, W]`` in [0, 1].
+      layers: names of taps.
+      method: ``"simple"``, ``"inside"`` or ``"all"``.
+      padding: the network's; for ``"circular"`` receptive fields reach over the border.
+
+    Returns:
+      ``{layer: [h, w]}``, with sizes as those of ``features``.
+
+    Raises:
+      ValueError: for another method.
+
+    >>> layer_guides(jnp.eye(2), layers=("relu2_1",))["relu2_1"].tolist()
+    [[0.5]]
+    >>> layer_guides(jnp.eye(2), layers=("relu2_1",), method="inside")["relu2_1"].tolist()
+    [[0.0]]
+    """
+    if method not in ("simple", "inside", "all"):
+        raise ValueError(f"method is {method!r}: expected 'simple', 'inside' or 'all'")
+    reduce = {"simple": jnp.mean, "inside": jnp.min, "all": jnp.max}[method]
+    guides: dict[str, Array] = {}
+    for name in CONVS[: CONVS.index(deepest(layers).replace("relu", "conv")) + 1]:
+        if name.endswith("_1") and block_of(name) > 1:
+            height, width = (side // 2 for side in mask.shape)
+            windows = mask[: 2 * height, : 2 * width].reshape(height, 2, width, 2)
+            mask = reduce(windows, axis=(1, 3))
+        if method != "simple":
+            mask = _of_neighbours(mask, reduce, padding=padding)
+        for tap in (name, name.replace("conv", "relu")):
+            if tap in layers:
+                guides[tap] = mask
+    return guides
+
+
+def _of_neighbours(mask: Array, reduce, *, padding: str) -> Array:
+    """The least or greatest of each position's 3x3 neighbours, which a convolution sees."""
+    height, width = mask.shape
+    # A repeated border changes no extreme.
+    padded = jnp.pad(mask, 1, mode="wrap" if padding == "circular" else "edge")
+    rows = reduce(jnp.stack([padded[i : i + height] for i in range(3)]), axis=0)
+    return reduce(jnp.stack([rows[:, i : i + width] for i in range(3)]), axis=0)
+
+
+def lay_over(image: Array, content: Array, mask: Array) -> Array:
+    """The content where a mask is 1, the image where it is 0.
+
+    Args:
+      image, content: ``[H, W, 3]``.
+      mask: ``[H, W]`` in [0, 1].
+    """
+    return image + mask[..., None] * (content - image)

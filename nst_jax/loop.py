@@ -1,0 +1,114 @@
+"""The host's loop around the compiled one: chunks of steps, reports, stops."""
+
+import operator
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from nst_jax.solver import run
+from nst_jax.types import Array, Info, Solver, State, Targets, Variables
+
+CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
+CHUNK_SIZE = 64
+
+
+class Progress(NamedTuple):
+    """What a callback sees between two chunks of steps.
+
+    Attributes:
+      step, steps: steps done and asked for.
+      info: diagnostics of the last step, host numbers.
+      image: the current picture, ``[H, W, 3]``, on the device.
+      seconds_per_step: of the last chunk, without compilation.
+      compile_s: seconds before the first step: targets and compilation.
+    """
+
+    step: int
+    steps: int
+    info: Info
+    image: Array
+    seconds_per_step: float
+    compile_s: float
+
+
+class Run(NamedTuple):
+    """What ``iterate`` returns.
+
+    Attributes:
+      state: the last state.
+      history: ``Info`` of arrays with one entry a step.
+      status: ``"done"``, ``"stopped"`` or ``"diverged"``.
+      timing: seconds: ``compile_s``, ``steps_s``.
+    """
+
+    state: State
+    history: Info
+    status: str
+    timing: dict[str, float]
+
+
+def iterate(
+    solver: Solver,
+    state: State,
+    variables: Variables,
+    targets: Targets,
+    *,
+    steps: int,
+    started: float | None = None,
+    callback: Callable[[Progress], bool | None] | None = None,
+    callback_every: int | None = None,
+) -> Run:
+    """Take steps, and report between chunks of about a second and a half.
+
+    Args:
+      solver, state, variables, targets: as for ``solver.run``; the state is used up. They may be
+        those of several pictures with a leading axis, which advance together; the run has then
+        diverged when all of them have.
+      steps: how many.
+      started: ``time.perf_counter()`` when the work began that counts as compilation.
+      callback: called on the host between chunks; ``False`` stops the run.
+      callback_every: call it at each multiple of so many steps at least.
+
+    Returns:
+      A ``Run``.
+    """
+    started = time.perf_counter() if started is None else started
+    take = partial(run, solver, chunk_size=CHUNK_SIZE)
+    # A run of no steps compiles the loop, so that its time is known apart.
+    state, _ = take(state, variables, targets, num_steps=0)
+    jax.block_until_ready(state)
+    compile_s = time.perf_counter() - started
+
+    chunks: list[Info] = []
+    done, chunk, steps_s, status = 0, 1, 0.0, "done"
+    while done < steps and status == "done":
+        chunk = min(chunk, steps - done)
+        if callback_every:
+            chunk = min(chunk, callback_every - done % callback_every)
+        chunk_started = time.perf_counter()
+        state, info = take(state, variables, targets, num_steps=chunk)
+        count, frozen, info = jax.device_get((state.count, state.frozen, info))
+        elapsed = time.perf_counter() - chunk_started
+        steps_s += elapsed
+        taken = int(count.max()) - done
+        chunks.append(jax.tree.map(operator.itemgetter(slice(taken)), info))
+        done += taken
+        if frozen.all():
+            status = "diverged"
+        if callback is not None:
+            last = jax.tree.map(operator.itemgetter(-1), chunks[-1])
+            progress = Progress(done, steps, last, state.image, elapsed / taken, compile_s)
+            if callback(progress) is False and status == "done" and done < steps:
+                status = "stopped"
+        chunk = max(1, min(CHUNK_SIZE, round(CHUNK_SECONDS * chunk / elapsed)))
+
+    return Run(
+        state=state,
+        history=jax.tree.map(lambda *xs: np.concatenate(xs), *chunks),
+        status=status,
+        timing={"compile_s": compile_s, "steps_s": steps_s},
+    )

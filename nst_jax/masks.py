@@ -1,0 +1,190 @@
+"""Masks for regions of pictures, from files, on the host.
+
+Contract: a mask is float32 ``[H, W]`` in [0, 1], 1 inside; several are ``[R, H, W]``.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from nst_jax.errors import InputError
+from nst_jax.images import load_picture
+
+MAX_REGIONS = 32
+
+Color = tuple[int, int, int]
+
+
+def load_mask(path: str | Path, *, shape: tuple[int, int]) -> np.ndarray:
+    """Read a mask: white is inside, black and transparent outside, grey a soft edge.
+
+    Args:
+      path: a picture file; colours are read as their luminance.
+      shape: height and width to resize it to; see ``mask_aspect_note``.
+
+    Returns:
+      ``[H, W]`` float32 in [0, 1].
+
+    Raises:
+      InputError: for a file that cannot be read, or a mask that is black everywhere.
+    """
+    rgb, alpha = load_picture(path)
+    mask = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
+    mask = _resize(mask if alpha is None else mask * alpha, shape=shape)
+    if not mask.any():
+        raise InputError(f"the mask {path} marks nothing: expected white where its region is")
+    return mask
+
+
+def load_labels(
+    path: str | Path, *, shape: tuple[int, int], colors: Sequence[Color] | None = None
+) -> tuple[list[Color], np.ndarray]:
+    """Read a label image, of which each colour is a region.
+
+    Args:
+      path: a picture file of few colours; two are the same if their 8 bits a channel are.
+        Transparency is ignored.
+      shape: height and width to resize the masks to.
+      colors: the regions' colours, (red, green, blue); None takes those of the file, ascending.
+
+    Returns:
+      The colours, and a mask for each, ``[R, H, W]`` float32. The masks of all colours of the
+      file add up to 1 at each pixel.
+
+    Raises:
+      InputError: for a file that cannot be read, one of a single colour or of more than
+        ``MAX_REGIONS``, or one that lacks a colour of ``colors``.
+    """
+    pixels = _exact_colors(path).astype(np.int32)
+    codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
+    found = {(code >> 16, code >> 8 & 255, code & 255): code for code in np.unique(codes).tolist()}
+    if len(found) > MAX_REGIONS:
+        raise InputError(
+            f"the label image {path} has {len(found)} colours: expected one for each region, at "
+            f"most {MAX_REGIONS}; save it as PNG, with hard edges"
+        )
+    wanted = list(found) if colors is None else [(red, green, blue) for red, green, blue in colors]
+    for color in wanted:
+        if color not in found:
+            raise InputError(
+                f"the label image {path} has no pixel of the colour {_name(color)}: expected that "
+                f"region in it; its colours are {' '.join(map(_name, found))}"
+            )
+    if len(found) == 1:
+        raise InputError(
+            f"the label image {path} has one colour only: expected a colour for each of two or "
+            "more regions"
+        )
+    masks = [_resize((codes == found[color]).astype(np.float32), shape=shape) for color in wanted]
+    return wanted, np.stack(masks)
+
+
+def feather(masks: np.ndarray, *, radius: float) -> np.ndarray:
+    """Soften the edges of masks; masks that add up to 1 still do.
+
+    Args:
+      masks: ``[R, H, W]``.
+      radius: standard deviation in pixels of the Gaussian that blurs them, which is cut off at
+        three of them; 0 changes nothing. Beyond a picture's border its edge pixels go on.
+
+    Returns:
+      ``[R, H, W]`` float32.
+
+    Raises:
+      InputError: for a negative or infinite radius, or one that is no number.
+
+    >>> (100 * feather(np.array([[[0, 0, 1, 1]]]), radius=0.5)).round().tolist()
+    [[[0.0, 11.0, 89.0, 100.0]]]
+    """
+    if not (math.isfinite(radius) and radius >= 0):
+        raise InputError(f"the feather radius is {radius}: expected 0 or more pixels")
+    masks = np.asarray(masks, np.float32)
+    if radius == 0:
+        return masks
+    columns = _blur_rows(masks.swapaxes(1, 2), radius=radius)
+    return np.clip(_blur_rows(columns.swapaxes(1, 2), radius=radius), 0, 1)
+
+
+def mask_aspect_note(path: str | Path, *, shape: tuple[int, int]) -> str | None:
+    """A line for the person where a mask's aspect ratio is not (within 5 %) its picture's.
+
+    Args:
+      path: the mask's file, of which no more than needed is read.
+      shape: height and width of the picture.
+
+    Raises:
+      InputError: for a file that cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                width, height = image.size
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                if turned and image.format != "TIFF":  # whose size Pillow gives upright
+                    width, height = height, width
+    except Exception as error:  # for damaged files Pillow's plugins raise almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot read the mask {path} ({reason}): get the file again") from None
+    ratio = width * shape[0] / (height * shape[1])
+    if max(ratio, 1 / ratio) <= 1.05:
+        return None
+    return (
+        f"the mask {path} is {width}x{height} px, its picture {shape[1]}x{shape[0]} px: "
+        "it is stretched"
+    )
+
+
+def _resize(mask: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
+    """Scale ``[H, W]`` float32 to a shape by an antialiased bilinear filter, in float32."""
+    if mask.shape != tuple(shape):
+        image = Image.fromarray(np.ascontiguousarray(mask))
+        mask = np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+    return np.clip(mask, 0, 1)
+
+
+def _exact_colors(path: str | Path) -> np.ndarray:
+    """A picture's colours ``[H, W, 3]`` uint8, also where it is transparent."""
+    rgb, alpha = load_picture(path)
+    if alpha is None:
+        return np.rint(rgb * 255).astype(np.uint8)
+    # What is not to be seen has become white there: read the sound file once more.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            image.load()
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., :3]
+
+
+def _name(color: Color) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def _blur_rows(masks: np.ndarray, *, radius: float, block: int = 128) -> np.ndarray:
+    """Blur along the last axis, by products with a band matrix for a block of pixels each."""
+    length = masks.shape[-1]
+    radius = min(radius, 100 * length)  # of a wider one hardly more than both ends' mean is left
+    reach = int(3 * radius + 0.5)
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / radius) ** 2)
+    taps = (taps / taps.sum()).astype(np.float32)
+    # Pixels farther off than the picture is wide are all the same edge pixel.
+    if (excess := reach - (length - 1)) > 0:
+        ends = taps[:excess].sum()
+        taps, reach = taps[excess:-excess], length - 1
+        taps[0] += ends
+        taps[-1] += ends
+    block = min(block, length)
+    band = np.zeros((block + 2 * reach, block), np.float32)
+    for column in range(block):
+        band[column : column + 2 * reach + 1, column] = taps
+    padded = np.pad(masks, ((0, 0), (0, 0), (reach, reach)), mode="edge")
+    blurred = np.empty_like(masks)
+    for start in range(0, length, block):
+        count = min(block, length - start)
+        near = padded[..., start : start + count + 2 * reach]
+        blurred[..., start : start + count] = near @ band[: count + 2 * reach, :count]
+    return blurred

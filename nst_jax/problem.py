@@ -1,0 +1,132 @@
+"""What a run needs, put together: pictures in the wanted colours, targets, solver, start.
+
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from nst_jax.color import prepare_colors, restore_colors
+from nst_jax.config import Config
+from nst_jax.convolution import prepare_kernels
+from nst_jax.guides import lay_over
+from nst_jax.inputs import as_picture, check_pictures, initial_image
+from nst_jax.layers import TAPS
+from nst_jax.mask_inputs import check_masks, check_reach, check_region_weights
+from nst_jax.objective import as_sequence, check_learned, loss_weights, make_loss
+from nst_jax.optimizers import make_optimizer, set_learning_rate
+from nst_jax.shares import check_blend
+from nst_jax.solver import make_solver
+from nst_jax.types import Array, Loss, Solver, State, Targets, Variables
+
+compute_targets = jax.jit(
+    lambda loss, variables, content, styles, weights, controls: loss.targets(
+        variables, content, styles, weights=weights, **controls
+    ),
+    static_argnums=0,
+)
+_prepare = jax.jit(prepare_kernels, static_argnames=("convolution", "layers"))
+_init = jax.jit(
+    lambda solver, image, variables, targets: solver.init(image, variables, targets),
+    static_argnums=0,
+)
+
+
+class Problem(NamedTuple):
+    """A run before its first step.
+
+    Attributes:
+      solver, variables, targets: as ``solver.run`` takes them.
+      start: ``(config, key, init) -> State``, of a config that differs in numbers only.
+      finish: from the optimised picture to the one to be shown: with the content's colours and
+        the parts that are left as they are.
+    """
+
+    solver: Solver
+    variables: Variables
+    targets: Targets
+    start: Callable[..., State]
+    finish: Callable[[Array], Array]
+
+
+def make_problem(
+    variables: Variables,
+    content: Any,
+    styles: Any,
+    *,
+    config: Config,
+    blend: Any = None,
+    content_masks: Any = None,
+    style_masks: Sequence[Any] | None = None,
+    region_weights: Any = None,
+    keep: Any = None,
+    init: Any = None,
+    loss: Loss | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Problem:
+    """Check everything and compute the targets; the arguments are those of ``transfer.stylize``.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
+    content = as_picture(content)
+    styles = [as_picture(style) for style in as_sequence(styles)]
+    init = None if init is None else as_picture(init)
+    check_pictures(content, styles, config=config, init=init)
+    if blend is not None:
+        check_blend(blend)
+    controls = check_masks(
+        content, styles, content_masks=content_masks, style_masks=style_masks, keep=keep
+    )
+    regions = controls["content_masks"]
+    check_reach(controls, config.loss)
+    check_region_weights(region_weights, regions=0 if regions is None else len(regions))
+    if loss is None:
+        check_learned(variables, config.loss)
+    # An objective of one's own may ask for any layer.
+    layers = TAPS if loss else config.loss.content_layers + config.loss.style_layers
+    loss = loss or make_loss(config.loss)
+    solver = make_solver(loss, optimizer or _optimizer(config))
+    convolution = config.convolution
+    if convolution == "auto":  # accelerators' libraries choose for themselves
+        convolution = "winograd" if jax.default_backend() == "cpu" else "direct"
+
+    original, keep = content, controls["keep"]
+    content, styles = prepare_colors(content, styles, mode=config.color)
+    given = {"blend": blend, "region_weights": region_weights} | controls
+    # An objective of one's own knows only the controls that it is given.
+    given = {name: value for name, value in given.items() if value is not None}
+    targets = compute_targets(loss, variables, content, styles, loss_weights(config), given)
+    # Only now: targets are computed once, and more exactly by the plain convolution.
+    prepared = _prepare(variables, convolution=convolution, layers=layers)
+
+    def start(config: Config, key: Array | None, init: Array | None) -> State:
+        key = jax.random.key(0) if key is None else key
+        if init is None:
+            image = initial_image(content, variables, config=config, key=key)
+        else:
+            image, _ = prepare_colors(init, [], mode=config.color)
+        if keep is not None:
+            image = lay_over(image, content, keep)
+        state = _init(solver, image, prepared, targets)
+        if optimizer is not None:
+            return state
+        return state._replace(opt_state=set_learning_rate(state.opt_state, config))
+
+    def finish(image: Array) -> Array:
+        image = restore_colors(image, original, mode=config.color)
+        return image if keep is None else lay_over(image, original, keep)
+
+    return Problem(solver, prepared, targets, start, finish)
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    return make_optimizer(
+        config.optimizer,
+        memory_size=config.memory_size,
+        pixel_range=config.pixel_range,
+        preconditioner=config.preconditioner,
+    )
