@@ -6,132 +6,28 @@ that needs it, so that ``--help`` answers at once.
 
 import os
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff
 
 from nst_jax.allocator import keep_freed_memory
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.layer_factors import Layers, parse_layers
+from nst_jax.options import (
+    Presets,
+    Reconstruct,
+    RunOptions,
+    StyleOptions,
+    Stylize,
+    Sweep,
+    Texture,
+    Version,
+    Weights,
+)
 from nst_jax.presets import Preset, get_preset
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stylize:
-    """Give a content picture the style of others.
-
-    Writes the picture, and beside it a JSON file with settings, versions, timing and the history
-    of the loss.
-
-    Attributes:
-      content: The content picture; name it first.
-      style: The style picture; several are mixed.
-      style_blend: Factor of each style picture; by default all count the same.
-      output: The picture to write: .png, .jpg, .webp or .tif.
-      preset: Settings of a published tool, see nst-jax presets; other flags override them.
-      size: Longer side of the result in pixels; may enlarge.
-      seed: Seed of the noise.
-      weights: VGG-19 weights in any known form; by default those of $NST_JAX_WEIGHTS, of the
-        cache, or else the slim ones that come with the program.
-      model: Insist on the full network or on the slim one.
-      overwrite: Replace existing output files.
-      save_every: Write a numbered preview at every so many steps.
-      animation: Write the progression as a GIF.
-      plot: Draw the loss curve into this file.
-      config: Settings of the optimisation.
-    """
-
-    content: Positional[Path]
-    style: tuple[Path, ...]
-    style_blend: tuple[float, ...] = ()
-    output: Annotated[Path, arg(aliases=["-o"])]
-    preset: str = "neural-style"
-    size: int = 512
-    seed: int = 0
-    weights: Path | None = None
-    model: Literal["vgg19", "vgg19-slim"] | None = None
-    overwrite: bool = False
-    save_every: int | None = None
-    animation: Path | None = None
-    plot: Path | None = None
-    config: OmitArgPrefixes[Config] = Config()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Presets:
-    """List the presets, or show one with its formula and source.
-
-    Attributes:
-      name: The preset to show.
-    """
-
-    name: Positional[str | None] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fetch:
-    """Download official weights, check them and keep them in the cache.
-
-    Attributes:
-      source: Where to download from: keras (80 MB), or torchvision or matconvnet (also
-        its older generation), over 500 MB each.
-    """
-
-    source: Literal["keras", "torchvision", "matconvnet", "matconvnet-beta16"] = "keras"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Convert:
-    """Convert weights of any known form into one canonical .safetensors file.
-
-    Attributes:
-      source: A Keras .h5, MatConvNet .mat, PyTorch .pth or .safetensors file.
-      output: The .safetensors file to write.
-      preprocessing: What the network expects, where the file does not tell.
-      overwrite: Replace an existing file.
-    """
-
-    source: Positional[Path]
-    output: Positional[Path]
-    preprocessing: Literal["caffe", "torchvision"] | None = None
-    overwrite: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verify:
-    """Check a weights file: form, shapes, values, preprocessing and checksums.
-
-    Attributes:
-      file: The file; by default the one that stylize would use.
-    """
-
-    file: Positional[Path | None] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ListWeights:
-    """List the weights on this machine and the sources to fetch from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Fetch, convert, verify and list VGG-19 weights."""
-
-    action: OmitSubcommandPrefixes[
-        Annotated[Fetch, tyro.conf.subcommand("fetch")]
-        | Annotated[Convert, tyro.conf.subcommand("convert")]
-        | Annotated[Verify, tyro.conf.subcommand("verify")]
-        | Annotated[ListWeights, tyro.conf.subcommand("list")]
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """Print the version."""
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:
@@ -165,27 +61,54 @@ def _given(arguments: list[str], flag: str) -> str | None:
     return value
 
 
-def _default_stylize(arguments: list[str]) -> Stylize:
-    """Options with the preset's values for defaults."""
-    name = _given(arguments, "--preset") or "neural-style"
-    preset: Preset = get_preset(name)
+def preset_config(preset: Preset, command: str | None, *, optimizer: str | None) -> Config:
+    """A preset's settings as the defaults of a command."""
     config = preset.config
-    if _given(arguments, "--optimizer") not in (None, config.optimizer):
+    if optimizer not in (None, config.optimizer):
         # A learning rate is the optimiser's own, and so is a memory size.
         others = {"learning_rate": None, "memory_size": None}
         config = replace(config, **others)
+    if command == "texture":
+        return replace(config, content_layers=(), init="noise")
+    if command == "reconstruct":
+        return replace(config, style_layers=(), tv_weight=0.0, init="noise")
+    return config
+
+
+def default_options(arguments: list[str]) -> dict[str, Any]:
+    """Options of the commands that compute, with the preset's values for defaults."""
+    name = _given(arguments, "--preset") or "neural-style"
+    preset = get_preset(name)
+    optimizer = _given(arguments, "--optimizer")
     missing = tyro.MISSING
-    return Stylize(
-        content=missing, style=missing, output=missing, preset=name, size=preset.size, config=config
-    )
+
+    def run(command: str | None = None) -> RunOptions:
+        config = preset_config(preset, command, optimizer=optimizer)
+        return RunOptions(output=missing, preset=name, config=config)
+
+    styles = StyleOptions(style=missing)
+    return {
+        "stylize": Stylize(content=missing, size=preset.size, styles=styles, run=run()),
+        "texture": Texture(style=missing, run=run("texture")),
+        "reconstruct": Reconstruct(
+            content=missing, layer=missing, size=preset.size, run=run("reconstruct")
+        ),
+        "sweep": Sweep(content=missing, over=missing, styles=styles, run=run()),
+    }
 
 
 def parse(arguments: list[str]):
     """Options of the command that the arguments name."""
-    stylize = tyro.conf.subcommand("stylize", default=_default_stylize(arguments))
+    defaults = {
+        name: tyro.conf.subcommand(name, default=default)
+        for name, default in default_options(arguments).items()
+    }
     # tyro's own way to subcommands; type checkers take a union for no type.
     return tyro.cli(
-        Annotated[Stylize, stylize]
+        Annotated[Stylize, defaults["stylize"]]
+        | Annotated[Texture, defaults["texture"]]
+        | Annotated[Reconstruct, defaults["reconstruct"]]
+        | Annotated[Sweep, defaults["sweep"]]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
         | Annotated[Weights, tyro.conf.subcommand("weights")]
         | Annotated[Version, tyro.conf.subcommand("version")],  # type: ignore[arg-type]
@@ -208,11 +131,21 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parse(arguments)
         match options:
-            case Stylize():
+            case Stylize() | Texture() | Reconstruct():
                 keep_freed_memory()
-                from nst_jax.stylize_command import stylize
+                from nst_jax import stylize_command
 
-                return stylize(options)
+                commands = {
+                    Stylize: stylize_command.stylize,
+                    Texture: stylize_command.texture,
+                    Reconstruct: stylize_command.reconstruct,
+                }
+                return commands[type(options)](options)
+            case Sweep():
+                keep_freed_memory()
+                from nst_jax.sweep_command import sweep
+
+                return sweep(options)
             case Presets():
                 return print_presets(options)
             case Version():

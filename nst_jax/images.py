@@ -126,15 +126,28 @@ def resize(image: np.ndarray, *, size: int) -> np.ndarray:
     Returns:
       ``[H', W', C]``.
     """
-    height, width, channels = image.shape
+    height, width, _ = image.shape
     scale = size / max(height, width)
-    target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if target == (width, height):
+    return resize_to(image, shape=(max(1, round(height * scale)), max(1, round(width * scale))))
+
+
+def resize_to(image: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
+    """Scale to a height and width, in float32, with an antialiased bilinear filter.
+
+    Args:
+      image: ``[H, W, C]``.
+      shape: height and width.
+
+    Returns:
+      ``[H', W', C]``.
+    """
+    height, width, channels = image.shape
+    if shape == (height, width):
         return image
     scaled = [
         np.asarray(
             Image.fromarray(np.ascontiguousarray(image[..., channel])).resize(
-                target, Image.Resampling.BILINEAR
+                shape[::-1], Image.Resampling.BILINEAR
             )
         )
         for channel in range(channels)

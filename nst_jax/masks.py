@@ -3,7 +3,6 @@
 Contract: a mask is float32 ``[H, W]`` in [0, 1], 1 inside; several are ``[R, H, W]``.
 """
 
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from nst_jax.errors import InputError
-from nst_jax.images import load_picture
+from nst_jax.images import load_picture, resize_to
 
 MAX_REGIONS = 32
 
@@ -95,18 +94,23 @@ def feather(masks: np.ndarray, *, radius: float) -> np.ndarray:
       ``[R, H, W]`` float32.
 
     Raises:
-      InputError: for a negative or infinite radius, or one that is no number.
+      InputError: for a negative radius, one wider than the picture, or one that is no number.
 
     >>> (100 * feather(np.array([[[0, 0, 1, 1]]]), radius=0.5)).round().tolist()
     [[[0.0, 11.0, 89.0, 100.0]]]
     """
-    if not (math.isfinite(radius) and radius >= 0):
-        raise InputError(f"the feather radius is {radius}: expected 0 or more pixels")
     masks = np.asarray(masks, np.float32)
+    widest = max(masks.shape[1:])
+    if not 0 <= radius <= widest:
+        raise InputError(
+            f"the feather radius is {radius}: expected 0 to the picture's {widest} pixels"
+        )
     if radius == 0:
         return masks
-    columns = _blur_rows(masks.swapaxes(1, 2), radius=radius)
-    return np.clip(_blur_rows(columns.swapaxes(1, 2), radius=radius), 0, 1)
+    from scipy.ndimage import gaussian_filter  # only now: few runs need it
+
+    blurred = gaussian_filter(masks, (0, radius, radius), mode="nearest", truncate=3)
+    return np.clip(blurred, 0, 1)
 
 
 def mask_aspect_note(path: str | Path, *, shape: tuple[int, int]) -> str | None:
@@ -141,10 +145,7 @@ def mask_aspect_note(path: str | Path, *, shape: tuple[int, int]) -> str | None:
 
 def _resize(mask: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
     """Scale ``[H, W]`` float32 to a shape by an antialiased bilinear filter, in float32."""
-    if mask.shape != tuple(shape):
-        image = Image.fromarray(np.ascontiguousarray(mask))
-        mask = np.asarray(image.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
-    return np.clip(mask, 0, 1)
+    return np.clip(resize_to(mask[..., None], shape=shape)[..., 0], 0, 1)
 
 
 def _exact_colors(path: str | Path) -> np.ndarray:
@@ -162,29 +163,3 @@ def _exact_colors(path: str | Path) -> np.ndarray:
 
 def _name(color: Color) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
-
-
-def _blur_rows(masks: np.ndarray, *, radius: float, block: int = 128) -> np.ndarray:
-    """Blur along the last axis, by products with a band matrix for a block of pixels each."""
-    length = masks.shape[-1]
-    radius = min(radius, 100 * length)  # of a wider one hardly more than both ends' mean is left
-    reach = int(3 * radius + 0.5)
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / radius) ** 2)
-    taps = (taps / taps.sum()).astype(np.float32)
-    # Pixels farther off than the picture is wide are all the same edge pixel.
-    if (excess := reach - (length - 1)) > 0:
-        ends = taps[:excess].sum()
-        taps, reach = taps[excess:-excess], length - 1
-        taps[0] += ends
-        taps[-1] += ends
-    block = min(block, length)
-    band = np.zeros((block + 2 * reach, block), np.float32)
-    for column in range(block):
-        band[column : column + 2 * reach + 1, column] = taps
-    padded = np.pad(masks, ((0, 0), (0, 0), (reach, reach)), mode="edge")
-    blurred = np.empty_like(masks)
-    for start in range(0, length, block):
-        count = min(block, length - start)
-        near = padded[..., start : start + count + 2 * reach]
-        blurred[..., start : start + count] = near @ band[: count + 2 * reach, :count]
-    return blurred

@@ -1,44 +1,26 @@
-"""The command ``nst-jax stylize``: read, check, run, write.
+"""The commands ``stylize``, ``texture`` and ``reconstruct``: read and check, then run the job."""
 
-Pictures and files meet the core only here.
-"""
-
-import json
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from nst_jax import report
-from nst_jax.cli import Stylize
-from nst_jax.compilation_cache import use_compilation_cache
+from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.images import Picture, check_output, load_image, load_picture, save_image, to_uint8
-from nst_jax.inputs import check_pictures, initial_image
-from nst_jax.interrupt import stop_on_interrupt
-from nst_jax.loop import Progress
-from nst_jax.objective import check_learned
-from nst_jax.progress import progress_display
-from nst_jax.stylize_inputs import (
-    check_options,
-    json_path,
-    load_init,
-    obtain_weights,
-    tell_of_slim,
-)
-from nst_jax.transfer import Result
-from nst_jax.transfer import stylize as run_stylize
-from nst_jax.weights import Weights
-
-EXIT_CODES = {"done": 0, "diverged": 1, "stopped": 130}
+from nst_jax.images import load_image, load_picture
+from nst_jax.job import Job, execute
+from nst_jax.job_inputs import check_outputs, check_size, load_init
+from nst_jax.layer_factors import parse_layers
+from nst_jax.options import Reconstruct, RegionOptions, RunOptions, StyleOptions, Stylize, Texture
+from nst_jax.presets import get_preset
+from nst_jax.region_inputs import check_region_options, load_style_inputs
+from nst_jax.shares import check_blend
 
 
 def stylize(options: Stylize) -> int:
-    """Run ``nst-jax stylize``; see ``cli.Stylize``.
+    """Run ``nst-jax stylize``; see ``options.Stylize``.
 
     Returns:
       The exit code.
@@ -47,184 +29,133 @@ def stylize(options: Stylize) -> int:
       InputError: before anything is written; for outputs that cannot be written, at the end.
     """
     started = time.perf_counter()
-    check_options(options)
+    run, watch, config = options.run, options.watch, options.run.config
+    check_size(options.size)
+    check_region_options(options.regions, options.styles, config=config)
+    inputs = [options.content, *style_files(options.styles, options.regions)]
+    check_outputs(run, watch, inputs=inputs)
     content = load_picture(options.content, size=options.size)
-    check_output(options.output, alpha=content.alpha is not None)
-    # Styles are scaled to the content's longer side, which keeps their strokes' size in step.
-    styles = [load_image(path, size=options.size) for path in options.style]
-    init = load_init(options.config, shape=content.rgb.shape)
-    check_pictures(content.rgb, styles, config=options.config, init=init)
-    weights = obtain_weights(options.weights, model=options.model)
-    check_learned(weights.variables, options.config.loss)
-    tell_of_slim(options, weights)
-    use_compilation_cache()  # only now: bad input leaves nothing behind
-    if init is None:
-        init = np.asarray(
-            initial_image(
-                jax.numpy.asarray(content.rgb),
-                weights.variables,
-                config=options.config,
-                key=jax.random.key(options.seed),
+    given = load_style_inputs(
+        options.regions,
+        options.styles,
+        config=config,
+        shape=content.rgb.shape[:2],
+        size=options.size,
+    )
+    job = Job(
+        content=content.rgb,
+        styles=given.styles,
+        config=config,
+        controls=given.controls,
+        alpha=content.alpha,
+        init=load_init(config, shape=content.rgb.shape),
+        settings=flat_settings(options) | ({"masks": given.regions} if given.regions else {}),
+    )
+    return execute(job, run=run, watch=watch, started=started)
+
+
+def texture(options: Texture) -> int:
+    """Run ``nst-jax texture``; see ``options.Texture``. Else as ``stylize``."""
+    started = time.perf_counter()
+    run, watch, config = options.run, options.watch, options.run.config
+    if not options.style:
+        raise InputError("no style picture: expected nst-jax texture FILE")
+    if options.tileable:
+        config = replace(config, padding="circular")
+    refuse_changes(
+        run,
+        ("content_layers", "content_weight", "color", "guides"),
+        default=replace(get_preset(run.preset).config, content_layers=()),
+        reason="a texture has no content",
+    )
+    if config.init in ("content", "blend"):
+        raise InputError(f"init {config.init} has no meaning for a texture: expected noise or FILE")
+    if options.style_blend:
+        check_blend(options.style_blend)
+        if len(options.style_blend) != len(options.style):
+            raise InputError(
+                f"{len(options.style_blend)} blend factors for {len(options.style)} styles: "
+                "expected one each"
             )
-        )
-    load_s = time.perf_counter() - started
+    if len(options.size) not in (1, 2):
+        raise InputError("size is one number or two: expected --size N or --size WIDTH HEIGHT")
+    width, height = options.size[0], options.size[-1]
+    for side in (width, height, options.style_size or 1):
+        check_size(side)
+    check_outputs(run, watch, inputs=options.style)
+    shape = (height, width, 3)
+    job = Job(
+        content=np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
+        styles=[load_image(path, size=options.style_size or max(shape)) for path in options.style],
+        config=config,
+        controls={"blend": options.style_blend or None},
+        alpha=None,
+        init=load_init(config, shape=shape),
+        settings=flat_settings(options),
+    )
+    return execute(job, run=run, watch=watch, started=started)
 
-    result, frames = optimise(options, weights, content, styles, init)
 
-    record = make_record(options, weights, result, shape=content.rgb.shape)
-    record["timing"] = {"load_s": load_s} | result.timing
-    try:
-        write_pictures(options, record, result.image, alpha=content.alpha, frames=frames)
-        record["timing"]["total_s"] = time.perf_counter() - started
-        report.write_json(json_path(options.output), record)
-    except OSError as error:
+def reconstruct(options: Reconstruct) -> int:
+    """Run ``nst-jax reconstruct``; see ``options.Reconstruct``. Else as ``stylize``."""
+    started = time.perf_counter()
+    run, watch = options.run, options.watch
+    check_size(options.size)
+    refuse_changes(
+        run,
+        ("content_layers", "style_layers", "style_weight", "style_mixing", "guides", "color"),
+        default=replace(get_preset(run.preset).config, style_layers=()),
+        reason="a reconstruction has no style, and its layers are those of --layer",
+    )
+    config = replace(run.config, content_layers=parse_layers(",".join(options.layer)))
+    if config.init in ("content", "blend"):
         raise InputError(
-            f"cannot write {error.filename or options.output} ({error.strerror}): the result is "
-            "lost; see to the place and run again"
-        ) from None
-    if result.status != "done":
-        print(f"nst-jax: {closing_words(result)}", file=sys.stderr)
-    print(options.output)
-    return EXIT_CODES[result.status]
+            f"init {config.init} has no meaning for a reconstruction: expected noise or FILE"
+        )
+    check_outputs(run, watch, inputs=[options.content])
+    content = load_picture(options.content, size=options.size)
+    job = Job(
+        content=content.rgb,
+        styles=[],
+        config=config,
+        controls={},
+        alpha=content.alpha,
+        init=load_init(config, shape=content.rgb.shape),
+        settings=flat_settings(options),
+    )
+    return execute(job, run=run, watch=watch, started=started)
 
 
-def optimise(
-    options: Stylize,
-    weights: Weights,
-    content: Picture,
-    styles: list[np.ndarray],
-    init: np.ndarray,
-) -> tuple[Result, list[np.ndarray]]:
-    """Run the optimisation with progress and previews.
+def style_files(styles: StyleOptions, regions: RegionOptions) -> list[Path]:
+    """Every file that the options name to be read."""
+    named = [regions.labels, regions.style_labels]
+    masks = [*regions.content_mask, *regions.style_mask]
+    return [*styles.style, *masks, *(path for path in named if path is not None)]
 
-    Returns:
-      The result, and the animation's frames where there is to be one.
+
+def refuse_changes(
+    run: RunOptions, names: tuple[str, ...], *, default: Config, reason: str
+) -> None:
+    """Refuse settings that a command has no use for.
 
     Raises:
-      InputError: where the memory does not suffice.
+      InputError: where one of them is not the preset's.
     """
-    frames: list[np.ndarray] = []
-    watchers, every = [], None
-    if options.save_every is not None:
-        watchers.append((options.save_every, preview_writer(options, alpha=content.alpha)))
-        every = options.save_every
-    if options.animation is not None:
-        frames.append(to_uint8(init))
-        # About 40 frames, at steps that meet those of the previews.
-        wanted = max(1, options.config.steps // 40)
-        every = wanted if every is None else smallest_divisor(every, at_least=wanted)
-        watchers.append((every, lambda progress: frames.append(to_uint8(progress.image))))
-
-    try:
-        with progress_display(options.config.steps) as show, stop_on_interrupt() as may_go_on:
-
-            def callback(progress: Progress) -> bool:
-                show(progress)
-                for steps, watch in watchers:
-                    if progress.step % steps == 0:
-                        watch(progress)
-                return may_go_on()
-
-            result = run_stylize(
-                weights.variables,
-                content.rgb,
-                styles,
-                config=options.config,
-                blend=options.style_blend or None,
-                init=init,
-                callback=callback,
-                callback_every=every,
-            )
-            return jax.block_until_ready(result), frames
-    except jax.errors.JaxRuntimeError as error:
-        if "out of memory" in str(error).lower():
-            raise InputError(
-                f"out of memory at {init.shape[1]}x{init.shape[0]} px: choose a smaller --size, or "
-                "for L-BFGS a smaller --memory-size"
-            ) from None
-        raise
+    for name in names:
+        if getattr(run.config, name) != getattr(default, name):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} has no effect here, for {reason}: leave it out")
 
 
-def preview_writer(options: Stylize, *, alpha: np.ndarray | None) -> Callable[[Progress], None]:
-    """A function that writes a numbered preview; one that cannot be written is only told."""
-
-    def write(progress: Progress) -> None:
-        path = report.preview_path(options.output, progress.step)
-        try:
-            save_image(path, progress.image, alpha=alpha)
-        except OSError as error:
-            print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
-
-    return write
-
-
-def smallest_divisor(number: int, *, at_least: int) -> int:
-    """The smallest divisor of a number that is not under a bound, or the number.
-
-    >>> smallest_divisor(50, at_least=4), smallest_divisor(7, at_least=2)
-    (5, 7)
-    """
-    return next((n for n in range(at_least, number) if number % n == 0), number)
-
-
-def write_pictures(
-    options: Stylize,
-    record: dict[str, Any],
-    image: Any,
-    *,
-    alpha: np.ndarray | None,
-    frames: list[np.ndarray],
-) -> None:
-    """Write the result, and the animation and the plot where they are asked for."""
-    brief = {key: value for key, value in record.items() if key not in ("history", "timing")}
-    metadata = {
-        "Software": f"nst_jax {record['versions']['nst_jax']}",
-        "nst_jax": json.dumps(report.as_json(brief)),
-    }
-    save_image(options.output, image, alpha=alpha, metadata=metadata)
-    if options.animation is not None:
-        report.write_animation(options.animation, [*frames, to_uint8(image)])
-    if options.plot is not None:
-        report.write_plot(options.plot, record["history"])
-
-
-def closing_words(result: Result) -> str:
-    """What to tell of a run that did not end as asked."""
-    step = len(result.history.loss)
-    if result.status == "stopped":
-        return f"stopped at step {step}: wrote the best picture so far"
-    picture = "the best picture before that"
-    if not np.isfinite(result.loss):
-        picture = "the initial picture, as none had a finite loss"
-    return (
-        f"diverged at step {step}: the loss or its gradient is not finite; wrote {picture}. Lower "
-        "the weights or the learning rate"
-    )
-
-
-def make_record(
-    options: Stylize, weights: Weights, result: Result, *, shape: tuple[int, ...]
-) -> dict[str, Any]:
-    """All that the run did, but its timing."""
-    settings = {
-        key: value
-        for key, value in asdict(options).items()
-        if key not in ("config", "overwrite", "seed", "weights")
-    }
-    layers = {
-        "content_layers": dict(options.config.content_layers),
-        "style_layers": dict(options.config.style_layers),
-    }
+def flat_settings(options: Any) -> dict[str, Any]:
+    """A command's options without nesting, as the record has them."""
+    flat: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        nested = field.name in ("styles", "regions", "run", "watch")
+        flat |= asdict(value) if nested else {field.name: value}
     return {
-        "settings": settings | asdict(options.config) | layers,
-        "seed": options.seed,
-        "versions": report.versions(),
-        "device": report.device(),
-        "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
-        "picture": {"width": shape[1], "height": shape[0]},
-        "status": result.status,
-        "steps": len(result.history.loss),
-        "evaluations": int(result.history.evaluations.sum()),
-        "final_loss": result.loss,
-        "history": report.history_record(result.history),
+        key: value
+        for key, value in flat.items()
+        if key not in ("config", "overwrite", "seed", "weights")
     }

@@ -1,9 +1,9 @@
 """The commands ``nst-jax weights fetch | convert | verify | list``."""
 
-from nst_jax.cli import Convert, Fetch, ListWeights, Verify
 from nst_jax.convert import convert_file
 from nst_jax.errors import InputError
 from nst_jax.fetch import fetch
+from nst_jax.options import Convert, Fetch, ListWeights, Verify
 from nst_jax.verify import verify_weights
 from nst_jax.weights import find_weights, list_weights
 

@@ -21,7 +21,7 @@ from conftest import smooth_picture
 from PIL import Image
 
 import nst_jax
-from nst_jax import cli, convolution, stylize_command, transfer, weights, weights_command
+from nst_jax import cli, convolution, job, weights, weights_command
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
@@ -39,7 +39,7 @@ def desk(tmp_path, monkeypatch, content, style):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(stylize_command, "use_compilation_cache", lambda: None)  # is process-wide
+    monkeypatch.setattr(job, "use_compilation_cache", lambda: None)  # is process-wide
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: None)
     save_image("content.png", content)
     save_image("style.png", style)
@@ -254,12 +254,12 @@ class TestSettings:
 
     def test_convolution_changes_rounding_only(self, run, monkeypatch):
         monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 4)
-        transfer._prepare.clear_cache()
+        problem._prepare.clear_cache()
         losses = {}
         for method in ("direct", "winograd"):
             run(**PLAIN, convolution=method, overwrite=True)
             losses[method] = record()["history"]["total"][0]
-        transfer._prepare.clear_cache()
+        problem._prepare.clear_cache()
         assert losses["winograd"] != losses["direct"]
         assert losses["winograd"] == pytest.approx(losses["direct"], rel=1e-4)
 
@@ -398,7 +398,7 @@ class TestWeights:
         def too_early():
             raise AssertionError("bad input has left a cache folder behind")
 
-        monkeypatch.setattr(stylize_command, "use_compilation_cache", too_early)
+        monkeypatch.setattr(job, "use_compilation_cache", too_early)
         before = listing(desk)
         assert main(words(weights=slim_file, style_layers="relu4_1")) == 2
         error = capsys.readouterr().err
@@ -460,7 +460,7 @@ def press(monkeypatch):
 
             yield show
 
-        monkeypatch.setattr(stylize_command, "progress_display", display)
+        monkeypatch.setattr(job, "progress_display", display)
 
     before = signal.getsignal(signal.SIGINT)
     yield arrange
@@ -493,9 +493,7 @@ class TestInterrupt:
     def test_before_the_first_step_nothing_is_written(self, run, press, desk, monkeypatch):
         press(0)
         before = listing(desk)
-        monkeypatch.setattr(
-            stylize_command, "run_stylize", lambda *_, **__: signal.raise_signal(signal.SIGINT)
-        )
+        monkeypatch.setattr(job, "stylize", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         assert run() == (130, "", "nst-jax: interrupted\n")
         assert listing(desk) == before
 
@@ -604,7 +602,7 @@ class TestBadInput:
             raise AssertionError("the optimisation was reached")
 
         def refused(match, **options):
-            monkeypatch.setattr(stylize_command, "run_stylize", work)
+            monkeypatch.setattr(job, "stylize", work)
             before = listing(desk)
             code, out, err = run(**options)
             assert (code, out) == (2, "")

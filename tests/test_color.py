@@ -8,7 +8,8 @@ import pytest
 import scipy.linalg
 from jax.test_util import check_grads
 
-from nst_jax import color
+from nst_jax import color, color_matching
+from nst_jax.color_matching import match_color
 
 LINEAR = ("cholesky", "pca", "symmetric")
 YIQ = [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
@@ -45,11 +46,6 @@ PICTURES = {
 }
 
 
-@pytest.fixture(params=PICTURES)
-def picture(request):
-    return PICTURES[request.param]
-
-
 def statistics(image, *, eps=0.0):
     """Mean and covariance of the colours, pixel by pixel."""
     pixels = [pixel for row in np.asarray(image, np.float64) for pixel in row]
@@ -64,7 +60,7 @@ def square_root(matrix):
 
 def numpy_map(image, reference, method):
     """The papers' formulas for A."""
-    (_, own), (_, wanted) = (statistics(x, eps=color.EPS) for x in (image, reference))
+    (_, own), (_, wanted) = (statistics(x, eps=color_matching.EPS) for x in (image, reference))
     if method == "cholesky":
         return np.linalg.cholesky(wanted) @ np.linalg.inv(np.linalg.cholesky(own))
     if method == "pca":
@@ -128,7 +124,7 @@ def lab_of_roots(roots):
 @pytest.mark.parametrize("method", LINEAR)
 def test_linear_match(variant, method):
     def function(image, reference):
-        return color.match_color(image, reference, method=method)
+        return match_color(image, reference, method=method)
 
     actual = variant(function, IMAGE, REFERENCE)
     assert actual.dtype == np.float32
@@ -140,14 +136,14 @@ def test_linear_match(variant, method):
 @pytest.mark.parametrize("method", LINEAR)
 def test_linear_match_in_double_precision(x64, method):
     image, reference = np.float64(IMAGE), np.float64(REFERENCE)
-    actual = color.match_color(image, reference, method=method)
+    actual = match_color(image, reference, method=method)
     assert actual.dtype == np.float64
     np.testing.assert_allclose(actual, numpy_match(image, reference, method), atol=1e-11)
     (mean, covariance), (wanted_mean, wanted) = statistics(actual), statistics(reference)
     np.testing.assert_allclose(mean, wanted_mean, rtol=1e-12)
     # A (S_x + EPS I) A^T = S_r + EPS I
     matrix = numpy_map(image, reference, method)
-    excess = color.EPS * (np.eye(3) - matrix @ matrix.T)
+    excess = color_matching.EPS * (np.eye(3) - matrix @ matrix.T)
     np.testing.assert_allclose(covariance, wanted + excess, atol=1e-13)
     assert np.abs(excess).max() < 1e-3 * np.abs(wanted).max()
 
@@ -155,7 +151,7 @@ def test_linear_match_in_double_precision(x64, method):
 def test_shapes_of_the_linear_maps(x64):
     image, reference = np.float64(IMAGE), np.float64(REFERENCE)
     maps = {
-        method: recovered_map(image, color.match_color(image, reference, method=method))
+        method: recovered_map(image, match_color(image, reference, method=method))
         for method in LINEAR
     }
     np.testing.assert_allclose(maps["symmetric"], maps["symmetric"].T, atol=1e-12)
@@ -169,23 +165,24 @@ def test_shapes_of_the_linear_maps(x64):
 
 def test_the_symmetric_map_moves_colours_least(x64):
     def distance(method):
-        matched = color.match_color(np.float64(IMAGE), np.float64(REFERENCE), method=method)
+        matched = match_color(np.float64(IMAGE), np.float64(REFERENCE), method=method)
         return np.square(np.asarray(matched) - IMAGE).mean()
 
     assert distance("symmetric") < min(distance("cholesky"), distance("pca"))
 
 
 @pytest.mark.parametrize("method", LINEAR)
-def test_float32_is_close_to_double_precision(picture, method):
-    for reference in PICTURES.values():
-        actual = color.match_color(picture, reference, method=method)
+def test_float32_is_close_to_double_precision(method):
+    for own, wanted in itertools.permutations(PICTURES, 2):
+        actual = match_color(PICTURES[own], PICTURES[wanted], method=method)
+        expected = numpy_match(PICTURES[own], PICTURES[wanted], method)
         # A quarter of 1/255, where differences of colours of 1e-3 are raised a hundredfold.
-        np.testing.assert_allclose(actual, numpy_match(picture, reference, method), atol=1e-3)
+        np.testing.assert_allclose(actual, expected, atol=1e-3, err_msg=f"{own} to {wanted}")
 
 
-def test_histogram_match_is_finite(picture):
-    for reference in PICTURES.values():
-        assert np.isfinite(color.match_color(picture, reference, method="histogram")).all()
+def test_histogram_match_is_finite():
+    for own, wanted in itertools.permutations(PICTURES.values(), 2):
+        assert np.isfinite(match_color(own, wanted, method="histogram")).all()
 
 
 def test_the_symmetric_map_of_nearly_grey_pictures(x64):
@@ -194,31 +191,34 @@ def test_the_symmetric_map_of_nearly_grey_pictures(x64):
     image, reference = (
         np.float32(GREY + generator.normal(scale=0.002, size=GREY.shape)) for _ in range(2)
     )
-    actual = color.match_color(image, reference)
+    actual = match_color(image, reference)
     assert actual.dtype == np.float32
     np.testing.assert_allclose(actual, numpy_match(image, reference, "symmetric"), atol=5e-5)
 
 
-@pytest.mark.parametrize("method", color.MATCHES)
-def test_a_picture_matched_to_itself_stays(picture, variant, method):
-    actual = variant(lambda image: color.match_color(image, image, method=method), picture)
-    if method == "symmetric":  # the one whose W is computed
-        np.testing.assert_allclose(actual, picture, atol=2e-6)
-    else:
-        np.testing.assert_array_equal(actual, picture)
+@pytest.mark.parametrize("method", color_matching.MATCHES)
+def test_a_picture_matched_to_itself_stays(variant, method):
+    def function(image):
+        return match_color(image, image, method=method)
+
+    # Symmetric is the one whose W is computed.
+    tolerance = 2e-6 if method == "symmetric" else 0
+    for name, picture in PICTURES.items():
+        actual = variant(function, picture)
+        np.testing.assert_allclose(actual, picture, rtol=0, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("method", LINEAR)
 def test_a_large_picture_matched_to_itself_stays(method):
     for picture in (colourful(600, 700, seed=6), np.full((600, 700, 3), 0.3, np.float32)):
-        actual = color.match_color(picture, picture.copy(), method=method)
+        actual = match_color(picture, picture.copy(), method=method)
         np.testing.assert_allclose(actual, picture, atol=2e-6)
 
 
-@pytest.mark.parametrize("method", color.MATCHES)
+@pytest.mark.parametrize("method", color_matching.MATCHES)
 def test_a_constant_picture_takes_the_references_middle(variant, method):
     def function(image, reference):
-        return color.match_color(image, reference, method=method)
+        return match_color(image, reference, method=method)
 
     middle = np.median if method == "histogram" else np.mean
     for name in ("constant", "black"):
@@ -227,13 +227,11 @@ def test_a_constant_picture_takes_the_references_middle(variant, method):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", color.MATCHES)
+@pytest.mark.parametrize("method", color_matching.MATCHES)
 def test_a_constant_reference_takes_all_colour(method):
-    actual = color.match_color(IMAGE, PICTURES["constant"], method=method)
+    actual = match_color(IMAGE, PICTURES["constant"], method=method)
     # The linear maps leave the standard deviation sqrt(EPS).
-    np.testing.assert_allclose(
-        actual, PICTURES["constant"][:1, :1].repeat(24, 0).repeat(31, 1), atol=6e-3
-    )
+    np.testing.assert_allclose(actual, PICTURES["constant"], atol=6e-3)
     assert np.std(actual, axis=(0, 1)).max() < 1.1e-3
 
 
@@ -241,25 +239,24 @@ def coarse(image, levels):
     return np.round(image * levels).astype(np.float32) / np.float32(levels)
 
 
-@pytest.mark.parametrize("levels", [3, 1000])
-@pytest.mark.parametrize("shape", [(5, 8), (9, 13), (13, 9), (40, 1)])
-def test_histogram_match(variant, shape, levels):
-    generator = np.random.default_rng(7)
-    image = coarse(generator.uniform(size=(9, 13, 3)), levels)
-    reference = coarse(generator.normal(size=(*shape, 3)), levels)
-
+@pytest.mark.parametrize("shape", [(5, 8), (13, 9), (40, 1)])
+def test_histogram_match(variant, shape):
     def function(image, reference):
-        return color.match_color(image, reference, method="histogram")
+        return match_color(image, reference, method="histogram")
 
-    actual = variant(function, image, reference)
-    assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, numpy_histogram(image, reference), atol=2e-5)
+    generator = np.random.default_rng(7)
+    for levels in (3, 1000):  # many ties and few
+        image = coarse(generator.uniform(size=(9, 13, 3)), levels)
+        reference = coarse(generator.normal(size=(*shape, 3)), levels)
+        actual = variant(function, image, reference)
+        assert actual.dtype == np.float32
+        np.testing.assert_allclose(actual, numpy_histogram(image, reference), atol=2e-5)
 
 
 def test_histogram_match_gives_the_references_values():
     shuffled = np.random.default_rng(8).permuted(REFERENCE.reshape(-1, 3), axis=0)
     other = np.random.default_rng(9).uniform(size=REFERENCE.shape).astype(np.float32)
-    actual = color.match_color(other, shuffled.reshape(17, 20, 3), method="histogram")
+    actual = match_color(other, shuffled.reshape(17, 20, 3), method="histogram")
     np.testing.assert_array_equal(
         np.sort(actual.reshape(-1, 3), axis=0), np.sort(REFERENCE.reshape(-1, 3), axis=0)
     )
@@ -267,7 +264,7 @@ def test_histogram_match_gives_the_references_values():
 
 def test_histogram_match_keeps_flat_areas_flat():
     image = coarse(UNIT, 4)
-    actual = np.asarray(color.match_color(image, REFERENCE, method="histogram"))
+    actual = np.asarray(match_color(image, REFERENCE, method="histogram"))
     for channel in range(3):
         pairs = set(zip(image[..., channel].flat, actual[..., channel].flat, strict=True))
         assert len(pairs) == len(np.unique(image[..., channel]))
@@ -331,7 +328,15 @@ def test_the_luminance_of_the_same_picture_changes_nothing(variant, space):
 
     for picture in (UNIT, 2 * UNIT - 0.5, np.linspace(0, 1, 768, dtype=np.float32)):
         picture = picture.reshape(-1, 8, 3)
-        np.testing.assert_allclose(variant(function, picture), picture, atol=3e-6)
+        # In Lab a dark channel beside bright ones has their rounding, times the curve's 12.92.
+        np.testing.assert_allclose(variant(function, picture), picture, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", color.SPACES)
+def test_the_luminance_of_the_same_picture_in_double_precision(x64, space):
+    picture = np.float64(2 * UNIT - 0.5)
+    actual = color.transfer_luminance(picture, picture, space=space)
+    np.testing.assert_allclose(actual, picture, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("space", color.SPACES)
@@ -354,32 +359,32 @@ def test_gradients_of_transfer_luminance(x64, space):
 
 
 def test_match_luminance(variant):
-    actual = np.asarray(variant(color.match_luminance, IMAGE, REFERENCE))
+    actual = np.asarray(variant(color_matching.match_luminance, IMAGE, REFERENCE))
     weights = np.array([0.299, 0.587, 0.114])
     own, wanted = IMAGE @ weights, REFERENCE @ weights
     expected = wanted.std() / own.std() * (own - own.mean()) + wanted.mean()
     np.testing.assert_allclose(actual, np.stack([expected] * 3, axis=-1), atol=1e-5)
-    np.testing.assert_allclose(color.luminance(actual).std(), wanted.std(), rtol=1e-4)
-    np.testing.assert_allclose(color.luminance(actual).mean(), wanted.mean(), rtol=1e-4)
+    np.testing.assert_allclose(color_matching.luminance(actual).std(), wanted.std(), rtol=1e-4)
+    np.testing.assert_allclose(color_matching.luminance(actual).mean(), wanted.mean(), rtol=1e-4)
 
 
 def test_match_luminance_of_constant_pictures(variant):
     for name in ("constant", "black"):
         for reference in (REFERENCE, *PICTURES.values()):
-            actual = variant(color.match_luminance, PICTURES[name], reference)
+            actual = variant(color_matching.match_luminance, PICTURES[name], reference)
             mean = (reference @ np.array([0.299, 0.587, 0.114])).mean()
             np.testing.assert_allclose(actual, np.full(actual.shape, mean), atol=1e-6)
-    actual = variant(color.match_luminance, IMAGE, PICTURES["constant"])
+    actual = variant(color_matching.match_luminance, IMAGE, PICTURES["constant"])
     np.testing.assert_allclose(actual, np.full(actual.shape, 0.512), atol=1e-6)
 
 
 def test_half_precision_is_computed_in_float32():
     image, reference = (jax.numpy.asarray(x, jax.numpy.bfloat16) for x in (IMAGE, REFERENCE))
-    for method in color.MATCHES:
-        assert color.match_color(image, reference, method=method).dtype == np.float32
-    assert color.luminance(image).dtype == np.float32
+    for method in color_matching.MATCHES:
+        assert match_color(image, reference, method=method).dtype == np.float32
+    assert color_matching.luminance(image).dtype == np.float32
     assert color.transfer_luminance(image, image, space="lab").dtype == np.float32
-    assert color.match_luminance(image, reference).dtype == np.float32
+    assert color_matching.match_luminance(image, reference).dtype == np.float32
 
 
 @pytest.mark.parametrize("mode", ["none", "keep-yiq", "keep-ycbcr", "keep-lab"])
@@ -390,13 +395,13 @@ def test_modes_that_prepare_nothing(mode):
     assert all(a is b for a, b in zip(prepared, styles, strict=True))
 
 
-@pytest.mark.parametrize("method", color.MATCHES)
+@pytest.mark.parametrize("method", color_matching.MATCHES)
 def test_modes_that_match_the_styles(method):
     styles = (REFERENCE, UNIT)
     content, prepared = color.prepare_colors(IMAGE, styles, mode=f"match-{method}")
     assert content is IMAGE
     for actual, style in zip(prepared, styles, strict=True):
-        np.testing.assert_array_equal(actual, color.match_color(style, IMAGE, method=method))
+        np.testing.assert_array_equal(actual, match_color(style, IMAGE, method=method))
     assert color.restore_colors(UNIT, IMAGE, mode=f"match-{method}") is UNIT
 
 
@@ -432,7 +437,7 @@ def test_the_modes():
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="method is 'mean': expected one of cholesky, pca"):
-        color.match_color(IMAGE, REFERENCE, method="mean")
+        match_color(IMAGE, REFERENCE, method="mean")
     with pytest.raises(ValueError, match="space is 'hsv': expected one of yiq, ycbcr, lab"):
         color.transfer_luminance(UNIT, OTHER, space="hsv")
     for mode in ("keep", "match", "keep-hsv", "luminance-yiq", ""):

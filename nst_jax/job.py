@@ -1,0 +1,244 @@
+"""One optimisation of the command line, from what was read to what is written.
+
+Pictures and files meet the core only here.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nst_jax import report
+from nst_jax.compilation_cache import use_compilation_cache
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.images import check_output, save_image, to_uint8
+from nst_jax.inputs import as_picture, check_pictures, initial_image
+from nst_jax.interrupt import stop_on_interrupt
+from nst_jax.job_inputs import json_path, obtain_weights, tell_of_slim
+from nst_jax.loop import Progress
+from nst_jax.objective import check_learned
+from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.progress import progress_display
+from nst_jax.transfer import Result, stylize
+from nst_jax.weights import Weights
+
+EXIT_CODES = {"done": 0, "diverged": 1, "stopped": 130}
+
+
+class Job(NamedTuple):
+    """What a command has read and checked.
+
+    Attributes:
+      content: the content picture, ``[H, W, 3]``, or a canvas of the result's size.
+      styles: the style pictures.
+      config: the settings.
+      controls: further keywords of ``transfer.stylize``: ``blend``, masks.
+      alpha: transparency of the content, ``[H, W]``, or None.
+      init: the initial picture where it is a file's.
+      settings: what the record says of the command's options.
+    """
+
+    content: np.ndarray
+    styles: list[np.ndarray]
+    config: Config
+    controls: dict[str, Any]
+    alpha: np.ndarray | None
+    init: np.ndarray | None
+    settings: dict[str, Any]
+
+
+def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -> int:
+    """Find the weights, run, write.
+
+    Args:
+      job: what to do.
+      run, watch: options; the outputs' names have been checked.
+      started: ``time.perf_counter()`` of the command's start.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      InputError: before anything is written; for outputs that cannot be written, at the end.
+    """
+    check_output(run.output, alpha=job.alpha is not None)
+    check_pictures(job.content, job.styles, config=job.config, init=job.init)
+    weights = obtain_weights(run.weights, model=run.model)
+    check_learned(weights.variables, job.config.loss)
+    tell_of_slim(run, weights)
+    use_compilation_cache()  # only now: bad input leaves nothing behind
+    if job.init is None:
+        init = initial_image(
+            as_picture(job.content),
+            weights.variables,
+            config=job.config,
+            key=jax.random.key(run.seed),
+        )
+        job = job._replace(init=np.asarray(init))
+    load_s = time.perf_counter() - started
+
+    result, frames = optimise(job, weights, run=run, watch=watch)
+
+    record = make_record(job, weights, result, run=run)
+    record["timing"] = {"load_s": load_s} | result.timing
+    try:
+        write_pictures(record, result.image, run=run, watch=watch, alpha=job.alpha, frames=frames)
+        record["timing"]["total_s"] = time.perf_counter() - started
+        report.write_json(json_path(run.output), record)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {error.filename or run.output} ({error.strerror}): the result is "
+            "lost; see to the place and run again"
+        ) from None
+    if result.status != "done":
+        print(f"nst-jax: {closing_words(result)}", file=sys.stderr)
+    print(run.output)
+    return EXIT_CODES[result.status]
+
+
+def optimise(
+    job: Job, weights: Weights, *, run: RunOptions, watch: WatchOptions
+) -> tuple[Result, list[np.ndarray]]:
+    """Run the optimisation with progress and previews.
+
+    Returns:
+      The result, and the animation's frames where there is to be one.
+
+    Raises:
+      InputError: where the memory does not suffice.
+    """
+    frames: list[np.ndarray] = []
+    watchers, every = [], None
+    if watch.save_every is not None:
+        watchers.append((watch.save_every, preview_writer(run, alpha=job.alpha)))
+        every = watch.save_every
+    if watch.animation is not None:
+        frames.append(to_uint8(job.init))
+        # About 40 frames, at steps that meet those of the previews.
+        wanted = max(1, job.config.steps // 40)
+        every = wanted if every is None else smallest_divisor(every, at_least=wanted)
+        watchers.append((every, lambda progress: frames.append(to_uint8(progress.image))))
+
+    try:
+        with progress_display(job.config.steps) as show, stop_on_interrupt() as may_go_on:
+
+            def callback(progress: Progress) -> bool:
+                show(progress)
+                for steps, watch in watchers:
+                    if progress.step % steps == 0:
+                        watch(progress)
+                return may_go_on()
+
+            result = stylize(
+                weights.variables,
+                job.content,
+                job.styles,
+                config=job.config,
+                init=job.init,
+                callback=callback,
+                callback_every=every,
+                **job.controls,
+            )
+            return jax.block_until_ready(result), frames
+    except jax.errors.JaxRuntimeError as error:
+        raise explained(error, width=job.content.shape[1], height=job.content.shape[0]) from None
+
+
+def explained(error: Exception, *, width: int, height: int) -> Exception:
+    """An error of the computation as one of the input, where it is one of too little memory."""
+    if "out of memory" not in str(error).lower():
+        return error
+    return InputError(
+        f"out of memory at {width}x{height} px: choose a smaller --size, or for L-BFGS a smaller "
+        "--memory-size"
+    )
+
+
+def preview_writer(run: RunOptions, *, alpha: np.ndarray | None) -> Callable[[Progress], None]:
+    """A function that writes a numbered preview; one that cannot be written is only told."""
+
+    def write(progress: Progress) -> None:
+        path = report.preview_path(run.output, progress.step)
+        try:
+            save_image(path, progress.image, alpha=alpha)
+        except OSError as error:
+            print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
+
+    return write
+
+
+def smallest_divisor(number: int, *, at_least: int) -> int:
+    """The smallest divisor of a number that is not under a bound, or the number.
+
+    >>> smallest_divisor(50, at_least=4), smallest_divisor(7, at_least=2)
+    (5, 7)
+    """
+    return next((n for n in range(at_least, number) if number % n == 0), number)
+
+
+def write_pictures(
+    record: dict[str, Any],
+    image: Any,
+    *,
+    run: RunOptions,
+    watch: WatchOptions,
+    alpha: np.ndarray | None,
+    frames: list[np.ndarray],
+) -> None:
+    """Write the result, and the animation and the plot where they are asked for."""
+    brief = {key: value for key, value in record.items() if key not in ("history", "timing")}
+    metadata = {
+        "Software": f"nst_jax {record['versions']['nst_jax']}",
+        "nst_jax": json.dumps(report.as_json(brief)),
+    }
+    save_image(run.output, image, alpha=alpha, metadata=metadata)
+    if watch.animation is not None:
+        report.write_animation(watch.animation, [*frames, to_uint8(image)])
+    if watch.plot is not None:
+        report.write_plot(watch.plot, record["history"])
+
+
+def closing_words(result: Result) -> str:
+    """What to tell of a run that did not end as asked."""
+    step = len(result.history.loss)
+    if result.status == "stopped":
+        return f"stopped at step {step}: wrote the best picture so far"
+    picture = "the best picture before that"
+    if not np.isfinite(result.loss):
+        picture = "the initial picture, as none had a finite loss"
+    return (
+        f"diverged at step {step}: the loss or its gradient is not finite; wrote {picture}. Lower "
+        "the weights or the learning rate"
+    )
+
+
+def settings_record(config: Config) -> dict[str, Any]:
+    """The settings as the record has them, with layers by name."""
+    layers = {
+        "content_layers": dict(config.content_layers),
+        "style_layers": dict(config.style_layers),
+    }
+    return asdict(config) | layers
+
+
+def make_record(job: Job, weights: Weights, result: Result, *, run: RunOptions) -> dict[str, Any]:
+    """All that the run did, but its timing."""
+    return {
+        "settings": job.settings | settings_record(job.config),
+        "seed": run.seed,
+        "versions": report.versions(),
+        "device": report.device(),
+        "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
+        "picture": {"width": job.content.shape[1], "height": job.content.shape[0]},
+        "status": result.status,
+        "steps": len(result.history.loss),
+        "evaluations": int(result.history.evaluations.sum()),
+        "final_loss": result.loss,
+        "history": report.history_record(result.history),
+    }

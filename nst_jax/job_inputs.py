@@ -1,0 +1,133 @@
+"""What every job reads and writes, checked: outputs, initial picture, weights."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nst_jax import report
+from nst_jax.config import INITS, Config
+from nst_jax.errors import InputError
+from nst_jax.files import check_folder, check_free
+from nst_jax.images import check_output, load_image, resize_to
+from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.weights import (
+    WEIGHTS_VARIABLE,
+    Weights,
+    find_weights,
+    is_shipped_slim,
+    load_weights,
+)
+
+
+def json_path(output: Path) -> Path:
+    """The record beside a picture: ``out.png`` -> ``out.json``."""
+    return output.with_suffix(".json")
+
+
+def check_size(size: int) -> None:
+    """Check a side in pixels.
+
+    Raises:
+      InputError: where it is not positive.
+    """
+    if size < 1:
+        raise InputError(f"size is {size}: expected at least 1 pixel")
+
+
+def check_outputs(run: RunOptions, watch: WatchOptions, *, inputs: Sequence[Path]) -> None:
+    """Check what can be checked before any picture is read.
+
+    Raises:
+      InputError: for options that contradict each other, and outputs that cannot be written.
+    """
+    check_output(run.output)
+    if not 0 <= run.seed < 2**32:  # JAX takes larger ones modulo 2**32, or not at all
+        raise InputError(f"seed is {run.seed}: expected 0 to {2**32 - 1}")
+    if watch.save_every is not None and watch.save_every < 1:
+        raise InputError(f"save_every is {watch.save_every}: expected 1 or more")
+    outputs = [run.output, json_path(run.output)]
+    previews: list[Path] = []
+    if watch.animation is not None:
+        if watch.animation.suffix.lower() != ".gif":
+            raise InputError(f"{watch.animation} is no name of an animation: expected FILE.gif")
+        outputs.append(watch.animation)
+    if watch.plot is not None:
+        report.check_plotting(watch.plot)
+        outputs.append(watch.plot)
+    if watch.save_every is not None:
+        steps = range(watch.save_every, run.config.steps + 1, watch.save_every)
+        previews = [report.preview_path(run.output, step) for step in steps]
+    inputs = list(inputs)
+    if run.config.init not in INITS:
+        inputs.append(Path(run.config.init))
+    if run.weights is not None:
+        inputs.append(run.weights)
+    read = {os.path.realpath(path) for path in inputs}
+    seen: set[str] = set()
+    for path in outputs + previews:
+        real = os.path.realpath(path)
+        if real in read:
+            raise InputError(f"{path} is an input: choose another name for the output")
+        if real in seen:
+            raise InputError(f"{path} is named for two outputs: choose different names")
+        seen.add(real)
+        check_free(path, overwrite=run.overwrite)
+    for folder in {path.parent for path in outputs}:
+        check_folder(folder)
+
+
+def load_init(config: Config, *, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """The initial picture where ``config.init`` names a file, scaled to the result's size.
+
+    Raises:
+      InputError: for a file of another aspect ratio, and as ``load_image``.
+    """
+    if config.init in INITS:
+        return None
+    image = load_image(config.init)
+    height, width, _ = image.shape
+    # The rounding of an earlier run's size, or of its content's, may be a pixel off.
+    if abs(width * shape[0] - height * shape[1]) > max(0.01 * width * shape[0], *shape[:2]):
+        raise InputError(
+            f"the initial picture {config.init} is {width}x{height} px, the result "
+            f"{shape[1]}x{shape[0]} px: expected the same aspect ratio"
+        )
+    return resize_to(image, shape=shape[:2])
+
+
+def obtain_weights(path: Path | None, *, model: str | None = None) -> Weights:
+    """The weights of ``path``, or found on this machine: full ones first, else the shipped slim.
+
+    Raises:
+      InputError: where there are none of the wanted model, or they are no VGG-19.
+    """
+    found = find_weights(path=path, model=model)
+    if found is None:
+        raise InputError(_MISSING[model])
+    return load_weights(found)
+
+
+def tell_of_slim(run: RunOptions, weights: Weights) -> None:
+    """Say where the shipped slim weights are used because no others were found."""
+    asked = run.weights or run.model or os.environ.get(WEIGHTS_VARIABLE)
+    if not asked and is_shipped_slim(Path(weights.info.path)):
+        print(
+            "nst-jax: no full VGG-19 was found, so the slim weights that come with nst_jax are "
+            "used; for the full network run 'nst-jax weights fetch'",
+            file=sys.stderr,
+        )
+
+
+_MISSING = {
+    None: "no weights on this machine: run 'nst-jax weights fetch', or name a file by --weights",
+    "vgg19": (
+        "no full VGG-19 on this machine: run 'nst-jax weights fetch', or name a file by --weights"
+    ),
+    "vgg19-slim": (
+        "the slim weights that come with nst_jax are missing: install it again, or name a file by "
+        "--weights"
+    ),
+}

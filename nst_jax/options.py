@@ -1,0 +1,260 @@
+"""Options of the commands, from which tyro makes the command line. Standard library and tyro only.
+
+What several commands have in common stands once and is nested; its flags have no prefix.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, UseAppendAction, arg
+
+from nst_jax.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Settings, weights and output.
+
+    Attributes:
+      output: The picture to write: .png, .jpg, .webp or .tif.
+      preset: Settings of a published tool, see nst-jax presets; other flags override them.
+      seed: Seed of the noise.
+      weights: VGG-19 weights in any known form; by default those of $NST_JAX_WEIGHTS, of the
+        cache, or else the slim ones that come with the program.
+      model: Insist on the full network or on the slim one.
+      overwrite: Replace existing output files.
+      config: Settings of the optimisation.
+    """
+
+    output: Annotated[Path, arg(aliases=["-o"])]
+    preset: str = "neural-style"
+    seed: int = 0
+    weights: Path | None = None
+    model: Literal["vgg19", "vgg19-slim"] | None = None
+    overwrite: bool = False
+    config: OmitArgPrefixes[Config] = Config()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """What to write on the way.
+
+    Attributes:
+      save_every: Write a numbered preview at every so many steps.
+      animation: Write the progression as a GIF.
+      plot: Draw the loss curve into this file.
+    """
+
+    save_every: int | None = None
+    animation: Path | None = None
+    plot: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleOptions:
+    """The styles and their shares.
+
+    Attributes:
+      style: The style picture; several are mixed, or hold in regions or layers of their own.
+      style_blend: Factor of each style picture; by default all count the same.
+      layer_styles: Style layers with a style of their own, by its number from 1, as NAME=NUMBER;
+        the other layers mix all styles.
+    """
+
+    style: tuple[Path, ...]
+    style_blend: tuple[float, ...] = ()
+    layer_styles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionOptions:
+    """Regions of the content and their styles.
+
+    Attributes:
+      content_mask: A mask for each region of the content, white inside; grey edges are soft.
+      style_mask: The part of a style picture that counts: a mask for each styled region, or
+        without regions one for each style.
+      labels: One picture in place of content masks: each of its colours is a region, in the
+        order of red, green and blue, black first.
+      style_labels: The same for the one style picture, with the colours of the styled regions.
+      region_styles: For each region the number of its style from 1, mix for all of them, or keep
+        to leave it as it is. Default: as many styles as regions in their order, or the one style.
+      region_weights: Factor of the style loss of each styled region.
+      feather: Soften the regions' edges by so many pixels of the result.
+    """
+
+    content_mask: tuple[Path, ...] = ()
+    style_mask: tuple[Path, ...] = ()
+    labels: Path | None = None
+    style_labels: Path | None = None
+    region_styles: tuple[str, ...] = ()
+    region_weights: tuple[float, ...] = ()
+    feather: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stylize:
+    """Give a content picture the style of others.
+
+    Writes the picture, and beside it a JSON file with settings, versions, timing and the history
+    of the loss.
+
+    Attributes:
+      content: The content picture; name it first.
+      size: Longer side of the result in pixels; may enlarge.
+      styles: The styles.
+      regions: The regions.
+      run: Settings, weights and output.
+      watch: What to write on the way.
+    """
+
+    content: Positional[Path]
+    size: int = 512
+    styles: OmitArgPrefixes[StyleOptions]
+    regions: OmitArgPrefixes[RegionOptions] = RegionOptions()
+    run: OmitArgPrefixes[RunOptions]
+    watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texture:
+    """Make a texture from pictures: the style term alone, started from noise.
+
+    Attributes:
+      style: The picture whose texture to make; several are mixed.
+      style_blend: Factor of each picture; by default all count the same.
+      size: Side of the texture in pixels, or its width and height.
+      style_size: Longer side to which the pictures are scaled; by default that of the texture.
+      tileable: Let opposite borders fit each other.
+      run: Settings, weights and output.
+      watch: What to write on the way.
+    """
+
+    style: Positional[tuple[Path, ...]]
+    style_blend: tuple[float, ...] = ()
+    size: tuple[int, ...] = (512,)
+    style_size: int | None = None
+    tileable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    run: OmitArgPrefixes[RunOptions]
+    watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct:
+    """Show what layers know of a picture: the content term alone, started from noise.
+
+    Attributes:
+      content: The picture to reconstruct.
+      layer: The layers to reconstruct it from, together; with factors as NAME=FACTOR.
+      size: Longer side of the result in pixels; may enlarge.
+      run: Settings, weights and output.
+      watch: What to write on the way.
+    """
+
+    content: Positional[Path]
+    layer: tuple[str, ...]
+    size: int = 512
+    run: OmitArgPrefixes[RunOptions]
+    watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Stylize with several values of some settings, into one sheet.
+
+    Writes a contact sheet, and beside it a JSON file with the settings and losses of each picture.
+
+    Attributes:
+      content: The content picture; name it first.
+      over: A setting and its values, as NAME=VALUE,VALUE; several layers of one value are joined
+        by +. May be given several times: every combination is shown, the last setting along the
+        rows.
+      lanes: How many pictures advance together in one program, at most.
+      size: Longer side of each picture in pixels.
+      styles: The styles.
+      regions: The regions.
+      run: Settings, weights and output.
+    """
+
+    content: Positional[Path]
+    over: UseAppendAction[tuple[str, ...]]
+    lanes: int = 8
+    size: int = 256
+    styles: OmitArgPrefixes[StyleOptions]
+    regions: OmitArgPrefixes[RegionOptions] = RegionOptions()
+    run: OmitArgPrefixes[RunOptions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presets:
+    """List the presets, or show one with its formula and source.
+
+    Attributes:
+      name: The preset to show.
+    """
+
+    name: Positional[str | None] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Download official weights, check them and keep them in the cache.
+
+    Attributes:
+      source: Where to download from: keras (80 MB), or torchvision or matconvnet (also
+        its older generation), over 500 MB each.
+    """
+
+    source: Literal["keras", "torchvision", "matconvnet", "matconvnet-beta16"] = "keras"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Convert weights of any known form into one canonical .safetensors file.
+
+    Attributes:
+      source: A Keras .h5, MatConvNet .mat, PyTorch .pth or .safetensors file.
+      output: The .safetensors file to write.
+      preprocessing: What the network expects, where the file does not tell.
+      overwrite: Replace an existing file.
+    """
+
+    source: Positional[Path]
+    output: Positional[Path]
+    preprocessing: Literal["caffe", "torchvision"] | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check a weights file: form, shapes, values, preprocessing and checksums.
+
+    Attributes:
+      file: The file; by default the one that stylize would use.
+    """
+
+    file: Positional[Path | None] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListWeights:
+    """List the weights on this machine and the sources to fetch from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Fetch, convert, verify and list VGG-19 weights."""
+
+    action: OmitSubcommandPrefixes[
+        Annotated[Fetch, tyro.conf.subcommand("fetch")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[ListWeights, tyro.conf.subcommand("list")]
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """Print the version."""

@@ -1,0 +1,163 @@
+"""Styles, masks and label pictures of the command line, read and checked."""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.images import load_image
+from nst_jax.masks import feather, load_labels, load_mask, mask_aspect_note
+from nst_jax.options import RegionOptions, StyleOptions
+from nst_jax.region_plan import plan_styles
+from nst_jax.shares import check_blend
+
+
+class StyleInputs(NamedTuple):
+    """What a run gets to know of its styles.
+
+    Attributes:
+      styles: the pictures, ``[h, w, 3]``; one that serves several regions stands for each.
+      controls: ``blend``, ``content_masks``, ``style_masks``, ``region_weights`` and ``keep`` of
+        ``transfer.stylize``, where given.
+      regions: what the record says of the regions.
+    """
+
+    styles: list[np.ndarray]
+    controls: dict[str, Any]
+    regions: list[dict[str, Any]]
+
+
+def check_region_options(regions: RegionOptions, styles: StyleOptions, *, config: Config) -> None:
+    """Check options against each other before any picture is read.
+
+    Raises:
+      InputError: for options that contradict each other or have no effect.
+    """
+    if not styles.style:
+        raise InputError("no style picture: expected --style FILE")
+    if regions.labels is not None and regions.content_mask:
+        raise InputError("labels and content masks both name the regions: leave one of them out")
+    if regions.style_labels is not None and regions.labels is None:
+        raise InputError("style_labels has no effect without --labels: give it, or leave it out")
+    if regions.style_labels is not None and regions.style_mask:
+        raise InputError("style_labels and style masks contradict each other: leave one out")
+    if regions.style_labels is not None and len(styles.style) > 1:
+        raise InputError(
+            f"style_labels is for one style, not {len(styles.style)}: use style masks for several"
+        )
+    has_regions = bool(regions.content_mask) or regions.labels is not None
+    has_masks = has_regions or bool(regions.style_mask)
+    if regions.region_weights and not has_regions:
+        raise InputError(
+            "region_weights needs regions: give --content-mask or --labels, or leave it out"
+        )
+    if not 0 <= regions.feather < float("inf"):
+        raise InputError(f"feather is {regions.feather}: expected 0 or more pixels")
+    if regions.feather and not has_regions:
+        raise InputError("feather needs regions: give --content-mask or --labels, or leave it out")
+    if config.guides != "simple" and not has_masks:
+        raise InputError(f"guides {config.guides} needs masks: give some, or leave it out")
+    if config.style_mixing == "sum" and len(styles.style) == 1:
+        raise InputError("style_mixing sum has no effect with one style: leave it out")
+    if styles.style_blend:
+        check_blend(styles.style_blend)
+    if regions.labels is None:  # else their number is known only from the picture
+        _plan(regions, styles, config, count=len(regions.content_mask))
+
+
+def _plan(regions: RegionOptions, styles: StyleOptions, config: Config, *, count: int):
+    plan = plan_styles(
+        styles=len(styles.style),
+        regions=count,
+        style_masks=len(regions.style_mask),
+        region_styles=regions.region_styles,
+        style_blend=styles.style_blend,
+        layer_styles=styles.layer_styles,
+        layers=[name for name, _ in config.style_layers],
+    )
+    weights = regions.region_weights
+    if weights and len(weights) != len(plan.styled):
+        raise InputError(
+            f"{len(weights)} region weights for {len(plan.styled)} styled regions: expected one "
+            "each"
+        )
+    return plan
+
+
+def load_style_inputs(
+    regions: RegionOptions,
+    styles: StyleOptions,
+    *,
+    config: Config,
+    shape: tuple[int, int],
+    size: int,
+) -> StyleInputs:
+    """Read styles and masks.
+
+    Args:
+      regions, styles: options that ``check_region_options`` has let pass.
+      config: for the names of the style layers.
+      shape: height and width of the content.
+      size: longer side of the styles.
+
+    Raises:
+      InputError: for files that cannot be read, and for labels that contradict other options.
+    """
+    colors, masks = _content_masks(regions, shape=shape)
+    if len(masks):
+        masks = feather(masks, radius=regions.feather)
+    plan = _plan(regions, styles, config, count=len(masks))
+    # Styles are scaled to the content's longer side, which keeps their strokes' size in step.
+    pictures = [load_image(path, size=size) for path in styles.style]
+    sources = plan.sources
+    style_masks: list[np.ndarray | None] = [
+        None if mask is None else _load_mask(regions.style_mask[mask], shape=pictures[index].shape)
+        for index, mask in sources
+    ]
+    blend: Any = plan.blend
+    if regions.style_labels is not None:
+        _tell_aspect(regions.style_labels, shape=pictures[0].shape)
+        wanted = [colors[index] for index in plan.styled]
+        if not wanted:
+            raise InputError("style_labels has no effect where every region is kept: leave it out")
+        _, found = load_labels(regions.style_labels, shape=pictures[0].shape[:2], colors=wanted)
+        style_masks, sources, blend = list(found), [(0, i) for i in range(len(wanted))], None
+    controls: dict[str, Any] = {"blend": blend}
+    if plan.styled:
+        controls["content_masks"] = masks[np.array(plan.styled)]
+        controls["region_weights"] = regions.region_weights or None
+    if plan.kept:
+        controls["keep"] = np.clip(masks[np.array(plan.kept)].sum(axis=0), 0, 1)
+    if any(mask is not None for mask in style_masks):
+        controls["style_masks"] = style_masks
+    names = ["#{:02x}{:02x}{:02x}".format(*color) for color in colors]
+    record = [
+        {"region": name, "kept": index in plan.kept, "share_of_picture": float(masks[index].mean())}
+        for index, name in enumerate(names or map(str, regions.content_mask))
+    ]
+    return StyleInputs([pictures[index] for index, _ in sources], controls, record)
+
+
+def _content_masks(
+    regions: RegionOptions, *, shape: tuple[int, int]
+) -> tuple[list[tuple[int, int, int]], np.ndarray]:
+    """Colours of the labels, and the masks ``[R, H, W]`` of the content."""
+    if regions.labels is not None:
+        _tell_aspect(regions.labels, shape=shape)
+        return load_labels(regions.labels, shape=shape)
+    masks = [_load_mask(path, shape=shape) for path in regions.content_mask]
+    return [], np.stack(masks) if masks else np.zeros((0, *shape), np.float32)
+
+
+def _load_mask(path: Path, *, shape: tuple[int, ...]) -> np.ndarray:
+    _tell_aspect(path, shape=shape)
+    return load_mask(path, shape=shape[:2])
+
+
+def _tell_aspect(path: Path, *, shape: tuple[int, ...]) -> None:
+    note = mask_aspect_note(path, shape=shape[:2])
+    if note:
+        print(f"nst-jax: {note}", file=sys.stderr)
