@@ -147,7 +147,7 @@ def resize_to(image: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
     scaled = [
         np.asarray(
             Image.fromarray(np.ascontiguousarray(image[..., channel])).resize(
-                shape[::-1], Image.Resampling.BILINEAR
+                (shape[1], shape[0]), Image.Resampling.BILINEAR
             )
         )
         for channel in range(channels)

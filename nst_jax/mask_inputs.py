@@ -17,6 +17,33 @@ from nst_jax.guides import layer_guides
 from nst_jax.types import Array
 
 
+def check_guidance(
+    content: Array,
+    styles: Sequence[Array],
+    *,
+    config: LossConfig,
+    content_masks: Any = None,
+    style_masks: Sequence[Any] | None = None,
+    region_weights: Any = None,
+    keep: Any = None,
+) -> dict[str, Any]:
+    """Check masks and the regions' weights; see ``transfer.stylize`` for what they are.
+
+    Returns:
+      What ``check_masks`` returns.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
+    masks = check_masks(
+        content, styles, content_masks=content_masks, style_masks=style_masks, keep=keep
+    )
+    check_reach(masks, config)
+    regions = masks["content_masks"]
+    check_region_weights(region_weights, regions=0 if regions is None else len(regions))
+    return masks
+
+
 def check_masks(
     content: Array,
     styles: Sequence[Array],

@@ -15,7 +15,7 @@ from nst_jax.convolution import prepare_kernels
 from nst_jax.guides import lay_over
 from nst_jax.inputs import as_picture, check_pictures, initial_image
 from nst_jax.layers import TAPS
-from nst_jax.mask_inputs import check_masks, check_reach, check_region_weights
+from nst_jax.mask_inputs import check_guidance
 from nst_jax.objective import as_sequence, check_learned, loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.shares import check_blend
@@ -78,12 +78,15 @@ def make_problem(
     check_pictures(content, styles, config=config, init=init)
     if blend is not None:
         check_blend(blend)
-    controls = check_masks(
-        content, styles, content_masks=content_masks, style_masks=style_masks, keep=keep
+    controls = check_guidance(
+        content,
+        styles,
+        config=config.loss,
+        content_masks=content_masks,
+        style_masks=style_masks,
+        region_weights=region_weights,
+        keep=keep,
     )
-    regions = controls["content_masks"]
-    check_reach(controls, config.loss)
-    check_region_weights(region_weights, regions=0 if regions is None else len(regions))
     if loss is None:
         check_learned(variables, config.loss)
     # An objective of one's own may ask for any layer.

@@ -114,16 +114,18 @@ def load_style_inputs(
     pictures = [load_image(path, size=size) for path in styles.style]
     sources = plan.sources
     style_masks: list[np.ndarray | None] = [
-        None if mask is None else _load_mask(regions.style_mask[mask], shape=pictures[index].shape)
+        None
+        if mask is None
+        else _load_mask(regions.style_mask[mask], shape=pictures[index].shape[:2])
         for index, mask in sources
     ]
     blend: Any = plan.blend
     if regions.style_labels is not None:
-        _tell_aspect(regions.style_labels, shape=pictures[0].shape)
         wanted = [colors[index] for index in plan.styled]
         if not wanted:
             raise InputError("style_labels has no effect where every region is kept: leave it out")
         _, found = load_labels(regions.style_labels, shape=pictures[0].shape[:2], colors=wanted)
+        _tell_aspect(regions.style_labels, shape=pictures[0].shape[:2])
         style_masks, sources, blend = list(found), [(0, i) for i in range(len(wanted))], None
     controls: dict[str, Any] = {"blend": blend}
     if plan.styled:
@@ -146,18 +148,20 @@ def _content_masks(
 ) -> tuple[list[tuple[int, int, int]], np.ndarray]:
     """Colours of the labels, and the masks ``[R, H, W]`` of the content."""
     if regions.labels is not None:
+        colors, masks = load_labels(regions.labels, shape=shape)
         _tell_aspect(regions.labels, shape=shape)
-        return load_labels(regions.labels, shape=shape)
+        return colors, masks
     masks = [_load_mask(path, shape=shape) for path in regions.content_mask]
     return [], np.stack(masks) if masks else np.zeros((0, *shape), np.float32)
 
 
-def _load_mask(path: Path, *, shape: tuple[int, ...]) -> np.ndarray:
+def _load_mask(path: Path, *, shape: tuple[int, int]) -> np.ndarray:
+    mask = load_mask(path, shape=shape)
     _tell_aspect(path, shape=shape)
-    return load_mask(path, shape=shape[:2])
+    return mask
 
 
-def _tell_aspect(path: Path, *, shape: tuple[int, ...]) -> None:
-    note = mask_aspect_note(path, shape=shape[:2])
+def _tell_aspect(path: Path, *, shape: tuple[int, int]) -> None:
+    note = mask_aspect_note(path, shape=shape)
     if note:
         print(f"nst-jax: {note}", file=sys.stderr)

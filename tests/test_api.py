@@ -28,6 +28,7 @@ LEVELS = [
     {"solver"},
     {"loop", "problem"},
     {"transfer"},
+    {"lanes"},
     {"stored", "torch_pickle", "torch_file", "torch_forms", "mat_file"},
     {"shapes", "canonical", "weight_forms"},
     {"networks"},
@@ -45,7 +46,7 @@ LEVELS = [
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-CORE = set().union(*LEVELS[: LEVEL["transfer"] + 1]) - {"files", "interrupt", "allocator"}
+CORE = set().union(*LEVELS[: LEVEL["lanes"] + 1]) - {"files", "interrupt", "allocator"}
 
 
 def imports(path):

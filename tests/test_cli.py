@@ -21,7 +21,7 @@ from conftest import smooth_picture
 from PIL import Image
 
 import nst_jax
-from nst_jax import cli, convolution, job, weights, weights_command
+from nst_jax import cli, convolution, job, problem, weights, weights_command
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
@@ -210,6 +210,11 @@ TERMS = [
     ("noise", "uniform", {}, (OTHER, OTHER, OTHER)),
     ("noise_scale", 0.2, {}, (OTHER, OTHER, OTHER)),
     ("noise_ratio", 0.2, {"init": "blend"}, (OTHER, OTHER, OTHER)),
+    ("style_mixing", "sum", {"style": "style.png content.png"}, (1, OTHER, 1)),
+    ("guides", "inside", {"style_mask": "mask.png"}, (1, OTHER, 1)),
+    ("padding", "circular", {}, (OTHER, OTHER, OTHER)),
+    ("color", "luminance", {}, (OTHER, OTHER, OTHER)),
+    ("color", "match-pca", {}, (1, OTHER, 1)),
 ]
 # Settings that do not change the first evaluation, but the ones after it.
 LATER = [
@@ -229,6 +234,7 @@ class TestSettings:
 
     @pytest.mark.parametrize("name, value, both, factors", TERMS)
     def test_effect_on_the_terms(self, run, name, value, both, factors):
+        save_image("mask.png", np.broadcast_to(np.arange(33)[None, :, None] < 20, (40, 33, 3)))
         plain = self.terms(run, **PLAIN | both)
         assert (plain > 0).all()
         ratios = self.terms(run, **PLAIN | both | {name: value}) / plain

@@ -1,0 +1,98 @@
+"""Several runs of one structure in one compiled program, each with numbers and noise of its own.
+
+The step is vmapped and the loop stays outside, so that all lanes take each step together; pictures,
+features and Gram matrices to compare with are there once.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nst_jax.config import Config
+from nst_jax.loop import Progress, iterate
+from nst_jax.objective import loss_weights
+from nst_jax.problem import Problem
+from nst_jax.transfer import Result
+from nst_jax.types import Array, Info, Solver, Targets
+
+# Lanes share everything that they compare with, but not the factors of the terms.
+AXES = Targets(
+    content=None,  # type: ignore[arg-type]
+    style=None,  # type: ignore[arg-type]
+    sizes=None,  # type: ignore[arg-type]
+    weights=0,  # type: ignore[arg-type]
+    shares=None,  # type: ignore[arg-type]
+    regions=None,
+    keep=None,
+)
+
+
+@lru_cache(maxsize=64)
+def lanes_solver(solver: Solver) -> Solver:
+    """A solver of states with a leading axis; of equal solvers it is the same object."""
+    return Solver(
+        init=jax.vmap(solver.init, in_axes=(0, None, AXES)),
+        step=jax.vmap(solver.step, in_axes=(0, None, AXES)),
+    )
+
+
+def stylize_lanes(
+    problem: Problem,
+    configs: Sequence[Config],
+    *,
+    keys: Sequence[Array],
+    init: Array | None = None,
+    started: float | None = None,
+    callback: Callable[[Progress], bool | None] | None = None,
+) -> list[Result]:
+    """Run lanes that differ in numbers: factors of terms and layers, learning rate, noise.
+
+    Args:
+      problem: of a config of the lanes' structure, see ``problem.make_problem``.
+      configs: settings of the lanes, with equal ``steps``.
+      keys: PRNG key of each lane's noise.
+      init: initial picture of all lanes in place of the configs'.
+      started: ``time.perf_counter()`` when the work began.
+      callback: as in ``transfer.stylize``; what it sees has a leading axis.
+
+    Returns:
+      A ``Result`` for each lane, as ``transfer.stylize`` gives it alone; a lane that diverges does
+      not change its neighbours.
+    """
+    states = [problem.start(*lane, init) for lane in zip(configs, keys, strict=True)]
+    dtype = states[0].image.dtype
+    weights = jax.tree.map(
+        lambda *numbers: jnp.asarray(numbers, dtype), *(loss_weights(config) for config in configs)
+    )
+    run = iterate(
+        lanes_solver(problem.solver),
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
+        problem.variables,
+        problem.targets._replace(weights=weights),
+        steps=configs[0].steps,
+        started=started,
+        callback=callback,
+    )
+
+    def result(lane: int) -> Result:
+        state = jax.tree.map(lambda leaf: leaf[lane], run.state)
+        history: Info = jax.tree.map(lambda numbers: numbers[:, lane], run.history)
+        status = run.status
+        if state.frozen:
+            finite = np.isfinite(history.loss) & np.isfinite(history.grad_norm)
+            first = int(np.argmin(finite)) + 1  # the rest repeats it
+            history = jax.tree.map(lambda numbers: numbers[:first], history)
+            status = "diverged"
+        return Result(
+            image=problem.finish(state.best_image),
+            loss=float(state.best_loss),
+            state=state,
+            history=history,
+            status=status,
+            timing=run.timing,
+        )
+
+    return [result(lane) for lane in range(len(configs))]

@@ -1,0 +1,196 @@
+"""The command ``nst-jax sweep``: several values of settings into one labelled sheet."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nst_jax import report
+from nst_jax.compilation_cache import use_compilation_cache
+from nst_jax.contact_sheet import contact_sheet
+from nst_jax.errors import InputError
+from nst_jax.images import load_image, save_image
+from nst_jax.inputs import check_pictures
+from nst_jax.interrupt import stop_on_interrupt
+from nst_jax.job import EXIT_CODES, explained, settings_record
+from nst_jax.job_inputs import (
+    check_outputs,
+    check_size,
+    json_path,
+    load_init,
+    obtain_weights,
+    tell_of_slim,
+)
+from nst_jax.lanes import stylize_lanes
+from nst_jax.loop import Progress
+from nst_jax.objective import check_learned
+from nst_jax.options import Sweep, WatchOptions
+from nst_jax.problem import Problem, make_problem
+from nst_jax.progress import progress_display
+from nst_jax.region_inputs import check_region_options, load_style_inputs
+from nst_jax.stylize_command import flat_settings, style_files
+from nst_jax.sweep_values import Combination, combinations, groups, structure
+from nst_jax.transfer import Result
+
+COLUMNS = 6  # of a sweep over one setting
+
+
+def sweep(options: Sweep) -> int:
+    """Run ``nst-jax sweep``; see ``options.Sweep``.
+
+    Returns:
+      The exit code: 0 done; 1 where a picture diverged; 130 interrupted, with the sheet written.
+
+    Raises:
+      InputError: before anything is written; for outputs that cannot be written, at the end.
+    """
+    started = time.perf_counter()
+    run = options.run
+    items = combinations(options.over, config=run.config, seed=run.seed)
+    check_size(options.size)
+    if options.lanes < 1:
+        raise InputError(f"lanes is {options.lanes}: expected 1 or more")
+    for item in items:
+        check_region_options(options.regions, options.styles, config=item.config)
+    inputs = [options.content, *style_files(options.styles, options.regions)]
+    check_outputs(run, WatchOptions(), inputs=inputs)
+    content = load_image(options.content, size=options.size)
+    given = load_style_inputs(
+        options.regions,
+        options.styles,
+        config=run.config,
+        shape=content.shape[:2],
+        size=options.size,
+    )
+    init = load_init(run.config, shape=content.shape)
+    for item in items:
+        check_pictures(content, given.styles, config=item.config, init=init)
+    weights = obtain_weights(run.weights, model=run.model)
+    for item in items:
+        check_learned(weights.variables, item.config.loss)
+    tell_of_slim(run, weights)
+    use_compilation_cache()  # only now: bad input leaves nothing behind
+
+    def problem(item: Combination) -> Problem:
+        return make_problem(
+            weights.variables,
+            content,
+            given.styles,
+            config=item.config,
+            init=init,
+            **given.controls,
+        )
+
+    results = run_groups(items, problem, init=init, lanes=options.lanes, shape=content.shape)
+
+    record = {
+        "settings": flat_settings(options) | settings_record(run.config),
+        "versions": report.versions(),
+        "device": report.device(),
+        "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
+        "picture": {"width": content.shape[1], "height": content.shape[0]},
+        "pictures": [picture_record(item, result) for item, result in zip(items, results)],
+        "timing": {"total_s": time.perf_counter() - started},
+    }
+    try:
+        save_image(run.output, make_sheet(items, results, blank=np.ones_like(content)))
+        report.write_json(json_path(run.output), record)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {error.filename or run.output} ({error.strerror}): the result is "
+            "lost; see to the place and run again"
+        ) from None
+    print(run.output)
+    statuses = {"stopped" if result is None else result.status for result in results}
+    for status in ("stopped", "diverged"):
+        if status in statuses:
+            print(f"nst-jax: {status}: see the labels of the sheet", file=sys.stderr)
+            return EXIT_CODES[status]
+    return 0
+
+
+def run_groups(
+    items: Sequence[Combination],
+    make: Callable[[Combination], Problem],
+    *,
+    init: np.ndarray | None,
+    lanes: int,
+    shape: tuple[int, ...],
+) -> list[Result | None]:
+    """Run all combinations, those of one structure together.
+
+    Returns:
+      A result for each combination, or None where the run was stopped before.
+    """
+    results: list[Result | None] = [None] * len(items)
+    problems: dict[Any, Problem] = {}
+    work = groups(items, lanes=lanes)
+    steps = sum(items[group[0]].config.steps for group in work)
+    done = 0
+    try:
+        with progress_display(steps) as show, stop_on_interrupt() as may_go_on:
+            go_on = True
+
+            def callback(progress: Progress) -> bool:
+                nonlocal go_on
+                # One line for all lanes: the mean of their losses.
+                info = jax.tree.map(np.mean, progress.info)
+                show(progress._replace(info=info, step=done + progress.step, steps=steps))
+                go_on = may_go_on()
+                return go_on
+
+            for group in work:
+                first = items[group[0]]
+                key = structure(first.config)
+                if key not in problems:
+                    problems = {key: make(first)}  # one at a time: each holds features
+                found = stylize_lanes(
+                    problems[key],
+                    [items[index].config for index in group],
+                    keys=[jax.random.key(items[index].seed) for index in group],
+                    init=None if init is None else jax.numpy.asarray(init),
+                    callback=callback,
+                )
+                for index, result in zip(group, jax.device_get(found), strict=True):
+                    results[index] = result._replace(state=None)
+                done += first.config.steps
+                if not go_on:
+                    break
+    except jax.errors.JaxRuntimeError as error:
+        raise explained(error, width=shape[1], height=shape[0]) from None
+    return results
+
+
+def picture_record(item: Combination, result: Result | None) -> dict[str, Any]:
+    """What the record says of one picture."""
+    record: dict[str, Any] = {"values": item.words, "seed": item.seed}
+    if result is None:
+        return record | {"status": "not run"}
+    return record | {
+        "status": result.status,
+        "steps": len(result.history.loss),
+        "final_loss": result.loss,
+        "history": report.history_record(result.history),
+    }
+
+
+def make_sheet(
+    items: Sequence[Combination], results: Sequence[Result | None], *, blank: np.ndarray
+) -> np.ndarray:
+    """The pictures with their values, the last setting along the rows."""
+    names = list(items[0].words)
+    last = len({item.words[names[-1]] for item in items})
+    columns = last if len(names) > 1 else min(COLUMNS, last)
+    labels = []
+    for item, result in zip(items, results, strict=True):
+        lines = [f"{name} {value}" for name, value in item.words.items()]
+        if result is None:
+            lines.append("not run")
+        elif result.status != "done":
+            lines.append(result.status)
+        labels.append("\n".join(lines))
+    pictures = [blank if result is None else np.asarray(result.image) for result in results]
+    return contact_sheet(pictures, labels=labels, columns=columns)

@@ -1,0 +1,145 @@
+"""Settings and the values to try, from the command line; combinations that share a program."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple, get_type_hints
+
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.layer_factors import Layers, parse_layers
+
+MAX_COMBINATIONS = 200
+
+# What may differ between the lanes of one program: numbers, and what only the start depends on.
+LANE_NUMBERS: dict[str, Any] = {
+    "content_weight": 1.0,
+    "style_weight": 1.0,
+    "tv_weight": 1.0,
+    "learning_rate": None,
+    "init": "content",
+    "noise": "normal",
+    "noise_scale": 0.0,
+    "noise_ratio": 0.0,
+}
+
+
+class Combination(NamedTuple):
+    """One picture of a sweep.
+
+    Attributes:
+      words: setting -> value as it was written.
+      config: the settings.
+      seed: the seed of its noise.
+    """
+
+    words: dict[str, str]
+    config: Config
+    seed: int
+
+
+def combinations(over: Sequence[str], *, config: Config, seed: int) -> list[Combination]:
+    """Every combination of the swept settings' values; the last setting changes fastest.
+
+    Args:
+      over: ``NAME=VALUE,VALUE`` each; layers of one value are joined by ``+``.
+      config: all other settings.
+      seed: likewise.
+
+    Raises:
+      InputError: for unknown settings and values, and combinations that ``Config`` refuses.
+    """
+    swept: dict[str, list[str]] = {}
+    for text in over:
+        name, equals, values = text.partition("=")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if not equals or not all(value.strip() for value in values.split(",")):
+            raise InputError(f"--over {text!r}: expected NAME=VALUE,VALUE")
+        if name in swept:
+            raise InputError(f"--over names {name} twice: give all its values at once")
+        swept[name] = [value.strip() for value in values.split(",")]
+        if len(set(swept[name])) < len(swept[name]):
+            raise InputError(f"--over {text!r} has a value twice: expected different ones")
+    parsed = {name: [_parse(name, value) for value in values] for name, values in swept.items()}
+    count = 1
+    for values in parsed.values():
+        count *= len(values)
+    if count > MAX_COMBINATIONS:
+        raise InputError(
+            f"--over asks for {count} pictures: expected at most {MAX_COMBINATIONS}; leave out "
+            "some values"
+        )
+    words = itertools.product(*swept.values())
+    values = itertools.product(*parsed.values())
+    return [
+        _combine(
+            dict(zip(swept, texts, strict=True)),
+            dict(zip(swept, numbers, strict=True)),
+            config=config,
+            seed=seed,
+        )
+        for texts, numbers in zip(words, values, strict=True)
+    ]
+
+
+def _combine(
+    words: dict[str, str], values: dict[str, Any], *, config: Config, seed: int
+) -> Combination:
+    seed = values.pop("seed", seed)
+    if values.get("optimizer", config.optimizer) != config.optimizer:
+        # A learning rate is the optimiser's own, and so is a memory size.
+        values = {"learning_rate": None, "memory_size": None} | values
+    return Combination(words, replace(config, **values), seed)
+
+
+def _parse(name: str, text: str) -> Any:
+    """The value of a setting from its text; ``Config`` checks it further."""
+    hints = get_type_hints(Config)
+    names = [field.name for field in fields(Config)]
+    if name != "seed" and name not in names:
+        raise InputError(f"--over names {name!r}: expected seed or one of {', '.join(names)}")
+    if name != "seed" and hints[name] == Layers:
+        return parse_layers(text.replace("+", ","))
+    kinds = {"seed": int, "steps": int, "memory_size": int, "tv_order": int}
+    kind = kinds.get(name) or (float if hints[name] in (float, float | None) else str)
+    try:
+        value = kind(text)
+    except ValueError:
+        raise InputError(
+            f"--over {name}: {text!r} is no {'whole ' if kind is int else ''}number"
+        ) from None
+    if name == "seed" and not 0 <= int(value) < 2**32:
+        raise InputError(f"seed is {value}: expected 0 to {2**32 - 1}")
+    return value
+
+
+def structure(config: Config) -> Config:
+    """A config without what may differ between lanes: equal for those of one program.
+
+    >>> structure(Config(style_weight=1.0)) == structure(Config(style_weight=2.0))
+    True
+    >>> structure(Config(steps=1)) == structure(Config(steps=2))
+    False
+    """
+    plain = {
+        name: tuple((layer, 1.0) for layer, _ in getattr(config, name))
+        for name in ("content_layers", "style_layers")
+    }
+    return replace(config, **LANE_NUMBERS, **plain)
+
+
+def groups(items: Sequence[Combination], *, lanes: int) -> list[list[int]]:
+    """Indices of the combinations that run together: of one structure, and at most ``lanes``.
+
+    The groups of a structure are as equal in size as may be, for each size is compiled anew.
+    """
+    by_structure: dict[Config, list[int]] = {}
+    for index, item in enumerate(items):
+        by_structure.setdefault(structure(item.config), []).append(index)
+    result: list[list[int]] = []
+    for config, indices in by_structure.items():
+        # Lanes of a line search would wait for each other.
+        most = 1 if config.optimizer == "lbfgs-linesearch" else lanes
+        size = -(-len(indices) // -(-len(indices) // most))
+        result += [indices[start : start + size] for start in range(0, len(indices), size)]
+    return result

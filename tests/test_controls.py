@@ -1,0 +1,569 @@
+"""The objective with several styles, regions, kept parts and tiling, against NumPy in float64."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import smooth_picture
+from jax.test_util import check_grads
+from test_guides import numpy_guide
+from test_transfer import count_traces
+
+from nst_jax import losses, problem
+from nst_jax.color import MODES
+from nst_jax.config import Config
+from nst_jax.objective import loss_weights, make_loss
+from nst_jax.transfer import stylize
+from nst_jax.vgg import features
+
+BASE = Config(content_layers=["relu3_1"], style_layers=["relu1_1", "relu2_2"])
+SMALL = Config(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
+generator = np.random.default_rng(0)
+
+
+def as_float64(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+def soft_masks(count, height, width):
+    return generator.uniform(0.05, 1, size=(count, height, width)).astype(np.float32)
+
+
+CONTENT, IMAGE, OTHER_IMAGE = (smooth_picture(16, 24, seed=seed) for seed in (11, 12, 13))
+STYLES = [smooth_picture(18, 17, seed=14), smooth_picture(12, 27, seed=15)]
+THIRD = smooth_picture(21, 13, seed=16)
+MASKS = soft_masks(2, 16, 24)
+STYLE_MASKS = [soft_masks(1, *style.shape[:2])[0] for style in STYLES]
+KEEP = soft_masks(1, 16, 24)[0]
+KEEP[:5], KEEP[5:8] = 1, 0
+
+
+def flat_features(variables, picture, config, *, padding="zero"):
+    structure = config.loss
+    taps = jax.device_get(
+        features(
+            variables,
+            jnp.asarray(picture),
+            layers=structure.content_layers + structure.style_layers,
+            pooling=structure.pooling,
+            padding=padding,
+        )
+    )
+    return {name: np.float64(tap).reshape(-1, tap.shape[-1]) for name, tap in taps.items()}
+
+
+def numpy_shares(blend, name, regions, styles):
+    factors = blend.get(name) if isinstance(blend, dict) else blend
+    if factors is None:
+        factors = np.eye(regions) if regions == styles > 1 else np.ones(styles)
+    table = np.broadcast_to(np.float64(factors), (regions, styles))
+    return np.array([row / row.sum() for row in table])
+
+
+def numpy_terms(
+    config,
+    variables,
+    image,
+    content,
+    styles,
+    *,
+    blend=None,
+    content_masks=None,
+    style_masks=None,
+    region_weights=None,
+    keep=None,
+):
+    """Content, style and total variation as the documents have them; features are the network's."""
+    image, content = np.float64(image), np.float64(content)
+    if keep is not None:
+        alpha = np.float64(keep)[..., None]
+        image = alpha * content + (1 - alpha) * image
+    image = image.astype(variables["params"]["conv1_1"]["kernel"].dtype)
+    picture, wanted = (
+        flat_features(variables, x, config, padding=config.padding)
+        for x in (image, content.astype(image.dtype))
+    )
+    grams = [flat_features(variables, style, config) for style in styles]
+
+    def gram(flat, guide):
+        total = np.einsum("n,ni,nj->ij", guide, flat, flat)
+        divisor = flat.shape[1] if config.gram_normalization == "chw" else 1
+        return total / (guide.sum() * divisor)
+
+    def guide_of(mask, name, flat, padding):
+        if mask is None:
+            return np.ones(len(flat))
+        return numpy_guide(mask, name, config.guides, padding=padding).reshape(-1)
+
+    masks = [None] if content_masks is None else content_masks
+    weights = np.ones(len(masks)) if region_weights is None else region_weights
+    of_styles = style_masks or [None] * len(styles)
+    style = 0.0
+    for name, factor in config.style_layers:
+        shares = numpy_shares(blend, name, len(masks), len(styles))
+        targets = [
+            gram(flat[name], guide_of(mask, name, flat[name], "zero"))
+            for flat, mask in zip(grams, of_styles, strict=True)
+        ]
+        for mask, weight, row in zip(masks, weights, shares, strict=True):
+            own = gram(picture[name], guide_of(mask, name, picture[name], config.padding))
+            if config.style_mixing == "sum":
+                loss = sum(b * np.mean((own - a) ** 2) for b, a in zip(row, targets, strict=True))
+            else:
+                mixed = sum(b * a for b, a in zip(row, targets, strict=True))
+                loss = np.mean((own - mixed) ** 2)
+            style += factor * weight * loss
+    difference = sum(
+        factor * np.mean((picture[name] - wanted[name]) ** 2)
+        for name, factor in config.content_layers
+    )
+    z = config.pixel_range * np.float64(image)
+    mode = "wrap" if config.padding == "circular" else "edge"
+    below = np.pad(z, ((0, 1), (0, 1), (0, 0)), mode=mode)
+    steps = np.stack([below[1:, :-1] - z, below[:-1, 1:] - z])
+    variation = (np.abs(steps) ** config.tv_order / config.tv_order).sum()
+    return (
+        config.content_weight * config.mse_factor * difference,
+        config.style_weight * config.mse_factor * style,
+        config.tv_weight * variation,
+    )
+
+
+def terms_of(config, variables, image, content, styles, **given):
+    """Loss and terms, operation by operation: nothing is compiled that others have not."""
+    loss = make_loss(config.loss)
+    arrays = [jnp.asarray(x) for x in (content, image)]
+    styles = [jnp.asarray(style) for style in styles]
+    given = {
+        name: jax.tree.map(jnp.asarray, value) if "mask" in name or name == "keep" else value
+        for name, value in given.items()
+    }
+    targets = loss.targets(variables, arrays[0], styles, weights=loss_weights(config), **given)
+    return loss.head(loss.statistics(variables, arrays[1], targets), targets)
+
+
+FULL = {
+    "blend": {"relu1_1": (1, 2, 3), "relu3_1": [[1, 0, 1], [0.5, 2, 0]], "relu2_2": (0, 1, 0.1)},
+    "content_masks": MASKS,
+    "style_masks": [STYLE_MASKS[0], None, soft_masks(1, 21, 13)[0]],
+    "region_weights": (0.5, 3.0),
+    "keep": KEEP,
+}
+
+
+@pytest.mark.parametrize("network", ["variables", "slim_variables"])
+@pytest.mark.parametrize("mixing", ["average", "sum"])
+@pytest.mark.parametrize("normalization", ["hw", "chw"])
+@pytest.mark.parametrize(
+    "guides, padding, order", [("simple", "circular", 2), ("inside", "zero", 1), ("all", "zero", 1)]
+)
+def test_every_term_has_its_value(
+    x64, request, network, mixing, normalization, guides, padding, order
+):
+    config = Config(
+        content_layers={"relu2_2": 0.3, "relu3_1": 2},
+        style_layers={"relu1_1": 1, "relu2_2": 0.5, "relu3_1": 3},
+        style_mixing=mixing,
+        gram_normalization=normalization,
+        guides=guides,
+        padding=padding,
+        tv_order=order,
+        pooling="average" if normalization == "hw" else "max",
+        mse_factor=0.25,
+    )
+    variables = as_float64(request.getfixturevalue(network))
+    pictures = [x.astype(np.float64) for x in (IMAGE, CONTENT)]
+    styles = [x.astype(np.float64) for x in (*STYLES, THIRD)]
+    given = dict(FULL)
+    if guides == "inside":
+        given["blend"] = [[1, 0, 1], [0.5, 2, 0]]
+    value, terms = terms_of(config, variables, *pictures, styles, **given)
+    expected = numpy_terms(config, variables, *pictures, styles, **given)
+    assert value.dtype == np.float64 and min(expected) > 0
+    np.testing.assert_allclose(terms, expected, rtol=1e-9)
+    np.testing.assert_allclose(value, sum(expected), rtol=1e-9)
+
+
+class TestInvariances:
+    """Other descriptions of the same thing; float64 in numbers, tiny in size."""
+
+    @pytest.fixture(autouse=True)
+    def _x64(self, x64, variables):
+        self.variables = as_float64(variables)
+
+    def terms(self, config=BASE, *, image=IMAGE, content=CONTENT, styles=STYLES, **given):
+        pictures = [np.float64(x) for x in (image, content)]
+        styles = [np.float64(style) for style in styles]
+        return terms_of(config, self.variables, *pictures, styles, **given)
+
+    def same(self, first, second, rtol=1e-12):
+        for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+            np.testing.assert_allclose(one, other, rtol=rtol)
+
+    @pytest.mark.parametrize("guides", ["simple", "inside", "all"])
+    def test_one_full_mask_is_no_mask(self, guides):
+        config = replace(BASE, guides=guides)
+        masks = [np.ones(style.shape[:2]) for style in STYLES]
+        full = self.terms(
+            config, content_masks=np.ones((1, 16, 24)), style_masks=masks, region_weights=(1,)
+        )
+        self.same(full, self.terms())
+
+    @pytest.mark.parametrize("mixing", ["average", "sum"])
+    def test_copies_of_a_style_are_that_style(self, mixing):
+        config = replace(BASE, style_mixing=mixing)
+        one = self.terms(config, styles=STYLES[:1])
+        self.same(self.terms(config, styles=STYLES[:1] * 2, blend=(0.1, 3)), one)
+        masked = {"content_masks": MASKS, "style_masks": STYLE_MASKS[:1]}
+        one = self.terms(config, styles=STYLES[:1], **masked)
+        masked["style_masks"] = STYLE_MASKS[:1] * 2
+        self.same(self.terms(config, styles=STYLES[:1] * 2, **masked), one)
+
+    def test_a_factor_of_zero_leaves_a_style_out(self):
+        self.same(self.terms(blend=(2, 0)), self.terms(styles=STYLES[:1]))
+
+    def test_a_region_of_weight_zero_is_left_out(self):
+        two = self.terms(content_masks=MASKS, region_weights=(3, 0), blend=(1, 2))
+        one = self.terms(content_masks=MASKS[:1], region_weights=(3,), blend=(1, 2))
+        self.same(two, one)
+
+    def test_the_scale_of_blend_factors_is_free(self):
+        masks = {"content_masks": MASKS}
+        same_rows = self.terms(**masks, blend=[[10, 30], [0.2, 0.2]])
+        self.same(self.terms(**masks, blend=[[1, 3], [1, 1]]), same_rows)
+
+    def test_two_copies_of_a_region_share_its_weight(self):
+        twice = self.terms(content_masks=MASKS[[0, 0]], region_weights=(0.3, 0.7), blend=(1, 1))
+        self.same(twice, self.terms(content_masks=MASKS[:1]))
+
+    def test_masks_of_hard_regions_are_those_of_cropped_features(self):
+        """Without anything mixed across the border: the first layer's Gram matrix of one half."""
+        mask = np.zeros((1, 16, 24))
+        mask[:, :, :10] = 1
+        loss = make_loss(SMALL.loss)
+        content = jnp.asarray(CONTENT, jnp.float64)
+        targets = loss.targets(
+            self.variables,
+            content,
+            [content],
+            weights=loss_weights(SMALL),
+            content_masks=jnp.asarray(mask),
+        )
+        found = loss.statistics(self.variables, content, targets).style["relu1_1"]
+        half = features(self.variables, content, layers=("relu1_1",))["relu1_1"][:, :10]
+        expected = np.einsum("hwi,hwj->ij", half, half)
+        np.testing.assert_allclose(found, expected[None], rtol=1e-12)
+        assert targets.regions.sizes["relu1_1"].tolist() == [160]
+
+    @pytest.mark.parametrize("padding", ["zero", "circular"])
+    @pytest.mark.parametrize("guides, hard", [("simple", False), ("simple", True)])
+    def test_a_mask_and_the_rest_partition_the_sums(self, guides, hard, padding):
+        config = replace(BASE, guides=guides, padding=padding)
+        loss = make_loss(config.loss)
+        mask = (MASKS[0] > 0.5) if hard else MASKS[0]
+        masks = np.stack([mask, 1 - mask.astype(float)])
+        content, style = (jnp.asarray(x, jnp.float64) for x in (CONTENT, STYLES[0]))
+
+        def sums(**given):
+            targets = loss.targets(
+                self.variables, content, [style], weights=loss_weights(config), **given
+            )
+            statistics = loss.statistics(self.variables, content**2, targets)
+            return jax.tree.map(lambda gram: gram.sum(0), statistics.style)
+
+        self.same(sums(content_masks=jnp.asarray(masks)), sums())
+
+    def test_inside_and_all_of_the_rest_partition_the_sums(self):
+        mask = np.zeros((1, 16, 24))
+        mask[:, :, :15] = 1
+        content, style = (jnp.asarray(x, jnp.float64) for x in (CONTENT, STYLES[0]))
+
+        def sums(guides, mask):
+            config = replace(BASE, guides=guides)
+            loss = make_loss(config.loss)
+            targets = loss.targets(
+                self.variables,
+                content,
+                [style],
+                weights=loss_weights(config),
+                content_masks=jnp.asarray(mask),
+            )
+            return loss.statistics(self.variables, content**2, targets).style
+
+        parts = jax.tree.map(jnp.add, sums("inside", mask), sums("all", 1 - mask))
+        self.same(parts, sums("simple", np.ones_like(mask)))
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_a_texture_s_own_picture_is_free(self, masked):
+        config = replace(BASE, content_layers=(), tv_weight=0.0)
+        given = {"content_masks": MASKS[:1], "style_masks": MASKS[:1]} if masked else {}
+        value, _ = self.terms(config, image=IMAGE, styles=[IMAGE], **given)
+        other, _ = self.terms(config, image=OTHER_IMAGE, styles=[IMAGE], **given)
+        assert value < 1e-25 and other > 1
+
+    def test_a_texture_takes_nothing_of_the_content(self):
+        config = replace(BASE, content_layers=())
+        first = self.terms(config, content=CONTENT)
+        self.same(self.terms(config, content=np.full_like(CONTENT, 0.3)), first, rtol=0)
+        assert first[1].content == 0
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_sum_and_average_differ_by_a_constant(self, masked):
+        given = {"blend": (1, 3)}
+        if masked:
+            given = {"blend": [[1, 3], [2, 0.5]], "content_masks": MASKS, "region_weights": (2, 5)}
+        weights, regions = given.get("region_weights", (1,)), 2 if masked else 1
+        styles = [np.float64(style) for style in STYLES]
+        flat = [flat_features(self.variables, style, BASE) for style in styles]
+        constant = 0.0
+        for name, _ in BASE.style_layers:
+            grams = [f[name].T @ f[name] / f[name].size for f in flat]
+            for weight, row in zip(
+                weights, numpy_shares(given["blend"], name, regions, 2), strict=True
+            ):
+                mixed = sum(b * a for b, a in zip(row, grams, strict=True))
+                constant += weight * sum(
+                    b * np.mean((a - mixed) ** 2) for b, a in zip(row, grams, strict=True)
+                )
+        found = []
+        for picture in (IMAGE, OTHER_IMAGE):
+            total, average = (
+                self.terms(replace(BASE, style_mixing=mixing), image=picture, **given)[1].style
+                for mixing in ("sum", "average")
+            )
+            found.append(total - average)
+        np.testing.assert_allclose(found, BASE.style_weight * constant, rtol=1e-9)
+
+    def test_sum_and_average_have_one_gradient(self):
+        def gradient(mixing):
+            config = replace(SMALL, style_mixing=mixing)
+            value = lambda image: self.terms_of_array(config, image)  # noqa: E731
+            return jax.grad(value)(jnp.asarray(IMAGE, jnp.float64))
+
+        first = gradient("sum")
+        np.testing.assert_allclose(gradient("average"), first, atol=1e-12 * jnp.abs(first).max())
+
+    def terms_of_array(self, config, image, **given):
+        given = {"content_masks": MASKS, "blend": [[1, 3], [2, 0.5]]} | given
+        pictures = as_float64((CONTENT, STYLES))
+        return terms_of(config, self.variables, image, *pictures, **given)[0]
+
+    def test_what_is_kept_has_no_gradient(self):
+        def value(image):
+            return self.terms_of_array(SMALL, image, keep=KEEP)
+
+        image, content = jnp.asarray(IMAGE, jnp.float64), jnp.asarray(CONTENT, jnp.float64)
+        found, gradient = jax.value_and_grad(value)(image)
+        assert np.abs(gradient[:5]).max() == 0 and np.abs(gradient[5:8]).min(-1).max() > 0
+        assert np.abs(gradient).max(-1)[5:].min() > 0
+        alpha = np.float64(KEEP)[..., None]
+        composed = alpha * content + (1 - alpha) * image
+        expected, whole = jax.value_and_grad(lambda x: self.terms_of_array(SMALL, x))(composed)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        atol = 1e-12 * np.abs(whole).max()
+        np.testing.assert_allclose(gradient, (1 - alpha) * whole, atol=atol)
+
+    @pytest.mark.parametrize("shift", [(4, 0), (0, 8), (12, 20)])
+    def test_a_tile_has_no_border(self, shift):
+        """Of any multiple of the stride, 4 at relu3_1."""
+        config = Config(content_layers=(), style_layers=["relu1_1", "relu3_1"], padding="circular")
+        given = {"content_masks": MASKS, "keep": KEEP}
+
+        def rolled(picture, axes):
+            return np.roll(picture, shift, axes)
+
+        moved = {"content_masks": rolled(MASKS, (1, 2)), "keep": rolled(KEEP, (0, 1))}
+        pictures = {"image": rolled(IMAGE, (0, 1)), "content": rolled(CONTENT, (0, 1))}
+        for guides in ("simple", "inside", "all"):
+            config = replace(config, guides=guides)
+            self.same(self.terms(config, **given), self.terms(config, **pictures, **moved))
+        plain = replace(config, padding="zero")
+        values = [self.terms(plain)[0], self.terms(plain, **pictures)[0]]
+        assert abs(values[0] - values[1]) > 1e-5 * values[0]
+
+    @pytest.mark.parametrize("pooling", ["max", "average"])
+    def test_circular_features_are_those_within_a_tiling(self, pooling):
+        """32 px are more than relu3_1 sees to either side."""
+        layers = ("conv1_1", "relu1_2", "relu2_2", "relu3_1")
+        picture = np.float64(smooth_picture(32, 36, seed=17))
+        found = features(
+            self.variables, jnp.asarray(picture), layers=layers, pooling=pooling, padding="circular"
+        )
+        tiled = jnp.asarray(np.tile(picture, (3, 3, 1)))
+        whole = features(self.variables, tiled, layers=layers, pooling=pooling)
+        for name in layers:
+            height, width = found[name].shape[:2]
+            middle = whole[name][height : 2 * height, width : 2 * width]
+            np.testing.assert_allclose(found[name], middle, atol=1e-11)
+
+
+class TestGradients:
+    @pytest.mark.parametrize("padding", ["zero", "circular"])
+    def test_loss_with_every_control(self, x64, variables, padding):
+        """To second order, in reverse as the convolution has a custom rule."""
+        config = replace(SMALL, pooling="average", padding=padding, tv_order=2, style_mixing="sum")
+        variables, image, content, masks, keep = as_float64(
+            (variables, IMAGE[:8, :8], CONTENT[:8, :8], MASKS[:, :8, :8], KEEP[4:12, :8])
+        )
+        styles = as_float64([style[:8, :8] for style in STYLES])
+        blend = {"relu2_1": [[1.0, 3.0], [2.0, 0.5]]}
+
+        @jax.jit
+        def value(image, variables, content, styles, masks, keep):
+            given = {"content_masks": masks, "keep": keep, "style_masks": [masks[0], None]}
+            loss = make_loss(config.loss)
+            targets = loss.targets(
+                variables, content, styles, weights=loss_weights(config), blend=blend, **given
+            )
+            return loss.head(loss.statistics(variables, image, targets), targets)[0]
+
+        rest = (variables, content, styles, masks, keep)
+        scale = 1 / value(image, *rest)
+        check_grads(
+            lambda image: scale * value(image, *rest),
+            (image,),
+            order=2,
+            modes=("rev",),
+            atol=1e-5,
+            rtol=1e-5,
+            eps=1e-7,
+        )
+
+    def test_masked_gram_sum(self, x64):
+        own, mask = generator.normal(size=(5, 4, 3)), generator.uniform(size=(5, 4))
+        kernel, bias = generator.normal(size=(3, 6)), generator.normal(size=6)
+        lifted = lambda own: losses.Lifted(own, jnp.asarray(kernel), jnp.asarray(bias))  # noqa: E731
+        for form in (lambda own: own, lifted):
+            check_grads(
+                lambda own, form=form: losses.gram_sum(form(own), mask=jnp.asarray(mask)),
+                (own,),
+                order=2,
+                modes=("fwd", "rev"),
+            )
+
+    @pytest.mark.parametrize("mixing", ["average", "sum"])
+    def test_mixed_style_loss(self, x64, mixing):
+        grams, targets = generator.normal(size=(2, 4, 4)), generator.normal(size=(3, 4, 4))
+        shares = generator.uniform(size=(2, 3))
+        check_grads(
+            lambda *args: losses.mixed_style_loss(args[0], args[1], shares=args[2], mixing=mixing),
+            (grams, targets, shares),
+            order=2,
+            modes=("fwd", "rev"),
+        )
+
+    @pytest.mark.parametrize("order", [1, 2])
+    def test_circular_total_variation(self, x64, order):
+        image = generator.uniform(size=(5, 6, 3))
+        check_grads(
+            lambda image: losses.total_variation(image, order=order, padding="circular"),
+            (image,),
+            order=2,
+            modes=("fwd", "rev"),
+        )
+
+
+class TestTerms:
+    def test_masked_gram_matrix(self, variant):
+        flat, mask = generator.normal(size=(2, 5, 3)), generator.uniform(size=(2, 5))
+        flat, mask = flat.astype(np.float32), mask.astype(np.float32)
+        for normalization, channels in (("hw", 1), ("chw", 3)):
+            found = variant(
+                lambda f, m, by=normalization: losses.gram_matrix(f, mask=m, normalization=by),
+                flat,
+                mask,
+            )
+            expected = np.einsum("hw,hwi,hwj->ij", mask, flat, flat, dtype=np.float64)
+            expected = expected / (mask.sum() * channels)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+    def test_gram_matrix_of_nothing_is_zero(self):
+        ones = jnp.ones((3, 4, 2))
+        assert (losses.gram_matrix(ones, mask=jnp.zeros((3, 4))) == 0).all()
+
+    @pytest.mark.parametrize("mixing", ["average", "sum"])
+    def test_mixed_style_loss(self, variant, mixing):
+        shapes = (2, 4, 4), (3, 4, 4), (2, 3)
+        grams, targets, shares = (generator.uniform(size=s).astype(np.float32) for s in shapes)
+        found = variant(
+            lambda *args: losses.mixed_style_loss(*args[:2], shares=args[2], mixing=mixing),
+            grams,
+            targets,
+            shares,
+        )
+        for r in range(2):
+            if mixing == "average":
+                mixed = sum(shares[r, s] * targets[s] for s in range(3))
+                expected = np.mean((grams[r] - mixed) ** 2)
+            else:
+                expected = sum(shares[r, s] * np.mean((grams[r] - targets[s]) ** 2) for s in (0, 1))
+                expected += shares[r, 2] * np.mean((grams[r] - targets[2]) ** 2)
+            np.testing.assert_allclose(found[r], expected, rtol=1e-5)
+
+    def test_unknown_mixing_is_refused(self):
+        with pytest.raises(ValueError, match="mixing is 'product': expected 'average' or 'sum'"):
+            losses.mixed_style_loss(
+                jnp.ones((1, 2, 2)), jnp.ones((1, 2, 2)), shares=jnp.ones((1, 1)), mixing="product"
+            )
+
+
+TWO = {"styles": STYLES}
+REGIONS = {"given": {"content_masks": MASKS}}
+CONTROLS = {
+    "blend": {**TWO, "given": {"blend": (1, 3)}},
+    "sum": {**TWO, "config": {"style_mixing": "sum"}},
+    "blend by layer": {**TWO, "given": {"blend": {"relu2_2": (3, 1)}}},
+    "masks": REGIONS,
+    "inside": {**REGIONS, "config": {"guides": "inside"}},
+    "all": {**REGIONS, "config": {"guides": "all"}},
+    "style masks": {"given": {"style_masks": STYLE_MASKS}},
+    "region weights": {"given": {"content_masks": MASKS, "region_weights": (0.5, 2.0)}},
+    "keep": {"given": {"keep": KEEP}},
+    "circular": {"config": {"padding": "circular"}},
+    "average pooling": {"config": {"pooling": "average"}},
+    "layer factors": {"config": {"style_layers": {"relu1_1": 0.3, "relu2_2": 2.0}}},
+}
+PAIRS = list(combinations(CONTROLS, 2))
+
+
+@pytest.mark.parametrize("index", range(len(PAIRS)), ids=[" + ".join(pair) for pair in PAIRS])
+def test_pairs_of_controls(request, index):
+    """Each with one of the two networks in turn: values are the oracle's, batches the singles'."""
+    parts = [CONTROLS[name] for name in PAIRS[index]]
+    config, given, styles = BASE, {}, STYLES[:1]
+    for part in parts:
+        config = replace(config, **part.get("config", {}))
+        given |= part.get("given", {})
+        styles = part.get("styles", styles)
+    if "style_masks" in given:
+        given["style_masks"] = given["style_masks"][: len(styles)]
+    variables = request.getfixturevalue(["variables", "slim_variables"][index % 2])
+    images = np.stack([IMAGE, OTHER_IMAGE])
+
+    loss = make_loss(config.loss)
+    arrays = {name: given[name] for name in given if name not in ("blend", "region_weights")}
+    targets = loss.targets(
+        variables,
+        jnp.asarray(CONTENT),
+        [jnp.asarray(style) for style in styles],
+        weights=loss_weights(config),
+        **given | jax.tree.map(jnp.asarray, arrays),
+    )
+
+    def terms(image):
+        return loss.head(loss.statistics(variables, image, targets), targets)
+
+    value_and_grad = jax.value_and_grad(terms, has_aux=True)
+    singles = [value_and_grad(jnp.asarray(image)) for image in images]
+    (values, batch_terms), gradients = jax.vmap(value_and_grad)(images)
+    for number, ((value, of_terms), gradient) in enumerate(singles):
+        np.testing.assert_allclose(values[number], value, rtol=1e-5)
+        for one, other in zip(jax.tree.map(lambda x: x[number], batch_terms), of_terms):  # noqa: B023
+            np.testing.assert_allclose(one, other, rtol=1e-5)
+        atol = 1e-5 * np.abs(gradient).max()
+        np.testing.assert_allclose(gradients[number], gradient, atol=atol)
+        expected = numpy_terms(config, variables, images[number], CONTENT, styles, **given)
+        np.testing.assert_allclose(of_terms, expected, rtol=1e-4)
