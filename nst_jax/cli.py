@@ -29,6 +29,22 @@ from nst_jax.options import (
 )
 from nst_jax.presets import Preset, get_preset
 
+# Flags of which a second one would silently replace the first, where both may be meant.
+ONCE = (
+    "--style",
+    "--style-blend",
+    "--layer-styles",
+    "--content-mask",
+    "--style-mask",
+    "--labels",
+    "--region-styles",
+    "--region-weights",
+    "--content-layers",
+    "--style-layers",
+    "--layer",
+    "--color",
+)
+
 
 def _registry() -> tyro.constructors.ConstructorRegistry:
     registry = tyro.constructors.ConstructorRegistry()
@@ -59,6 +75,18 @@ def _given(arguments: list[str], flag: str) -> str | None:
         elif item.startswith(flag + "="):
             value = item.partition("=")[2]
     return value
+
+
+def check_once(arguments: list[str]) -> None:
+    """Refuse lists that are named twice, for the parser would drop all but the last.
+
+    Raises:
+      InputError: with the flag.
+    """
+    for flag in ONCE:
+        found = [item for item in arguments if item == flag or item.startswith(flag + "=")]
+        if len(found) > 1:
+            raise InputError(f"{flag} is given twice: give it once, with all its values")
 
 
 def preset_config(preset: Preset, command: str | None, *, optimizer: str | None) -> Config:
@@ -98,7 +126,12 @@ def default_options(arguments: list[str]) -> dict[str, Any]:
 
 
 def parse(arguments: list[str]):
-    """Options of the command that the arguments name."""
+    """Options of the command that the arguments name.
+
+    Raises:
+      InputError: for an unknown preset, and a list that is named twice.
+    """
+    check_once(arguments)
     defaults = {
         name: tyro.conf.subcommand(name, default=default)
         for name, default in default_options(arguments).items()

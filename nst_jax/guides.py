@@ -72,4 +72,5 @@ def lay_over(image: Array, content: Array, mask: Array) -> Array:
       image, content: ``[H, W, 3]``.
       mask: ``[H, W]`` in [0, 1].
     """
-    return image + mask[..., None] * (content - image)
+    mask = mask[..., None]
+    return (1 - mask) * image + mask * content  # exact where the mask is 0 or 1

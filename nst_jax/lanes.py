@@ -6,6 +6,7 @@ features and Gram matrices to compare with are there once.
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def stylize_lanes(
     configs: Sequence[Config],
     *,
     keys: Sequence[Array],
-    init: Array | None = None,
+    inits: Sequence[Any] | None = None,
     started: float | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
 ) -> list[Result]:
@@ -54,7 +55,7 @@ def stylize_lanes(
       problem: of a config of the lanes' structure, see ``problem.make_problem``.
       configs: settings of the lanes, with equal ``steps``.
       keys: PRNG key of each lane's noise.
-      init: initial picture of all lanes in place of the configs'.
+      inits: initial picture of each lane in place of its config's, or None.
       started: ``time.perf_counter()`` when the work began.
       callback: as in ``transfer.stylize``; what it sees has a leading axis.
 
@@ -62,7 +63,8 @@ def stylize_lanes(
       A ``Result`` for each lane, as ``transfer.stylize`` gives it alone; a lane that diverges does
       not change its neighbours.
     """
-    states = [problem.start(*lane, init) for lane in zip(configs, keys, strict=True)]
+    inits = [None] * len(configs) if inits is None else inits
+    states = [problem.start(*lane) for lane in zip(configs, keys, inits, strict=True)]
     dtype = states[0].image.dtype
     weights = jax.tree.map(
         lambda *numbers: jnp.asarray(numbers, dtype), *(loss_weights(config) for config in configs)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from nst_jax.color import prepare_colors, restore_colors
@@ -76,8 +77,7 @@ def make_problem(
     styles = [as_picture(style) for style in as_sequence(styles)]
     init = None if init is None else as_picture(init)
     check_pictures(content, styles, config=config, init=init)
-    if blend is not None:
-        check_blend(blend)
+    blend = None if blend is None else check_blend(blend)
     controls = check_guidance(
         content,
         styles,
@@ -99,19 +99,20 @@ def make_problem(
 
     original, keep = content, controls["keep"]
     content, styles = prepare_colors(content, styles, mode=config.color)
-    given = {"blend": blend, "region_weights": region_weights} | controls
+    weights = None if region_weights is None else np.asarray(region_weights, float)
+    given = {"blend": blend, "region_weights": weights} | controls
     # An objective of one's own knows only the controls that it is given.
     given = {name: value for name, value in given.items() if value is not None}
     targets = compute_targets(loss, variables, content, styles, loss_weights(config), given)
     # Only now: targets are computed once, and more exactly by the plain convolution.
     prepared = _prepare(variables, convolution=convolution, layers=layers)
 
-    def start(config: Config, key: Array | None, init: Array | None) -> State:
+    def start(config: Config, key: Array | None, init: Any) -> State:
         key = jax.random.key(0) if key is None else key
         if init is None:
             image = initial_image(content, variables, config=config, key=key)
         else:
-            image, _ = prepare_colors(init, [], mode=config.color)
+            image, _ = prepare_colors(as_picture(init), [], mode=config.color)
         if keep is not None:
             image = lay_over(image, content, keep)
         state = _init(solver, image, prepared, targets)

@@ -70,23 +70,24 @@ def _scaled(factors: Array) -> Array:
     return factors / jnp.sum(factors, axis=1, keepdims=True)
 
 
-def check_blend(blend: Any) -> None:
+def check_blend(blend: Any) -> Any:
     """Check the numbers of factors of styles; their shapes are checked by ``style_shares``.
+
+    Returns:
+      The same with arrays in the place of sequences.
 
     Raises:
       InputError: where one is no weight, or a region or layer has nothing but zeros.
     """
-    for factors in blend.values() if isinstance(blend, Mapping) else [blend]:
-        try:
-            table = np.atleast_2d(np.asarray(factors, float))
-        except (TypeError, ValueError):
-            table = np.full((1, 1), np.nan)
-        if not (np.isfinite(table).all() and (table >= 0).all() and table.any(-1).all()):
-            raise InputError(
-                f"style_blend is {_plain(factors)}: expected finite numbers, 0 or more, and one "
-                "above 0"
-            )
-
-
-def _plain(factors: Any) -> Any:
-    return tuple(factors) if isinstance(factors, Sequence) else factors
+    if isinstance(blend, Mapping):
+        return {layer: check_blend(factors) for layer, factors in blend.items()}
+    try:
+        table = np.asarray(blend, float)
+    except (TypeError, ValueError):
+        table = np.array(np.nan)
+    if not (np.isfinite(table).all() and (table >= 0).all() and np.atleast_2d(table).any(-1).all()):
+        shown = tuple(blend) if isinstance(blend, Sequence) else blend
+        raise InputError(
+            f"style_blend is {shown}: expected finite numbers, 0 or more, and one above 0"
+        )
+    return table

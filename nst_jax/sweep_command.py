@@ -65,8 +65,9 @@ def sweep(options: Sweep) -> int:
         shape=content.shape[:2],
         size=options.size,
     )
-    init = load_init(run.config, shape=content.shape)
+    inits = {item.config.init: load_init(item.config, shape=content.shape) for item in items}
     for item in items:
+        init = inits[item.config.init]
         check_pictures(content, given.styles, config=item.config, init=init)
     weights = obtain_weights(run.weights, model=run.model)
     for item in items:
@@ -80,11 +81,10 @@ def sweep(options: Sweep) -> int:
             content,
             given.styles,
             config=item.config,
-            init=init,
             **given.controls,
         )
 
-    results = run_groups(items, problem, init=init, lanes=options.lanes, shape=content.shape)
+    results = run_groups(items, problem, inits=inits, lanes=options.lanes, shape=content.shape)
 
     record = {
         "settings": flat_settings(options) | settings_record(run.config),
@@ -116,7 +116,7 @@ def run_groups(
     items: Sequence[Combination],
     make: Callable[[Combination], Problem],
     *,
-    init: np.ndarray | None,
+    inits: dict[str, np.ndarray | None],
     lanes: int,
     shape: tuple[int, ...],
 ) -> list[Result | None]:
@@ -151,7 +151,7 @@ def run_groups(
                     problems[key],
                     [items[index].config for index in group],
                     keys=[jax.random.key(items[index].seed) for index in group],
-                    init=None if init is None else jax.numpy.asarray(init),
+                    inits=[inits[items[index].config.init] for index in group],
                     callback=callback,
                 )
                 for index, result in zip(group, jax.device_get(found), strict=True):

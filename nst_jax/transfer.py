@@ -13,7 +13,6 @@ from jax.typing import ArrayLike
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.inputs import as_picture
 from nst_jax.loop import Progress, iterate
 from nst_jax.problem import make_problem
 from nst_jax.types import Array, Info, Loss, State, Variables
@@ -114,7 +113,7 @@ def stylize(
 
     run = iterate(
         problem.solver,
-        problem.start(config, key, None if init is None else as_picture(init)),
+        problem.start(config, key, init),
         problem.variables,
         problem.targets,
         steps=config.steps,
