@@ -70,11 +70,19 @@ def _given(arguments: list[str], flag: str) -> str | None:
     """The last value of a flag, read before the parser so that it can choose the defaults."""
     value = None
     for index, item in enumerate(arguments):
-        if item == flag and index + 1 < len(arguments):
+        name, equals, attached = item.partition("=")
+        if not _is_flag(name, flag):
+            continue
+        if equals:
+            value = attached
+        elif index + 1 < len(arguments):
             value = arguments[index + 1]
-        elif item.startswith(flag + "="):
-            value = item.partition("=")[2]
     return value
+
+
+def _is_flag(word: str, flag: str) -> bool:
+    """Whether a word is a flag, which the parser also takes with underscores."""
+    return word.startswith("--") and word.replace("_", "-") == flag
 
 
 def check_once(arguments: list[str]) -> None:
@@ -84,8 +92,7 @@ def check_once(arguments: list[str]) -> None:
       InputError: with the flag.
     """
     for flag in ONCE:
-        found = [item for item in arguments if item == flag or item.startswith(flag + "=")]
-        if len(found) > 1:
+        if sum(_is_flag(item.partition("=")[0], flag) for item in arguments) > 1:
             raise InputError(f"{flag} is given twice: give it once, with all its values")
 
 

@@ -49,7 +49,8 @@ def check_pictures(
     layers = names.content_layers + names.style_layers
     if names.style_layers and not styles:
         raise InputError("no style picture: expected at least one")
-    check_sides(content.shape[0], content.shape[1], layers, what="content picture")
+    what = "content picture" if names.content_layers else "picture"  # may be a mere canvas
+    check_sides(content.shape[0], content.shape[1], layers, what=what)
     if names.padding == "circular":
         check_multiple(content.shape[0], content.shape[1], layers)
     for style in styles:

@@ -22,7 +22,6 @@ from nst_jax.inputs import as_picture, check_pictures, initial_image
 from nst_jax.interrupt import stop_on_interrupt
 from nst_jax.job_inputs import json_path, obtain_weights, tell_of_slim
 from nst_jax.loop import Progress
-from nst_jax.mask_inputs import check_guidance
 from nst_jax.objective import check_learned
 from nst_jax.options import RunOptions, WatchOptions
 from nst_jax.progress import progress_display
@@ -70,7 +69,6 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     """
     check_output(run.output, alpha=job.alpha is not None)
     check_pictures(job.content, job.styles, config=job.config, init=job.init)
-    check_controls(job)
     weights = obtain_weights(run.weights, model=run.model)
     check_learned(weights.variables, job.config.loss)
     tell_of_slim(run, weights)
@@ -104,18 +102,6 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     return EXIT_CODES[result.status]
 
 
-def check_controls(job: Job) -> None:
-    """Check masks before anything is loaded.
-
-    Raises:
-      InputError: where a mask leaves nothing of its region.
-    """
-    masks = {name: value for name, value in job.controls.items() if name != "blend"}
-    if masks:
-        pictures = [as_picture(picture) for picture in (job.content, *job.styles)]
-        check_guidance(pictures[0], pictures[1:], config=job.config.loss, **masks)
-
-
 def optimise(
     job: Job, weights: Weights, *, run: RunOptions, watch: WatchOptions
 ) -> tuple[Result, list[np.ndarray]]:
@@ -133,7 +119,8 @@ def optimise(
         watchers.append((watch.save_every, preview_writer(run, alpha=job.alpha)))
         every = watch.save_every
     if watch.animation is not None:
-        frames.append(to_uint8(job.init))
+        if job.config.color == "none" and "keep" not in job.controls:
+            frames.append(to_uint8(job.init))  # later frames have the result's colours and parts
         # About 40 frames, at steps that meet those of the previews.
         wanted = max(1, job.config.steps // 40)
         every = wanted if every is None else smallest_divisor(every, at_least=wanted)

@@ -90,6 +90,11 @@ def parse_layers(text: str) -> Layers:
     """
     items = [item.strip() for item in text.split(",") if item.strip()]
     scheme = items.pop(0) if items and items[0] in SCHEMES else None
+    if items and not items[0].startswith(("conv", "relu")):
+        raise InputError(
+            f"unknown layer {items[0]!r}: expected convB_I or reluB_I of VGG-19, from conv1_1 to "
+            f"relu5_4, for example relu4_2, or first a scheme, one of {', '.join(SCHEMES)}"
+        )
     pairs: list[tuple[str, float]] = []
     for item in items:
         name, equals, factor = item.partition("=")

@@ -14,6 +14,7 @@ import numpy as np
 from nst_jax.config import LossConfig
 from nst_jax.errors import InputError
 from nst_jax.guides import layer_guides
+from nst_jax.shares import is_weights
 from nst_jax.types import Array
 
 
@@ -26,8 +27,15 @@ def check_guidance(
     style_masks: Sequence[Any] | None = None,
     region_weights: Any = None,
     keep: Any = None,
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Check masks and the regions' weights; see ``transfer.stylize`` for what they are.
+
+    Args:
+      content, styles: the pictures.
+      config: structure of the objective.
+      content_masks, style_masks, region_weights, keep: as for ``transfer.stylize``.
+      names: what to call the regions in errors in place of their numbers.
 
     Returns:
       What ``check_masks`` returns.
@@ -35,10 +43,14 @@ def check_guidance(
     Raises:
       InputError: with what is wrong and what was expected.
     """
+    if not config.style_layers and not (content_masks is None and style_masks is None):
+        raise InputError("masks of regions have no effect without style layers: leave them out")
     masks = check_masks(
         content, styles, content_masks=content_masks, style_masks=style_masks, keep=keep
     )
-    check_reach(masks, config)
+    if not config.style_layers:
+        masks["content_masks"] = None  # the rest of what is kept has no style
+    check_reach(masks, config, names=names)
     regions = masks["content_masks"]
     check_region_weights(region_weights, regions=0 if regions is None else len(regions))
     return masks
@@ -103,7 +115,7 @@ def _as_mask(what: str, mask: Any, picture: Array) -> Array:
     return array
 
 
-def check_reach(controls: dict[str, Any], config: LossConfig) -> None:
+def check_reach(controls: dict[str, Any], config: LossConfig, *, names: Sequence[str] = ()) -> None:
     """Check that every mask has something left in every style layer.
 
     Raises:
@@ -113,12 +125,12 @@ def check_reach(controls: dict[str, Any], config: LossConfig) -> None:
         return
     sums = partial(_guide_sums, layers=config.style_layers, method=config.guides)
     masks = controls["content_masks"]
-    if masks is not None:
-        _check_sums("content mask", jax.vmap(partial(sums, padding=config.padding))(masks), config)
+    for number, mask in enumerate([] if masks is None else masks, start=1):
+        name = names[number - 1] if names else str(number)
+        _check_sums(f"content mask {name}", sums(mask, padding=config.padding), config)
     for number, mask in enumerate(controls["style_masks"] or [], start=1):
         if mask is not None:
-            found = jax.tree.map(lambda total: total[None], sums(mask, padding="zero"))
-            _check_sums("style mask", found, config, first=number)
+            _check_sums(f"style mask {number}", sums(mask, padding="zero"), config)
 
 
 @partial(jax.jit, static_argnames=("layers", "method", "padding"))
@@ -128,15 +140,13 @@ def _guide_sums(
     return jax.tree.map(jnp.sum, layer_guides(mask, layers=layers, method=method, padding=padding))
 
 
-def _check_sums(what: str, sums: dict[str, Array], config: LossConfig, *, first: int = 1) -> None:
+def _check_sums(what: str, sums: dict[str, Array], config: LossConfig) -> None:
     for layer in config.style_layers:
-        for number, total in enumerate(np.asarray(sums[layer]), start=first):
-            if not total > 0:
-                raise InputError(
-                    f"{what} {number} leaves nothing in layer {layer} with guides {config.guides}: "
-                    "expected a larger region, a larger picture, shallower style layers, or other "
-                    "guides"
-                )
+        if not sums[layer] > 0:
+            raise InputError(
+                f"{what} leaves nothing in layer {layer} with guides {config.guides}: expected a "
+                "larger region, a larger picture, shallower style layers, or other guides"
+            )
 
 
 def check_region_weights(weights: Any, *, regions: int) -> None:
@@ -149,10 +159,13 @@ def check_region_weights(weights: Any, *, regions: int) -> None:
         return
     if not regions:
         raise InputError("there are weights for regions, but no regions: expected content masks")
-    numbers = np.asarray(weights, float)
+    try:
+        numbers = np.asarray(weights, float)
+    except (TypeError, ValueError):
+        raise InputError(f"region weights are {weights}: expected numbers") from None
     if numbers.shape != (regions,):
         raise InputError(f"{numbers.size} region weights for {regions} regions: expected one each")
-    if not (np.isfinite(numbers).all() and (numbers >= 0).all() and numbers.any()):
+    if not (is_weights(numbers) and np.float32(numbers).any()):
         raise InputError(
             f"region weights are {tuple(map(float, numbers))}: expected finite numbers, 0 or more, "
             "and one above 0"

@@ -9,6 +9,8 @@ import numpy as np
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import load_image
+from nst_jax.inputs import as_picture
+from nst_jax.mask_inputs import check_guidance
 from nst_jax.masks import feather, load_labels, load_mask, mask_aspect_note
 from nst_jax.options import RegionOptions, StyleOptions
 from nst_jax.region_plan import plan_styles
@@ -141,6 +143,19 @@ def load_style_inputs(
         for index, name in enumerate(names or map(str, regions.content_mask))
     ]
     return StyleInputs([pictures[index] for index, _ in sources], controls, record)
+
+
+def check_controls(content: np.ndarray, given: StyleInputs, *, config: Config) -> None:
+    """Check masks before anything is loaded or written.
+
+    Raises:
+      InputError: where a mask leaves nothing of its region.
+    """
+    masks = {name: value for name, value in given.controls.items() if name != "blend"}
+    if masks:
+        pictures = [as_picture(picture) for picture in (content, *given.styles)]
+        names = [str(region["region"]) for region in given.regions if not region["kept"]]
+        check_guidance(pictures[0], pictures[1:], config=config.loss, names=names, **masks)
 
 
 def _content_masks(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nst_jax.errors import InputError
+from nst_jax.layer_factors import FLOAT32_MAX
 from nst_jax.types import Array
 
 
@@ -70,6 +71,11 @@ def _scaled(factors: Array) -> Array:
     return factors / jnp.sum(factors, axis=1, keepdims=True)
 
 
+def is_weights(numbers: np.ndarray) -> bool:
+    """Whether numbers are factors: 0 or more, and finite in float32."""
+    return bool(((numbers >= 0) & (numbers <= FLOAT32_MAX)).all())
+
+
 def check_blend(blend: Any) -> Any:
     """Check the numbers of factors of styles; their shapes are checked by ``style_shares``.
 
@@ -85,8 +91,9 @@ def check_blend(blend: Any) -> Any:
         table = np.asarray(blend, float)
     except (TypeError, ValueError):
         table = np.array(np.nan)
-    if not (np.isfinite(table).all() and (table >= 0).all() and np.atleast_2d(table).any(-1).all()):
-        shown = tuple(blend) if isinstance(blend, Sequence) else blend
+    if not (is_weights(table) and np.atleast_2d(np.float32(table)).any(-1).all()):
+        sequence = isinstance(blend, Sequence) and not isinstance(blend, str)
+        shown = " ".join(str(tuple(blend) if sequence else blend).split())
         raise InputError(
             f"style_blend is {shown}: expected finite numbers, 0 or more, and one above 0"
         )

@@ -1,6 +1,7 @@
 """The commands ``stylize``, ``texture`` and ``reconstruct``: read and check, then run the job."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import numpy as np
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, load_picture
+from nst_jax.inputs import check_pictures
 from nst_jax.job import Job, execute
 from nst_jax.job_inputs import check_outputs, check_size, load_init
 from nst_jax.layer_factors import parse_layers
 from nst_jax.options import Reconstruct, RegionOptions, RunOptions, StyleOptions, Stylize, Texture
 from nst_jax.presets import get_preset
-from nst_jax.region_inputs import check_region_options, load_style_inputs
-from nst_jax.shares import check_blend
+from nst_jax.region_inputs import check_controls, check_region_options, load_style_inputs
 
 
 def stylize(options: Stylize) -> int:
@@ -42,14 +43,17 @@ def stylize(options: Stylize) -> int:
         shape=content.rgb.shape[:2],
         size=options.size,
     )
+    init = load_init(config, shape=content.rgb.shape)
+    check_pictures(content.rgb, given.styles, config=config, init=init)
+    check_controls(content.rgb, given, config=config)
     job = Job(
         content=content.rgb,
         styles=given.styles,
         config=config,
         controls=given.controls,
         alpha=content.alpha,
-        init=load_init(config, shape=content.rgb.shape),
-        settings=flat_settings(options) | ({"masks": given.regions} if given.regions else {}),
+        init=init,
+        settings=flat_settings(options, masks=given.regions),
     )
     return execute(job, run=run, watch=watch, started=started)
 
@@ -70,23 +74,19 @@ def texture(options: Texture) -> int:
     )
     if config.init in ("content", "blend"):
         raise InputError(f"init {config.init} has no meaning for a texture: expected noise or FILE")
-    if options.style_blend:
-        check_blend(options.style_blend)
-        if len(options.style_blend) != len(options.style):
-            raise InputError(
-                f"{len(options.style_blend)} blend factors for {len(options.style)} styles: "
-                "expected one each"
-            )
+    styles = StyleOptions(style=options.style, style_blend=options.style_blend)
+    check_region_options(RegionOptions(), styles, config=config)
     if len(options.size) not in (1, 2):
         raise InputError("size is one number or two: expected --size N or --size WIDTH HEIGHT")
     width, height = options.size[0], options.size[-1]
-    for side in (width, height, options.style_size or 1):
+    style_size = max(width, height) if options.style_size is None else options.style_size
+    for side in (width, height, style_size):
         check_size(side)
     check_outputs(run, watch, inputs=options.style)
     shape = (height, width, 3)
     job = Job(
         content=np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
-        styles=[load_image(path, size=options.style_size or max(shape)) for path in options.style],
+        styles=[load_image(path, size=style_size) for path in options.style],
         config=config,
         controls={"blend": options.style_blend or None},
         alpha=None,
@@ -147,9 +147,9 @@ def refuse_changes(
             raise InputError(f"{flag} has no effect here, for {reason}: leave it out")
 
 
-def flat_settings(options: Any) -> dict[str, Any]:
-    """A command's options without nesting, as the record has them."""
-    flat: dict[str, Any] = {}
+def flat_settings(options: Any, *, masks: Sequence[Any] = ()) -> dict[str, Any]:
+    """A command's options without nesting, as the record has them, and its regions if any."""
+    flat: dict[str, Any] = {"masks": list(masks)} if masks else {}
     for field in fields(options):
         value = getattr(options, field.name)
         nested = field.name in ("styles", "regions", "run", "watch")

@@ -3,6 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 
 from nst_jax import report
 from nst_jax.compilation_cache import use_compilation_cache
+from nst_jax.config import INITS
 from nst_jax.contact_sheet import contact_sheet
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image
@@ -30,7 +33,7 @@ from nst_jax.objective import check_learned
 from nst_jax.options import Sweep, WatchOptions
 from nst_jax.problem import Problem, make_problem
 from nst_jax.progress import progress_display
-from nst_jax.region_inputs import check_region_options, load_style_inputs
+from nst_jax.region_inputs import check_controls, check_region_options, load_style_inputs
 from nst_jax.stylize_command import flat_settings, style_files
 from nst_jax.sweep_values import Combination, combinations, groups, structure
 from nst_jax.transfer import Result
@@ -56,19 +59,25 @@ def sweep(options: Sweep) -> int:
     for item in items:
         check_region_options(options.regions, options.styles, config=item.config)
     inputs = [options.content, *style_files(options.styles, options.regions)]
+    inputs += [Path(item.config.init) for item in items if item.config.init not in INITS]
     check_outputs(run, WatchOptions(), inputs=inputs)
     content = load_image(options.content, size=options.size)
-    given = load_style_inputs(
-        options.regions,
-        options.styles,
-        config=run.config,
-        shape=content.shape[:2],
-        size=options.size,
-    )
+    # Which style a layer takes may depend on which layers there are.
+    given = {
+        layers: load_style_inputs(
+            options.regions,
+            options.styles,
+            config=config,
+            shape=content.shape[:2],
+            size=options.size,
+        )
+        for layers, config in {item.config.loss.style_layers: item.config for item in items}.items()
+    }
     inits = {item.config.init: load_init(item.config, shape=content.shape) for item in items}
     for item in items:
-        init = inits[item.config.init]
-        check_pictures(content, given.styles, config=item.config, init=init)
+        styles, init = given[item.config.loss.style_layers], inits[item.config.init]
+        check_pictures(content, styles.styles, config=item.config, init=init)
+        check_controls(content, styles, config=item.config)
     weights = obtain_weights(run.weights, model=run.model)
     for item in items:
         check_learned(weights.variables, item.config.loss)
@@ -76,18 +85,16 @@ def sweep(options: Sweep) -> int:
     use_compilation_cache()  # only now: bad input leaves nothing behind
 
     def problem(item: Combination) -> Problem:
+        styles = given[item.config.loss.style_layers]
         return make_problem(
-            weights.variables,
-            content,
-            given.styles,
-            config=item.config,
-            **given.controls,
+            weights.variables, content, styles.styles, config=item.config, **styles.controls
         )
 
     results = run_groups(items, problem, inits=inits, lanes=options.lanes, shape=content.shape)
 
+    regions = next(iter(given.values())).regions
     record = {
-        "settings": flat_settings(options) | settings_record(run.config),
+        "settings": flat_settings(options, masks=regions) | settings_record(run.config),
         "versions": report.versions(),
         "device": report.device(),
         "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
@@ -137,7 +144,7 @@ def run_groups(
             def callback(progress: Progress) -> bool:
                 nonlocal go_on
                 # One line for all lanes: the mean of their losses.
-                info = jax.tree.map(np.mean, progress.info)
+                info = jax.tree.map(partial(np.mean, dtype=float), progress.info)
                 show(progress._replace(info=info, step=done + progress.step, steps=steps))
                 go_on = may_go_on()
                 return go_on

@@ -49,6 +49,8 @@ def combinations(over: Sequence[str], *, config: Config, seed: int) -> list[Comb
     Raises:
       InputError: for unknown settings and values, and combinations that ``Config`` refuses.
     """
+    if not over:
+        raise InputError("nothing to sweep: expected --over NAME=VALUE,VALUE")
     swept: dict[str, list[str]] = {}
     for text in over:
         name, equals, values = text.partition("=")

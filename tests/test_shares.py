@@ -139,7 +139,14 @@ def test_unfit_shapes_are_refused(blend, regions, styles, message):
     ],
 )
 def test_numbers_that_are_factors(blend):
-    check_blend(blend)
+    found = check_blend(blend)
+    if isinstance(blend, dict):
+        assert list(found) == list(blend)
+    else:
+        found, blend = {"": found}, {"": blend}
+    for layer, factors in found.items():
+        assert isinstance(factors, np.ndarray) and factors.dtype == float
+        np.testing.assert_array_equal(factors, np.asarray(blend[layer]))
 
 
 @pytest.mark.parametrize(
