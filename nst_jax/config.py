@@ -80,8 +80,9 @@ class Config:
         their losses; with the same shares both have the same gradient.
       guides: How masks reach a layer: averaged (simple), or with those features only that see
         nothing else (inside), or with all that see anything of the region (all).
-      padding: What the network sees beyond the border: zero, or (circular) the opposite border, so
-        that the result tiles; its sides must then be multiples of the deepest layer's stride.
+      padding: What the network sees beyond a picture's border, the styles' too: zero, or (circular)
+        the opposite border, so that the result tiles; its sides must then be multiples of the
+        deepest layer's stride.
       color: Colours of the result: the content's kept afterwards (keep-...: its chroma under the
         result's luminance), the style's matched to the content's before (match-...), or (luminance)
         transfer of luminance only.

@@ -123,14 +123,16 @@ def check_reach(controls: dict[str, Any], config: LossConfig, *, names: Sequence
     """
     if not config.style_layers:
         return
-    sums = partial(_guide_sums, layers=config.style_layers, method=config.guides)
+    sums = partial(
+        _guide_sums, layers=config.style_layers, method=config.guides, padding=config.padding
+    )
     masks = controls["content_masks"]
     for number, mask in enumerate([] if masks is None else masks, start=1):
         name = names[number - 1] if names else str(number)
-        _check_sums(f"content mask {name}", sums(mask, padding=config.padding), config)
+        _check_sums(f"content mask {name}", sums(mask), config)
     for number, mask in enumerate(controls["style_masks"] or [], start=1):
         if mask is not None:
-            _check_sums(f"style mask {number}", sums(mask, padding="zero"), config)
+            _check_sums(f"style mask {number}", sums(mask), config)
 
 
 @partial(jax.jit, static_argnames=("layers", "method", "padding"))

@@ -97,23 +97,21 @@ def make_loss(config: LossConfig) -> Loss:
     layers = tuple(dict.fromkeys(config.content_layers + config.style_layers))
     of_picture = partial(network_features, pooling=config.pooling, padding=config.padding)
 
+    of_masks = partial(
+        layer_guides, layers=config.style_layers, method=config.guides, padding=config.padding
+    )
+
     def style_target(variables: Variables, style: Array, mask: Array | None) -> dict[str, Array]:
-        # A style is no tile: what lies beyond its border is not its opposite border.
-        taps = network_features(
-            variables, style, layers=config.style_layers, pooling=config.pooling
-        )
-        guides: dict[str, Array] = {}
-        if mask is not None:
-            guides = layer_guides(mask, layers=config.style_layers, method=config.guides)
+        # A style has the picture's padding, or else the picture would imitate what the network
+        # answers to a border that it has not.
+        taps = of_picture(variables, style, layers=config.style_layers)
+        guides = {} if mask is None else of_masks(mask)
         return {
             name: gram_matrix(tap, mask=guides.get(name), normalization=config.gram_normalization)
             for name, tap in taps.items()
         }
 
     def make_regions(masks: Array, region_weights: Any) -> Regions:
-        of_masks = partial(
-            layer_guides, layers=config.style_layers, method=config.guides, padding=config.padding
-        )
         guides = jax.vmap(of_masks)(masks)
         weights = jnp.ones(len(masks)) if region_weights is None else region_weights
         return Regions(

@@ -92,20 +92,21 @@ def numpy_terms(
     if keep is not None:
         alpha = np.float64(keep)[..., None]
         image = alpha * content + (1 - alpha) * image
-    picture, wanted = (
-        flat_features(variables, x, config, padding=config.padding) for x in (image, content)
+    # All pictures with the same padding: the network answers to a border too.
+    picture, wanted, *grams = (
+        flat_features(variables, x, config, padding=config.padding)
+        for x in (image, content, *styles)
     )
-    grams = [flat_features(variables, style, config) for style in styles]
 
     def gram(flat, guide):
         total = np.einsum("n,ni,nj->ij", guide, flat, flat)
         divisor = flat.shape[1] if config.gram_normalization == "chw" else 1
         return total / (guide.sum() * divisor)
 
-    def guide_of(mask, name, flat, padding):
+    def guide_of(mask, name, flat):
         if mask is None:
             return np.ones(len(flat))
-        return numpy_guide(mask, name, config.guides, padding=padding).reshape(-1)
+        return numpy_guide(mask, name, config.guides, padding=config.padding).reshape(-1)
 
     masks = [None] if content_masks is None else content_masks
     weights = np.ones(len(masks)) if region_weights is None else region_weights
@@ -114,11 +115,11 @@ def numpy_terms(
     for name, factor in config.style_layers:
         shares = numpy_shares(blend, name, len(masks), len(styles))
         targets = [
-            gram(flat[name], guide_of(mask, name, flat[name], "zero"))
+            gram(flat[name], guide_of(mask, name, flat[name]))
             for flat, mask in zip(grams, of_styles, strict=True)
         ]
         for mask, weight, row in zip(masks, weights, shares, strict=True):
-            own = gram(picture[name], guide_of(mask, name, picture[name], config.padding))
+            own = gram(picture[name], guide_of(mask, name, picture[name]))
             if config.style_mixing == "sum":
                 loss = sum(b * np.mean((own - a) ** 2) for b, a in zip(row, targets, strict=True))
             else:
