@@ -27,7 +27,7 @@ from nst_jax.options import (
     Version,
     Weights,
 )
-from nst_jax.presets import Preset, get_preset
+from nst_jax.presets import Preset, get_preset, own_numbers
 
 # Flags of which a second one would silently replace the first, where both may be meant.
 ONCE = (
@@ -37,6 +37,7 @@ ONCE = (
     "--content-mask",
     "--style-mask",
     "--labels",
+    "--style-labels",
     "--region-styles",
     "--region-weights",
     "--content-layers",
@@ -91,7 +92,7 @@ def check_once(arguments: list[str]) -> None:
     Raises:
       InputError: with the flag.
     """
-    for flag in ONCE:
+    for flag in (*ONCE, "--size") if arguments[:1] == ["texture"] else ONCE:
         if sum(_is_flag(item.partition("=")[0], flag) for item in arguments) > 1:
             raise InputError(f"{flag} is given twice: give it once, with all its values")
 
@@ -99,10 +100,8 @@ def check_once(arguments: list[str]) -> None:
 def preset_config(preset: Preset, command: str | None, *, optimizer: str | None) -> Config:
     """A preset's settings as the defaults of a command."""
     config = preset.config
-    if optimizer not in (None, config.optimizer):
-        # A learning rate is the optimiser's own, and so is a memory size.
-        others = {"learning_rate": None, "memory_size": None}
-        config = replace(config, **others)
+    if optimizer is not None:
+        config = replace(config, **own_numbers(config, optimizer, preset=config))
     if command == "texture":
         return replace(config, content_layers=(), init="noise")
     if command == "reconstruct":
@@ -200,6 +199,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         message = " ".join(str(error).splitlines())  # a file's name may hold a line break
         print(f"nst-jax: error: {message}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("nst-jax: error: out of memory: choose a smaller --size", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit

@@ -145,6 +145,11 @@ def luminance(image: Array) -> Array:
     return 0.299 * image[..., 0] + 0.587 * image[..., 1] + 0.114 * image[..., 2]
 
 
+def grey(image: Array) -> Array:
+    """A picture's luminance in each channel, ``[H, W, 3]``."""
+    return jnp.broadcast_to(luminance(image)[..., None], image.shape)
+
+
 def match_luminance(image: Array, reference: Array) -> Array:
     """A grey picture whose luminance has another's mean and standard deviation.
 

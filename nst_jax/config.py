@@ -66,7 +66,8 @@ class Config:
 
     Attributes:
       content_layers: Layers of the content term; with factors as NAME=FACTOR.
-      style_layers: Layers of the style term; with factors as NAME=FACTOR.
+      style_layers: Layers of the style term; with factors as NAME=FACTOR, or after the name of a
+        scheme: equal, 1/C2, geometric, course.
       content_weight: Factor of the content term.
       style_weight: Factor of the style term.
       tv_weight: Factor of the total variation, for pixels in [0, pixel_range].

@@ -37,14 +37,10 @@ def check_pictures(
       InputError: with what is wrong and what was expected.
     """
     pictures = [("content picture", content)] + [("style picture", style) for style in styles]
-    if init is not None:
-        pictures.append(("initial picture", init))
     for what, picture in pictures:
         _check_picture(what, picture)
-    if init is not None and init.shape != content.shape:
-        raise InputError(
-            f"the initial picture has shape {init.shape}: expected the content's {content.shape}"
-        )
+    if init is not None:
+        check_initial(init, shape=content.shape)
     names = config.loss
     layers = names.content_layers + names.style_layers
     if names.style_layers and not styles:
@@ -56,6 +52,19 @@ def check_pictures(
     for style in styles:
         if names.style_layers:
             check_sides(style.shape[0], style.shape[1], names.style_layers, what="style picture")
+
+
+def check_initial(init: Any, *, shape: tuple[int, ...]) -> None:
+    """Check an initial picture for a result of a shape.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
+    _check_picture("initial picture", init)
+    if init.shape != shape:
+        raise InputError(
+            f"the initial picture has shape {init.shape}: expected the content's {shape}"
+        )
 
 
 def _check_picture(what: str, picture: Any) -> None:

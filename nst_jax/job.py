@@ -73,14 +73,6 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     check_learned(weights.variables, job.config.loss)
     tell_of_slim(run, weights)
     use_compilation_cache()  # only now: bad input leaves nothing behind
-    if job.init is None:
-        init = initial_image(
-            as_picture(job.content),
-            weights.variables,
-            config=job.config,
-            key=jax.random.key(run.seed),
-        )
-        job = job._replace(init=np.asarray(init))
     load_s = time.perf_counter() - started
 
     result, frames = optimise(job, weights, run=run, watch=watch)
@@ -113,6 +105,7 @@ def optimise(
     Raises:
       InputError: where the memory does not suffice.
     """
+    key = jax.random.key(run.seed)
     frames: list[np.ndarray] = []
     watchers, every = [], None
     if watch.save_every is not None:
@@ -120,7 +113,8 @@ def optimise(
         every = watch.save_every
     if watch.animation is not None:
         if job.config.color == "none" and "keep" not in job.controls:
-            frames.append(to_uint8(job.init))  # later frames have the result's colours and parts
+            # Later frames have the result's colours and parts: this one would be a flash.
+            frames.append(to_uint8(first_picture(job, weights, key=key)))
         # About 40 frames, at steps that meet those of the previews.
         wanted = max(1, job.config.steps // 40)
         every = wanted if every is None else smallest_divisor(every, at_least=wanted)
@@ -141,6 +135,7 @@ def optimise(
                 job.content,
                 job.styles,
                 config=job.config,
+                key=key,
                 init=job.init,
                 callback=callback,
                 callback_every=every,
@@ -151,13 +146,20 @@ def optimise(
         raise explained(error, width=job.content.shape[1], height=job.content.shape[0]) from None
 
 
-def explained(error: Exception, *, width: int, height: int) -> Exception:
+def first_picture(job: Job, weights: Weights, *, key: jax.Array) -> Any:
+    """What the run starts from."""
+    if job.init is not None:
+        return job.init
+    return initial_image(as_picture(job.content), weights.variables, config=job.config, key=key)
+
+
+def explained(error: Exception, *, width: int, height: int, advice: str = "") -> Exception:
     """An error of the computation as one of the input, where it is one of too little memory."""
     if "out of memory" not in str(error).lower():
         return error
     return InputError(
-        f"out of memory at {width}x{height} px: choose a smaller --size, or for L-BFGS a smaller "
-        "--memory-size"
+        f"out of memory at {width}x{height} px: choose a smaller --size, {advice}or for L-BFGS a "
+        "smaller --memory-size"
     )
 
 

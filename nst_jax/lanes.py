@@ -5,6 +5,7 @@ features and Gram matrices to compare with are there once.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nst_jax.config import Config
+from nst_jax.errors import InputError
 from nst_jax.loop import Progress, iterate
 from nst_jax.objective import loss_weights
 from nst_jax.problem import Problem
@@ -29,6 +31,34 @@ AXES = Targets(
     regions=None,
     keep=None,
 )
+
+
+# What may differ between the lanes of one program: numbers, and what only the start depends on.
+LANE_NUMBERS: dict[str, Any] = {
+    "content_weight": 1.0,
+    "style_weight": 1.0,
+    "tv_weight": 1.0,
+    "learning_rate": None,
+    "init": "content",
+    "noise": "normal",
+    "noise_scale": 0.0,
+    "noise_ratio": 0.0,
+}
+
+
+def structure(config: Config) -> Config:
+    """A config without what may differ between lanes: equal for those of one program.
+
+    >>> structure(Config(style_weight=1.0)) == structure(Config(style_weight=2.0))
+    True
+    >>> structure(Config(steps=1)) == structure(Config(steps=2))
+    False
+    """
+    plain = {
+        name: tuple((layer, 1.0) for layer, _ in getattr(config, name))
+        for name in ("content_layers", "style_layers")
+    }
+    return replace(config, **LANE_NUMBERS, **plain)
 
 
 @lru_cache(maxsize=64)
@@ -57,12 +87,18 @@ def stylize_lanes(
       keys: PRNG key of each lane's noise.
       inits: initial picture of each lane in place of its config's, or None.
       started: ``time.perf_counter()`` when the work began.
-      callback: as in ``transfer.stylize``; what it sees has a leading axis.
+      callback: as in ``transfer.stylize``; what it sees has a leading axis, and its pictures are
+        as they are optimised, see ``Problem.finish``.
 
     Returns:
       A ``Result`` for each lane, as ``transfer.stylize`` gives it alone; a lane that diverges does
       not change its neighbours.
+
+    Raises:
+      InputError: where the configs differ in more than numbers, or an initial picture does not fit.
     """
+    if len({structure(config) for config in configs}) > 1:
+        raise InputError("the lanes' configs differ in structure: expected other numbers only")
     inits = [None] * len(configs) if inits is None else inits
     states = [problem.start(*lane) for lane in zip(configs, keys, inits, strict=True)]
     dtype = states[0].image.dtype

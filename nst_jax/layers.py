@@ -91,5 +91,6 @@ def check_multiple(height: int, width: int, taps: tuple[str, ...]) -> None:
         nearest = [max(step, step * round(side / step)) for side in (width, height)]
         raise InputError(
             f"the picture is {width}x{height} px, but with circular padding layer {tap} needs "
-            f"multiples of {step} px: use {nearest[0]}x{nearest[1]} or shallower layers"
+            f"multiples of {step} px: crop it or choose a size that gives them (the nearest "
+            f"are {nearest[0]}x{nearest[1]}), or use shallower layers"
         )

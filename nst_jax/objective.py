@@ -6,7 +6,8 @@
 
 F_l are features of the picture, P_l of the content; G_lr are the picture's Gram matrices in region
 r, with factor v_r, and A_lr = sum_s b_lrs A_ls those of the styles mixed by shares b. The whole
-picture is one region where there are none. ``statistics`` holds every sum over pixels and nothing
+picture is one region where there are none. (``style_mixing="sum"`` has sum_s b_lrs mean (G_lr -
+A_ls)^2 in place of mean (G_lr - A_lr)^2.) ``statistics`` holds every sum over pixels and nothing
 else, so that a picture may be taken piece by piece; every divisor is a constant of the targets.
 """
 

@@ -182,6 +182,23 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+def own_numbers(config: Config, optimizer: str, *, preset: Config) -> dict[str, None]:
+    """What of a preset's numbers another optimiser does not take over.
+
+    A learning rate is an optimiser's own, and so is a memory size. What is not the preset's was
+    asked for, and stays.
+
+    >>> own_numbers(COURSE.config, "lbfgs", preset=COURSE.config)
+    {'learning_rate': None, 'memory_size': None}
+    >>> own_numbers(replace(COURSE.config, learning_rate=1.0), "lbfgs", preset=COURSE.config)
+    {'memory_size': None}
+    """
+    if optimizer == config.optimizer:
+        return {}
+    names = ("learning_rate", "memory_size")
+    return {name: None for name in names if getattr(config, name) == getattr(preset, name)}
+
+
 def get_preset(name: str) -> Preset:
     """The preset of a name.
 

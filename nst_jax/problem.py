@@ -4,6 +4,7 @@ Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +12,13 @@ import numpy as np
 import optax
 
 from nst_jax.color import prepare_colors, restore_colors
+from nst_jax.color_matching import grey
 from nst_jax.config import Config
 from nst_jax.convolution import prepare_kernels
 from nst_jax.guides import lay_over
-from nst_jax.inputs import as_picture, check_pictures, initial_image
+from nst_jax.inputs import as_picture, check_initial, check_pictures, initial_image
 from nst_jax.layers import TAPS
-from nst_jax.mask_inputs import check_guidance
+from nst_jax.mask_checks import check_guidance
 from nst_jax.objective import as_sequence, check_learned, loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.shares import check_blend
@@ -34,6 +36,16 @@ _init = jax.jit(
     lambda solver, image, variables, targets: solver.init(image, variables, targets),
     static_argnums=0,
 )
+
+
+@lru_cache(maxsize=64)
+def of_luminance(loss: Loss) -> Loss:
+    """A loss that sees the luminance of a picture only; of equal losses it is the same object."""
+
+    def statistics(variables: Variables, image: Array, targets: Targets):
+        return loss.statistics(variables, grey(image), targets)
+
+    return loss._replace(statistics=statistics)
 
 
 class Problem(NamedTuple):
@@ -64,19 +76,19 @@ def make_problem(
     style_masks: Sequence[Any] | None = None,
     region_weights: Any = None,
     keep: Any = None,
-    init: Any = None,
     loss: Loss | None = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Problem:
     """Check everything and compute the targets; the arguments are those of ``transfer.stylize``.
+
+    Colours are matched from whole pictures: masks do not change what ``config.color`` does.
 
     Raises:
       InputError: with what is wrong and what was expected.
     """
     content = as_picture(content)
     styles = [as_picture(style) for style in as_sequence(styles)]
-    init = None if init is None else as_picture(init)
-    check_pictures(content, styles, config=config, init=init)
+    check_pictures(content, styles, config=config)
     blend = None if blend is None else check_blend(blend)
     controls = check_guidance(
         content,
@@ -92,6 +104,8 @@ def make_problem(
     # An objective of one's own may ask for any layer.
     layers = TAPS if loss else config.loss.content_layers + config.loss.style_layers
     loss = loss or make_loss(config.loss)
+    if config.color == "luminance":
+        loss = of_luminance(loss)
     solver = make_solver(loss, optimizer or _optimizer(config))
     convolution = config.convolution
     if convolution == "auto":  # accelerators' libraries choose for themselves
@@ -110,9 +124,10 @@ def make_problem(
     def start(config: Config, key: Array | None, init: Any) -> State:
         key = jax.random.key(0) if key is None else key
         if init is None:
-            image = initial_image(content, variables, config=config, key=key)
-        else:
-            image, _ = prepare_colors(as_picture(init), [], mode=config.color)
+            init = initial_image(original, variables, config=config, key=key)
+        init = as_picture(init)
+        check_initial(init, shape=original.shape)
+        image, _ = prepare_colors(init, [], mode=config.color)
         if keep is not None:
             image = lay_over(image, content, keep)
         state = _init(solver, image, prepared, targets)

@@ -10,8 +10,8 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import load_image
 from nst_jax.inputs import as_picture
-from nst_jax.mask_inputs import check_guidance
-from nst_jax.masks import feather, load_labels, load_mask, mask_aspect_note
+from nst_jax.mask_checks import check_guidance
+from nst_jax.mask_files import feather, load_labels, load_mask, mask_aspect_note
 from nst_jax.options import RegionOptions, StyleOptions
 from nst_jax.region_plan import plan_styles
 from nst_jax.shares import check_blend
@@ -86,7 +86,19 @@ def _plan(regions: RegionOptions, styles: StyleOptions, config: Config, *, count
             f"{len(weights)} region weights for {len(plan.styled)} styled regions: expected one "
             "each"
         )
+    if config.style_mixing == "sum" and not _mixes(plan.blend):
+        raise InputError(
+            "style_mixing sum has no effect where every region has one style: leave it out"
+        )
     return plan
+
+
+def _mixes(blend: Any) -> bool:
+    """Whether any region takes several styles at once."""
+    if blend is None:
+        return True
+    tables = blend.values() if isinstance(blend, dict) else [[blend]]
+    return any(np.count_nonzero(row) > 1 for table in tables for row in table)
 
 
 def load_style_inputs(
@@ -145,6 +157,16 @@ def load_style_inputs(
     return StyleInputs([pictures[index] for index, _ in sources], controls, record)
 
 
+def with_layers(
+    given: StyleInputs, regions: RegionOptions, styles: StyleOptions, *, config: Config
+) -> StyleInputs:
+    """The same for other style layers: which style a layer takes may depend on which there are."""
+    if regions.style_labels is not None:
+        return given
+    plan = _plan(regions, styles, config, count=len(given.regions))
+    return given._replace(controls=given.controls | {"blend": plan.blend})
+
+
 def check_controls(content: np.ndarray, given: StyleInputs, *, config: Config) -> None:
     """Check masks before anything is loaded or written.
 
@@ -155,6 +177,7 @@ def check_controls(content: np.ndarray, given: StyleInputs, *, config: Config) -
     if masks:
         pictures = [as_picture(picture) for picture in (content, *given.styles)]
         names = [str(region["region"]) for region in given.regions if not region["kept"]]
+        names = names or ["of what is not kept"]
         check_guidance(pictures[0], pictures[1:], config=config.loss, names=names, **masks)
 
 

@@ -50,6 +50,8 @@ def plan_styles(
     """
     if style_blend and len(style_blend) != styles:
         raise InputError(f"{len(style_blend)} blend factors for {styles} styles: expected one each")
+    if style_blend and styles == 1:
+        raise InputError("style_blend has no effect with one style: leave it out")
     chosen = _layer_choices(layer_styles, styles=styles, layers=layers)
     tokens = _region_choices(region_styles, regions=regions, styles=styles)
     kept = [index for index, token in enumerate(tokens) if token == "keep"]
@@ -104,6 +106,8 @@ def _layer_choices(
         if name in chosen:
             raise InputError(f"layer_styles names {name} twice: give each layer one style")
         chosen[name] = _number(number, styles, what=f"the style of layer {name}")
+    if layer_styles and not chosen:
+        raise InputError("layer_styles names no layer: expected NAME=NUMBER")
     if chosen and styles == 1:
         raise InputError("layer_styles has no effect with one style: give more, or leave it out")
     return chosen

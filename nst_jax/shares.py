@@ -80,7 +80,8 @@ def check_blend(blend: Any) -> Any:
     """Check the numbers of factors of styles; their shapes are checked by ``style_shares``.
 
     Returns:
-      The same with arrays in the place of sequences.
+      The same with arrays in the place of sequences, scaled to sum to 1 (here, in double precision:
+      sums in float32 may overflow).
 
     Raises:
       InputError: where one is no weight, or a region or layer has nothing but zeros.
@@ -97,4 +98,4 @@ def check_blend(blend: Any) -> Any:
         raise InputError(
             f"style_blend is {shown}: expected finite numbers, 0 or more, and one above 0"
         )
-    return table
+    return table / table.sum(-1, keepdims=True)

@@ -68,9 +68,9 @@ def texture(options: Texture) -> int:
         config = replace(config, padding="circular")
     refuse_changes(
         run,
-        ("content_layers", "content_weight", "color", "guides"),
+        ("content_layers", "content_weight", "color", "guides", "noise_ratio"),
         default=replace(get_preset(run.preset).config, content_layers=()),
-        reason="a texture has no content",
+        reason="a texture has no content and starts from noise",
     )
     if config.init in ("content", "blend"):
         raise InputError(f"init {config.init} has no meaning for a texture: expected noise or FILE")
@@ -103,7 +103,16 @@ def reconstruct(options: Reconstruct) -> int:
     check_size(options.size)
     refuse_changes(
         run,
-        ("content_layers", "style_layers", "style_weight", "style_mixing", "guides", "color"),
+        (
+            "content_layers",
+            "style_layers",
+            "style_weight",
+            "style_mixing",
+            "gram_normalization",
+            "guides",
+            "color",
+            "noise_ratio",
+        ),
         default=replace(get_preset(run.preset).config, style_layers=()),
         reason="a reconstruction has no style, and its layers are those of --layer",
     )

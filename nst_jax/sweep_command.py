@@ -27,15 +27,21 @@ from nst_jax.job_inputs import (
     obtain_weights,
     tell_of_slim,
 )
-from nst_jax.lanes import stylize_lanes
+from nst_jax.lanes import structure, stylize_lanes
 from nst_jax.loop import Progress
 from nst_jax.objective import check_learned
 from nst_jax.options import Sweep, WatchOptions
+from nst_jax.presets import get_preset
 from nst_jax.problem import Problem, make_problem
 from nst_jax.progress import progress_display
-from nst_jax.region_inputs import check_controls, check_region_options, load_style_inputs
+from nst_jax.region_inputs import (
+    check_controls,
+    check_region_options,
+    load_style_inputs,
+    with_layers,
+)
 from nst_jax.stylize_command import flat_settings, style_files
-from nst_jax.sweep_values import Combination, combinations, groups, structure
+from nst_jax.sweep_values import Combination, combinations, groups
 from nst_jax.transfer import Result
 
 COLUMNS = 6  # of a sweep over one setting
@@ -52,7 +58,8 @@ def sweep(options: Sweep) -> int:
     """
     started = time.perf_counter()
     run = options.run
-    items = combinations(options.over, config=run.config, seed=run.seed)
+    preset = get_preset(run.preset).config
+    items = combinations(options.over, config=run.config, seed=run.seed, preset=preset)
     check_size(options.size)
     if options.lanes < 1:
         raise InputError(f"lanes is {options.lanes}: expected 1 or more")
@@ -62,16 +69,18 @@ def sweep(options: Sweep) -> int:
     inputs += [Path(item.config.init) for item in items if item.config.init not in INITS]
     check_outputs(run, WatchOptions(), inputs=inputs)
     content = load_image(options.content, size=options.size)
-    # Which style a layer takes may depend on which layers there are.
+    read = load_style_inputs(
+        options.regions,
+        options.styles,
+        config=items[0].config,
+        shape=content.shape[:2],
+        size=options.size,
+    )
     given = {
-        layers: load_style_inputs(
-            options.regions,
-            options.styles,
-            config=config,
-            shape=content.shape[:2],
-            size=options.size,
+        item.config.loss.style_layers: with_layers(
+            read, options.regions, options.styles, config=item.config
         )
-        for layers, config in {item.config.loss.style_layers: item.config for item in items}.items()
+        for item in items
     }
     inits = {item.config.init: load_init(item.config, shape=content.shape) for item in items}
     for item in items:
@@ -92,9 +101,8 @@ def sweep(options: Sweep) -> int:
 
     results = run_groups(items, problem, inits=inits, lanes=options.lanes, shape=content.shape)
 
-    regions = next(iter(given.values())).regions
     record = {
-        "settings": flat_settings(options, masks=regions) | settings_record(run.config),
+        "settings": flat_settings(options, masks=read.regions) | settings_record(run.config),
         "versions": report.versions(),
         "device": report.device(),
         "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
@@ -167,7 +175,8 @@ def run_groups(
                 if not go_on:
                     break
     except jax.errors.JaxRuntimeError as error:
-        raise explained(error, width=shape[1], height=shape[0]) from None
+        advice = "fewer --lanes, "
+        raise explained(error, width=shape[1], height=shape[0], advice=advice) from None
     return results
 
 

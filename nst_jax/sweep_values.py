@@ -7,21 +7,11 @@ from typing import Any, NamedTuple, get_type_hints
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.lanes import structure
 from nst_jax.layer_factors import Layers, parse_layers
+from nst_jax.presets import own_numbers
 
 MAX_COMBINATIONS = 200
-
-# What may differ between the lanes of one program: numbers, and what only the start depends on.
-LANE_NUMBERS: dict[str, Any] = {
-    "content_weight": 1.0,
-    "style_weight": 1.0,
-    "tv_weight": 1.0,
-    "learning_rate": None,
-    "init": "content",
-    "noise": "normal",
-    "noise_scale": 0.0,
-    "noise_ratio": 0.0,
-}
 
 
 class Combination(NamedTuple):
@@ -38,13 +28,17 @@ class Combination(NamedTuple):
     seed: int
 
 
-def combinations(over: Sequence[str], *, config: Config, seed: int) -> list[Combination]:
+def combinations(
+    over: Sequence[str], *, config: Config, seed: int, preset: Config = Config()
+) -> list[Combination]:
     """Every combination of the swept settings' values; the last setting changes fastest.
 
     Args:
       over: ``NAME=VALUE,VALUE`` each; layers of one value are joined by ``+``.
       config: all other settings.
       seed: likewise.
+      preset: the settings of which ``config`` is a variation; another optimiser does not take over
+        its learning rate and memory size.
 
     Raises:
       InputError: for unknown settings and values, and combinations that ``Config`` refuses.
@@ -73,24 +67,33 @@ def combinations(over: Sequence[str], *, config: Config, seed: int) -> list[Comb
         )
     words = itertools.product(*swept.values())
     values = itertools.product(*parsed.values())
-    return [
+    result = [
         _combine(
             dict(zip(swept, texts, strict=True)),
             dict(zip(swept, numbers, strict=True)),
             config=config,
             seed=seed,
+            preset=preset,
         )
         for texts, numbers in zip(words, values, strict=True)
     ]
+    inits = {item.config.init for item in result}
+    for name in swept:
+        needed = {"blend"} if name == "noise_ratio" else {"noise", "blend"}
+        if name in ("seed", "noise", "noise_scale", "noise_ratio") and not inits & needed:
+            raise InputError(
+                f"--over {name} has no effect with init {' and '.join(sorted(inits))}: expected "
+                f"--init {' or '.join(sorted(needed))}"
+            )
+    return result
 
 
 def _combine(
-    words: dict[str, str], values: dict[str, Any], *, config: Config, seed: int
+    words: dict[str, str], values: dict[str, Any], *, config: Config, seed: int, preset: Config
 ) -> Combination:
     seed = values.pop("seed", seed)
-    if values.get("optimizer", config.optimizer) != config.optimizer:
-        # A learning rate is the optimiser's own, and so is a memory size.
-        values = {"learning_rate": None, "memory_size": None} | values
+    if "optimizer" in values:
+        values = own_numbers(config, values["optimizer"], preset=preset) | values
     return Combination(words, replace(config, **values), seed)
 
 
@@ -113,21 +116,6 @@ def _parse(name: str, text: str) -> Any:
     if name == "seed" and not 0 <= int(value) < 2**32:
         raise InputError(f"seed is {value}: expected 0 to {2**32 - 1}")
     return value
-
-
-def structure(config: Config) -> Config:
-    """A config without what may differ between lanes: equal for those of one program.
-
-    >>> structure(Config(style_weight=1.0)) == structure(Config(style_weight=2.0))
-    True
-    >>> structure(Config(steps=1)) == structure(Config(steps=2))
-    False
-    """
-    plain = {
-        name: tuple((layer, 1.0) for layer, _ in getattr(config, name))
-        for name in ("content_layers", "style_layers")
-    }
-    return replace(config, **LANE_NUMBERS, **plain)
 
 
 def groups(items: Sequence[Combination], *, lanes: int) -> list[list[int]]:

@@ -22,8 +22,9 @@ class Result(NamedTuple):
     """What ``stylize`` returns.
 
     Attributes:
-      image: the evaluated picture of lowest loss, ``[H, W, 3]``, not clipped.
-      loss: its loss.
+      image: the evaluated picture of lowest loss, ``[H, W, 3]``, not clipped; after that with the
+        content's colours and the parts that are kept, where these were asked for.
+      loss: the lowest loss, of the picture as it was evaluated.
       state: the last state, for ``run``; after a divergence its optimiser's part is of no use.
       history: ``Info`` of arrays with one entry a step.
       status: ``"done"``, ``"stopped"`` (by the callback) or ``"diverged"`` (the loss or its
@@ -102,10 +103,10 @@ def stylize(
         style_masks=style_masks,
         region_weights=region_weights,
         keep=keep,
-        init=init,
         loss=loss,
         optimizer=optimizer,
     )
+    state = problem.start(config, key, init)
 
     def report(progress: Progress) -> bool | None:
         assert callback is not None
@@ -113,7 +114,7 @@ def stylize(
 
     run = iterate(
         problem.solver,
-        problem.start(config, key, init),
+        state,
         problem.variables,
         problem.targets,
         steps=config.steps,

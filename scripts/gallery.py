@@ -30,7 +30,7 @@ from nst_jax.contact_sheet import contact_sheet
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
 from nst_jax.images import load_image, to_uint8
-from nst_jax.masks import load_mask
+from nst_jax.mask_files import load_mask
 from nst_jax.weights import WEIGHTS_VARIABLE, find_weights
 
 CONTROLS = (*STYLES, *REGIONS, *OTHERS)

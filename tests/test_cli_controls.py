@@ -17,7 +17,7 @@ from nst_jax.color import MODES
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
 from nst_jax.inputs import initial_image
-from nst_jax.masks import feather, load_mask
+from nst_jax.mask_files import feather, load_mask
 from nst_jax.weights import load_weights
 
 SIZE = 32  # of the content 32x24 and the styles 26x32; so most runs share one compilation
@@ -677,7 +677,10 @@ BAD_REGIONS = [
     # Sizes.
     (dict(guides="inside", content_mask="left.png small.png"), "leaves nothing in layer relu2_1"),
     (dict(guides="inside", style_mask="top.png spot.png"), "style mask 2 leaves nothing in layer"),
-    (dict(padding="circular", size=33), "33x25 px, .*circular.* multiples of 2 px: use 32x24 or"),
+    (
+        dict(padding="circular", size=33),
+        "33x25 px, .* multiples of 2 px.*nearest are 32x24",
+    ),
     (dict(padding="circular", style_layers="relu3_1", size=36), "36x27 px, .* multiples of 4 px"),
     (dict(size=0), "size is 0"),
     (dict(style=""), "no style picture"),
@@ -706,7 +709,7 @@ BAD_TEXTURES = [
     (dict(style_size=-1), "size is -1"),
     (dict(style_blend="1 2"), "2 blend factors for 1 styles"),
     (dict(style_blend="nan"), "style_blend is .nan."),
-    (dict(tileable=True, size=33), "33x33 px, .*circular.* multiples of 2 px: use 32x32"),
+    (dict(tileable=True, size=33), "33x33 px, .*circular.* multiples of 2 px.*nearest are 32x32"),
     (dict(size="32 1"), "picture is 32x1 px, but layer relu2_1 needs"),
     (dict(style_layers=""), "no layers"),
     (dict(style_layers="geometric relu1_1=2"), "contradicts the scheme geometric"),
@@ -776,7 +779,7 @@ class TestRefused:
     @pytest.mark.parametrize("first", ["keep", "1"])
     def test_a_region_that_is_too_small_is_named(self, refused, first):
         """By its place among all regions, or its file."""
-        options = dict(content_mask="left.png small.png", guides="inside", **ONE)
+        options = dict(content_mask="right.png small.png", guides="inside", **ONE)
         refused("mask 2 |small.png", region_styles=f"{first} 1", **options)
 
     @pytest.mark.parametrize(

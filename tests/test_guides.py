@@ -9,7 +9,7 @@ from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
 from nst_jax.guides import lay_over, layer_guides
 from nst_jax.layers import CONVS, CONVS_PER_BLOCK, stride
-from nst_jax.mask_inputs import check_masks, check_reach, check_region_weights
+from nst_jax.mask_checks import check_masks, check_reach, check_region_weights
 from nst_jax.vgg import features
 
 LAYERS = ("conv1_1", "relu1_2", "relu2_1", "relu3_1")
@@ -199,6 +199,8 @@ CONTENT = jnp.zeros((32, 48, 3))
 STYLES = [jnp.zeros((20, 33, 3)), jnp.zeros((16, 16, 3))]
 LEFT = np.zeros((32, 48))
 LEFT[:, :20] = 1
+KEPT = np.zeros((32, 48))
+KEPT[:9] = 1
 
 
 def checked(*, content_masks=None, style_masks=None, keep=None, styles=STYLES):
@@ -217,12 +219,12 @@ class TestCheckMasks:
     def test_masks_become_arrays_of_the_pictures_type(self):
         of_style = np.ones((20, 33), np.int32)
         found = checked(
-            content_masks=[LEFT, LEFT == 0], style_masks=[of_style, None], keep=LEFT.tolist()
+            content_masks=[LEFT, LEFT == 0], style_masks=[of_style, None], keep=KEPT.tolist()
         )
         np.testing.assert_array_equal(found["content_masks"], [LEFT, 1 - LEFT])
         np.testing.assert_array_equal(found["style_masks"][0], of_style)
         assert found["style_masks"][1] is None
-        np.testing.assert_array_equal(found["keep"], LEFT)
+        np.testing.assert_array_equal(found["keep"], KEPT)
         assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype("float32")}
 
     def test_one_array_is_as_good_as_a_sequence(self):
@@ -357,3 +359,17 @@ class TestCheckRegionWeights:
     def test_unfit_weights_are_refused(self, weights, regions, message):
         with pytest.raises(InputError, match=message):
             check_region_weights(weights, regions=regions)
+
+
+class TestKeptAndStyled:
+    def test_all_of_it_kept(self):
+        ones = np.ones((32, 48))
+        for masks in (None, [LEFT]):
+            with pytest.raises(InputError, match="all of the picture is kept"):
+                checked(keep=ones, content_masks=masks)
+
+    def test_a_region_within_what_is_kept(self):
+        inner = LEFT.copy()
+        inner[4:] = 0
+        with pytest.raises(InputError, match="a region lies wholly in what is kept"):
+            checked(keep=LEFT, content_masks=[inner, 1 - LEFT])

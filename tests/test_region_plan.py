@@ -28,7 +28,6 @@ ACCEPTED = {
     "one style": (at(styles=1), ([], [], [(0, None)], None)),
     "two styles": (at(styles=2), ([], [], NO_MASKS, None)),
     "blend": (at(styles=2, style_blend=[1.0, 3.0]), ([], [], NO_MASKS, (1.0, 3.0))),
-    "blend of one": (at(styles=1, style_blend=[2.0]), ([], [], [(0, None)], (2.0,))),
     "a layer's own style": (
         at(styles=2, layer_styles=["relu2_1=2"]),
         ([], [], NO_MASKS, {"relu1_1": [[1, 1]], "relu2_1": [[0, 1]]}),

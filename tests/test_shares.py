@@ -146,7 +146,8 @@ def test_numbers_that_are_factors(blend):
         found, blend = {"": found}, {"": blend}
     for layer, factors in found.items():
         assert isinstance(factors, np.ndarray) and factors.dtype == float
-        np.testing.assert_array_equal(factors, np.asarray(blend[layer]))
+        given = np.asarray(blend[layer], float)
+        np.testing.assert_allclose(factors, given / given.sum(-1, keepdims=True), rtol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +177,13 @@ def test_numbers_that_are_none(blend, shown):
     message = str(caught.value)
     assert message.startswith("style_blend is ") and len(message.splitlines()) == 1
     assert message.endswith("expected finite numbers, 0 or more, and one above 0")
+
+
+@pytest.mark.parametrize("blend", [(3e38, 3e38), (1e-40, 1e-40)])
+def test_shares_of_extreme_factors(blend):
+    """Which sums in float32 would make 0 or NaN."""
+    if blend[0] < 1e-38:
+        with pytest.raises(InputError, match="one above 0"):
+            check_blend((0.0, 1e-46))
+    shares = style_shares(check_blend(blend), layers=("relu1_1",), regions=1, styles=2)
+    np.testing.assert_array_equal(shares["relu1_1"], [[0.5, 0.5]])

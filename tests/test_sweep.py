@@ -3,6 +3,7 @@
 import re
 import signal
 from contextlib import contextmanager
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -20,13 +21,14 @@ from nst_jax.contact_sheet import contact_sheet
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image, to_uint8
 from nst_jax.lanes import stylize_lanes
-from nst_jax.masks import load_mask
+from nst_jax.mask_files import load_mask
 from nst_jax.problem import make_problem
 from nst_jax.sweep_values import MAX_COMBINATIONS, combinations, groups, structure
 
 SHALLOW = {"content_layers": ["relu2_1"], "style_layers": ["relu1_1", "relu2_1"]}
 BASE = Config(steps=4, **SHALLOW)
 ADAM = Config(steps=4, optimizer="adam", learning_rate=2.0, **SHALLOW)
+NOISE = replace(BASE, init="blend")
 SIZE = 32
 
 
@@ -82,24 +84,35 @@ class TestCombinations:
     )
     def test_values_have_their_types(self, over, values):
         name, _, words = over.partition("=")
-        found = combinations([over], config=BASE, seed=0)
+        found = combinations([over], config=NOISE, seed=0)
         assert [getattr(item.config, name) for item in found] == values
         assert all(type(getattr(item.config, name)) is type(values[0]) for item in found)
         assert [item.words for item in found] == [{name: word} for word in words.split(",")]
 
     def test_seeds(self):
-        found = combinations(["seed=0,4294967295"], config=BASE, seed=7)
+        found = combinations(["seed=0,4294967295"], config=NOISE, seed=7)
         assert [item.seed for item in found] == [0, 2**32 - 1]
-        assert all(type(item.seed) is int and item.config == BASE for item in found)
+        assert all(type(item.seed) is int and item.config == NOISE for item in found)
 
     def test_another_optimizer_has_its_own_learning_rate(self):
         base = Config(learning_rate=0.5, memory_size=3, **SHALLOW)
-        found = configs_of(["optimizer=lbfgs,adam,lbfgs-linesearch"], config=base)
+        found = configs_of(["optimizer=lbfgs,adam,lbfgs-linesearch"], config=base, preset=base)
         options = [(config.learning_rate, config.memory_size) for config in found]
         assert options == [(0.5, 3), (None, None), (None, None)]
-        found = configs_of(["learning_rate=1,2", "optimizer=adam,lbfgs"], config=base)
+        found = configs_of(["learning_rate=1,2", "optimizer=adam,lbfgs"], config=base, preset=base)
         options = [(config.learning_rate, config.memory_size) for config in found]
         assert options == [(1, None), (1, 3), (2, None), (2, 3)]
+        asked = Config(learning_rate=0.5, **SHALLOW)  # for, and not the preset's
+        found = configs_of(["optimizer=lbfgs,adam"], config=asked)
+        assert [config.learning_rate for config in found] == [0.5, 0.5]
+
+    @pytest.mark.parametrize("over", ["seed=1,2", "noise=normal,uniform", "noise_scale=0,0.1"])
+    def test_noise_where_there_is_none(self, over):
+        with pytest.raises(InputError, match="no effect with init content: expected --init blend"):
+            combinations([over], config=BASE, seed=0)
+        assert len(combinations([over, "init=content,noise"], config=BASE, seed=0)) == 4
+        with pytest.raises(InputError, match="noise_ratio has no effect with init noise"):
+            combinations(["noise_ratio=0,1"], config=replace(BASE, init="noise"), seed=0)
 
     def test_most(self):
         values = ",".join(map(str, range(20)))
@@ -243,7 +256,7 @@ class TestGroups:
         assert groups(items, lanes=8) == [[0], [2], [1, 3]]
 
     def test_seeds_share_a_program(self):
-        items = combinations(["seed=1,2,3"], config=BASE, seed=0)
+        items = combinations(["seed=1,2,3"], config=NOISE, seed=0)
         assert groups(items, lanes=8) == [[0, 1, 2]]
 
 
@@ -578,16 +591,19 @@ class TestCommand:
 
     def test_losses_whose_sum_overflows(self, run):
         """Their mean, which is shown on the way, is no fault of the lanes."""
-        assert run("seed=1", steps=1, content_weight=0, tv_weight=0, style_weight=1).code == 0
+        assert (
+            run("seed=1", init="noise", steps=1, content_weight=0, tv_weight=0, style_weight=1).code
+            == 0
+        )
         weight = 2.5e38 / losses()[0][0]
         numbers = dict(content_weight=0, tv_weight=0, style_weight=weight)
-        code, _, err = run("seed=1,2", steps=1, overwrite=True, **numbers)
+        code, _, err = run("seed=1,2", init="noise", steps=1, overwrite=True, **numbers)
         assert code == 0 and "Warning" not in err
         assert losses() == [[pytest.approx(2.5e38, rel=1e-4)]] * 2
 
     def test_jpeg_and_overwrite(self, run, desk):
         (desk / "out.json").write_text("old")
-        assert run("seed=1", output="out.jpg", overwrite=True).code == 0
+        assert run("seed=1", init="noise", output="out.jpg", overwrite=True).code == 0
         with Image.open("out.jpg") as image:
             assert image.format == "JPEG"
         assert len(record()["pictures"]) == 1
@@ -683,21 +699,25 @@ class TestRefused:
             (["memory_size=5,10"], {}, "memory_size has no meaning for adam"),
             (["seed=1,-1"], {}, "seed is -1"),
             (["style_layers=relu1_1,fc7"], {}, "unknown layer 'fc7'"),
-            (["seed=1"], {"lanes": 0}, "lanes is 0: expected 1 or more"),
-            (["seed=1"], {"size": 0}, "size is 0: expected at least 1"),
-            (["seed=1"], {"seed": -1}, "seed is -1"),
-            (["seed=1"], {"output": "old.png"}, "old.png exists: .*--overwrite"),
-            (["seed=1"], {"output": "oldrecord.png"}, "oldrecord.json exists"),
-            (["seed=1"], {"output": "out"}, "out has no suffix of a known picture format"),
-            (["seed=1"], {"output": "content.png", "overwrite": True}, "content.png is an input"),
+            (["tv_weight=1"], {"lanes": 0}, "lanes is 0: expected 1 or more"),
+            (["tv_weight=1"], {"size": 0}, "size is 0: expected at least 1"),
+            (["tv_weight=1"], {"seed": -1}, "seed is -1"),
+            (["tv_weight=1"], {"output": "old.png"}, "old.png exists: .*--overwrite"),
+            (["tv_weight=1"], {"output": "oldrecord.png"}, "oldrecord.json exists"),
+            (["tv_weight=1"], {"output": "out"}, "out has no suffix of a known picture format"),
             (
-                ["seed=1"],
+                ["tv_weight=1"],
+                {"output": "content.png", "overwrite": True},
+                "content.png is an input",
+            ),
+            (
+                ["tv_weight=1"],
                 {"output": "left.png", "overwrite": True, "style": TWO, "content_mask": MASKS},
                 "left.png is an input",
             ),
-            (["seed=1"], {"style": "none.png"}, "none.png does not exist"),
-            (["seed=1"], {"init": "none.png"}, "none.png does not exist"),
-            (["seed=1"], {"weights": "nowhere.h5"}, "nowhere.h5 .*do not exist"),
+            (["tv_weight=1"], {"style": "none.png"}, "none.png does not exist"),
+            (["tv_weight=1"], {"init": "none.png"}, "none.png does not exist"),
+            (["tv_weight=1"], {"weights": "nowhere.h5"}, "nowhere.h5 .*do not exist"),
             # Where only one of the combinations does not fit.
             (["style_layers=relu1_1,relu5_1"], {"size": 20}, "layer relu5_1 needs"),
             (["padding=zero,circular"], {"size": 31}, "with circular padding layer relu2_1 needs"),
@@ -715,16 +735,20 @@ class TestRefused:
                 "mask small.png leaves nothing in layer relu2_1 with guides inside",
             ),
             (
-                ["seed=1,2"],
+                ["tv_weight=1,2"],
                 {"content_mask": MASKS, "region_weights": "-1 1"},
                 "region weights are .-1.0, 1.0.",
             ),
             (
-                ["seed=1,2"],
+                ["tv_weight=1,2"],
                 {"content_mask": MASKS, "region_styles": "keep keep"},
                 "all of the picture is kept",
             ),
-            (["seed=1,2"], {"content_mask": "left.png", "style": TWO, "feather": -1}, "feather is"),
+            (
+                ["tv_weight=1,2"],
+                {"content_mask": "left.png", "style": TWO, "feather": -1},
+                "feather is",
+            ),
             (["init=content,none.png"], {}, "none.png does not exist"),
             (["init=content,two.png"], {}, "initial picture two.png is 26x32 px, .* same aspect"),
             (
@@ -760,3 +784,12 @@ class TestRefused:
         except SystemExit as end:  # the parser's own way
             code = end.code
         assert code == 2 and listing(desk) == before
+
+
+def test_lanes_of_another_structure_are_refused(variables, content, style):
+    configs = [BASE, replace(BASE, pooling="average")]
+    problem = make_problem(variables, content, [style], config=BASE)
+    with pytest.raises(InputError, match="differ in structure"):
+        stylize_lanes(problem, configs, keys=[jax.random.key(0)] * 2)
+    with pytest.raises(InputError, match="initial picture has shape"):
+        stylize_lanes(problem, [BASE], keys=[jax.random.key(0)], inits=[content[1:]])

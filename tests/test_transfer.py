@@ -268,3 +268,27 @@ def test_the_loss_falls_on_a_gpu(variables, content, style):
     result = transfer.stylize(variables, content, [style], config=Config(steps=20))
     assert result.loss < 0.3 * result.history.loss[0]
     assert result.image.devices() == {jax.devices("gpu")[0]}
+
+
+def test_luminance_is_what_is_optimised(variables, content, style):
+    """The loss is that of the grey picture, and so is the result's luminance."""
+    from nst_jax.color import prepare_colors
+    from nst_jax.color_matching import grey, luminance
+
+    config = Config(steps=4, color="luminance", init="noise", noise_scale=0.2)
+    result = transfer.stylize(variables, content, [style], config=config, key=KEY)
+    loss = make_loss(config.loss)
+    grey_content, styles = prepare_colors(jnp.asarray(content), [style], mode="luminance")
+    targets = loss.targets(variables, grey_content, styles, weights=loss_weights(config))
+    value, _ = loss.head(loss.statistics(variables, grey(result.image), targets), targets)
+    np.testing.assert_allclose(value, result.loss, rtol=1e-4)
+    chroma = result.image - luminance(result.image)[..., None]
+    np.testing.assert_allclose(chroma, content - luminance(content)[..., None], atol=1e-5)
+
+
+def test_an_initial_picture_and_a_drawn_one_have_the_same_colours(variables, content, style):
+    config = Config(steps=2, color="luminance", init="noise", noise_scale=0.2)
+    drawn = transfer.stylize(variables, content, [style], config=config, key=KEY)
+    noise = initial_image(jnp.asarray(content), variables, config=config, key=KEY)
+    given = transfer.stylize(variables, content, [style], config=config, init=noise)
+    np.testing.assert_allclose(given.history.loss, drawn.history.loss, rtol=1e-5)

@@ -76,9 +76,9 @@ def check_masks(
     """
     if keep is not None:
         keep = _as_mask("mask of what is kept", keep, content)
+        if not (keep < 1).any():
+            raise InputError("all of the picture is kept as it is: nothing is left to stylize")
         if content_masks is None:
-            if not (keep < 1).any():
-                raise InputError("all of the picture is kept as it is: nothing is left to stylize")
             content_masks = 1 - keep[None]
     if content_masks is not None:
         masks = [
@@ -88,6 +88,8 @@ def check_masks(
         if not masks:
             raise InputError("no content mask: expected one for each region, or None")
         content_masks = jnp.stack(masks)
+        if keep is not None and not all((mask * (1 - keep)).any() for mask in masks):
+            raise InputError("a region lies wholly in what is kept as it is: leave one of them out")
     if style_masks is not None:
         if len(style_masks) != len(styles):
             raise InputError(
@@ -128,8 +130,8 @@ def check_reach(controls: dict[str, Any], config: LossConfig, *, names: Sequence
     )
     masks = controls["content_masks"]
     for number, mask in enumerate([] if masks is None else masks, start=1):
-        name = names[number - 1] if names else str(number)
-        _check_sums(f"content mask {name}", sums(mask), config)
+        name = f"content mask {names[number - 1] if names else number}"
+        _check_sums(name, sums(mask), config)
     for number, mask in enumerate(controls["style_masks"] or [], start=1):
         if mask is not None:
             _check_sums(f"style mask {number}", sums(mask), config)

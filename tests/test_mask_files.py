@@ -6,7 +6,7 @@ from PIL import Image
 from test_images import STORED, orientation, triangle_weights
 
 from nst_jax.errors import InputError
-from nst_jax.masks import MAX_REGIONS, feather, load_labels, load_mask, mask_aspect_note
+from nst_jax.mask_files import MAX_REGIONS, feather, load_labels, load_mask, mask_aspect_note
 
 RED, GREEN, BLUE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
 
