@@ -16,7 +16,7 @@ from conftest import TINY_CHANNELS
 from PIL import Image
 from procedural_pictures import KINDS, draw_picture
 
-from nst_jax import shapes, transfer
+from nst_jax import loop, shapes
 from nst_jax.errors import InputError
 from nst_jax.layers import block_of
 from nst_jax.presets import get_preset
@@ -289,7 +289,7 @@ def test_pictures_of_optimisations_do_not_depend_on_the_clock(monkeypatch, slim_
     options = distill.Options(folder=Path(), teacher=Path(), crop=32, policy_runs=1)
     found = []
     for seconds in (1e-9, 100.0):
-        monkeypatch.setattr(transfer, "CHUNK_SECONDS", seconds)
+        monkeypatch.setattr(loop, "CHUNK_SECONDS", seconds)
         gathered = distill_pictures.Pictures(drawn, drawn)
         found.append(distill_pictures.policy_pictures(options, gathered, slim_variables, number=3))
     assert len(found[0]) in (2, 3) and found[0][0].shape == (48, 48, 3)
