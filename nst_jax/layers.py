@@ -83,14 +83,21 @@ def check_multiple(height: int, width: int, taps: tuple[str, ...]) -> None:
     """Check that a picture can tile: its sides are multiples of the stride of the deepest tap.
 
     Raises:
-      InputError: where they are not, with the nearest sides that are.
+      InputError: where they are not, with the nearest size of this aspect ratio that has them.
     """
     tap = deepest(taps)
     step = stride(tap)
     if height % step or width % step:
-        nearest = [max(step, step * round(side / step)) for side in (width, height)]
+        longer, shorter = max(height, width), min(height, width)
+        # What the longer side may be if the shorter one is to follow by the aspect ratio.
+        sizes = [
+            size
+            for size in range(step, 4 * longer, step)
+            if round(shorter * size / longer) % step == 0 and round(shorter * size / longer)
+        ]
+        nearest = min(sizes, key=lambda size: abs(size - longer), default=None)
+        size = "" if nearest is None else f"choose a longer side of {nearest} px, "
         raise InputError(
             f"the picture is {width}x{height} px, but with circular padding layer {tap} needs "
-            f"multiples of {step} px: crop it or choose a size that gives them (the nearest "
-            f"are {nearest[0]}x{nearest[1]}), or use shallower layers"
+            f"multiples of {step} px: {size}crop it, or use shallower layers"
         )

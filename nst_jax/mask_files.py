@@ -14,6 +14,8 @@ from nst_jax.errors import InputError
 from nst_jax.images import load_picture, resize_to
 
 MAX_REGIONS = 32
+FAINT = 0.3  # of white
+SMALL_REGION = 0.01  # of a picture
 
 Color = tuple[int, int, int]
 
@@ -36,6 +38,11 @@ def load_mask(path: str | Path, *, shape: tuple[int, int]) -> np.ndarray:
     mask = _resize(mask if alpha is None else mask * alpha, shape=shape)
     if not mask.any():
         raise InputError(f"the mask {path} marks nothing: expected white where its region is")
+    if mask.max() < FAINT:  # such as a file of 0 and 1 in place of 0 and 255
+        raise InputError(
+            f"the mask {path} has no brighter pixel than {mask.max():.2g} of white: expected white "
+            "where its region is"
+        )
     return mask
 
 
@@ -80,6 +87,22 @@ def load_labels(
         )
     masks = [_resize((codes == found[color]).astype(np.float32), shape=shape) for color in wanted]
     return wanted, np.stack(masks)
+
+
+def soft_edges_note(path: str | Path, masks: np.ndarray) -> str | None:
+    """A line for the person where a label image looks as if its edges were soft.
+
+    Args:
+      path: the label image's file.
+      masks: its masks, ``[R, H, W]``.
+    """
+    small = int((masks.mean(axis=(1, 2)) < SMALL_REGION).sum())
+    if small < 2:
+        return None
+    return (
+        f"{small} of the {len(masks)} colours of the label image {path} cover less than "
+        f"{SMALL_REGION:.0%} of it: if its edges are soft, save it with hard ones"
+    )
 
 
 def feather(masks: np.ndarray, *, radius: float) -> np.ndarray:

@@ -11,7 +11,13 @@ from nst_jax.errors import InputError
 from nst_jax.images import load_image
 from nst_jax.inputs import as_picture
 from nst_jax.mask_checks import check_guidance
-from nst_jax.mask_files import feather, load_labels, load_mask, mask_aspect_note
+from nst_jax.mask_files import (
+    feather,
+    load_labels,
+    load_mask,
+    mask_aspect_note,
+    soft_edges_note,
+)
 from nst_jax.options import RegionOptions, StyleOptions
 from nst_jax.region_plan import plan_styles
 from nst_jax.shares import check_blend
@@ -187,6 +193,8 @@ def _content_masks(
     """Colours of the labels, and the masks ``[R, H, W]`` of the content."""
     if regions.labels is not None:
         colors, masks = load_labels(regions.labels, shape=shape)
+        if note := soft_edges_note(regions.labels, masks):
+            print(f"nst-jax: {note}", file=sys.stderr)
         _tell_aspect(regions.labels, shape=shape)
         return colors, masks
     masks = [_load_mask(path, shape=shape) for path in regions.content_mask]

@@ -134,7 +134,7 @@ def _region_choices(region_styles: Sequence[str], *, regions: int, styles: int) 
         return [str(number) for number in range(1, regions + 1)]
     for token in region_styles:
         if token not in ("mix", "keep"):
-            _number(token, styles, what="the style of a region")
+            _number(token, styles, what="the style of a region", also="mix, keep or ")
     return list(region_styles)
 
 
@@ -174,9 +174,9 @@ def _refuse_useless(
             raise InputError(f"style {index + 1} is used nowhere: leave it out, or give it a place")
 
 
-def _number(text: str, styles: int, *, what: str) -> int:
+def _number(text: str, styles: int, *, what: str, also: str = "") -> int:
     if not text.isdecimal() or not 1 <= int(text) <= styles:
-        raise InputError(f"{what} is {text!r}: expected a number from 1 to {styles}")
+        raise InputError(f"{what} is {text!r}: expected {also}a number from 1 to {styles}")
     return int(text) - 1
 
 

@@ -70,7 +70,7 @@ def texture(options: Texture) -> int:
         run,
         ("content_layers", "content_weight", "color", "guides", "noise_ratio"),
         default=replace(get_preset(run.preset).config, content_layers=()),
-        reason="a texture has no content and starts from noise",
+        reason="a texture has no content to compare or to blend with",
     )
     if config.init in ("content", "blend"):
         raise InputError(f"init {config.init} has no meaning for a texture: expected noise or FILE")

@@ -170,7 +170,8 @@ OTHERS = (
         `--color keep-yiq` lays the result's luminance over the content's colours, `keep-lab`
         does so in L\\*a\\*b\\*; `keep-ycbcr` is by its mathematics the same as `keep-yiq` and
         not shown. `luminance` optimises luminance alone, with the style's contrast matched to
-        the content's. The others give the style the content's colours before: by their mean and
+        the content's: it looks gentler, and bears a larger `--style-weight`.
+        The others give the style the content's colours before: by their mean and
         covariance, with one of three square roots (`match-cholesky`, `match-pca`,
         `match-symmetric`), or channel by channel (`match-histogram`), which leaves hues that the
         content does not have. Keep where each thing shall have its own colour; match where

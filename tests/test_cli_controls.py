@@ -628,7 +628,10 @@ BAD_REGIONS = [
     (dict(region_styles="1 2"), "region_styles needs regions"),
     (dict(region_styles="1", **REGIONS), "1 region styles for 2 regions"),
     (dict(region_styles="1 2 keep", **LABELS), "3 region styles for 2 regions"),
-    (dict(region_styles="1 none", **REGIONS), "style of a region is 'none': expected a number"),
+    (
+        dict(region_styles="1 none", **REGIONS),
+        "style of a region is 'none': expected mix, keep or a number",
+    ),
     (dict(region_styles="1 3", **REGIONS), "style of a region is '3'"),
     (dict(region_styles="1 1", **REGIONS), "style 2 is used nowhere"),
     (dict(region_styles="1 keep", **LABELS), "style 2 is used nowhere"),
@@ -679,7 +682,7 @@ BAD_REGIONS = [
     (dict(guides="inside", style_mask="top.png spot.png"), "style mask 2 leaves nothing in layer"),
     (
         dict(padding="circular", size=33),
-        "33x25 px, .* multiples of 2 px.*nearest are 32x24",
+        "33x25 px, .* multiples of 2 px: choose a longer side of 32 px",
     ),
     (dict(padding="circular", style_layers="relu3_1", size=36), "36x27 px, .* multiples of 4 px"),
     (dict(size=0), "size is 0"),
@@ -709,7 +712,10 @@ BAD_TEXTURES = [
     (dict(style_size=-1), "size is -1"),
     (dict(style_blend="1 2"), "2 blend factors for 1 styles"),
     (dict(style_blend="nan"), "style_blend is .nan."),
-    (dict(tileable=True, size=33), "33x33 px, .*circular.* multiples of 2 px.*nearest are 32x32"),
+    (
+        dict(tileable=True, size=33),
+        "33x33 px, .* multiples of 2 px: choose a longer side of 32 px",
+    ),
     (dict(size="32 1"), "picture is 32x1 px, but layer relu2_1 needs"),
     (dict(style_layers=""), "no layers"),
     (dict(style_layers="geometric relu1_1=2"), "contradicts the scheme geometric"),

@@ -6,7 +6,14 @@ from PIL import Image
 from test_images import STORED, orientation, triangle_weights
 
 from nst_jax.errors import InputError
-from nst_jax.mask_files import MAX_REGIONS, feather, load_labels, load_mask, mask_aspect_note
+from nst_jax.mask_files import (
+    MAX_REGIONS,
+    feather,
+    load_labels,
+    load_mask,
+    mask_aspect_note,
+    soft_edges_note,
+)
 
 RED, GREEN, BLUE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)
 
@@ -235,3 +242,26 @@ class TestAspect:
         with pytest.raises(InputError) as caught:
             mask_aspect_note(tmp_path / "a.png", shape=(4, 4))
         one_line(caught, "cannot read the mask", "a.png")
+
+
+def test_a_mask_of_zeros_and_ones_out_of_255_is_told(tmp_path):
+    mask = np.zeros((20, 30, 3), np.uint8)
+    mask[5:15, 5:20] = 1
+    path = tmp_path / "ones.png"
+    Image.fromarray(mask).save(path)
+    with pytest.raises(InputError, match="no brighter pixel than 0.0039 of white"):
+        load_mask(path, shape=(20, 30))
+
+
+def test_labels_with_soft_edges_are_told(tmp_path):
+    hard = np.zeros((40, 60), np.uint8)
+    hard[10:30, 10:40] = 200
+    soft = hard.copy()
+    soft[10, 10:13], soft[10, 13:16] = 50, 120  # two further colours of a few pixels
+    for name, picture, told in (("hard", hard, False), ("soft", soft, True)):
+        path = tmp_path / f"{name}.png"
+        Image.fromarray(np.repeat(picture[..., None], 3, -1)).save(path)
+        _, masks = load_labels(path, shape=(40, 60))
+        note = soft_edges_note(path, masks)
+        assert bool(note) == told
+    assert note is not None and note.startswith("2 of the 4 colours") and "hard ones" in note

@@ -225,7 +225,7 @@ REFUSED = [
     (at(styles=3, regions=2), "3 styles for 2 regions: expected one style, one for each region"),
     (
         at(styles=2, regions=2, region_styles=["1", "3"]),
-        "the style of a region is '3': expected a number from 1 to 2",
+        "the style of a region is '3': expected mix, keep or a number from 1 to 2",
     ),
     (at(styles=2, regions=2, region_styles=["1", "0"]), "the style of a region is '0': expected"),
     (at(styles=2, regions=2, region_styles=["1", "all"]), "the style of a region is 'all': expec"),
