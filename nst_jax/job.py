@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -84,14 +85,19 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
         record["timing"]["total_s"] = time.perf_counter() - started
         report.write_json(json_path(run.output), record)
     except OSError as error:
-        raise InputError(
-            f"cannot write {error.filename or run.output} ({error.strerror}): the result is "
-            "lost; see to the place and run again"
-        ) from None
+        raise not_written(error, run.output) from None
     if result.status != "done":
         print(f"nst-jax: {closing_words(result)}", file=sys.stderr)
     print(run.output)
     return EXIT_CODES[result.status]
+
+
+def not_written(error: OSError, output: Path) -> InputError:
+    """An output that could be written before the run and cannot be now."""
+    return InputError(
+        f"cannot write {error.filename or output} ({error.strerror}): the result is lost; see to "
+        "the place and run again"
+    )
 
 
 def optimise(

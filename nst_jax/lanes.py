@@ -19,19 +19,7 @@ from nst_jax.loop import Progress, iterate
 from nst_jax.objective import loss_weights
 from nst_jax.problem import Problem
 from nst_jax.transfer import Result
-from nst_jax.types import Array, Info, Solver, Targets
-
-# Lanes share everything that they compare with, but not the factors of the terms.
-AXES = Targets(
-    content=None,  # type: ignore[arg-type]
-    style=None,  # type: ignore[arg-type]
-    sizes=None,  # type: ignore[arg-type]
-    weights=0,  # type: ignore[arg-type]
-    shares=None,  # type: ignore[arg-type]
-    regions=None,
-    keep=None,
-)
-
+from nst_jax.types import Array, Info, LossWeights, Solver, State, Targets, Variables
 
 # What may differ between the lanes of one program: numbers, and what only the start depends on.
 LANE_NUMBERS: dict[str, Any] = {
@@ -63,11 +51,24 @@ def structure(config: Config) -> Config:
 
 @lru_cache(maxsize=64)
 def lanes_solver(solver: Solver) -> Solver:
-    """A solver of states with a leading axis; of equal solvers it is the same object."""
-    return Solver(
-        init=jax.vmap(solver.init, in_axes=(0, None, AXES)),
-        step=jax.vmap(solver.step, in_axes=(0, None, AXES)),
-    )
+    """A solver of states with a leading axis; of equal solvers it is the same object.
+
+    The lanes share everything that they compare with, but not the factors of the terms.
+    """
+
+    def over_lanes(function: Callable[..., Any], leading: Any, targets: Targets) -> Any:
+        def of_lane(leaves: Any, weights: LossWeights) -> Any:
+            return function(leaves, targets._replace(weights=weights))
+
+        return jax.vmap(of_lane)(leading, targets.weights)
+
+    def init(images: Array, variables: Variables, targets: Targets) -> State:
+        return over_lanes(lambda image, t: solver.init(image, variables, t), images, targets)
+
+    def step(states: State, variables: Variables, targets: Targets) -> tuple[State, Info]:
+        return over_lanes(lambda state, t: solver.step(state, variables, t), states, targets)
+
+    return Solver(init=init, step=step)
 
 
 def stylize_lanes(

@@ -18,7 +18,7 @@ from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image
 from nst_jax.inputs import check_pictures
 from nst_jax.interrupt import stop_on_interrupt
-from nst_jax.job import EXIT_CODES, explained, settings_record
+from nst_jax.job import EXIT_CODES, explained, not_written, settings_record
 from nst_jax.job_inputs import (
     check_outputs,
     check_size,
@@ -114,10 +114,7 @@ def sweep(options: Sweep) -> int:
         save_image(run.output, make_sheet(items, results, blank=np.ones_like(content)))
         report.write_json(json_path(run.output), record)
     except OSError as error:
-        raise InputError(
-            f"cannot write {error.filename or run.output} ({error.strerror}): the result is "
-            "lost; see to the place and run again"
-        ) from None
+        raise not_written(error, run.output) from None
     print(run.output)
     statuses = {"stopped" if result is None else result.status for result in results}
     for status in ("stopped", "diverged"):
