@@ -9,19 +9,16 @@ References:
 
 from collections.abc import Sequence
 from functools import partial
+from typing import get_args
 
 import jax.numpy as jnp
 
-from nst_jax.color_matching import MATCHES, floats, luminance, match_color, match_luminance
+from nst_jax.color_matching import floats, grey, luminance, match_color, match_luminance
+from nst_jax.config import Color
 from nst_jax.types import Array
 
 SPACES = ("yiq", "ycbcr", "lab")
-MODES = (
-    "none",
-    *(f"keep-{space}" for space in SPACES),
-    *(f"match-{method}" for method in MATCHES),
-    "luminance",
-)
+MODES = get_args(Color)
 
 _matmul = partial(jnp.matmul, precision="highest")
 
@@ -117,8 +114,7 @@ def prepare_colors(
     if kind == "match":
         return content, [match_color(style, content, method=option) for style in styles]
     if kind == "luminance":
-        grey = jnp.broadcast_to(luminance(content)[..., None], content.shape)
-        return grey, [match_luminance(style, content) for style in styles]
+        return grey(content), [match_luminance(style, content) for style in styles]
     return content, list(styles)
 
 

@@ -118,8 +118,8 @@ def optimise(
         watchers.append((watch.save_every, preview_writer(run, alpha=job.alpha)))
         every = watch.save_every
     if watch.animation is not None:
+        # Where later frames get colours or parts of the content, the bare start would be a flash.
         if job.config.color == "none" and "keep" not in job.controls:
-            # Later frames have the result's colours and parts: this one would be a flash.
             frames.append(to_uint8(first_picture(job, weights, key=key)))
         # About 40 frames, at steps that meet those of the previews.
         wanted = max(1, job.config.steps // 40)

@@ -9,7 +9,7 @@ from nst_jax.weights import find_weights, list_weights
 
 
 def manage_weights(action: Fetch | Convert | Verify | ListWeights) -> int:
-    """Run ``nst-jax weights``; see ``cli.Weights``.
+    """Run ``nst-jax weights``; see ``options.Weights``.
 
     Returns:
       The exit code; 1 where a check of ``verify`` failed.
