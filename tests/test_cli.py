@@ -90,6 +90,17 @@ def listing(folder):
     }
 
 
+def check_refused(desk, match, run):
+    """Check that a run ends with one line and writes nothing."""
+    before = listing(desk)
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("nst-jax: error: ")
+    assert re.search(match, err), err
+    assert listing(desk) == before
+
+
 def pixels(name):
     with Image.open(name) as image:
         return np.asarray(image)
@@ -453,9 +464,8 @@ class TestDiverged:
         )
 
 
-@pytest.fixture
-def press(monkeypatch):
-    """Press Ctrl-C so many times while the progress after a step is shown."""
+def pressing(monkeypatch, module):
+    """Give a function that has Ctrl-C pressed so many times while a step's progress is shown."""
 
     def arrange(step, times=1):
         @contextmanager
@@ -466,11 +476,16 @@ def press(monkeypatch):
 
             yield show
 
-        monkeypatch.setattr(job, "progress_display", display)
+        monkeypatch.setattr(module, "progress_display", display)
 
     before = signal.getsignal(signal.SIGINT)
     yield arrange
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.fixture
+def press(monkeypatch):
+    yield from pressing(monkeypatch, job)
 
 
 class TestInterrupt:
@@ -609,13 +624,7 @@ class TestBadInput:
 
         def refused(match, **options):
             monkeypatch.setattr(job, "stylize", work)
-            before = listing(desk)
-            code, out, err = run(**options)
-            assert (code, out) == (2, "")
-            lines = err.splitlines()
-            assert len(lines) == 1 and lines[0].startswith("nst-jax: error: ")
-            assert re.search(match, err), err
-            assert listing(desk) == before
+            check_refused(desk, match, lambda: run(**options))
 
         return refused
 

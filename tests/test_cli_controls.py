@@ -1,6 +1,5 @@
 """Several styles, regions, colours, textures and reconstructions on the command line."""
 
-import re
 from pathlib import Path
 
 import jax
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 from PIL import Image
-from test_cli import Run, listing, pixels, record
+from test_cli import Run, check_refused, listing, pixels, record
 
 import nst_jax
 from nst_jax import cli, job
@@ -535,13 +534,7 @@ def refused(run, desk, monkeypatch):
     def refused(match, *words, **options):
         monkeypatch.setattr(job, "stylize", work)
         monkeypatch.setattr(job, "use_compilation_cache", work)
-        before = listing(desk)
-        code, out, err = run(*words, **options)
-        assert (code, out) == (2, "")
-        lines = err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("nst-jax: error: ")
-        assert re.search(match, err), err
-        assert listing(desk) == before
+        check_refused(desk, match, lambda: run(*words, **options))
 
     return refused
 

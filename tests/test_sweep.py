@@ -1,8 +1,6 @@
 """Sweeps: combinations, what shares a program, lanes against single runs, the command."""
 
 import re
-import signal
-from contextlib import contextmanager
 from dataclasses import replace
 
 import jax
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 from PIL import Image
-from test_cli import Run, listing, pixels, record
+from test_cli import Run, check_refused, listing, pixels, pressing, record
 from test_transfer import count_traces
 
 import nst_jax
@@ -611,22 +609,7 @@ class TestCommand:
 
 @pytest.fixture
 def press(monkeypatch):
-    """Press Ctrl-C so many times while the progress after a step of the sweep is shown."""
-
-    def arrange(step, times=1):
-        @contextmanager
-        def display(steps):
-            def show(progress):
-                for _ in range(times if progress.step == step else 0):
-                    signal.raise_signal(signal.SIGINT)
-
-            yield show
-
-        monkeypatch.setattr(sweep_command, "progress_display", display)
-
-    before = signal.getsignal(signal.SIGINT)
-    yield arrange
-    assert signal.getsignal(signal.SIGINT) is before
+    yield from pressing(monkeypatch, sweep_command)
 
 
 class TestInterrupt:
@@ -675,13 +658,7 @@ class TestRefused:
         def refused(match, *over, **options):
             monkeypatch.setattr(sweep_command, "stylize_lanes", work)
             monkeypatch.setattr(sweep_command, "use_compilation_cache", work)
-            before = listing(desk)
-            code, out, err = run(*over, **options)
-            assert (code, out) == (2, "")
-            lines = err.splitlines()
-            assert len(lines) == 1 and lines[0].startswith("nst-jax: error: ")
-            assert re.search(match, err), err
-            assert listing(desk) == before
+            check_refused(desk, match, lambda: run(*over, **options))
 
         return refused
 
