@@ -2,28 +2,34 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from nst_jax.errors import InputError
+
+_umask_lock = threading.Lock()
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; move it into place if the block ends well.
 
-    The temporary file has the same suffix, and is removed where the block fails.
+    The temporary file has the same suffix, and is removed where the block fails. It is moved only
+    when its bytes are on the disk, so that a crash leaves no empty file either.
     """
     path = Path(os.path.realpath(path))  # of a link the file that it points to is replaced
-    prefix = f".{path.stem[:40]}-"  # of a long name a part, so that this one fits too
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
+        with _umask_lock:  # the umask is the process's, and is read by setting it
+            umask = os.umask(0)
+            os.umask(umask)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
         temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
         os.replace(temporary, path)
     finally:
@@ -74,3 +80,21 @@ def check_writable(path: Path, *, overwrite: bool) -> None:
     """
     check_free(path, overwrite=overwrite)
     check_folder(Path(path).parent)
+
+
+def remove_leftovers(paths: Sequence[Path]) -> None:
+    """Remove temporary files that killed writers of these files have left in their folders.
+
+    Only where no other process writes to files with such names.
+    """
+    prefixes = {(path.parent, _prefix(path), path.suffix) for path in paths}
+    for folder in {path.parent for path in paths}:
+        for name in os.listdir(folder):
+            stem, suffix = os.path.splitext(name)
+            head, dash, random = stem.rpartition("-")
+            if len(random) == 8 and (folder, head + dash, suffix) in prefixes:
+                (folder / name).unlink(missing_ok=True)
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.stem[:40]}-"  # of a long name a part, so that the temporary one fits too

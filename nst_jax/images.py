@@ -4,13 +4,15 @@ Contract: arrays are float32 RGB in [0, 1], ``[H, W, 3]``, NumPy; alpha is ``[H,
 """
 
 import os
+import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
@@ -55,29 +57,9 @@ def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
     Raises:
       InputError: for a missing, damaged or foreign file, or a size that is not positive.
     """
-    path = Path(path)
-    if size is not None and size < 1:
-        raise InputError(f"size is {size}: expected at least 1 pixel")
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a directory: expected a picture file")
-    if not os.path.exists(path):
-        raise InputError(f"{path} does not exist: expected a picture file")
-    if os.path.getsize(path) == 0:
-        raise InputError(f"{path} is empty: expected a picture file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                rgb, alpha = _decode(ImageOps.exif_transpose(image))
-    except Image.UnidentifiedImageError:
-        raise InputError(
-            f"{path} is no picture in a known format: expected PNG, JPEG or the like"
-        ) from None
-    except Exception as error:  # for damaged files Pillow's plugins raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read the picture {path} ({reason}): get the file again") from None
+    with _opened(path, size=size) as image:
+        image.load()
+        rgb, alpha = _decode(ImageOps.exif_transpose(image))
     if alpha is None:
         return Picture(rgb if size is None else resize(rgb, size=size), None)
     # Colours are averaged by how much of them is to be seen.
@@ -96,6 +78,82 @@ def load_image(path: str | Path, *, size: int | None = None) -> np.ndarray:
     """
     rgb, alpha = load_picture(path, size=size)
     return rgb if alpha is None else rgb * alpha[..., None] + (1 - alpha[..., None])
+
+
+def picture_shape(path: str | Path, *, size: int | None = None) -> tuple[int, int]:
+    """Height and width of what ``load_picture`` gives, without decoding the pixels.
+
+    Args:
+      path, size: as for ``load_picture``.
+
+    Raises:
+      InputError: as ``load_picture``, but not for damage behind the header.
+    """
+    with _opened(path, size=size) as image:
+        width, height = image.size
+        if _is_turned(image):
+            width, height = height, width
+    return (height, width) if size is None else scaled_shape((height, width), size=size)
+
+
+@contextmanager
+def _opened(path: str | Path, *, size: int | None) -> Iterator[Image.Image]:
+    """Open a picture of which only the header is read yet.
+
+    Raises:
+      InputError: for a missing or foreign file or a size that is not positive; for any failure of
+        the block that uses it, too, as of a damaged file.
+    """
+    path = Path(path)
+    if size is not None and size < 1:
+        raise InputError(f"size is {size}: expected at least 1 pixel")
+    if os.path.isdir(path):
+        raise InputError(f"{path} is a directory: expected a picture file")
+    if not os.path.exists(path):
+        raise InputError(f"{path} does not exist: expected a picture file")
+    if os.path.getsize(path) == 0:
+        raise InputError(f"{path} is empty: expected a picture file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Not by its path: then Pillow maps raw TIFFs into memory, and scrambles turned ones.
+            with open(path, "rb") as file, Image.open(file) as image:
+                yield image
+    except Image.UnidentifiedImageError:
+        raise InputError(
+            f"{path} is no picture in a known format: expected PNG, JPEG or the like"
+        ) from None
+    except Exception as error:  # for damaged files Pillow's plugins raise almost anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot read the picture {path} ({reason}): get the file again") from None
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation swaps the height and the width that a header gives."""
+    turning = (5, 6, 7, 8)
+    tag = ExifTags.Base.Orientation
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(tag) in turning:
+        return False  # here Pillow has swapped them
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        _read_png_tail(image)
+    # Not the PNG's own method, which decodes the pixels.
+    return Image.Image.getexif(image).get(tag) in turning
+
+
+def _read_png_tail(image: PngImagePlugin.PngImageFile) -> None:
+    """Have the texts and EXIF data that stand behind a PNG's pixels in ``image.info``."""
+    stream, file = image.png, image.fp
+    assert stream is not None and file is not None  # until the pixels are decoded
+    file.seek(image.tile[0].offset - 8)
+    try:
+        while (chunk := stream.read())[0] != b"IEND":
+            name, start, length = chunk
+            if name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                stream.call(name, start, length)
+            file.seek(start + length + 4)  # behind the checksum
+    except (struct.error, SyntaxError, UnicodeDecodeError):  # cut off or damaged; Pillow stops, too
+        pass
 
 
 def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
@@ -127,8 +185,18 @@ def resize(image: np.ndarray, *, size: int) -> np.ndarray:
       ``[H', W', C]``.
     """
     height, width, _ = image.shape
+    return resize_to(image, shape=scaled_shape((height, width), size=size))
+
+
+def scaled_shape(shape: tuple[int, int], *, size: int) -> tuple[int, int]:
+    """Height and width scaled to a longer side of ``size`` pixels, see ``resize``.
+
+    >>> scaled_shape((480, 640), size=100)
+    (75, 100)
+    """
+    height, width = shape
     scale = size / max(height, width)
-    return resize_to(image, shape=(max(1, round(height * scale)), max(1, round(width * scale))))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def resize_to(image: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:

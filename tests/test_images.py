@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from nst_jax.errors import InputError
-from nst_jax.images import load_image, load_picture, resize, save_image, to_uint8
+from nst_jax.images import (
+    load_image,
+    load_picture,
+    picture_shape,
+    resize,
+    save_image,
+    to_uint8,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # asymmetrical
 ALPHA = np.linspace(0, 255, 35).astype(np.uint8).reshape(5, 7)
@@ -66,6 +73,14 @@ class TestDecoding:
         stored = np.ascontiguousarray(grey[::-1].swapaxes(0, 1))
         Image.fromarray(stored).save(tmp_path / "b.png", exif=orientation(8))
         np.testing.assert_allclose(load_image(tmp_path / "b.png")[..., 2], grey / 65535, atol=1e-6)
+
+    @pytest.mark.parametrize("number", STORED)
+    @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+    def test_orientation_of_a_grey_tiff(self, tmp_path, number, compression):
+        stored = Image.fromarray(np.ascontiguousarray(STORED[number](ALPHA)))
+        stored.save(tmp_path / "a.tif", exif=orientation(number), compression=compression)
+        found = load_image(tmp_path / "a.tif")
+        np.testing.assert_array_equal(found[..., 0], ALPHA / np.float32(255))
 
     def test_grey(self, tmp_path):
         Image.fromarray(ALPHA).save(tmp_path / "a.png")
@@ -289,12 +304,13 @@ class TestSaving:
         assert os.listdir(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_bytes() == old
 
 
+def chunk(name, data):
+    """A PNG's chunk."""
+    return struct.pack(">I", len(data)) + name + data + zlib.crc32(name + data).to_bytes(4)
+
+
 def png_of_size(width, height):
     """A PNG whose header names a size, with hardly any data."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + zlib.crc32(name + data).to_bytes(4)
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b"")]
@@ -370,3 +386,98 @@ class TestBadFiles:
         else:
             assert rgb.ndim == 3 and rgb.shape[-1] == 3 and 0 <= rgb.min() <= rgb.max() <= 1
             assert alpha is None or alpha.shape == rgb.shape[:2]
+
+
+HEADERS = ["png", "jpg", "webp", "tif", "gif", "bmp", "ppm", "tga", "pcx", "ico", "icns"] + [
+    kind for kind, feature in (("jp2", "jpg_2000"), ("avif", "avif")) if features.check(feature)
+]
+ORIENTED = {"png", "jpg", "webp", "tif", "avif"}
+
+
+class TestShape:
+    @pytest.mark.parametrize("kind", HEADERS)
+    @pytest.mark.parametrize("height, width", [(20, 31), (64, 3), (1, 50), (33, 33)])
+    def test_is_that_of_the_picture(self, tmp_path, kind, height, width):
+        path = tmp_path / f"a.{kind}"
+        for number in STORED if kind in ORIENTED else [None]:
+            options = {} if number is None else {"exif": orientation(number)}
+            Image.new("RGB", (width, height)).save(path, **options)
+            for size in (None, 1, 7, 20, 31, 100):
+                expected = load_picture(path, size=size).rgb.shape[:2]
+                assert picture_shape(path, size=size) == expected, (number, size)
+
+    @pytest.mark.parametrize("height, width, size", SIZES)
+    def test_is_rounded_as_in_resize(self, tmp_path, height, width, size):
+        Image.new("L", (width, height)).save(tmp_path / "a.png")
+        scaled = resize(np.zeros((height, width, 1), np.float32), size=size)
+        assert picture_shape(tmp_path / "a.png", size=size) == scaled.shape[:2]
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK", "F"])
+    def test_of_any_mode(self, tmp_path, mode):
+        path = tmp_path / ("a.tif" if mode in ("CMYK", "F") else "a.png")
+        Image.new(mode, (9, 4)).save(path, exif=orientation(6))
+        assert picture_shape(path) == load_picture(path).rgb.shape[:2] == (9, 4)
+
+    @pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
+    @pytest.mark.parametrize("number", [1, 6])
+    @pytest.mark.parametrize("kind", ["exif", "profile", "xmp", "other"])
+    def test_orientation_elsewhere_in_a_png(self, tmp_path, kind, number, place):
+        """Some tools write it behind the pixels, or as a text."""
+        exif, xmp = orientation(number).tobytes(), b'<x tiff:Orientation="%d"/>' % number
+        profile = f"\nexif\n{len(exif):8}\n{exif.hex()}\n".encode()
+        added = {
+            "exif": chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")),
+            "profile": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
+            "xmp": chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+            "other": chunk(b"tEXt", b"Comment\0" + xmp),
+        }[kind]
+        path = tmp_path / "a.png"
+        Image.new("RGB", (9, 4)).save(path)
+        data = path.read_bytes()
+        start = data.index(place) - 4
+        path.write_bytes(data[:start] + added + data[start:])
+        expected = (4, 9) if number == 1 or kind == "other" else (9, 4)
+        assert picture_shape(path) == load_picture(path).rgb.shape[:2] == expected
+
+    def test_orientation_of_a_tiff_by_xmp(self, tmp_path):
+        xmp = b'<x tiff:Orientation="6"/>'
+        Image.new("RGB", (9, 4)).save(tmp_path / "a.tif", tiffinfo={700: xmp})
+        assert picture_shape(tmp_path / "a.tif") == load_picture(tmp_path / "a.tif").rgb.shape[:2]
+
+    @pytest.mark.parametrize("kind, number", [("png", 6), ("png", None), ("jpg", 6), ("jpg", None)])
+    def test_pixels_are_not_decoded(self, tmp_path, monkeypatch, kind, number):
+        pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        options = {} if number is None else {"exif": orientation(number)}
+        Image.fromarray(pixels).save(tmp_path / f"a.{kind}", **options)
+        data = (tmp_path / f"a.{kind}").read_bytes()
+        (tmp_path / "cut").write_bytes(data[: int(0.9 * len(data))])
+        with pytest.raises(InputError, match="truncated"):
+            load_picture(tmp_path / "cut")
+        monkeypatch.setattr(Image.Image, "load", lambda image: 1 / 0)
+        expected = (20, 30) if number is None else (30, 20)
+        for path in (tmp_path / "cut", tmp_path / f"a.{kind}"):
+            assert picture_shape(path) == expected
+            assert picture_shape(path, size=60) == (2 * expected[0], 2 * expected[1])
+
+    @pytest.mark.parametrize(
+        "data",
+        [None, b"", b"a text, no picture\n" * 9, png_of_size(0, 5), png_of_size(50_000, 50_000)]
+        + [png_of_size(10_000, 10_000), png_of_size(5, 5)[:20]],
+    )
+    def test_is_refused_as_the_picture_is(self, tmp_path, data):
+        path = tmp_path / "a.png"
+        if data is not None:
+            path.write_bytes(data)
+        messages = []
+        for read in (load_picture, picture_shape):
+            with pytest.raises(InputError) as caught:
+                read(path)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+
+    def test_arguments(self, tmp_path):
+        Image.new("L", (5, 4)).save(tmp_path / "a.png")
+        with pytest.raises(InputError, match="size is 0"):
+            picture_shape(tmp_path / "a.png", size=0)
+        with pytest.raises(InputError, match="is a directory"):
+            picture_shape(tmp_path)
