@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nst_jax.batch import stylize_batch
     from nst_jax.config import Config, LossConfig
     from nst_jax.convolution import prepare_kernels
     from nst_jax.errors import InputError
@@ -41,6 +42,7 @@ _HOMES = {
     "make_solver": "solver",
     "run": "solver",
     "stylize": "transfer",
+    "stylize_batch": "batch",
     "Loss": "types",
     "VGG19": "vgg",
     "features": "vgg",
@@ -73,6 +75,7 @@ __all__ = [
     "save_weights",
     "style_loss",
     "stylize",
+    "stylize_batch",
     "total_variation",
     "prepare_kernels",
 ]

@@ -36,22 +36,39 @@ def check_pictures(
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    pictures = [("content picture", content)] + [("style picture", style) for style in styles]
-    for what, picture in pictures:
-        _check_picture(what, picture)
+    _check_picture("content picture", content)
     if init is not None:
         check_initial(init, shape=content.shape)
+    if config.style_layers and not styles:
+        raise InputError("no style picture: expected at least one")
+    check_shape(content.shape[0], content.shape[1], config=config)
+    for style in styles:
+        check_style(style, config=config)
+
+
+def check_shape(height: int, width: int, *, config: Config) -> None:
+    """Check the size of a result for the layers of ``config``.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
     names = config.loss
     layers = names.content_layers + names.style_layers
-    if names.style_layers and not styles:
-        raise InputError("no style picture: expected at least one")
     what = "content picture" if names.content_layers else "picture"  # may be a mere canvas
-    check_sides(content.shape[0], content.shape[1], layers, what=what)
+    check_sides(height, width, layers, what=what)
     if names.padding == "circular":
-        check_multiple(content.shape[0], content.shape[1], layers)
-    for style in styles:
-        if names.style_layers:
-            check_sides(style.shape[0], style.shape[1], names.style_layers, what="style picture")
+        check_multiple(height, width, layers)
+
+
+def check_style(style: Any, *, config: Config) -> None:
+    """Check a style picture by itself.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
+    _check_picture("style picture", style)
+    if config.style_layers:
+        check_sides(style.shape[0], style.shape[1], config.loss.style_layers, what="style picture")
 
 
 def check_initial(init: Any, *, shape: tuple[int, ...]) -> None:

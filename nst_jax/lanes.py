@@ -1,12 +1,12 @@
-"""Several runs of one structure in one compiled program, each with numbers and noise of its own.
+"""Several runs of one structure: lanes, of other pictures of one size or with other numbers.
 
-The step is vmapped and the loop stays outside, so that all lanes take each step together; pictures,
-features and Gram matrices to compare with are there once.
+Lanes advance together, by ``vmap``, which keeps an accelerator busy; or apart, each by the very
+program of a run alone, which on CPUs is as fast and gives the same bits. What lanes have in common
+is there once: kernels, a content's features, a style's Gram matrices.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -15,11 +15,11 @@ import numpy as np
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.lane_plans import Lane, plan_apart, plan_together
 from nst_jax.loop import Progress, iterate
-from nst_jax.objective import loss_weights
-from nst_jax.problem import Problem
+from nst_jax.parallel import Mesh, flat_mesh
 from nst_jax.transfer import Result
-from nst_jax.types import Array, Info, LossWeights, Solver, State, Targets, Variables
+from nst_jax.types import Array, Info, State
 
 # What may differ between the lanes of one program: numbers, and what only the start depends on.
 LANE_NUMBERS: dict[str, Any] = {
@@ -49,89 +49,131 @@ def structure(config: Config) -> Config:
     return replace(config, **LANE_NUMBERS, **plain)
 
 
-@lru_cache(maxsize=64)
-def lanes_solver(solver: Solver) -> Solver:
-    """A solver of states with a leading axis; of equal solvers it is the same object.
-
-    The lanes share everything that they compare with, but not the factors of the terms.
-    """
-
-    def over_lanes(function: Callable[..., Any], leading: Any, targets: Targets) -> Any:
-        def of_lane(leaves: Any, weights: LossWeights) -> Any:
-            return function(leaves, targets._replace(weights=weights))
-
-        return jax.vmap(of_lane)(leading, targets.weights)
-
-    def init(images: Array, variables: Variables, targets: Targets) -> State:
-        return over_lanes(lambda image, t: solver.init(image, variables, t), images, targets)
-
-    def step(states: State, variables: Variables, targets: Targets) -> tuple[State, Info]:
-        return over_lanes(lambda state, t: solver.step(state, variables, t), states, targets)
-
-    return Solver(init=init, step=step)
-
-
 def stylize_lanes(
-    problem: Problem,
-    configs: Sequence[Config],
+    lanes: Sequence[Lane],
     *,
-    keys: Sequence[Array],
-    inits: Sequence[Any] | None = None,
+    shape: tuple[int, ...] | None = None,
+    mesh: Mesh | None = None,
+    together: bool | None = None,
+    width: int = 1,
+    distinct: tuple[str, ...] = (),
     started: float | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
-) -> list[Result]:
-    """Run lanes that differ in numbers: factors of terms and layers, learning rate, noise.
+    with_pictures: bool = False,
+) -> Result:
+    """Run lanes that differ in pictures of one size, or in numbers: factors, learning rate, noise.
 
     Args:
-      problem: of a config of the lanes' structure, see ``problem.make_problem``.
-      configs: settings of the lanes, with equal ``steps``.
-      keys: PRNG key of each lane's noise.
-      inits: initial picture of each lane in place of its config's, or None.
+      lanes: their configs have equal ``steps``.
+      shape: leading axes, of which ``lanes`` is in row-major order; by default one. With one of
+        contents and one of styles a grid holds each content and each style once.
+      mesh: devices over which the lanes are spread; their number need not divide.
+      together: whether all lanes take each step together; by default not on CPUs.
+      width: lanes to fill up to where they are together, so that a smaller last batch has the
+        program of the others.
+      distinct: fields of the targets that get a leading axis although all lanes may share them, for
+        the same reason.
       started: ``time.perf_counter()`` when the work began.
-      callback: as in ``transfer.stylize``; what it sees has a leading axis, and its pictures are
-        as they are optimised, see ``Problem.finish``.
+      callback: as in ``transfer.stylize``; what it sees has a leading axis.
+      with_pictures: whether the callback looks at ``Progress.image``, which else is None.
 
     Returns:
-      A ``Result`` for each lane, as ``transfer.stylize`` gives it alone; a lane that diverges does
-      not change its neighbours.
+      A ``Result`` whose ``image``, ``loss`` and ``status`` have an entry for each lane, as have the
+      leaves of ``history`` on their second axis. A lane that diverges stops, repeats its last
+      numbers, and does not change its neighbours. ``state`` is None: L-BFGS's may be larger than
+      all else.
 
     Raises:
       InputError: where the configs differ in more than numbers, or an initial picture does not fit.
     """
-    if len({structure(config) for config in configs}) > 1:
+    if len({structure(lane.config) for lane in lanes}) > 1:
         raise InputError("the lanes' configs differ in structure: expected other numbers only")
-    inits = [None] * len(configs) if inits is None else inits
-    states = [problem.start(*lane) for lane in zip(configs, keys, inits, strict=True)]
-    dtype = states[0].image.dtype
-    weights = jax.tree.map(
-        lambda *numbers: jnp.asarray(numbers, dtype), *(loss_weights(config) for config in configs)
-    )
-    run = iterate(
-        lanes_solver(problem.solver),
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *states),
-        problem.variables,
-        problem.targets._replace(weights=weights),
-        steps=configs[0].steps,
+    if together is None:
+        together = jax.default_backend() != "cpu"
+    mesh = None if mesh is None else flat_mesh(mesh)
+    if together:
+        plan = plan_together(lanes, shape or (len(lanes),), mesh, width, distinct)
+    else:
+        plan = plan_apart(lanes, mesh)
+
+    def finished(field: Any) -> Array:
+        images = _entries(field, plan.order, lanes[0].problem.shape)
+        pairs = zip(lanes, images, strict=True)
+        return jnp.stack([lane.problem.finish(jnp.asarray(image)) for lane, image in pairs])
+
+    def report(progress: Progress) -> bool | None:
+        assert callback is not None
+        info = jax.tree.map(lambda x: x.ravel()[plan.order], progress.info)
+        image: Any = finished(progress.image) if with_pictures else None
+        return callback(progress._replace(info=info, image=image))
+
+    last: Info | None = None
+
+    def take(state: State, **options: Any) -> tuple[State, Info]:
+        nonlocal last
+        state, info = plan.take(state, **options)
+        info = _repeat_ends(jax.device_get(info), before=last)
+        last = jax.tree.map(lambda x: x[-1], info)
+        return state, info
+
+    ended = iterate(
+        take,
+        plan.state,
+        steps=lanes[0].config.steps,
         started=started,
-        callback=callback,
+        callback=report if callback else None,
+    )
+    history = jax.tree.map(lambda x: x.reshape(len(x), -1)[:, plan.order], ended.history)
+    frozen = _entries(ended.state.frozen, plan.order)
+    return Result(
+        image=finished(ended.state.best_image),
+        loss=_entries(ended.state.best_loss, plan.order),
+        state=None,
+        history=history,
+        status=tuple("diverged" if lane else ended.status for lane in frozen),
+        timing=ended.timing,
     )
 
-    def result(lane: int) -> Result:
-        state = jax.tree.map(lambda leaf: leaf[lane], run.state)
-        history: Info = jax.tree.map(lambda numbers: numbers[:, lane], run.history)
-        status = run.status
-        if state.frozen:
-            finite = np.isfinite(history.loss) & np.isfinite(history.grad_norm)
-            first = int(np.argmin(finite)) + 1  # the rest repeats it
-            history = jax.tree.map(lambda numbers: numbers[:first], history)
-            status = "diverged"
-        return Result(
-            image=problem.finish(state.best_image),
-            loss=float(state.best_loss),
-            state=state,
+
+def each_result(result: Result) -> list[Result]:
+    """The lanes' results as ``transfer.stylize`` gives them alone, with their own histories."""
+
+    def of_lane(lane: int) -> Result:
+        history = jax.tree.map(lambda x: x[:, lane], result.history)
+        finite = np.isfinite(history.loss) & np.isfinite(history.grad_norm)
+        if not finite.all():
+            steps = int(finite.argmin()) + 1  # the rest repeats it
+            history = jax.tree.map(lambda x: x[:steps], history)
+        return result._replace(
+            image=result.image[lane],
+            loss=float(result.loss[lane]),
             history=history,
-            status=status,
-            timing=run.timing,
+            status=result.status[lane],
         )
 
-    return [result(lane) for lane in range(len(configs))]
+    return [of_lane(lane) for lane in range(len(result.status))]
+
+
+def _repeat_ends(info: Info, *, before: Info | None) -> Info:
+    """Diagnostics ``[steps, ...]`` in which lanes that have ended repeat their last numbers.
+
+    A device whose lanes have all ended leaves the rest empty, as has a lane by itself.
+
+    Args:
+      info: of one call; what is filled has at least one evaluation.
+      before: the last row of the call before.
+    """
+    rows = np.arange(len(info.loss)).reshape(-1, *[1] * (info.loss.ndim - 1))
+    latest = np.maximum.accumulate(np.where(info.evaluations > 0, rows, -1), axis=0)
+    before = jax.tree.map(lambda x: x[0], info) if before is None else before
+
+    def of_leaf(x: np.ndarray, old: np.ndarray) -> np.ndarray:
+        return np.where(latest < 0, old[None], np.take_along_axis(x, np.maximum(latest, 0), axis=0))
+
+    return jax.tree.map(of_leaf, info, before)
+
+
+def _entries(field: Any, order: np.ndarray, tail: tuple[int, ...] = ()) -> np.ndarray:
+    """The lanes' entries of a state's field, ``[L, *tail]``, on the host."""
+    parts = jax.device_get(field if isinstance(field, list) else [field])
+    return np.concatenate([part.reshape(-1, *tail) for part in parts])[order]

@@ -3,14 +3,12 @@
 import operator
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from nst_jax.solver import run
-from nst_jax.types import Array, Info, Solver, State, Targets, Variables
+from nst_jax.types import Array, Info, State
 
 CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
 CHUNK_SIZE = 64
@@ -52,10 +50,8 @@ class Run(NamedTuple):
 
 
 def iterate(
-    solver: Solver,
+    take: Callable[..., tuple[State, Info]],
     state: State,
-    variables: Variables,
-    targets: Targets,
     *,
     steps: int,
     started: float | None = None,
@@ -65,9 +61,10 @@ def iterate(
     """Take steps, and report between chunks of about a second and a half.
 
     Args:
-      solver, state, variables, targets: as for ``solver.run``; the state is used up. They may be
-        those of several pictures with a leading axis, which advance together; the run has then
-        diverged when all of them have.
+      take: ``(state, *, num_steps, chunk_size) -> (state, Info)``, as ``solver.run`` with all else
+        bound; the state is used up.
+      state: of one picture, or of several with a leading axis or as fields of lists; the run has
+        then diverged when all of them have.
       steps: how many.
       started: ``time.perf_counter()`` when the work began that counts as compilation.
       callback: called on the host between chunks; ``False`` stops the run.
@@ -77,9 +74,8 @@ def iterate(
       A ``Run``.
     """
     started = time.perf_counter() if started is None else started
-    take = partial(run, solver, chunk_size=CHUNK_SIZE)
     # A run of no steps compiles the loop, so that its time is known apart.
-    state, _ = take(state, variables, targets, num_steps=0)
+    state, _ = take(state, num_steps=0, chunk_size=CHUNK_SIZE)
     jax.block_until_ready(state)
     compile_s = time.perf_counter() - started
 
@@ -90,14 +86,14 @@ def iterate(
         if callback_every:
             chunk = min(chunk, callback_every - done % callback_every)
         chunk_started = time.perf_counter()
-        state, info = take(state, variables, targets, num_steps=chunk)
+        state, info = take(state, num_steps=chunk, chunk_size=CHUNK_SIZE)
         count, frozen, info = jax.device_get((state.count, state.frozen, info))
         elapsed = time.perf_counter() - chunk_started
         steps_s += elapsed
-        taken = int(count.max()) - done
+        taken = int(np.max(count)) - done
         chunks.append(jax.tree.map(operator.itemgetter(slice(taken)), info))
         done += taken
-        if frozen.all():
+        if np.all(frozen):
             status = "diverged"
         if callback is not None:
             last = jax.tree.map(operator.itemgetter(-1), chunks[-1])

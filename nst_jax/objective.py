@@ -92,7 +92,9 @@ def make_loss(config: LossConfig) -> Loss:
       - ``style_masks``: for each style the part of it that counts, ``[h, w]``, or None;
       - ``region_weights``: factors of the regions' style losses, ``[R]``, by default 1;
       - ``keep``: where the content is left as it is, ``[H, W]``. The picture that is compared is
-        there the content's.
+        there the content's;
+      - ``grams``: the styles' Gram matrices, ``Targets.style`` of an earlier call, in place of the
+        style pictures.
     """
     # One pass serves both terms; a layer in both is computed once.
     layers = tuple(dict.fromkeys(config.content_layers + config.style_layers))
@@ -132,22 +134,25 @@ def make_loss(config: LossConfig) -> Loss:
         style_masks: Sequence[Array | None] | None = None,
         region_weights: Any = None,
         keep: Array | None = None,
+        grams: dict[str, Array] | None = None,
     ) -> Targets:
         pictures = as_sequence(styles)
-        if config.style_layers and not pictures:
+        if config.style_layers and not pictures and grams is None:
             raise InputError("no style picture: expected at least one")
         masks = [None] * len(pictures) if style_masks is None else style_masks
+        if grams is None:
+            each = [style_target(variables, *pair) for pair in zip(pictures, masks, strict=True)]
+            grams = {name: jnp.stack([gram[name] for gram in each]) for name in config.style_layers}
         shares = style_shares(
             blend,
             layers=config.style_layers,
             regions=1 if content_masks is None else len(content_masks),
-            styles=len(pictures),
+            styles=len(next(iter(grams.values()), pictures)),
         )
-        grams = [style_target(variables, *pair) for pair in zip(pictures, masks, strict=True)]
         all_taps = of_picture(variables, content, layers=layers)
         return Targets(
             content={name: dense(all_taps[name]) for name in config.content_layers},
-            style={name: jnp.stack([gram[name] for gram in grams]) for name in config.style_layers},
+            style=grams,
             sizes={
                 name: jnp.asarray(positions(tap), content.dtype) for name, tap in all_taps.items()
             },

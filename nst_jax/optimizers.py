@@ -68,11 +68,18 @@ def make_optimizer(
     raise ValueError(f"optimizer is {name!r}: expected lbfgs, lbfgs-linesearch or adam")
 
 
-def set_learning_rate(opt_state, config: Config):
-    """Put the config's learning rate into the state of ``make_optimizer``'s optimiser."""
-    if config.optimizer == "lbfgs-linesearch":
+def set_learning_rate(opt_state, *configs: Config):
+    """Put a config's learning rate into the state of ``make_optimizer``'s optimiser.
+
+    A state with leading axes takes the rates of several configs, in the order of its entries.
+    """
+    if configs[0].optimizer == "lbfgs-linesearch":
         return opt_state
-    default = 1.0 if config.optimizer == "lbfgs" else config.pixel_range * 10 / 255
-    rate = default if config.learning_rate is None else config.learning_rate
     old = opt_state.hyperparams["learning_rate"]
-    return optax.tree.set(opt_state, learning_rate=jnp.asarray(rate, old.dtype))
+    rates = jnp.asarray([_learning_rate(config) for config in configs], old.dtype)
+    return optax.tree.set(opt_state, learning_rate=rates.reshape(old.shape))
+
+
+def _learning_rate(config: Config) -> float:
+    default = 1.0 if config.optimizer == "lbfgs" else config.pixel_range * 10 / 255
+    return default if config.learning_rate is None else config.learning_rate

@@ -27,7 +27,8 @@ from nst_jax.job_inputs import (
     obtain_weights,
     tell_of_slim,
 )
-from nst_jax.lanes import structure, stylize_lanes
+from nst_jax.lane_plans import Lane
+from nst_jax.lanes import each_result, structure, stylize_lanes
 from nst_jax.loop import Progress
 from nst_jax.objective import check_learned
 from nst_jax.options import Sweep, WatchOptions
@@ -67,7 +68,7 @@ def sweep(options: Sweep) -> int:
         check_region_options(options.regions, options.styles, config=item.config)
     inputs = [options.content, *style_files(options.styles, options.regions)]
     inputs += [Path(item.config.init) for item in items if item.config.init not in INITS]
-    check_outputs(run, WatchOptions(), inputs=inputs)
+    check_outputs(options.output, run, WatchOptions(), inputs=inputs)
     content = load_image(options.content, size=options.size)
     read = load_style_inputs(
         options.regions,
@@ -111,11 +112,11 @@ def sweep(options: Sweep) -> int:
         "timing": {"total_s": time.perf_counter() - started},
     }
     try:
-        save_image(run.output, make_sheet(items, results, blank=np.ones_like(content)))
-        report.write_json(json_path(run.output), record)
+        save_image(options.output, make_sheet(items, results, blank=np.ones_like(content)))
+        report.write_json(json_path(options.output), record)
     except OSError as error:
-        raise not_written(error, run.output) from None
-    print(run.output)
+        raise not_written(error, options.output) from None
+    print(options.output)
     statuses = {"stopped" if result is None else result.status for result in results}
     for status in ("stopped", "diverged"):
         if status in statuses:
@@ -159,15 +160,18 @@ def run_groups(
                 key = structure(first.config)
                 if key not in problems:
                     problems = {key: make(first)}  # one at a time: each holds features
-                found = stylize_lanes(
-                    problems[key],
-                    [items[index].config for index in group],
-                    keys=[jax.random.key(items[index].seed) for index in group],
-                    inits=[inits[items[index].config.init] for index in group],
-                    callback=callback,
-                )
-                for index, result in zip(group, jax.device_get(found), strict=True):
-                    results[index] = result._replace(state=None)
+                batch = [
+                    Lane(
+                        problems[key],
+                        items[index].config,
+                        jax.random.key(items[index].seed),
+                        inits[items[index].config.init],
+                    )
+                    for index in group
+                ]
+                found = jax.device_get(stylize_lanes(batch, callback=callback))
+                for index, result in zip(group, each_result(found), strict=True):
+                    results[index] = result
                 done += first.config.steps
                 if not go_on:
                     break

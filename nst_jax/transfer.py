@@ -6,6 +6,7 @@ have; the result is neither clipped nor rounded.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import optax
@@ -14,12 +15,14 @@ from jax.typing import ArrayLike
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.loop import Progress, iterate
-from nst_jax.problem import make_problem
+from nst_jax.optimizers import set_learning_rate
+from nst_jax.problem import make_problem, start
+from nst_jax.solver import run
 from nst_jax.types import Array, Info, Loss, State, Variables
 
 
 class Result(NamedTuple):
-    """What ``stylize`` returns.
+    """What ``stylize`` and ``stylize_batch`` return.
 
     Attributes:
       image: the evaluated picture of lowest loss, ``[H, W, 3]``, not clipped; after that with the
@@ -30,13 +33,16 @@ class Result(NamedTuple):
       status: ``"done"``, ``"stopped"`` (by the callback) or ``"diverged"`` (the loss or its
         gradient became infinite or NaN; ``image`` is the best before that).
       timing: seconds: ``compile_s``, ``steps_s``.
+
+    Of several pictures, from ``stylize_batch``, ``image``, ``loss`` and ``status`` have an entry
+    for each, as have the leaves of ``history`` on their second axis, and ``state`` is None.
     """
 
     image: Array
-    loss: float
-    state: State
+    loss: Any
+    state: State | None
     history: Info
-    status: str
+    status: Any
     timing: dict[str, float]
 
 
@@ -106,27 +112,29 @@ def stylize(
         loss=loss,
         optimizer=optimizer,
     )
-    state = problem.start(config, key, init)
+    state = start(
+        problem.solver, problem.initial(config, key, init), problem.variables, problem.targets
+    )
+    if optimizer is None:
+        state = state._replace(opt_state=set_learning_rate(state.opt_state, config))
 
     def report(progress: Progress) -> bool | None:
         assert callback is not None
         return callback(progress._replace(image=problem.finish(progress.image)))
 
-    run = iterate(
-        problem.solver,
+    ended = iterate(
+        partial(run, problem.solver, variables=problem.variables, targets=problem.targets),
         state,
-        problem.variables,
-        problem.targets,
         steps=config.steps,
         started=started,
         callback=report if callback else None,
         callback_every=callback_every,
     )
     return Result(
-        image=problem.finish(run.state.best_image),
-        loss=float(run.state.best_loss),
-        state=run.state,
-        history=run.history,
-        status=run.status,
-        timing=run.timing,
+        image=problem.finish(ended.state.best_image),
+        loss=float(ended.state.best_loss),
+        state=ended.state,
+        history=ended.history,
+        status=ended.status,
+        timing=ended.timing,
     )

@@ -7,7 +7,7 @@ import optax
 import pytest
 from conftest import smooth_picture
 
-from nst_jax import loop, transfer
+from nst_jax import lane_plans, loop, parallel, solver, transfer
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.inputs import initial_image
@@ -79,14 +79,20 @@ def test_a_given_initial_picture_is_where_the_run_starts(variables, content, sty
 def count_traces(monkeypatch):
     """Count how often the loop is traced."""
     traces = []
-    original = loop.run
 
-    def counting(solver, state, *args, **options):
-        traces.append(None)
-        return original.__wrapped__(solver, state, *args, **options)
+    def count(original, *static):
+        def counting(solver, state, *args, **options):
+            traces.append(None)
+            return original.__wrapped__(solver, state, *args, **options)
 
-    jitted = jax.jit(counting, static_argnames=("solver", "chunk_size"), donate_argnames="state")
-    monkeypatch.setattr(loop, "run", jitted)
+        static = ("solver", "chunk_size", *static)
+        return jax.jit(counting, static_argnames=static, donate_argnames="state")
+
+    run = count(solver.run)
+    for module in (transfer, lane_plans):
+        monkeypatch.setattr(module, "run", run)
+    spread = count(parallel.run_spread, "mesh", "axis", "specs")
+    monkeypatch.setattr(lane_plans, "run_spread", spread)
     return traces
 
 
