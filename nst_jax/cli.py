@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from nst_jax.allocator import keep_freed_memory
+from nst_jax.batch_options import Batch
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.layer_factors import Layers, parse_layers
@@ -118,16 +119,21 @@ def default_options(arguments: list[str]) -> dict[str, Any]:
 
     def run(command: str | None = None) -> RunOptions:
         config = preset_config(preset, command, optimizer=optimizer)
-        return RunOptions(output=missing, preset=name, config=config)
+        return RunOptions(preset=name, config=config)
 
     styles = StyleOptions(style=missing)
     return {
-        "stylize": Stylize(content=missing, size=preset.size, styles=styles, run=run()),
-        "texture": Texture(style=missing, run=run("texture")),
-        "reconstruct": Reconstruct(
-            content=missing, layer=missing, size=preset.size, run=run("reconstruct")
+        "stylize": Stylize(
+            content=missing, output=missing, size=preset.size, styles=styles, run=run()
         ),
-        "sweep": Sweep(content=missing, over=missing, styles=styles, run=run()),
+        "texture": Texture(style=missing, output=missing, run=run("texture")),
+        "reconstruct": Reconstruct(
+            content=missing, output=missing, layer=missing, size=preset.size, run=run("reconstruct")
+        ),
+        "batch": Batch(
+            contents=missing, output_dir=missing, size=preset.size, styles=styles, run=run()
+        ),
+        "sweep": Sweep(content=missing, output=missing, over=missing, styles=styles, run=run()),
     }
 
 
@@ -147,6 +153,7 @@ def parse(arguments: list[str]):
         Annotated[Stylize, defaults["stylize"]]
         | Annotated[Texture, defaults["texture"]]
         | Annotated[Reconstruct, defaults["reconstruct"]]
+        | Annotated[Batch, defaults["batch"]]
         | Annotated[Sweep, defaults["sweep"]]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
         | Annotated[Weights, tyro.conf.subcommand("weights")]
@@ -180,6 +187,11 @@ def main(arguments: list[str] | None = None) -> int:
                     Reconstruct: stylize_command.reconstruct,
                 }
                 return commands[type(options)](options)
+            case Batch():
+                keep_freed_memory()
+                from nst_jax.batch_command import batch
+
+                return batch(options)
             case Sweep():
                 keep_freed_memory()
                 from nst_jax.sweep_command import sweep

@@ -36,6 +36,7 @@ class Job(NamedTuple):
     """What a command has read and checked.
 
     Attributes:
+      output: the file to write.
       content: the content picture, ``[H, W, 3]``, or a canvas of the result's size.
       styles: the style pictures.
       config: the settings.
@@ -45,6 +46,7 @@ class Job(NamedTuple):
       settings: what the record says of the command's options.
     """
 
+    output: Path
     content: np.ndarray
     styles: list[np.ndarray]
     config: Config
@@ -68,7 +70,7 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     Raises:
       InputError: before anything is written; for outputs that cannot be written, at the end.
     """
-    check_output(run.output, alpha=job.alpha is not None)
+    check_output(job.output, alpha=job.alpha is not None)
     check_pictures(job.content, job.styles, config=job.config, init=job.init)
     weights = obtain_weights(run.weights, model=run.model)
     check_learned(weights.variables, job.config.loss)
@@ -81,14 +83,14 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     record = make_record(job, weights, result, run=run)
     record["timing"] = {"load_s": load_s} | result.timing
     try:
-        write_pictures(record, result.image, run=run, watch=watch, alpha=job.alpha, frames=frames)
+        write_pictures(record, result.image, job=job, watch=watch, frames=frames)
         record["timing"]["total_s"] = time.perf_counter() - started
-        report.write_json(json_path(run.output), record)
+        report.write_json(json_path(job.output), record)
     except OSError as error:
-        raise not_written(error, run.output) from None
+        raise not_written(error, job.output) from None
     if result.status != "done":
         print(f"nst-jax: {closing_words(result)}", file=sys.stderr)
-    print(run.output)
+    print(job.output)
     return EXIT_CODES[result.status]
 
 
@@ -115,7 +117,7 @@ def optimise(
     frames: list[np.ndarray] = []
     watchers, every = [], None
     if watch.save_every is not None:
-        watchers.append((watch.save_every, preview_writer(run, alpha=job.alpha)))
+        watchers.append((watch.save_every, preview_writer(job)))
         every = watch.save_every
     if watch.animation is not None:
         # Where later frames get colours or parts of the content, the bare start would be a flash.
@@ -159,9 +161,14 @@ def first_picture(job: Job, weights: Weights, *, key: jax.Array) -> Any:
     return initial_image(as_picture(job.content), weights.variables, config=job.config, key=key)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of the computation is one of too little memory."""
+    return "out of memory" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def explained(error: Exception, *, width: int, height: int, advice: str = "") -> Exception:
     """An error of the computation as one of the input, where it is one of too little memory."""
-    if "out of memory" not in str(error).lower():
+    if not is_out_of_memory(error):
         return error
     return InputError(
         f"out of memory at {width}x{height} px: choose a smaller --size, {advice}or for L-BFGS a "
@@ -169,13 +176,13 @@ def explained(error: Exception, *, width: int, height: int, advice: str = "") ->
     )
 
 
-def preview_writer(run: RunOptions, *, alpha: np.ndarray | None) -> Callable[[Progress], None]:
+def preview_writer(job: Job) -> Callable[[Progress], None]:
     """A function that writes a numbered preview; one that cannot be written is only told."""
 
     def write(progress: Progress) -> None:
-        path = report.preview_path(run.output, progress.step)
+        path = report.preview_path(job.output, progress.step)
         try:
-            save_image(path, progress.image, alpha=alpha)
+            save_image(path, progress.image, alpha=job.alpha)
         except OSError as error:
             print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
 
@@ -195,9 +202,8 @@ def write_pictures(
     record: dict[str, Any],
     image: Any,
     *,
-    run: RunOptions,
+    job: Job,
     watch: WatchOptions,
-    alpha: np.ndarray | None,
     frames: list[np.ndarray],
 ) -> None:
     """Write the result, and the animation and the plot where they are asked for."""
@@ -206,7 +212,7 @@ def write_pictures(
         "Software": f"nst_jax {record['versions']['nst_jax']}",
         "nst_jax": json.dumps(report.as_json(brief)),
     }
-    save_image(run.output, image, alpha=alpha, metadata=metadata)
+    save_image(job.output, image, alpha=job.alpha, metadata=metadata)
     if watch.animation is not None:
         report.write_animation(watch.animation, [*frames, to_uint8(image)])
     if watch.plot is not None:

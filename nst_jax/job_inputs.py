@@ -37,18 +37,29 @@ def check_size(size: int) -> None:
         raise InputError(f"size is {size}: expected at least 1 pixel")
 
 
-def check_outputs(run: RunOptions, watch: WatchOptions, *, inputs: Sequence[Path]) -> None:
+def check_seed(seed: int) -> None:
+    """Check a seed.
+
+    Raises:
+      InputError: where JAX does not take it as it is.
+    """
+    if not 0 <= seed < 2**32:  # larger ones it takes modulo 2**32, or not at all
+        raise InputError(f"seed is {seed}: expected 0 to {2**32 - 1}")
+
+
+def check_outputs(
+    output: Path, run: RunOptions, watch: WatchOptions, *, inputs: Sequence[Path]
+) -> None:
     """Check what can be checked before any picture is read.
 
     Raises:
       InputError: for options that contradict each other, and outputs that cannot be written.
     """
-    check_output(run.output)
-    if not 0 <= run.seed < 2**32:  # JAX takes larger ones modulo 2**32, or not at all
-        raise InputError(f"seed is {run.seed}: expected 0 to {2**32 - 1}")
+    check_output(output)
+    check_seed(run.seed)
     if watch.save_every is not None and watch.save_every < 1:
         raise InputError(f"save_every is {watch.save_every}: expected 1 or more")
-    outputs = [run.output, json_path(run.output)]
+    outputs = [output, json_path(output)]
     previews: list[Path] = []
     if watch.animation is not None:
         if watch.animation.suffix.lower() != ".gif":
@@ -59,7 +70,7 @@ def check_outputs(run: RunOptions, watch: WatchOptions, *, inputs: Sequence[Path
         outputs.append(watch.plot)
     if watch.save_every is not None:
         steps = range(watch.save_every, run.config.steps + 1, watch.save_every)
-        previews = [report.preview_path(run.output, step) for step in steps]
+        previews = [report.preview_path(output, step) for step in steps]
     inputs = list(inputs)
     if run.config.init not in INITS:
         inputs.append(Path(run.config.init))

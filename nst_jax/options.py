@@ -12,13 +12,14 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, UseAp
 
 from nst_jax.config import Config
 
+Output = Annotated[Path, arg(aliases=["-o"])]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Settings, weights and output.
+    """Settings and weights.
 
     Attributes:
-      output: The picture to write: .png, .jpg, .webp or .tif.
       preset: Settings of a published tool, see nst-jax presets; other flags override them.
       seed: Seed of the noise.
       weights: VGG-19 weights in any known form; by default those of $NST_JAX_WEIGHTS, of the
@@ -28,7 +29,6 @@ class RunOptions:
       config: Settings of the optimisation.
     """
 
-    output: Annotated[Path, arg(aliases=["-o"])]
     preset: str = "neural-style"
     seed: int = 0
     weights: Path | None = None
@@ -103,18 +103,20 @@ class Stylize:
 
     Attributes:
       content: The content picture; name it first.
+      output: The picture to write: .png, .jpg, .webp or .tif.
       size: Longer side of the result in pixels; may enlarge.
       styles: The styles.
       regions: The regions.
-      run: Settings, weights and output.
+      run: Settings and weights.
       watch: What to write on the way.
     """
 
     content: Positional[Path]
+    output: Output
     size: int = 512
     styles: OmitArgPrefixes[StyleOptions]
     regions: OmitArgPrefixes[RegionOptions] = RegionOptions()
-    run: OmitArgPrefixes[RunOptions]
+    run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
 
 
@@ -124,20 +126,22 @@ class Texture:
 
     Attributes:
       style: The picture whose texture to make; several are mixed.
+      output: The picture to write: .png, .jpg, .webp or .tif.
       style_blend: Factor of each picture; by default all count the same.
       size: Side of the texture in pixels, or its width and height.
       style_size: Longer side to which the pictures are scaled; by default that of the texture.
       tileable: Let opposite borders fit each other.
-      run: Settings, weights and output.
+      run: Settings and weights.
       watch: What to write on the way.
     """
 
     style: Positional[tuple[Path, ...]]
+    output: Output
     style_blend: tuple[float, ...] = ()
     size: tuple[int, ...] = (512,)
     style_size: int | None = None
     tileable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    run: OmitArgPrefixes[RunOptions]
+    run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
 
 
@@ -147,16 +151,18 @@ class Reconstruct:
 
     Attributes:
       content: The picture to reconstruct.
+      output: The picture to write: .png, .jpg, .webp or .tif.
       layer: The layers to reconstruct it from, together; with factors as NAME=FACTOR.
       size: Longer side of the result in pixels; may enlarge.
-      run: Settings, weights and output.
+      run: Settings and weights.
       watch: What to write on the way.
     """
 
     content: Positional[Path]
+    output: Output
     layer: tuple[str, ...]
     size: int = 512
-    run: OmitArgPrefixes[RunOptions]
+    run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
 
 
@@ -168,6 +174,7 @@ class Sweep:
 
     Attributes:
       content: The content picture; name it first.
+      output: The sheet to write: .png, .jpg, .webp or .tif.
       over: A setting and its values, as NAME=VALUE,VALUE; several layers of one value are joined
         by +. May be given several times: every combination is shown, the last setting along the
         rows.
@@ -175,16 +182,17 @@ class Sweep:
       size: Longer side of each picture in pixels.
       styles: The styles.
       regions: The regions.
-      run: Settings, weights and output.
+      run: Settings and weights.
     """
 
     content: Positional[Path]
+    output: Output
     over: UseAppendAction[tuple[str, ...]]
     lanes: int = 8
     size: int = 256
     styles: OmitArgPrefixes[StyleOptions]
     regions: OmitArgPrefixes[RegionOptions] = RegionOptions()
-    run: OmitArgPrefixes[RunOptions]
+    run: OmitArgPrefixes[RunOptions] = RunOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

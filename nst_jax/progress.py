@@ -44,6 +44,44 @@ def progress_display(steps: int) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+@contextmanager
+def job_display(pictures: int) -> Iterator[Callable[[float], None]]:
+    """Give a function that shows how many pictures of a job are done, also in fractions."""
+    console = Console(stderr=True)
+    words = _pictures_in_words(pictures)
+    if not console.is_terminal:
+        shown_at, shown = -30.0, -1
+
+        def print_line(done: float) -> None:
+            nonlocal shown_at, shown
+            if int(done) > shown or time.monotonic() > shown_at + 30:
+                console.print(words(done), highlight=False, soft_wrap=True)
+                shown_at, shown = time.monotonic(), int(done)
+
+        yield print_line
+        return
+    columns = (BarColumn(), TextColumn("{task.description}"))
+    # What goes to the standard output may be read by another program.
+    with Bar(*columns, console=console, redirect_stdout=False) as bar:
+        task = bar.add_task("compiling", total=pictures)
+        yield lambda done: bar.update(task, completed=done, description=words(done))
+
+
+def _pictures_in_words(pictures: int) -> Callable[[float], str]:
+    """Words for what is done; the speed is that since the first report, without compilation."""
+    first: tuple[float, float] | None = None
+
+    def words(done: float) -> str:
+        nonlocal first
+        if first is None or done < first[1]:  # less is done after a batch that was too large
+            first = (time.monotonic(), done)
+        speed = (done - first[1]) / max(time.monotonic() - first[0], 1e-6)
+        rate = f", {speed:.3g} pictures/s, {(pictures - done) / speed:.0f} s left" if speed else ""
+        return f"{int(done + 1e-6)}/{pictures} pictures{rate}"
+
+    return words
+
+
 def _detail(progress: Progress) -> str:
     return f"loss {float(progress.info.loss):.5g}, {progress.seconds_per_step:.3g} s/step"
 

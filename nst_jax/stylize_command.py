@@ -34,7 +34,7 @@ def stylize(options: Stylize) -> int:
     check_size(options.size)
     check_region_options(options.regions, options.styles, config=config)
     inputs = [options.content, *style_files(options.styles, options.regions)]
-    check_outputs(run, watch, inputs=inputs)
+    check_outputs(options.output, run, watch, inputs=inputs)
     content = load_picture(options.content, size=options.size)
     given = load_style_inputs(
         options.regions,
@@ -47,6 +47,7 @@ def stylize(options: Stylize) -> int:
     check_pictures(content.rgb, given.styles, config=config, init=init)
     check_controls(content.rgb, given, config=config)
     job = Job(
+        output=options.output,
         content=content.rgb,
         styles=given.styles,
         config=config,
@@ -82,9 +83,10 @@ def texture(options: Texture) -> int:
     style_size = max(width, height) if options.style_size is None else options.style_size
     for side in (width, height, style_size):
         check_size(side)
-    check_outputs(run, watch, inputs=options.style)
+    check_outputs(options.output, run, watch, inputs=options.style)
     shape = (height, width, 3)
     job = Job(
+        output=options.output,
         content=np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
         styles=[load_image(path, size=style_size) for path in options.style],
         config=config,
@@ -121,9 +123,10 @@ def reconstruct(options: Reconstruct) -> int:
         raise InputError(
             f"init {config.init} has no meaning for a reconstruction: expected noise or FILE"
         )
-    check_outputs(run, watch, inputs=[options.content])
+    check_outputs(options.output, run, watch, inputs=[options.content])
     content = load_picture(options.content, size=options.size)
     job = Job(
+        output=options.output,
         content=content.rgb,
         styles=[],
         config=config,

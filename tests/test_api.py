@@ -12,11 +12,11 @@ import nst_jax
 
 PACKAGE = Path(nst_jax.__file__).parent
 
-# Each module may import those on its level or below; the core (up to transfer) knows no files.
+# Each module may import those on its level or below; the core (up to batch) knows no files.
 LEVELS = [
     {"errors"},
     {"layers", "files", "interrupt", "allocator"},
-    {"layer_factors", "types"},
+    {"layer_factors", "types", "pairing"},
     {"config"},
     {"presets"},
     {"lift", "guides", "shares", "color_matching"},
@@ -27,26 +27,33 @@ LEVELS = [
     {"objective", "optimizers"},
     {"solver"},
     {"loop", "problem"},
-    {"transfer"},
+    {"transfer", "parallel"},
+    {"lane_solver"},
+    {"lane_plans"},
     {"lanes"},
+    {"batch"},
     {"stored", "torch_pickle", "torch_file", "torch_forms", "mat_file"},
     {"shapes", "canonical", "weight_forms"},
     {"networks"},
     {"convert"},
     {"fetch"},
     {"weights", "verify"},
-    {"images", "report", "progress", "compilation_cache", "region_plan"},
-    {"mask_files", "contact_sheet"},
+    {"images", "report", "progress", "compilation_cache", "region_plan", "manifest"}
+    | {"distributed", "memory", "devices"},
+    {"mask_files", "contact_sheet", "batch_inputs"},
     {"options"},
+    {"batch_options"},
     {"job_inputs", "region_inputs"},
     {"job"},
-    {"stylize_command", "weights_command", "sweep_values"},
+    {"batch_records"},
+    {"batch_job", "batch_checks"},
+    {"stylize_command", "weights_command", "sweep_values", "batch_command"},
     {"sweep_command"},
     {"cli"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-CORE = set().union(*LEVELS[: LEVEL["lanes"] + 1]) - {"files", "interrupt", "allocator"}
+CORE = set().union(*LEVELS[: LEVEL["batch"] + 1]) - {"files", "interrupt", "allocator"}
 
 
 def imports(path):

@@ -57,7 +57,7 @@ def test_commands_parse_and_read_only_files_that_are_there():
             options = parse(words[1:])
             assert words[0] == "nst-jax" and options.run.preset == "fast"
             read = {word for word in words if word.endswith((".jpg", ".png"))}
-            output = str(options.run.output)
+            output = str(options.output)
             assert read - {output} <= there, line
             if options.run.config.init not in INITS:
                 assert options.run.config.init in there

@@ -1,0 +1,160 @@
+"""The command ``nst-jax batch``: check everything, find what is missing, make it, sum up."""
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from nst_jax.batch_checks import (
+    Failure,
+    check_blending,
+    check_options,
+    check_output_folder,
+    find_missing,
+    find_sizes,
+)
+from nst_jax.batch_inputs import Item, expand, plan, share_of
+from nst_jax.batch_job import KEPT_STYLES, run_job
+from nst_jax.batch_options import Batch, ProcessOptions
+from nst_jax.batch_records import BatchJob, leave_out, writing
+from nst_jax.compilation_cache import use_compilation_cache
+from nst_jax.devices import use_cpu_devices
+from nst_jax.distributed import Membership, join
+from nst_jax.files import remove_leftovers
+from nst_jax.images import load_image
+from nst_jax.inputs import check_style
+from nst_jax.interrupt import stop_on_interrupt
+from nst_jax.job_inputs import obtain_weights, tell_of_slim
+from nst_jax.manifest import (
+    NAME,
+    append_record,
+    file_digest,
+    join_parts,
+    merge_manifests,
+    part_name,
+    read_records,
+)
+from nst_jax.objective import check_learned
+from nst_jax.progress import job_display
+
+
+def batch(options: Batch) -> int:
+    """Run ``nst-jax batch``; see ``batch_options.Batch``.
+
+    Returns:
+      The exit code: 0 all pictures are there; 1 some failed or diverged; 130 interrupted.
+
+    Raises:
+      InputError: before anything is written; where results cannot be written, with those before
+        kept.
+    """
+    run, config, folder = options.run, options.run.config, options.output_dir
+    check_options(options)
+    contents = expand(options.contents, what="content")
+    styles = expand(options.styles.style, what="style")
+    pairing = "pairs" if options.pair else "grid" if options.grid else "all"
+    items = plan(contents, styles, pairing=pairing, folder=folder)
+    style_files = [source.path for source in styles]
+    blend = check_blending(options.styles, style_files, config=config, mixed=pairing == "all")
+    check_output_folder(folder)
+    me = find_place(options.processes)
+    use_cpu_devices()
+
+    style = lru_cache(KEPT_STYLES)(lambda place: load_image(style_files[place], size=options.size))
+    for place in range(len(style_files)):
+        check_style(style(place), config=config)
+    sizes, failures = find_sizes(items, config=config, size=options.size)
+    weights = obtain_weights(run.weights, model=run.model)
+    check_learned(weights.variables, config.loss)
+    tell_of_slim(run, weights)
+    job = BatchJob(
+        config=config,
+        seed=run.seed,
+        size=options.size,
+        weights=weights,
+        blend=blend,
+        style_files=style_files,
+        style=style,
+        digest=lru_cache(file_digest),
+        same_styles=pairing == "all",
+        batch_size=options.batch_size,
+        manifest=folder / part_name(*me),
+    )
+    # The largest first: a job that does not fit into the memory ends before it begins.
+    ordered = sorted(sizes, key=lambda item: (-sizes[item][0] * sizes[item][1], sizes[item]))
+    areas = [sizes[item][0] * sizes[item][1] for item in ordered]
+    mine = share_of(ordered, areas, index=me.index, count=me.count)
+    failures = failures if me.index == 0 else []
+    todo, records = find_missing(job, mine, overwrite=run.overwrite)
+    missing = {item: sizes[item] for item in todo}
+
+    use_compilation_cache()  # only now: bad input leaves nothing behind
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return make_missing(job, missing, records, failures, alone=me.count == 1)
+
+
+def make_missing(
+    job: BatchJob,
+    missing: Mapping[Item, tuple[int, int]],
+    there: Sequence[dict[str, Any]],
+    failures: Sequence[Failure],
+    *,
+    alone: bool,
+) -> int:
+    """Make what is missing, keep the manifest, and say how it ended.
+
+    Raises:
+      InputError: where the memory does not suffice, and where results cannot be written.
+    """
+    folder = job.manifest.parent
+    if alone:
+        with writing(folder):
+            join_parts(folder)
+            remove_leftovers([item.output for item in missing])
+    listed = [*read_records(folder / NAME), *read_records(job.manifest)]
+    known = {record["output"]: record.get("job") for record in listed}
+    for record in there:  # killed between a picture and its record
+        if known.get(record["output"]) != record["job"]:
+            with writing(job.manifest):
+                append_record(job.manifest, record)
+    tally = Counter(failed=len(failures))
+    for item, error in failures:
+        leave_out(job, item, error)
+    if missing:
+        with job_display(len(missing)) as show, stop_on_interrupt() as may_go_on:
+            tally += run_job(job, missing, show=show, may_go_on=may_go_on)
+    with writing(folder / NAME):
+        merge_manifests(folder)
+
+    earlier = Counter(record["status"] for record in there)
+    counts = {
+        "made": tally["done"] + tally["diverged"],
+        "there before": len(there),
+        "diverged": tally["diverged"] + earlier["diverged"],
+        "left out": tally["failed"],
+        "still missing": 0,
+    }
+    counts["still missing"] = len(missing) + len(failures) - counts["made"] - counts["left out"]
+    words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    print(f"nst-jax: {words or 'nothing to do'}", file=sys.stderr)
+    print(folder / NAME)
+    if tally["stopped"]:
+        return 130
+    return 1 if counts["diverged"] or counts["left out"] else 0
+
+
+def find_place(processes: ProcessOptions) -> Membership:
+    """Which process of how many this is.
+
+    Raises:
+      InputError: where the others cannot be met.
+    """
+    if not processes.distributed:
+        return Membership(0, 1)
+    return join(
+        coordinator=processes.coordinator,
+        process_count=processes.process_count,
+        process_index=processes.process_index,
+    )

@@ -1,0 +1,213 @@
+"""The work of the command ``batch``: pictures are read ahead, computed together, written behind."""
+
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from itertools import chain, groupby, islice
+from typing import Any
+
+import jax
+import numpy as np
+
+from nst_jax.batch import follows_content, problem_maker
+from nst_jax.batch_inputs import Item
+from nst_jax.batch_records import BatchJob, Loaded, job_fingerprint, leave_out, make_records, write
+from nst_jax.errors import InputError
+from nst_jax.images import load_picture
+from nst_jax.inputs import check_pictures
+from nst_jax.job import explained, is_out_of_memory
+from nst_jax.lane_plans import Lane
+from nst_jax.lanes import stylize_lanes
+from nst_jax.loop import Progress
+from nst_jax.memory import batch_that_fits, free_bytes, refusal, run_bytes
+from nst_jax.parallel import make_mesh
+from nst_jax.problem import Problem
+from nst_jax.transfer import Result
+
+AT_MOST = 64  # pictures at once on an accelerator, unless more are asked for
+AHEAD_PIXELS = 2**25  # that are read before they are needed: 0.4 GB
+KEPT_STYLES = 64  # style pictures and Gram matrices that stay in memory
+WRITERS = 4
+
+
+def run_job(
+    job: BatchJob,
+    sizes: Mapping[Item, tuple[int, int]],
+    *,
+    show: Callable[[float], None],
+    may_go_on: Callable[[], bool],
+) -> Counter[str]:
+    """Make the pictures, those of one size after another together.
+
+    Args:
+      job: what they have in common.
+      sizes: the pictures and their heights and widths, those of one size after another.
+      show: called with the number of pictures done, also in fractions.
+      may_go_on: asked between chunks of steps.
+
+    Returns:
+      How many pictures ended how: "done", "diverged", "failed"; "stopped" is 1 if the job was.
+
+    Raises:
+      InputError: where the memory does not suffice, and where results cannot be written.
+    """
+    tally: Counter[str] = Counter()
+    free: int | None = None
+    devices = jax.local_devices()
+    several = len(devices) > 1
+    make = problem_maker(
+        job.weights.variables,
+        config=job.config,
+        blend=job.blend,
+        mesh=make_mesh(devices) if several else None,
+        keep=KEPT_STYLES,
+    )
+    counts = Counter(sizes.values())
+    shared = job.same_styles and not follows_content(job.config)
+
+    def fail(item: Item, error: InputError) -> None:
+        leave_out(job, item, error)
+        tally["failed"] += 1
+
+    def readable(results: Iterable[tuple[Item, Future[Loaded]]]) -> Iterator[Loaded]:
+        for item, future in results:
+            try:
+                yield future.result()
+            except InputError as error:
+                fail(item, error)
+
+    def with_problems(group: Iterable[Loaded]) -> Iterator[tuple[Loaded, Problem]]:
+        for loaded in group:
+            try:
+                yield loaded, make(loaded.content, loaded.styles)
+            except InputError as error:
+                fail(loaded.item, error)
+            except jax.errors.JaxRuntimeError as error:
+                height, width, _ = loaded.content.shape
+                raise explained(error, width=width, height=height) from None
+
+    def callback(progress: Progress) -> bool:
+        pictures = len(progress.info.loss)
+        show(sum(tally.values()) + pictures * progress.step / progress.steps)
+        return may_go_on()
+
+    def compute(batch: Sequence[tuple[Loaded, Problem]], *, width: int) -> Result:
+        key = jax.random.key(job.seed)
+        result = stylize_lanes(
+            [Lane(problem, job.config, key) for _, problem in batch],
+            mesh=make_mesh(devices[:width]) if several else None,
+            width=width,
+            distinct=("content",) if shared else ("content", "style"),
+            callback=callback,
+        )
+        return jax.device_get(result)  # here, where too little memory is seen to
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writers:
+        writes: deque[Future[None]] = deque()
+        largest = max(height * width for height, width in counts)
+        ahead = min(AT_MOST, max(2, AHEAD_PIXELS // largest))
+        read = readable(read_ahead(list(sizes), partial(read_item, job), reader, ahead=ahead))
+        try:
+            for shape, group in groupby(read, key=lambda loaded: loaded.content.shape):
+                waiting = with_problems(group)
+                first = next(waiting, None)
+                if first is None:
+                    continue
+                # Measured once: what a run has freed stays with the process, and serves the next.
+                free = free_bytes(devices[0]) if free is None else free
+                most = choose_width(job, first[1], devices=devices, free=free)
+                width = even_width(most, count=counts[shape[:2]])
+                waiting = chain([first], waiting)
+                while batch := list(islice(waiting, width)):
+                    if tally["done"] + tally["diverged"] and not may_go_on():
+                        tally["stopped"] = 1  # at the last step of the batch before
+                        return tally
+                    try:
+                        result = compute(batch, width=width)
+                    except jax.errors.JaxRuntimeError as error:
+                        width = half_width(width, devices=devices)
+                        if not width or not is_out_of_memory(error):
+                            raise explained(error, width=shape[1], height=shape[0]) from None
+                        free, waiting = free and free // 2, chain(batch, waiting)
+                        print(f"nst-jax: out of memory, going on by {width}", file=sys.stderr)
+                        continue
+                    if "stopped" in result.status:
+                        tally["stopped"] = 1
+                        return tally
+                    records = make_records(job, [loaded for loaded, _ in batch], result)
+                    for (loaded, _), image, record in zip(batch, result.image, records):
+                        writes.append(writers.submit(write, job, loaded, image, record))
+                    tally.update(result.status)
+                    while len(writes) > 2 * width:
+                        writes.popleft().result()
+            return tally
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
+            for future in writes:
+                future.result()
+
+
+def read_ahead(
+    items: Sequence[Item], read: Callable[[Item], Loaded], reader: Executor, *, ahead: int
+) -> Iterator[tuple[Item, Future[Loaded]]]:
+    """Items with what is read of them, so many of which are read before they are asked for."""
+    coming = iter(items)
+    futures = deque((item, reader.submit(read, item)) for item in islice(coming, ahead))
+    while futures:
+        yield futures.popleft()
+        futures.extend((item, reader.submit(read, item)) for item in islice(coming, 1))
+
+
+def read_item(job: BatchJob, item: Item) -> Loaded:
+    """Read a content and its styles.
+
+    Raises:
+      InputError: for files that cannot be read, and pictures that do not fit the settings.
+    """
+    picture = load_picture(item.content, size=job.size)
+    styles = {place: job.style(place) for place in item.styles}
+    check_pictures(picture.rgb, list(styles.values()), config=job.config)
+    return Loaded(item, picture.rgb, picture.alpha, styles, job_fingerprint(job, item))
+
+
+def choose_width(
+    job: BatchJob, problem: Problem, *, devices: Sequence[Any], free: int | None
+) -> int:
+    """How many pictures of a problem's size to compute at once.
+
+    Raises:
+      InputError: where the memory does not suffice for one.
+    """
+    # CPU devices share one memory, and more than one picture for each gains nothing.
+    cpu = devices[0].platform == "cpu"
+    holders, most = (1, len(devices)) if cpu else (len(devices), AT_MOST * len(devices))
+    wanted = most if job.batch_size == "auto" else job.batch_size
+    wanted = min(wanted, most) if cpu else wanted
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (problem.variables, problem.targets)
+    )
+    memory = run_bytes(problem.solver, problem.shape, np.float32, *shapes)
+    if free is None or memory is None:
+        return wanted
+    fitting = holders * batch_that_fits(memory, free, at_most=-(-wanted // holders))
+    if not fitting:
+        height, width, _ = problem.shape
+        raise refusal(memory, free, width=width, height=height)
+    return min(wanted, fitting)
+
+
+def even_width(most: int, *, count: int) -> int:
+    """The least width that takes as few batches as the largest one allowed: less is filled up.
+
+    >>> even_width(64, count=65), even_width(64, count=3)
+    (33, 3)
+    """
+    return -(-count // -(-count // most))
+
+
+def half_width(width: int, *, devices: Sequence[Any]) -> int:
+    """Half as many pictures in each memory, or 0 where there was one: CPU devices share theirs."""
+    holders = 1 if devices[0].platform == "cpu" else len(devices)
+    return holders * (-(-width // holders) // 2)

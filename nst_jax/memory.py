@@ -1,0 +1,182 @@
+"""How many pictures fit into a device's memory: what is free, and what the compiled loop takes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from nst_jax.errors import InputError
+from nst_jax.loop import CHUNK_SIZE
+from nst_jax.solver import run
+from nst_jax.types import Solver, Targets, Variables
+
+MEMINFO = Path("/proc/meminfo")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+USABLE = 0.85  # of what is free: for what is not counted, and holes between blocks
+
+
+class RunMemory(NamedTuple):
+    """What runs of one size take, in bytes.
+
+    Attributes:
+      own: of each picture: its state, its targets, and the scratch memory of a step.
+      shared: of the network, once on a device.
+    """
+
+    own: int
+    shared: int
+
+
+def run_bytes(
+    solver: Solver, image_shape: Sequence[int], dtype: Any, variables: Variables, targets: Targets
+) -> RunMemory | None:
+    """What the compiled loop of one picture takes; nothing of it is allocated.
+
+    The loop is compiled for it, and this very program serves a run in the same process whose
+    arguments are passed as ``transfer.stylize`` does.
+
+    Args:
+      solver, variables, targets: as for ``solver.run``; arrays or their shapes.
+      image_shape, dtype: of the picture.
+
+    Returns:
+      The ``RunMemory``, or None where the backend does not tell.
+    """
+    image = jax.ShapeDtypeStruct(tuple(image_shape), dtype)
+    state = jax.eval_shape(solver.init, image, variables, targets)
+    # As the host's loop calls it first; other ways to pass the same would be another program.
+    lowered = run.lower(
+        solver, state, variables=variables, targets=targets, num_steps=0, chunk_size=CHUNK_SIZE
+    )
+    analysis = lowered.compile().memory_analysis()
+    if analysis is None:
+        return None
+    scratch = analysis.temp_size_in_bytes
+    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + scratch
+    total -= analysis.alias_size_in_bytes  # the new state is where the old one was
+    if jax.default_backend() == "cpu":
+        # Freed scratch stays with the process, see ``allocator``, and blocks that have got between
+        # may keep it from being used again: up to twice as much was measured.
+        total += scratch
+    shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
+    return RunMemory(own=total - shared, shared=shared)
+
+
+def batch_that_fits(memory: RunMemory, free: int, *, at_most: int) -> int:
+    """The largest number of pictures that fits, with a margin.
+
+    Args:
+      memory: from ``run_bytes``.
+      free: from ``free_bytes``.
+      at_most: the largest number wanted.
+
+    Returns:
+      The number, 0 where not even one fits.
+
+    >>> batch_that_fits(RunMemory(own=100, shared=50), 1000, at_most=32)
+    8
+    """
+    return min(at_most, int(USABLE * free) // max(memory.own, 1))
+
+
+def refusal(memory: RunMemory, free: int, *, width: int, height: int) -> InputError:
+    """The error for a picture that does not fit, with the numbers that ``batch_that_fits`` has."""
+    needed = memory.own / USABLE
+    return InputError(
+        f"a picture of {width}x{height} px needs about {in_gib(needed)}, {in_gib(free)} are free: "
+        "choose a smaller --size, or for L-BFGS a smaller --memory-size"
+    )
+
+
+def in_gib(count: float) -> str:
+    """A number of bytes in words.
+
+    >>> in_gib(3.14 * 2**30), in_gib(2**28), in_gib(0)
+    ('3.1 GiB', '0.25 GiB', '0 GiB')
+    """
+    gib = count / 2**30
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib:.2g} GiB"
+
+
+def free_bytes(device: jax.Device) -> int | None:  # type: ignore[valid-type]
+    """Memory that a device still has for this process.
+
+    All CPU devices of a process share what is told of one. On GPUs it is the rest of the pool that
+    JAX takes at its start (by default three quarters of the memory).
+
+    Returns:
+      Bytes, or None where it is not known.
+    """
+    if device.platform == "cpu":
+        known = [free for free in (available_bytes(), cgroup_bytes()) if free is not None]
+        return min(known, default=None)
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats or "bytes_in_use" not in stats:
+        return None
+    return max(0, stats["bytes_limit"] - stats["bytes_in_use"])
+
+
+def available_bytes(meminfo: Path | None = None) -> int | None:
+    """Memory of the machine that Linux says is available, or None on other systems."""
+    kibibytes = _table(meminfo or MEMINFO).get("MemAvailable")
+    return None if kibibytes is None else 1024 * kibibytes
+
+
+def cgroup_bytes(own: Path | None = None, mount: Path | None = None) -> int | None:
+    """What the control groups of this process still allow: containers and queues limit memory so.
+
+    Of the groups from that of the process up to the root of the mount the tightest counts. Files
+    that are not there are passed over: a container may see its own group as the root.
+
+    Args:
+      own: the list of this process's groups, by default ``/proc/self/cgroup``.
+      mount: where groups are mounted, by default ``/sys/fs/cgroup``.
+
+    Returns:
+      Bytes, or None where there is no limit.
+    """
+    try:
+        lines = (own or OWN_CGROUPS).read_text().splitlines()
+    except OSError:
+        return None
+    mount, rooms = mount or CGROUPS, []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = mount, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = mount / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        folders = [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+        rooms += [_room(folder, *names) for folder in folders]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def _room(folder: Path, limit_file: str, usage_file: str, reclaimable: str) -> int | None:
+    """What one group still allows, or None where it has no limit."""
+    limit, usage = _number(folder / limit_file), _number(folder / usage_file)
+    if limit is None or usage is None or limit >= 2**60:  # version 1 has no word for "no limit"
+        return None
+    usage -= _table(folder / "memory.stat").get(reclaimable, 0)  # files read, given back when asked
+    return max(0, limit - max(0, usage))
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not there; "max"
+        return None
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Lines of a name and a number, as the kernel writes them."""
+    try:
+        words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}

@@ -1,0 +1,208 @@
+"""What is free, on laid-out files and fake devices; what a loop takes, on a small network."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from nst_jax import memory
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.loop import iterate
+from nst_jax.memory import (
+    USABLE,
+    RunMemory,
+    available_bytes,
+    batch_that_fits,
+    cgroup_bytes,
+    free_bytes,
+    refusal,
+    run_bytes,
+)
+from nst_jax.problem import make_problem, start
+from nst_jax.solver import run
+
+UNLIMITED = 9223372036854771712  # as version 1 says it
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """Lay out control groups; what they still allow."""
+
+    def lay_out(own, files):
+        (tmp_path / "own").write_text(own)
+        for name, text in files.items():
+            path = tmp_path / "mount" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{text}\n")
+        return cgroup_bytes(tmp_path / "own", tmp_path / "mount")
+
+    return lay_out
+
+
+def version_2(limit, usage, *, inactive=0, folder="."):
+    return {
+        f"{folder}/memory.max": limit,
+        f"{folder}/memory.current": usage,
+        f"{folder}/memory.stat": f"anon 5\nfile 7\ninactive_file {inactive}\nactive_file 3",
+    }
+
+
+def version_1(limit, usage, *, inactive=0, folder="."):
+    return {
+        f"memory/{folder}/memory.limit_in_bytes": limit,
+        f"memory/{folder}/memory.usage_in_bytes": usage,
+        f"memory/{folder}/memory.stat": f"inactive_file 1\ntotal_inactive_file {inactive}",
+    }
+
+
+class TestGroups:
+    def test_version_2(self, groups):
+        files = version_2(1000, 600, inactive=150, folder="a/b")
+        assert groups("0::/a/b\n", files) == 1000 - (600 - 150)
+
+    def test_the_tightest_of_the_way_to_the_root_counts(self, groups):
+        files = version_2("max", 600, folder="a/b") | version_2(1000, 900, folder="a")
+        files |= version_2(5000, 1000) | version_2(10, 10, folder="elsewhere")
+        assert groups("0::/a/b\n", files) == 100
+
+    def test_a_container_sees_its_own_group_as_the_root(self, groups):
+        assert groups("0::/\n", version_2(1000, 400)) == 600
+        assert groups("0::/system/docker-1\n", version_2(1000, 400)) == 600
+        assert groups("0::/../../other\n", version_2(1000, 400)) == 600
+
+    def test_version_1(self, groups):
+        own = "5:cpu,cpuacct:/x\n4:memory:/slurm/job\n0::/\n"
+        files = version_1(2000, 700, inactive=100, folder="slurm/job")
+        assert groups(own, files | version_1(UNLIMITED, 9000)) == 1400
+
+    @pytest.mark.parametrize(
+        "own, files",
+        [
+            ("0::/a\n", {}),
+            ("0::/a\n", version_2("max", 600, folder="a")),
+            ("4:memory:/\n", version_1(UNLIMITED, 600)),
+            ("5:cpu:/\n", version_1(1000, 600)),
+        ],
+    )
+    def test_no_limit(self, groups, own, files):
+        assert groups(own, files) is None
+
+    def test_more_used_than_allowed_is_nothing(self, groups):
+        assert groups("0::/\n", version_2(1000, 1400)) == 0
+
+    def test_another_system(self, tmp_path):
+        assert cgroup_bytes(tmp_path / "nothing", tmp_path) is None
+        assert available_bytes(tmp_path / "nothing") is None
+
+
+class TestFree:
+    def test_cpu_has_the_smaller_of_machine_and_group(self, tmp_path, monkeypatch):
+        device = SimpleNamespace(platform="cpu")
+        meminfo = tmp_path / "meminfo"
+        monkeypatch.setattr(memory, "MEMINFO", meminfo)
+        monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
+        monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+        assert free_bytes(device) is None
+        meminfo.write_text("MemTotal:  90 kB\nMemFree:   1 kB\nMemAvailable:   8 kB\nHuge: 0\n")
+        assert free_bytes(device) == 8192
+        (tmp_path / "own").write_text("0::/\n")
+        for name, text in version_2(6000, 1000).items():
+            (tmp_path / name).write_text(f"{text}\n")
+        assert free_bytes(device) == 5000
+
+    def test_this_machine_tells(self):
+        free = free_bytes(jax.local_devices(backend="cpu")[0])
+        assert free is None or 2**20 < free < 2**50
+
+    @pytest.mark.parametrize(
+        "stats, free",
+        [
+            ({"bytes_limit": 100, "bytes_in_use": 30, "num_allocs": 1}, 70),
+            ({"bytes_limit": 100, "bytes_in_use": 130}, 0),
+            ({"bytes_in_use": 30}, None),
+            ({}, None),
+            (None, None),
+        ],
+    )
+    def test_accelerators_tell_of_their_pool(self, stats, free):
+        assert free_bytes(SimpleNamespace(platform="gpu", memory_stats=lambda: stats)) == free
+
+
+class TestFits:
+    sizes = RunMemory(own=100, shared=1000)
+
+    @pytest.mark.parametrize(
+        "free, at_most, number",
+        [
+            (10_000, 1000, 85),
+            (10_000, 8, 8),
+            (117, 8, 0),
+            (118, 8, 1),
+            (0, 8, 0),
+        ],
+    )
+    def test_a_margin_is_left(self, free, at_most, number):
+        fits = batch_that_fits(self.sizes, free, at_most=at_most)
+        assert fits == number
+
+    def test_what_does_not_fit_is_refused_with_numbers(self):
+        gib = 2**30
+        sizes = RunMemory(own=int(USABLE * 3 * gib), shared=int(USABLE * gib))
+        error = refusal(sizes, 2 * gib, width=512, height=384)
+        assert isinstance(error, InputError)
+        assert "512x384 px needs about 3.0 GiB, 2.0 GiB are free: choose" in str(error)
+
+
+CONFIG = replace(
+    Config(), content_layers=(("relu2_1", 1.0),), style_layers=(("relu1_1", 1.0), ("relu2_1", 1.0))
+)
+
+
+class TestRunBytes:
+    def measure(self, variables, content, style, **settings):
+        problem = make_problem(variables, content, [style], config=replace(CONFIG, **settings))
+        found = run_bytes(
+            problem.solver, content.shape, np.float32, problem.variables, problem.targets
+        )
+        return problem, found
+
+    def test_the_parts_are_counted(self, variables, content, style):
+        problem, found = self.measure(variables, content, style, memory_size=7)
+        assert found.shared == sum(x.nbytes for x in jax.tree.leaves(problem.variables))
+        targets = sum(x.nbytes for x in jax.tree.leaves(problem.targets))
+        # The picture, the best one, and L-BFGS's pairs and its last picture and gradient.
+        assert found.own > content.nbytes * (2 + 2 * 7 + 2) + targets
+        assert found.own < 100 * content.nbytes
+
+    def test_a_pair_more_costs_two_pictures_more(self, variables, content, style):
+        one, more = (
+            self.measure(variables, content, style, memory_size=size)[1].own for size in (5, 25)
+        )
+        assert more - one == pytest.approx(20 * 2 * content.nbytes, rel=0.05)
+
+    def test_the_program_serves_the_run(self, variables, content, style, caplog):
+        config = replace(CONFIG, memory_size=11, steps=2)
+        problem, _ = self.measure(variables, content, style, memory_size=11)
+        arguments = {"variables": problem.variables, "targets": problem.targets}
+        image = problem.initial(config, None, None)
+        state = start(problem.solver, image, *arguments.values())
+        with jax.log_compiles():
+            iterate(partial(run, problem.solver, **arguments), state, steps=config.steps)
+        assert not [record for record in caplog.messages if "jit(run)" in record]
+
+    def test_shapes_are_enough(self, variables, content, style):
+        problem, found = self.measure(variables, content, style)
+        shapes = jax.eval_shape(lambda: (problem.variables, problem.targets))
+        assert run_bytes(problem.solver, content.shape, np.float32, *shapes) == found
+
+    def test_a_backend_that_does_not_tell(self, variables, content, style, monkeypatch):
+        problem, _ = self.measure(variables, content, style)
+        silent = SimpleNamespace(memory_analysis=lambda: None)
+        lowered = SimpleNamespace(compile=lambda: silent)
+        monkeypatch.setattr(memory, "run", SimpleNamespace(lower=lambda *a, **k: lowered))
+        arguments = (problem.variables, problem.targets)
+        assert run_bytes(problem.solver, content.shape, np.float32, *arguments) is None
