@@ -1,0 +1,232 @@
+"""Time batches against single pictures, and a job of many against as many commands.
+
+Usage:
+  python scripts/benchmark_batch.py                           8 pictures of 128 px, 50 steps
+  python scripts/benchmark_batch.py --sizes 256 --batches 1 4 16 64 --steps 300 \
+      --precisions float32 tf32 bfloat16 --parts steps --json gpu.json          on a GPU
+
+Steps are those that a run reports, without compilation, in turn in one process; medians over the
+rounds and the medians of the rounds' ratios are printed. A job's start is its whole time but that
+of its steps. Needs weights (NST_JAX_WEIGHTS or the cache) and pip install '.[benchmark]'.
+"""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from benchmark_steps import PRECISIONS, in_bfloat16, matmul_peak, step_flops, with_optimizer
+
+from nst_jax import report
+from nst_jax.allocator import keep_freed_memory
+from nst_jax.batch import problem_maker
+from nst_jax.devices import use_cpu_devices
+from nst_jax.errors import InputError
+from nst_jax.images import load_image, save_image
+from nst_jax.lane_plans import Lane
+from nst_jax.lanes import stylize_lanes
+from nst_jax.objective import make_loss
+from nst_jax.optimizers import make_optimizer
+from nst_jax.parallel import make_mesh
+from nst_jax.solver import make_solver
+from nst_jax.weights import find_weights, load_weights
+
+PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Time batches.
+
+    Attributes:
+      parts: What to measure: steps in one process, or whole commands.
+      models: vgg19, vgg19-slim.
+      optimizers: lbfgs, adam.
+      precisions: float32, tf32, bfloat16; the latter two are for GPUs.
+      sizes: Sides of the pictures in pixels, which are squares.
+      batches: Pictures at once.
+      steps: Steps of a run.
+      rounds: Rounds in which each batch is timed once.
+      together: Also all pictures in one step (vmap) on a CPU.
+      json: Write the figures into this file too.
+    """
+
+    parts: tuple[Literal["steps", "jobs"], ...] = ("steps", "jobs")
+    models: tuple[Literal["vgg19", "vgg19-slim"], ...] = ("vgg19", "vgg19-slim")
+    optimizers: tuple[Literal["lbfgs", "adam"], ...] = ("lbfgs", "adam")
+    precisions: tuple[Literal["float32", "tf32", "bfloat16"], ...] = ("float32",)
+    sizes: tuple[int, ...] = (128,)
+    batches: tuple[int, ...] = (1, 8)
+    steps: int = 50
+    rounds: int = 3
+    together: bool = False
+    json: Path | None = None
+
+
+def square_pictures(count: int, *, size: int) -> np.ndarray:
+    """Different crops of the demo's content, ``[count, size, size, 3]``."""
+    content = load_image(PICTURES / "demo_content.jpg", size=2 * size)
+    rows, columns = (side - size for side in content.shape[:2])
+    return np.stack(
+        [
+            content[(y := 3 * i % (rows + 1)) : y + size, (x := 7 * i % (columns + 1)) : x + size]
+            for i in range(count)
+        ]
+    )
+
+
+def make_lanes(variables: Any, *, size: int, optimizer: str, precision: str, options: Options):
+    """As many lanes as the largest batch has."""
+    config = replace(with_optimizer(optimizer), steps=options.steps)
+    style = load_image(PICTURES / "demo_style.jpg", size=size)
+    mesh = make_mesh() if jax.local_device_count() > 1 else None
+    make = problem_maker(variables, config=config, mesh=mesh)
+    lanes = []
+    for content in square_pictures(max(options.batches), size=size):
+        problem = make(content, {"style": style})
+        if precision == "bfloat16":
+            narrow = in_bfloat16(make_loss(config.loss))
+            problem = problem._replace(solver=make_solver(narrow, make_optimizer(optimizer)))
+        lanes.append(Lane(problem, config))
+    return lanes, mesh
+
+
+def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any]:
+    """Time one network, size, optimiser and precision; print and return the figures."""
+    path = find_weights(model=model)
+    if path is None:
+        raise InputError(f"no weights of {model}: set NST_JAX_WEIGHTS or run nst-jax weights fetch")
+    variables = load_weights(path).variables
+    precision = PRECISIONS[case["precision"]][0]
+    print(f"\n{model}, {case['size']} px, {case['optimizer']}, {case['precision']}", flush=True)
+    lanes, mesh = make_lanes(variables, options=options, **case)
+    ways: dict[str, tuple[int, bool | None]] = {str(size): (size, None) for size in options.batches}
+    if options.together:
+        ways |= {f"{size} by vmap": (size, True) for size in options.batches}
+
+    def seconds(size: int, together: bool | None) -> float:
+        """Of a picture and step."""
+        with jax.default_matmul_precision(precision):
+            devices = mesh if size > 1 and not together else None
+            result = stylize_lanes(lanes[:size], mesh=devices, together=together)
+        if set(result.status) != {"done"}:
+            raise InputError("a run diverged, so its time means nothing: take another size")
+        return result.timing["steps_s"] / size / options.steps
+
+    for way in ways.values():
+        seconds(*way)  # compiles
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for index in range(options.rounds):
+        order = list(ways.items())
+        shift = index % len(order)  # none always follows the same
+        for name, way in order[shift:] + order[:shift]:
+            found[name].append(seconds(*way))
+    peak = matmul_peak(precision=case["precision"])
+    flops = step_flops(case["size"], case["size"])
+    first, ratios = next(iter(found.values())), {}
+    for name, times in found.items():
+        median = statistics.median(times)
+        ratios[name] = statistics.median(a / b for a, b in zip(first, times, strict=True))
+        share = f", {flops / median / peak:.0%} of products' peak" if model == "vgg19" else ""
+        print(
+            f"  {name:12}{1e3 * median:8.2f} ms a picture and step, "
+            f"{1 / median / options.steps:8.3f} pictures/s, {ratios[name]:.2f} times one{share}",
+            flush=True,
+        )
+    figures = {"seconds_per_picture_and_step": found, "throughput_to_one": ratios}
+    return {"model": model} | case | figures | {"matmul_flops_per_s": peak}
+
+
+def measure_jobs(options: Options, *, model: str, optimizer: str, size: int) -> dict[str, Any]:
+    """Time commands for single pictures and one for all, with compiled programs cached."""
+    count = max(options.batches)
+    common = ["--size", str(size), "--steps", str(options.steps), "--model", model]
+    common += ["--optimizer", optimizer, "--style", str(PICTURES / "demo_style.jpg")]
+
+    def command(*arguments: str) -> float:
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "nst_jax", *arguments, *common, "--overwrite"],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise InputError(f"nst-jax {arguments[0]} failed: {done.stderr[-500:]}")
+        return time.perf_counter() - started
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        contents = [folder / f"{index}.png" for index in range(count)]
+        for path, picture in zip(contents, square_pictures(count, size=size), strict=True):
+            save_image(path, picture)
+        for cold in (True, False):
+            singles, single_steps = 0.0, 0.0
+            for index, path in enumerate(contents[: 1 if cold else count]):
+                singles += command("stylize", str(path), "-o", str(folder / f"out{index}.png"))
+                record = json.loads((folder / f"out{index}.json").read_text())
+                single_steps += record["timing"]["steps_s"]
+            batch = command("batch", *map(str, contents), "-o", str(folder / f"batch{cold}"))
+        lines = (folder / "batchFalse" / "manifest.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+    # Each record has the time of the batch that its picture was in.
+    steps = sum(record["timing"]["steps_s"] / record["timing"]["pictures"] for record in records)
+    found = {
+        f"{count} commands": singles,
+        f"start and end of {count} commands": singles - single_steps,
+        "one batch": batch,
+        "start and end of one batch": batch - steps,
+        "ratio of all": batch / singles,
+        "ratio of start and end": (batch - steps) / (singles - single_steps),
+    }
+    print(f"\n{model}, {size} px, {optimizer}, whole commands")
+    for key, value in found.items():
+        print(f"  {key:32}{value:8.2f}", flush=True)
+    return {"model": model, "optimizer": optimizer, "size": size} | found
+
+
+def main(options: Options) -> int:
+    """Measure what is wanted, print, and write the JSON file."""
+    if min(options.batches, default=0) < 1 or options.rounds < 1 or options.steps < 1:
+        raise InputError("batches, rounds and steps are 1 or more")
+    use_cpu_devices()
+    results: dict[str, Any] = {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "device": report.device(),
+            "versions": report.versions(),
+        }
+    }
+    print(json.dumps(results["machine"]))
+    networks = [
+        (m, o, s) for m in options.models for o in options.optimizers for s in options.sizes
+    ]
+    if "steps" in options.parts:
+        results["steps"] = [
+            measure_steps(options, model=m, optimizer=o, size=s, precision=precision)
+            for m, o, s in networks
+            for precision in options.precisions
+        ]
+    if "jobs" in options.parts:
+        results["jobs"] = [
+            measure_jobs(options, model=m, optimizer=o, size=s) for m, o, s in networks
+        ]
+    if options.json is not None:
+        report.write_json(options.json, results)
+    return 0
+
+
+if __name__ == "__main__":
+    keep_freed_memory()  # as the command does
+    try:
+        sys.exit(main(tyro.cli(Options)))
+    except InputError as error:
+        sys.exit(f"benchmark: error: {error}")
