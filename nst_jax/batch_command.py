@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from nst_jax.batch_records import BatchJob, leave_out, writing
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.devices import use_cpu_devices
 from nst_jax.distributed import Membership, join
+from nst_jax.errors import InputError
 from nst_jax.files import remove_leftovers
 from nst_jax.images import load_image
 from nst_jax.inputs import check_style
@@ -92,7 +94,12 @@ def batch(options: Batch) -> int:
     use_compilation_cache()  # only now: bad input leaves nothing behind
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    return make_missing(job, missing, records, failures, alone=me.count == 1)
+    try:
+        return make_missing(job, missing, records, failures, alone=me.count == 1)
+    except InputError:  # such as of too little memory
+        with suppress(OSError):
+            folder.rmdir()  # where nothing was written
+        raise
 
 
 def make_missing(

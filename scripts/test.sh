@@ -5,4 +5,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment dev
 cd "$root"
-.venv/bin/python -m pytest "$@"
+# Most of the time is compilation, by one core each.
+workers="$(.venv/bin/python -c 'import os; print(min(4, os.cpu_count() or 1))')"
+.venv/bin/python -m pytest -n "$workers" "$@"
