@@ -141,7 +141,7 @@ def each_result(result: Result) -> list[Result]:
     def of_lane(lane: int) -> Result:
         history = jax.tree.map(lambda x: x[:, lane], result.history)
         finite = np.isfinite(history.loss) & np.isfinite(history.grad_norm)
-        if not finite.all():
+        if result.status[lane] == "diverged":
             steps = int(finite.argmin()) + 1  # the rest repeats it
             history = jax.tree.map(lambda x: x[:steps], history)
         return result._replace(
