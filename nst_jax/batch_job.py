@@ -4,6 +4,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, groupby, islice
 from typing import Any
@@ -80,13 +81,13 @@ def run_job(
 
     def with_problems(group: Iterable[Loaded]) -> Iterator[tuple[Loaded, Problem]]:
         for loaded in group:
-            try:
-                yield loaded, make(loaded.content, loaded.styles)
-            except InputError as error:
-                fail(loaded.item, error)
-            except jax.errors.JaxRuntimeError as error:
-                height, width, _ = loaded.content.shape
-                raise explained(error, width=width, height=height) from None
+            with explaining(loaded.content.shape):
+                try:
+                    problem = make(loaded.content, loaded.styles)
+                except InputError as error:
+                    fail(loaded.item, error)
+                    continue
+            yield loaded, problem
 
     def callback(progress: Progress) -> bool:
         pictures = len(progress.info.loss)
@@ -117,7 +118,8 @@ def run_job(
                     continue
                 # Measured once: what a run has freed stays with the process, and serves the next.
                 free = free_bytes(devices[0]) if free is None else free
-                most = choose_width(job, first[1], devices=devices, free=free)
+                with explaining(shape):
+                    most = choose_width(job, first[1], devices=devices, free=free)
                 width = even_width(most, count=counts[shape[:2]])
                 waiting = chain([first], waiting)
                 while batch := list(islice(waiting, width)):
@@ -147,6 +149,15 @@ def run_job(
             reader.shutdown(wait=False, cancel_futures=True)
             for future in writes:
                 future.result()
+
+
+@contextmanager
+def explaining(shape: tuple[int, ...]) -> Iterator[None]:
+    """Make errors of the input of those of too little memory for a picture."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise explained(error, width=shape[1], height=shape[0]) from None
 
 
 def read_ahead(
