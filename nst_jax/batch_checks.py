@@ -140,8 +140,10 @@ def find_missing(
         elif overwrite:
             missing.append(item)
         else:
+            what = "is damaged, or no picture of this command"
+            if record is not None:
+                what = "is of other pictures or settings"
             raise InputError(
-                f"{item.output} exists and is of other pictures or settings: choose another "
-                "--output-dir, or give --overwrite"
+                f"{item.output} exists and {what}: choose another --output-dir, or give --overwrite"
             )
     return missing, there

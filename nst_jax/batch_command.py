@@ -137,19 +137,20 @@ def make_missing(
 
     earlier = Counter(record["status"] for record in there)
     counts = {
-        "made": tally["done"] + tally["diverged"],
-        "there before": len(there),
-        "diverged": tally["diverged"] + earlier["diverged"],
+        "made": tally["done"],
+        "made but diverged": tally["diverged"],
+        "there before": len(there) - earlier["diverged"],
+        "there before but diverged": earlier["diverged"],
         "left out": tally["failed"],
-        "still missing": 0,
     }
-    counts["still missing"] = len(missing) + len(failures) - counts["made"] - counts["left out"]
+    done = tally["done"] + tally["diverged"] + tally["failed"]
+    counts["still missing"] = len(missing) + len(failures) - done
     words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     print(f"nst-jax: {words or 'nothing to do'}", file=sys.stderr)
     print(folder / NAME)
     if tally["stopped"]:
         return 130
-    return 1 if counts["diverged"] or counts["left out"] else 0
+    return 1 if tally["diverged"] or earlier["diverged"] or tally["failed"] else 0
 
 
 def find_place(processes: ProcessOptions) -> Membership:

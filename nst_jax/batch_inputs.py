@@ -66,7 +66,10 @@ def expand(arguments: Sequence[Path], *, what: str) -> list[Source]:
       InputError: for arguments without any file, and files that do not exist.
     """
     if not arguments:
-        raise InputError(f"there is no {what} picture: name files, folders, lists or patterns")
+        hint = ", before --style" if what == "content" else ""
+        raise InputError(
+            f"there is no {what} picture: name files, folders, lists or patterns{hint}"
+        )
     return [source for path in arguments for source in _expand_one(Path(path), what=what)]
 
 

@@ -6,7 +6,7 @@ is there once: kernels, a content's features, a style's Gram matrices.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
@@ -86,8 +86,7 @@ def stylize_lanes(
     Raises:
       InputError: where the configs differ in more than numbers, or an initial picture does not fit.
     """
-    if len({structure(lane.config) for lane in lanes}) > 1:
-        raise InputError("the lanes' configs differ in structure: expected other numbers only")
+    _check_structures([lane.config for lane in lanes])
     if together is None:
         together = jax.default_backend() != "cpu"
     mesh = None if mesh is None else flat_mesh(mesh)
@@ -133,6 +132,19 @@ def stylize_lanes(
         status=tuple("diverged" if lane else ended.status for lane in frozen),
         timing=ended.timing,
     )
+
+
+def _check_structures(configs: Sequence[Config]) -> None:
+    """Check that configs differ only in what lanes may differ in."""
+    first = asdict(structure(configs[0]))
+    for number, config in enumerate(configs, start=1):
+        found = asdict(structure(config))
+        other = [name for name in first if found[name] != first[name]]
+        if other:
+            raise InputError(
+                f"config {number} differs from the first in {', '.join(other)}: expected the same "
+                "but for factors of terms and layers, learning rate and noise"
+            )
 
 
 def each_result(result: Result) -> list[Result]:

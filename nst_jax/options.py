@@ -25,7 +25,7 @@ class RunOptions:
       weights: VGG-19 weights in any known form; by default those of $NST_JAX_WEIGHTS, of the
         cache, or else the slim ones that come with the program.
       model: Insist on the full network or on the slim one.
-      overwrite: Replace existing output files.
+      overwrite: Replace existing output files; in a batch, those of other pictures or settings.
       config: Settings of the optimisation.
     """
 

@@ -781,7 +781,7 @@ class TestRefused:
 def test_lanes_of_another_structure_are_refused(variables, content, style):
     configs = [BASE, replace(BASE, pooling="average")]
     problem = make_problem(variables, content, [style], config=BASE)
-    with pytest.raises(InputError, match="differ in structure"):
+    with pytest.raises(InputError, match="config 2 differs from the first in"):
         stylize_lanes([Lane(problem, config) for config in configs])
     with pytest.raises(InputError, match="initial picture has shape"):
         stylize_lanes([Lane(problem, BASE, init=content[1:])])
