@@ -41,8 +41,8 @@ def stylize_batch(
 
     On accelerators all pictures take each step together (``vmap`` of the step; with line search one
     after another). On CPUs each goes through the program of ``stylize``, with its very result:
-    there ``vmap`` gains little or loses, and L-BFGS magnifies its other rounding. All pictures are in
-    memory at once; ``nst-jax batch`` makes smaller batches of many.
+    there ``vmap`` gains little or loses, and L-BFGS magnifies its other rounding. All pictures are
+    in memory at once; ``nst-jax batch`` makes smaller batches of many.
 
     Args:
       variables: VGG-19's variables, from ``load_weights``.
