@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from nst_jax.choices import Choice
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture
 from nst_jax.lane_plans import Lane
-from nst_jax.lanes import stylize_lanes
+from nst_jax.lanes import check_lanes, stylize_lanes
 from nst_jax.loop import Progress
 from nst_jax.objective import as_sequence
 from nst_jax.pairing import Pairing, pair
 from nst_jax.parallel import Mesh, replicate
 from nst_jax.problem import Problem, make_problem
+from nst_jax.rows import divides_rows
 from nst_jax.transfer import Result
 from nst_jax.types import Array, Variables
 
@@ -58,8 +61,9 @@ def stylize_batch(
       keys: a PRNG key for the noise of each picture; by default all have that of ``stylize``.
       inits: an initial picture for each, or None, in place of ``config.init``.
       mesh: devices over which the pictures are spread, see ``parallel.make_mesh``. They need not
-        divide the number of pictures.
-      together: in place of the rule above.
+        divide the number of pictures. One of ``rows.rows_mesh`` divides each picture by rows, and
+        with ``lanes`` above 1 the pictures among so many parts of the devices.
+      together: in place of the rule above; pictures divided by rows always are.
       callback: as in ``stylize``; what it sees has a leading axis.
 
     Returns:
@@ -90,6 +94,7 @@ def stylize_batch(
     for what, given in (("configs", configs), ("keys", keys), ("initial pictures", inits)):
         if given is not None and len(given) != len(pairs):
             raise InputError(f"{len(given)} {what} for {len(pairs)} pictures: expected one each")
+    check_lanes(configs, mesh=mesh, together=together)
     make = problem_maker(variables, config=configs[0], blend=blend, mesh=mesh)
     problems: dict[Any, Problem] = {}
     lanes = []
@@ -97,7 +102,8 @@ def stylize_batch(
         made = make(contents[content], {style: pictures[style] for style in chosen})
         if pairing == "grid":  # a content's features are there once
             first = problems.setdefault(content, made)
-            made = made._replace(targets=made.targets._replace(content=first.targets.content))
+            shared = {name: getattr(first.targets, name) for name in ("content", "picture")}
+            made = made._replace(targets=made.targets._replace(**shared))
         lanes.append(
             Lane(
                 problem=made,
@@ -132,11 +138,12 @@ def problem_maker(
 
     Args:
       variables, config, blend: as for ``stylize_batch``.
-      mesh: devices that each get the kernels.
+      mesh: devices that each get the kernels; one of ``rows.rows_mesh`` divides pictures, too.
       keep: how many Gram matrices to keep at most, the oldest are given up; None for all.
     """
     kernels: Variables | None = None
     seen: dict[tuple[Any, ...], dict[str, Array]] = {}
+    choices: dict[tuple[int, ...], Choice] = {}  # found out once for a size, and the same for all
     follow = follows_content(config)
 
     def make(content: Any, styles: dict[Any, Any]) -> Problem:
@@ -150,7 +157,10 @@ def problem_maker(
             blend=blend,
             kernels=kernels,
             grams=None if follow else seen.get(names),
+            choice=choices.get(jnp.shape(content)),
+            mesh=mesh if divides_rows(mesh) else None,
         )
+        choices[problem.shape] = problem.choice
         kernels = replicate(problem.variables, mesh)
         if not follow and names not in seen:
             if len(seen) == keep:

@@ -38,7 +38,9 @@ from nst_jax.manifest import (
     read_records,
 )
 from nst_jax.objective import check_learned
+from nst_jax.problem import check_precision
 from nst_jax.progress import job_display
+from nst_jax.region_inputs import style_size
 
 
 def batch(options: Batch) -> int:
@@ -63,17 +65,20 @@ def batch(options: Batch) -> int:
     me = find_place(options.processes)
     use_cpu_devices()
 
-    style = lru_cache(KEPT_STYLES)(lambda place: load_image(style_files[place], size=options.size))
+    scaled = style_size(options.size, options.styles)
+    style = lru_cache(KEPT_STYLES)(lambda place: load_image(style_files[place], size=scaled))
     for place in range(len(style_files)):
         check_style(style(place), config=config)
     sizes, failures = find_sizes(items, config=config, size=options.size)
     weights = obtain_weights(run.weights, model=run.model)
     check_learned(weights.variables, config.loss)
+    check_precision(config)
     tell_of_slim(run, weights)
     job = BatchJob(
         config=config,
         seed=run.seed,
         size=options.size,
+        style_size=scaled,
         weights=weights,
         blend=blend,
         style_files=style_files,

@@ -100,7 +100,7 @@ def run_job(
             [Lane(problem, job.config, key) for _, problem in batch],
             mesh=make_mesh(devices[:width]) if several else None,
             width=width,
-            distinct=("content",) if shared else ("content", "style"),
+            distinct=("content", "picture") if shared else ("content", "picture", "style"),
             callback=callback,
         )
         return jax.device_get(result)  # here, where too little memory is seen to

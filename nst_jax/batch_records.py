@@ -27,6 +27,7 @@ class BatchJob(NamedTuple):
 
     Attributes:
       config, seed, size: the settings.
+      style_size: longer side of the styles.
       weights: the network.
       blend: factors of the styles that are mixed, as for ``transfer.stylize``.
       style_files: the style pictures' files.
@@ -40,6 +41,7 @@ class BatchJob(NamedTuple):
     config: Config
     seed: int
     size: int
+    style_size: int
     weights: Weights
     blend: Any
     style_files: list[Path]
@@ -80,6 +82,7 @@ def job_fingerprint(job: BatchJob, item: Item) -> str:
         "settings": job.config,
         "seed": job.seed,
         "size": job.size,
+        "style_size": job.style_size,
         "weights": job.weights.info.sha256,
         "version": report.versions()["nst_jax"],
     }
@@ -115,7 +118,8 @@ def make_records(
                 "final_terms": {name: float(values[best]) for name, values in terms.items()},
                 "picture": {"width": loaded.content.shape[1], "height": loaded.content.shape[0]},
                 "seed": job.seed,
-                "settings": settings_record(job.config) | {"size": job.size, "blend": job.blend},
+                "settings": settings_record(job.config)
+                | {"size": job.size, "style_size": job.style_size, "blend": job.blend},
                 "weights": {"name": job.weights.info.name, "sha256": job.weights.info.sha256},
                 "versions": report.versions(),
                 "device": report.device(),

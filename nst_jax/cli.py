@@ -18,6 +18,7 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.layer_factors import Layers, parse_layers
 from nst_jax.options import (
+    Estimate,
     Presets,
     Reconstruct,
     RunOptions,
@@ -126,6 +127,7 @@ def default_options(arguments: list[str]) -> dict[str, Any]:
         "stylize": Stylize(
             content=missing, output=missing, size=preset.size, styles=styles, run=run()
         ),
+        "estimate": Estimate(content=missing, size=preset.size, run=run()),
         "texture": Texture(style=missing, output=missing, run=run("texture")),
         "reconstruct": Reconstruct(
             content=missing, output=missing, layer=missing, size=preset.size, run=run("reconstruct")
@@ -151,6 +153,7 @@ def parse(arguments: list[str]):
     # tyro's own way to subcommands; type checkers take a union for no type.
     return tyro.cli(
         Annotated[Stylize, defaults["stylize"]]
+        | Annotated[Estimate, defaults["estimate"]]
         | Annotated[Texture, defaults["texture"]]
         | Annotated[Reconstruct, defaults["reconstruct"]]
         | Annotated[Batch, defaults["batch"]]
@@ -166,6 +169,18 @@ def parse(arguments: list[str]):
     )
 
 
+def prepare_process(run: RunOptions) -> None:
+    """Set what holds for the whole process, before a command reads anything.
+
+    Raises:
+      InputError: for a limit of pixels that is none.
+    """
+    keep_freed_memory()
+    from nst_jax.images import limit_pixels
+
+    limit_pixels(run.max_megapixels)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the return value is the exit code.
 
@@ -178,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = parse(arguments)
         match options:
             case Stylize() | Texture() | Reconstruct():
-                keep_freed_memory()
+                prepare_process(options.run)
                 from nst_jax import stylize_command
 
                 commands = {
@@ -187,13 +202,18 @@ def main(arguments: list[str] | None = None) -> int:
                     Reconstruct: stylize_command.reconstruct,
                 }
                 return commands[type(options)](options)
+            case Estimate():
+                prepare_process(options.run)
+                from nst_jax.estimate_command import estimate
+
+                return estimate(options)
             case Batch():
-                keep_freed_memory()
+                prepare_process(options.run)
                 from nst_jax.batch_command import batch
 
                 return batch(options)
             case Sweep():
-                keep_freed_memory()
+                prepare_process(options.run)
                 from nst_jax.sweep_command import sweep
 
                 return sweep(options)

@@ -21,6 +21,9 @@ Convolution = Literal["auto", "direct", "winograd"]
 StyleMixing = Literal["average", "sum"]
 Guides = Literal["simple", "inside", "all"]
 Padding = Literal["zero", "circular"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+Tile = int | Literal["auto", "off"]
+Remat = Literal["auto", "on", "off"]
 Color = Literal[
     "none",
     "keep-yiq",
@@ -42,8 +45,11 @@ class LossConfig:
 
     Attributes:
       content_layers, style_layers: names of the layers compared.
-      pooling, gram_normalization, tv_order, mse_factor, pixel_range, style_mixing, guides, padding:
-        as in ``Config``.
+      pooling, gram_normalization, tv_order, mse_factor, pixel_range, style_mixing, guides, padding,
+        precision: as in ``Config``.
+      tile: the longest side of a tile where the picture is taken in tiles, else 0.
+      remat: whether the gradient computes the activations within a block of the network again.
+      recompute_content: whether the content's features are computed again at every step.
     """
 
     content_layers: tuple[str, ...] = ("relu4_2",)
@@ -56,6 +62,10 @@ class LossConfig:
     style_mixing: StyleMixing = "average"
     guides: Guides = "simple"
     padding: Padding = "zero"
+    precision: Precision = "float32"
+    tile: int = 0
+    remat: bool = False
+    recompute_content: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +105,14 @@ class Config:
         frequencies and colours scaled so that fewer steps are needed.
       steps: Optimisation steps; each evaluates loss and gradient once (line search: at
         least once). The result is the evaluated picture of lowest loss.
+      min_size: Longer side of the coarsest scale, at least. The run goes from there to the wanted
+        size, each scale starting from the result of the one before; for one picture, not for batch
+        and sweep. Default: the wanted size alone.
+      scale_factor: Ratio of the sizes of neighbouring scales.
+      scale_steps: Steps of the scales before the last, the coarsest first; the last number holds
+        for the rest. Default: the same as steps for each.
+      averaging: Decay of a running average of the pictures, as 0.99 for adam, which is then the
+        result in place of the one of lowest loss; 0 for none.
       init: Initial picture: content, noise, blend (of both), or a file. A script reads the file
         itself and passes the picture to stylize.
       noise: Distribution of the noise around the network's mean colour.
@@ -103,6 +121,14 @@ class Config:
       noise_ratio: Share of noise in a blend.
       convolution: How the network convolves: direct, or winograd with a quarter of the
         multiplications and a little more rounding; auto takes winograd on CPUs only.
+      precision: Of the network: float32; tf32 with products of 10 bits, on NVIDIA GPUs only; or
+        bfloat16 activations, with half of the memory. Gram matrices are summed in float32 and the
+        picture is kept in float32 always.
+      tile: Longest side of the tiles in which the picture is taken, with the same loss and gradient
+        to rounding; off for the whole picture; auto for tiles where the whole does not fit into the
+        memory.
+      remat: Compute activations twice rather than keep them: on, off, or auto where the whole
+        picture does not fit otherwise. Tiles always do so.
     """
 
     content_layers: Layers = (("relu4_2", 1.0),)
@@ -124,24 +150,57 @@ class Config:
     memory_size: int | None = None
     preconditioner: Preconditioner = "none"
     steps: int = 1000
+    min_size: int | None = None
+    scale_factor: float = 2**0.5
+    scale_steps: tuple[int, ...] = ()
+    averaging: float = 0.0
     init: str = "content"
     noise: Noise = "normal"
     noise_scale: float = 0.001 / 255
     noise_ratio: float = 0.6
     convolution: Convolution = "auto"
+    precision: Precision = "float32"
+    tile: Tile = "auto"
+    remat: Remat = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "content_layers", as_layers(self.content_layers))
         object.__setattr__(self, "style_layers", as_layers(self.style_layers))
+        if isinstance(self.scale_steps, list):  # as JSON has it
+            object.__setattr__(self, "scale_steps", tuple(self.scale_steps))
         _check(self)
 
     @property
     def loss(self) -> LossConfig:
-        """The part that shapes the compiled objective."""
-        given = {field.name: getattr(self, field.name) for field in fields(LossConfig)}
+        """The part that shapes the compiled objective: of the whole picture, unless told otherwise.
+
+        What is ``"auto"`` depends on the picture and the memory, see ``memory_plan``.
+        """
+        names = {field.name for field in fields(LossConfig)} & {
+            field.name for field in fields(self)
+        }
+        given = {name: getattr(self, name) for name in names}
+        given["tile"] = self.tile if isinstance(self.tile, int) else 0
+        given["remat"] = self.remat == "on" and not given["tile"]
         given["content_layers"] = tuple(name for name, _ in self.content_layers)
         given["style_layers"] = tuple(name for name, _ in self.style_layers)
         return LossConfig(**given)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_scales(config: Config) -> None:
+    """Check what concerns the sizes of the scales and their steps."""
+    if not 1.05 <= config.scale_factor <= FLOAT32_MAX:  # each scale is compiled for itself
+        raise InputError(f"scale_factor is {config.scale_factor}: expected a number from 1.05 on")
+    if not isinstance(config.scale_steps, tuple) or not all(map(_is_count, config.scale_steps)):
+        raise InputError(f"scale_steps is {config.scale_steps}: expected whole numbers, 1 or more")
+    if config.scale_steps and config.min_size is None:
+        raise InputError("scale_steps has no meaning for one scale: name its coarsest by min_size")
+    if not 0 <= config.averaging <= 0.9999:
+        raise InputError(f"averaging is {config.averaging}: expected 0 to 0.9999")
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -169,6 +228,8 @@ def _check(config: Config) -> None:
         "noise": Noise,
         "preconditioner": Preconditioner,
         "convolution": Convolution,
+        "precision": Precision,
+        "remat": Remat,
     }
     for name, literal in choices.items():
         allowed = get_args(literal)
@@ -177,10 +238,21 @@ def _check(config: Config) -> None:
             raise InputError(f"{name} is {getattr(config, name)!r}: expected one of {expected}")
     if not config.content_layers and not config.style_layers:
         raise InputError("no layers: expected at least one content or style layer")
-    for name in ("steps", "memory_size"):
+    for name in ("steps", "memory_size", "min_size"):
         value = getattr(config, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and not _is_count(value):
             raise InputError(f"{name} is {value}: expected a whole number, 1 or more")
+    _check_scales(config)
+    if config.tile not in ("auto", "off") and not _is_count(config.tile):
+        raise InputError(f"tile is {config.tile!r}: expected auto, off, or a side in pixels")
+    if _is_count(config.tile) and config.remat == "on":
+        raise InputError(
+            "remat on has no meaning with tiles, which compute all activations twice: leave one out"
+        )
+    if config.precision == "bfloat16" and config.convolution == "winograd":
+        raise InputError(
+            "convolution winograd is too coarse in bfloat16: choose direct, or another precision"
+        )
     if not 0 <= config.noise_ratio <= 1:
         raise InputError(f"noise_ratio is {config.noise_ratio}: expected 0 to 1")
     if config.optimizer == "adam" and config.memory_size is not None:

@@ -1,6 +1,7 @@
 """A labelled grid of pictures, on the host."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -68,13 +69,24 @@ def contact_sheet(
 
     canvas = Image.new("L", (sheet_width, y), 255)
     draw = ImageDraw.Draw(canvas)
-    for x, top, line, face in texts:
-        draw.text((x, top), line, fill=INK, font=face)
+    with _any_size():
+        for x, top, line, face in texts:
+            draw.text((x, top), line, fill=INK, font=face)
     sheet = np.repeat(np.asarray(canvas, np.float32)[..., None] / 255, 3, axis=-1)
     for picture, (x, top) in zip(pictures, places, strict=True):
         pixels = np.clip(np.nan_to_num(np.asarray(picture, np.float32)), 0, 1)
         sheet[top : top + height, x : x + width] = pixels
     return sheet
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Lift Pillow's limit of pixels: a low one for files, which it holds lines of text to, too."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -4,6 +4,7 @@ Contract: features ``[1, H, W, C]``, kernels ``[3, 3, in, out]``, stride 1, zero
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,15 @@ from nst_jax.winograd import winograd_conv, winograd_kernel
 WINOGRAD_CHANNELS = 96
 
 
-def _convolve(x: Array, kernel: Array) -> Array:
+def _convolve(x: Array, kernel: Array, *, precision: str) -> Array:
     """Convolve ``[1, H, W, in]`` with ``[3, 3, in, out]``, stride 1, zero padding 1."""
     return jax.lax.conv_general_dilated(
-        x, kernel, window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
     )
 
 
@@ -27,13 +33,16 @@ def transpose_kernel(kernel: Array) -> Array:
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
-def _apply(x: Array, kernel: Array) -> Array:
+def _apply(x: Array, kernel: Array, *, precision: str) -> Array:
     """Convolve with a kernel as it is, ``[3, 3, ...]``, or transformed, ``[6, 6, ...]``."""
-    return _convolve(x, kernel) if kernel.shape[0] == 3 else winograd_conv(x, kernel)
+    apply = _convolve if kernel.shape[0] == 3 else winograd_conv
+    return apply(x, kernel, precision=precision)
 
 
-@jax.custom_vjp
-def conv(x: Array, kernel: Array, forward: Array, backward: Array) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def conv(
+    x: Array, kernel: Array, forward: Array, backward: Array, precision: str = "highest"
+) -> Array:
     """3x3 convolution whose gradient to ``x`` is an ordinary convolution too.
 
     JAX's own transpose rule gives the same numbers, but inside ``scan`` and ``while_loop`` XLA's
@@ -44,22 +53,25 @@ def conv(x: Array, kernel: Array, forward: Array, backward: Array) -> Array:
       kernel: ``[3, 3, in, out]``; only its own gradient is computed with it.
       forward: the kernel as it is to be applied, see ``prepare_kernels``.
       backward: likewise ``transpose_kernel(kernel)``. A loop does better to make both outside.
+      precision: JAX's name of how exactly accelerators multiply, forward and backward. It is said
+        here because a context (``jax.default_matmul_precision``) does not reach the gradient.
 
     Returns:
       ``[1, H, W, out]``.
     """
-    return _apply(x, forward)
+    return _apply(x, forward, precision=precision)
 
 
-def _conv_forward(x: Array, kernel: Array, forward: Array, backward: Array):
-    return conv(x, kernel, forward, backward), (x, kernel, forward, backward)
+def _conv_forward(x: Array, kernel: Array, forward: Array, backward: Array, precision: str):
+    return conv(x, kernel, forward, backward, precision), (x, kernel, forward, backward)
 
 
-def _conv_backward(residuals: tuple[Array, Array, Array, Array], cotangent: Array):
+def _conv_backward(precision: str, residuals: tuple[Array, Array, Array, Array], cotangent: Array):
     x, kernel, forward, backward = residuals
     # Unused by the pixels' gradient, and then removed by the compiler.
-    (kernel_cotangent,) = jax.vjp(partial(_convolve, x), kernel)[1](cotangent)
-    x_cotangent = conv(cotangent, transpose_kernel(kernel), backward, forward)
+    plain = partial(_convolve, x, precision=precision)
+    (kernel_cotangent,) = jax.vjp(plain, kernel)[1](cotangent)
+    x_cotangent = conv(cotangent, transpose_kernel(kernel), backward, forward, precision)
     return x_cotangent, kernel_cotangent, jnp.zeros_like(forward), jnp.zeros_like(backward)
 
 
@@ -67,7 +79,11 @@ conv.defvjp(_conv_forward, _conv_backward)
 
 
 def prepare_kernels(
-    variables: Variables, *, convolution: str = "direct", layers: tuple[str, ...] = TAPS
+    variables: Variables,
+    *,
+    convolution: str = "direct",
+    layers: tuple[str, ...] = TAPS,
+    dtype: Any = None,
 ) -> Variables:
     """Add the collection ``prepared``: the kernels in the form in which a loop applies them.
 
@@ -80,6 +96,7 @@ def prepare_kernels(
         multiplications, on CPUs twice as fast; in float32 the gradient to the pixels is then as
         exact as PyTorch's, with a median error of 3e-7 of its root mean square in place of 1.4e-7.
       layers: taps that will be asked for; kernels beyond the deepest are left out.
+      dtype: of the prepared kernels; by default that of the kernels.
 
     Returns:
       The same with ``prepared``: layer -> ``{"forward", "backward"}`` -> ``[3, 3, in, out]`` or
@@ -92,6 +109,7 @@ def prepare_kernels(
         raise ValueError(f"convolution is {convolution!r}: expected 'direct' or 'winograd'")
 
     def prepare(kernel: Array) -> dict[str, Array]:
+        kernel = kernel if dtype is None else kernel.astype(dtype)
         pair = {"forward": kernel, "backward": transpose_kernel(kernel)}
         # With few channels the transforms cost more than the multiplications that they save.
         wide = max(kernel.shape[2:]) >= WINOGRAD_CHANNELS

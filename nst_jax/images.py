@@ -3,7 +3,9 @@
 Contract: arrays are float32 RGB in [0, 1], ``[H, W, 3]``, NumPy; alpha is ``[H, W]``.
 """
 
+import math
 import os
+import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
@@ -39,6 +41,25 @@ class Picture(NamedTuple):
     alpha: np.ndarray | None
 
 
+def limit_pixels(megapixels: float) -> None:
+    """Choose how large a picture file may be to be read, for the whole process.
+
+    Pillow's limit is set, which guards the parts of icons and tiled files, too. Only the command
+    line calls this; in Python set ``PIL.Image.MAX_IMAGE_PIXELS``.
+
+    Args:
+      megapixels: width times height, in millions.
+
+    Raises:
+      InputError: for what is not positive and finite.
+    """
+    if not 0 < 1e6 * megapixels < math.inf:
+        raise InputError(
+            f"max_megapixels is {megapixels}: expected a number above 0, in millions of pixels"
+        )
+    Image.MAX_IMAGE_PIXELS = round(1e6 * megapixels)
+
+
 def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
     """Read a picture as it is meant to be seen.
 
@@ -55,7 +76,8 @@ def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
       A ``Picture``.
 
     Raises:
-      InputError: for a missing, damaged or foreign file, or a size that is not positive.
+      InputError: for a missing, damaged or foreign file, one of more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS``, or a size that is not positive.
     """
     with _opened(path, size=size) as image:
         image.load()
@@ -101,8 +123,8 @@ def _opened(path: str | Path, *, size: int | None) -> Iterator[Image.Image]:
     """Open a picture of which only the header is read yet.
 
     Raises:
-      InputError: for a missing or foreign file or a size that is not positive; for any failure of
-        the block that uses it, too, as of a damaged file.
+      InputError: for a missing, foreign or too large file or a size that is not positive; for any
+        failure of the block that uses it, too, as of a damaged file.
     """
     path = Path(path)
     if size is not None and size < 1:
@@ -119,7 +141,14 @@ def _opened(path: str | Path, *, size: int | None) -> Iterator[Image.Image]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Not by its path: then Pillow maps raw TIFFs into memory, and scrambles turned ones.
             with open(path, "rb") as file, Image.open(file) as image:
+                # Not left to the warning alone: other threads may have reset what it does.
+                if Image.MAX_IMAGE_PIXELS and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
+                    raise _too_large(path, math.prod(image.size))
                 yield image
+    except InputError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _too_large(path, int(re.findall(r"\d+", str(error))[0])) from None
     except Image.UnidentifiedImageError:
         raise InputError(
             f"{path} is no picture in a known format: expected PNG, JPEG or the like"
@@ -127,6 +156,16 @@ def _opened(path: str | Path, *, size: int | None) -> Iterator[Image.Image]:
     except Exception as error:  # for damaged files Pillow's plugins raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot read the picture {path} ({reason}): get the file again") from None
+
+
+def _too_large(path: Path, pixels: int) -> InputError:
+    """The error of a picture beyond Pillow's limit."""
+    most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+    return InputError(
+        f"{path} has {pixels / 1e6:.10g} megapixels: expected at most {most:.10g}; if it is meant "
+        f"to be so large, give --max-megapixels {math.ceil(pixels / 1e6)}, or in Python set "
+        "PIL.Image.MAX_IMAGE_PIXELS"
+    )
 
 
 def _is_turned(image: Image.Image) -> bool:

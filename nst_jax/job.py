@@ -13,19 +13,29 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from nst_jax import report
+from nst_jax.allocator import reserve
+from nst_jax.choices import choice_in_words
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.images import check_output, save_image, to_uint8
+from nst_jax.images import check_output, resize_to, save_image, to_uint8
 from nst_jax.inputs import as_picture, check_pictures, initial_image
 from nst_jax.interrupt import stop_on_interrupt
 from nst_jax.job_inputs import json_path, obtain_weights, tell_of_slim
 from nst_jax.loop import Progress
+from nst_jax.mask_checks import check_guidance
+from nst_jax.memory import free_bytes, own_memory, peak_memory
+from nst_jax.memory_plan import Plan, Task, as_shape, choose, in_words
 from nst_jax.objective import check_learned
 from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.parallel import make_mesh
+from nst_jax.problem import check_precision
 from nst_jax.progress import progress_display
+from nst_jax.rows import check_rows, divides_rows, rows_mesh
+from nst_jax.scales import make_scales
 from nst_jax.transfer import Result, stylize
 from nst_jax.weights import Weights
 
@@ -44,6 +54,7 @@ class Job(NamedTuple):
       alpha: transparency of the content, ``[H, W]``, or None.
       init: the initial picture where it is a file's.
       settings: what the record says of the command's options.
+      mesh: devices that divide the picture, or None.
     """
 
     output: Path
@@ -54,6 +65,7 @@ class Job(NamedTuple):
     alpha: np.ndarray | None
     init: np.ndarray | None
     settings: dict[str, Any]
+    mesh: Mesh | None = None
 
 
 def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -> int:
@@ -74,13 +86,37 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     check_pictures(job.content, job.styles, config=job.config, init=job.init)
     weights = obtain_weights(run.weights, model=run.model)
     check_learned(weights.variables, job.config.loss)
+    check_precision(job.config)
     tell_of_slim(run, weights)
+    mesh = job.mesh
+    if mesh is not None and divides_rows(mesh):
+        check_rows(job.content.shape[0], job.content.shape[1], mesh=mesh, config=job.config)
+    scales = make_scales(job.content.shape, config=job.config, mesh=mesh)
     use_compilation_cache()  # only now: bad input leaves nothing behind
     load_s = time.perf_counter() - started
+    try:
+        plan, process = None if mesh is not None else make_plan(job, weights), own_memory()
+    except jax.errors.JaxRuntimeError as error:
+        raise explained(error, width=job.content.shape[1], height=job.content.shape[0]) from None
+    words = f"{job.content.shape[1]}x{job.content.shape[0]} px: what it needs of the memory is not "
+    words += "planned on several devices" if mesh is not None else "told here"
+    if plan is not None:
+        words = in_words(plan, shape=job.content.shape, process=process)
+    print(f"nst-jax: {words}", file=sys.stderr)
 
-    result, frames = optimise(job, weights, run=run, watch=watch)
+    result, frames = optimise(
+        job,
+        weights,
+        run=run,
+        watch=watch,
+        plan=plan,
+        mesh=mesh,
+        steps=sum(scale.steps for scale in scales),
+    )
 
     record = make_record(job, weights, result, run=run)
+    estimated = None if plan is None else {"program": process} | plan.needs._asdict()
+    record["memory"] = {"estimated_bytes": estimated, "peak_bytes": peak_memory()}
     record["timing"] = {"load_s": load_s} | result.timing
     try:
         write_pictures(record, result.image, job=job, watch=watch, frames=frames)
@@ -102,8 +138,56 @@ def not_written(error: OSError, output: Path) -> InputError:
     )
 
 
+def make_mesh_of(spread: str | None) -> Mesh | None:
+    """The mesh of all devices that a way to divide a picture wants.
+
+    Raises:
+      InputError: where there is one device only.
+    """
+    if spread is None:
+        return None
+    if len(jax.local_devices()) == 1:
+        raise InputError(
+            f"spread {spread} divides a picture among several devices, and there is one only: "
+            "leave it out"
+        )
+    return rows_mesh() if spread == "rows" else make_mesh()
+
+
+def make_plan(job: Job, weights: Weights) -> Plan | None:
+    """What the last scale will need, and how it is to be computed.
+
+    Raises:
+      InputError: where it does not fit in any way.
+    """
+    given = {name: value for name, value in job.controls.items() if value is not None}
+    masks = {name: given.pop(name, None) for name in ("content_masks", "style_masks", "keep")}
+    if any(value is not None for value in masks.values()):
+        content, *styles = [as_picture(picture) for picture in (job.content, *job.styles)]
+        given |= check_guidance(content, styles, config=job.config.loss, **masks)
+    task = Task(
+        weights.variables,
+        as_shape(job.content),
+        [as_shape(style) for style in job.styles],
+        job.config,
+        {name: value for name, value in given.items() if value is not None},
+    )
+    plan = choose(task, free=free_bytes(jax.local_devices()[0]))
+    if plan is not None and jax.default_backend() == "cpu":
+        # Twice the scratch: what comes before the loop may break one room for it.
+        reserve(sum(plan.needs) + plan.needs.scratch)
+    return plan
+
+
 def optimise(
-    job: Job, weights: Weights, *, run: RunOptions, watch: WatchOptions
+    job: Job,
+    weights: Weights,
+    *,
+    run: RunOptions,
+    watch: WatchOptions,
+    plan: Plan | None,
+    mesh: Mesh | None,
+    steps: int,
 ) -> tuple[Result, list[np.ndarray]]:
     """Run the optimisation with progress and previews.
 
@@ -124,12 +208,12 @@ def optimise(
         if job.config.color == "none" and "keep" not in job.controls:
             frames.append(to_uint8(first_picture(job, weights, key=key)))
         # About 40 frames, at steps that meet those of the previews.
-        wanted = max(1, job.config.steps // 40)
+        wanted = max(1, steps // 40)
         every = wanted if every is None else smallest_divisor(every, at_least=wanted)
-        watchers.append((every, lambda progress: frames.append(to_uint8(progress.image))))
+        watchers.append((every, lambda progress: frames.append(to_uint8(full_size(progress, job)))))
 
     try:
-        with progress_display(job.config.steps) as show, stop_on_interrupt() as may_go_on:
+        with progress_display(steps) as show, stop_on_interrupt() as may_go_on:
 
             def callback(progress: Progress) -> bool:
                 show(progress)
@@ -147,6 +231,8 @@ def optimise(
                 init=job.init,
                 callback=callback,
                 callback_every=every,
+                choice=plan and plan.choice,
+                mesh=mesh,
                 **job.controls,
             )
             return jax.block_until_ready(result), frames
@@ -182,11 +268,16 @@ def preview_writer(job: Job) -> Callable[[Progress], None]:
     def write(progress: Progress) -> None:
         path = report.preview_path(job.output, progress.step)
         try:
-            save_image(path, progress.image, alpha=job.alpha)
+            save_image(path, full_size(progress, job), alpha=job.alpha)
         except OSError as error:
             print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
 
     return write
+
+
+def full_size(progress: Progress, job: Job) -> np.ndarray:
+    """The current picture, enlarged where the run is at a coarser scale."""
+    return resize_to(np.asarray(progress.image), shape=job.content.shape[:2])
 
 
 def smallest_divisor(number: int, *, at_least: int) -> int:
@@ -207,7 +298,9 @@ def write_pictures(
     frames: list[np.ndarray],
 ) -> None:
     """Write the result, and the animation and the plot where they are asked for."""
-    brief = {key: value for key, value in record.items() if key not in ("history", "timing")}
+    brief = {
+        key: value for key, value in record.items() if key not in ("history", "timing", "memory")
+    }
     metadata = {
         "Software": f"nst_jax {record['versions']['nst_jax']}",
         "nst_jax": json.dumps(report.as_json(brief)),
@@ -223,7 +316,10 @@ def closing_words(result: Result) -> str:
     """What to tell of a run that did not end as asked."""
     step = len(result.history.loss)
     if result.status == "stopped":
-        return f"stopped at step {step}: wrote the best picture so far"
+        height, width = result.scales[-1].shape
+        coarse = (height, width) != result.image.shape[:2]
+        scaled = f", enlarged from {width}x{height} px" if coarse else ""
+        return f"stopped at step {step}: wrote the best picture so far{scaled}"
     picture = "the best picture before that"
     if not np.isfinite(result.loss):
         picture = "the initial picture, as none had a finite loss"
@@ -252,6 +348,11 @@ def make_record(job: Job, weights: Weights, result: Result, *, run: RunOptions) 
         "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
         "picture": {"width": job.content.shape[1], "height": job.content.shape[0]},
         "status": result.status,
+        "scales": [
+            {"width": scale.shape[1], "height": scale.shape[0], "steps": scale.steps}
+            | {"computed": choice_in_words(scale.choice)}
+            for scale in result.scales
+        ],
         "steps": len(result.history.loss),
         "evaluations": int(result.history.evaluations.sum()),
         "final_loss": result.loss,

@@ -12,6 +12,7 @@ from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image, resize_to
+from nst_jax.memory import available_bytes, in_gib
 from nst_jax.options import RunOptions, WatchOptions
 from nst_jax.weights import (
     WEIGHTS_VARIABLE,
@@ -20,6 +21,9 @@ from nst_jax.weights import (
     is_shipped_slim,
     load_weights,
 )
+
+LARGEST_SIZE = 100_000
+LEAST_BYTES = 60  # a pixel: the content, the picture, the best one, a gradient, a step
 
 
 def json_path(output: Path) -> Path:
@@ -31,10 +35,27 @@ def check_size(size: int) -> None:
     """Check a side in pixels.
 
     Raises:
-      InputError: where it is not positive.
+      InputError: where it is not positive, or beyond all devices.
     """
-    if size < 1:
-        raise InputError(f"size is {size}: expected at least 1 pixel")
+    if not 1 <= size <= LARGEST_SIZE:
+        raise InputError(f"size is {size}: expected 1 to {LARGEST_SIZE} pixels")
+
+
+def check_room(shape: tuple[int, int]) -> None:
+    """Check, before a picture is read and scaled, that there is memory for the pictures alone.
+
+    Args:
+      shape: height and width of the result.
+
+    Raises:
+      InputError: where there is not.
+    """
+    needed, free = LEAST_BYTES * shape[0] * shape[1], available_bytes()
+    if free is not None and needed > free:
+        raise InputError(
+            f"a picture of {shape[1]}x{shape[0]} px needs more than {in_gib(needed)}, "
+            f"{in_gib(free)} are free: choose a smaller size, see 'nst-jax estimate'"
+        )
 
 
 def check_seed(seed: int) -> None:
@@ -48,9 +69,19 @@ def check_seed(seed: int) -> None:
 
 
 def check_outputs(
-    output: Path, run: RunOptions, watch: WatchOptions, *, inputs: Sequence[Path]
+    output: Path,
+    run: RunOptions,
+    watch: WatchOptions,
+    *,
+    inputs: Sequence[Path],
+    steps: int | None = None,
 ) -> None:
     """Check what can be checked before any picture is read.
+
+    Args:
+      output, run, watch: what the command was told.
+      inputs: files that it reads.
+      steps: of the run; by default the config's.
 
     Raises:
       InputError: for options that contradict each other, and outputs that cannot be written.
@@ -69,8 +100,9 @@ def check_outputs(
         report.check_plotting(watch.plot)
         outputs.append(watch.plot)
     if watch.save_every is not None:
-        steps = range(watch.save_every, run.config.steps + 1, watch.save_every)
-        previews = [report.preview_path(output, step) for step in steps]
+        last = run.config.steps if steps is None else steps
+        numbers = range(watch.save_every, last + 1, watch.save_every)
+        previews = [report.preview_path(output, step) for step in numbers]
     inputs = list(inputs)
     if run.config.init not in INITS:
         inputs.append(Path(run.config.init))

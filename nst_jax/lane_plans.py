@@ -15,6 +15,13 @@ from nst_jax.objective import loss_weights
 from nst_jax.optimizers import set_learning_rate
 from nst_jax.parallel import Mesh, at_axis, copy_on, divided_axis, replicate, run_spread
 from nst_jax.problem import Problem, start
+from nst_jax.rows import (
+    divides_rows,
+    picture_sharding,
+    start_rows,
+    state_shardings,
+    targets_shardings,
+)
 from nst_jax.solver import run
 from nst_jax.types import Array, Info, State, Targets
 
@@ -61,6 +68,9 @@ def plan_together(
 ) -> Plan:
     """One program of all lanes, on one device or, divided along one of the axes, on several."""
     devices = 1 if mesh is None else mesh.size
+    if mesh is not None and divides_rows(mesh):
+        # Also of a grid: such a mesh has one axis for lanes.
+        shape, devices = (len(lanes),), mesh.shape.get("data", 1)
     axis = divided_axis(shape, devices)
     length = max(shape[axis], width if len(shape) == 1 else 1)
     length += -length % devices
@@ -92,7 +102,8 @@ def plan_apart(lanes: Sequence[Lane], mesh: Mesh | None) -> Plan:
 
     def take(state: State, **options: Any) -> tuple[State, Info]:
         # All are sent off before any is waited for, so that devices work side by side.
-        done = [take(State(*one), **options) for take, one in zip(takes, zip(*state))]
+        alone = zip(*state)  # type: ignore[arg-type]
+        done = [take(State(*one), **options) for take, one in zip(takes, alone)]
         states, infos = zip(*done)
         return _listed(states), jax.tree.map(lambda *x: np.stack(x, axis=1), *jax.device_get(infos))
 
@@ -133,19 +144,29 @@ def _program(
     variables, stacked = lanes[0].problem.variables, stack_fields(targets, own)
     images = jnp.stack([_initial(lane) for lane in lanes])
     images = images.reshape(*targets.shape, *images.shape[1:])
-    take, sharding = partial(run, solver), None
-    if mesh is not None:
-        specs, sharding = field_specs(own, axis=axis), NamedSharding(mesh, at_axis(axis))
-        variables, images = replicate(variables, mesh), jax.device_put(images, sharding)
+    take: Take = partial(run, solver)
+    places: Any = None
+    variables = replicate(variables, mesh)
+    if mesh is None:
+        state = start(solver, images, variables, stacked)
+    elif divides_rows(mesh):
+        fields = [name for name, _ in own]
+        stacked = jax.device_put(stacked, targets_shardings(stacked, mesh=mesh, own=fields))
+        images = jax.device_put(images, picture_sharding(mesh, lanes=True))
+        state = start_rows(solver, images, variables, stacked, mesh=mesh)
+        places = state_shardings(state, mesh=mesh)
+    else:
+        specs, places = field_specs(own, axis=axis), NamedSharding(mesh, at_axis(axis))
+        images = jax.device_put(images, places)
         stacked = Targets(
             *(jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(stacked, specs))
         )
         take = partial(run_spread, solver, mesh=mesh, axis=axis, specs=specs)
-    state = start(solver, images, variables, stacked, sharding=sharding)
+        state = start(solver, images, variables, stacked, sharding=places)
     opt_state = set_learning_rate(state.opt_state, *(lane.config for lane in lanes))
     state = state._replace(opt_state=opt_state)
-    if sharding is not None:  # the rates too, or the second call would compile anew
-        state = jax.device_put(state, sharding)
+    if places is not None:  # the rates too, or the second call would compile anew
+        state = jax.device_put(state, places)
     return partial(take, variables=variables, targets=stacked), state
 
 

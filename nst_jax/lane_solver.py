@@ -36,7 +36,8 @@ def own_fields(lanes: np.ndarray, *, distinct: tuple[str, ...] = ()) -> Own:
 
     every = range(lanes.ndim)
     own: dict[str, tuple[bool, ...]] = {"weights": (True,) * lanes.ndim}
-    for name in ("content", "style", "regions", "keep"):  # the others follow from the structure
+    # The others follow from the structure.
+    for name in ("content", "style", "regions", "keep", "picture"):
         if getattr(lanes.flat[0], name) is not None:
             own[name] = tuple(name in distinct or differs(name, axis) for axis in every)
     return tuple((name, axes) for name, axes in own.items() if any(axes))

@@ -18,6 +18,7 @@ from nst_jax.errors import InputError
 from nst_jax.lane_plans import Lane, plan_apart, plan_together
 from nst_jax.loop import Progress, iterate
 from nst_jax.parallel import Mesh, flat_mesh
+from nst_jax.rows import divides_rows
 from nst_jax.transfer import Result
 from nst_jax.types import Array, Info, State
 
@@ -67,8 +68,10 @@ def stylize_lanes(
       lanes: their configs have equal ``steps``.
       shape: leading axes, of which ``lanes`` is in row-major order; by default one. With one of
         contents and one of styles a grid holds each content and each style once.
-      mesh: devices over which the lanes are spread; their number need not divide.
-      together: whether all lanes take each step together; by default not on CPUs.
+      mesh: devices over which the lanes are spread; their number need not divide. One of
+        ``rows.rows_mesh`` divides each picture by rows, too; the lanes' problems are of it.
+      together: whether all lanes take each step together; by default not on CPUs, but always where
+        pictures are divided by rows.
       width: lanes to fill up to where they are together, so that a smaller last batch has the
         program of the others.
       distinct: fields of the targets that get a leading axis although all lanes may share them, for
@@ -84,12 +87,14 @@ def stylize_lanes(
       all else.
 
     Raises:
-      InputError: where the configs differ in more than numbers, or an initial picture does not fit.
+      InputError: where the configs differ in more than numbers, for settings that are for single
+        pictures, or where an initial picture does not fit.
     """
-    _check_structures([lane.config for lane in lanes])
+    check_lanes([lane.config for lane in lanes], mesh=mesh, together=together)
+    by_rows = divides_rows(mesh)
     if together is None:
-        together = jax.default_backend() != "cpu"
-    mesh = None if mesh is None else flat_mesh(mesh)
+        together = by_rows or jax.default_backend() != "cpu"
+    mesh = mesh if mesh is None or by_rows else flat_mesh(mesh)
     if together:
         plan = plan_together(lanes, shape or (len(lanes),), mesh, width, distinct)
     else:
@@ -134,8 +139,32 @@ def stylize_lanes(
     )
 
 
-def _check_structures(configs: Sequence[Config]) -> None:
-    """Check that configs differ only in what lanes may differ in."""
+def check_single(config: Config) -> None:
+    """Refuse settings of runs that take one picture at a time.
+
+    Raises:
+      InputError: for ``min_size`` and ``averaging``.
+    """
+    for name in ("min_size", "averaging"):
+        if getattr(config, name):
+            raise InputError(f"{name} is for stylize, one picture at a time: leave it out")
+
+
+def check_lanes(
+    configs: Sequence[Config], *, mesh: Mesh | None = None, together: bool | None = None
+) -> None:
+    """Check that configs differ only in what lanes may differ in; the rest as in ``stylize_lanes``.
+
+    Raises:
+      InputError: where they do, and for settings that lanes do not have.
+    """
+    for config in configs:
+        check_single(config)
+    if together is False and divides_rows(mesh):
+        raise InputError(
+            "pictures that are divided by rows take each step together: leave out together, or use "
+            "make_mesh"
+        )
     first = asdict(structure(configs[0]))
     for number, config in enumerate(configs, start=1):
         found = asdict(structure(config))

@@ -48,6 +48,20 @@ def stride(tap: str) -> int:
     return 2 ** (block_of(tap) - 1)
 
 
+def reach(tap: str) -> int:
+    """How many pixels beyond its own square of ``stride`` pixels a feature sees on each side.
+
+    >>> reach("relu1_1"), reach("relu4_2"), reach("relu5_1")
+    (1, 38, 70)
+    """
+    pixels = 0
+    for name in reversed(CONVS[: CONVS.index(tap.replace("relu", "conv")) + 1]):
+        pixels += 1
+        if name.endswith("_1") and block_of(name) > 1:
+            pixels *= 2  # each feature behind a pooling sees two before it
+    return pixels
+
+
 def check_tap(name: str) -> str:
     """Return ``name`` if VGG-19 has such a tap.
 

@@ -26,7 +26,7 @@ class ScaleByTorchLbfgsState(NamedTuple):
       count: updates made, int32.
       pairs: pairs stored so far, int32; the newest is at ``(pairs - 1) % memory_size``.
       params, grads: of the previous update.
-      s, y: remembered differences, ``[memory_size, *params.shape]``.
+      s, y: remembered differences, ``[memory_size, *params.shape]``; of bfloat16 the bits.
       rho: 1 / (s . y) of each pair.
       gamma: scale of the initial inverse Hessian.
     """
@@ -47,6 +47,7 @@ def scale_by_torch_lbfgs(
     pixel_range: float = 1.0,
     first_step: float | None = None,
     gain: float = 1.0,
+    memory_dtype: str | None = None,
 ) -> optax.GradientTransformation:
     """Scale a gradient by L-BFGS's inverse Hessian, by default step for step as in Torch.
 
@@ -64,16 +65,35 @@ def scale_by_torch_lbfgs(
       first_step: root mean square of the first update, in place of Torch's. With one that is not
         tiny the first y is no difference of rounding errors.
       gain: factor of gamma; 1 is Torch's.
+      memory_dtype: ``"bfloat16"`` for the remembered differences, with half of the memory; by
+        default they are of the parameters' type.
 
     Returns:
       A transformation to be chained with ``optax.scale(-learning_rate)``.
+
+    Raises:
+      ValueError: for another type.
 
     References:
       Liu and Nocedal 1989, "On the limited memory BFGS method"; ``torch.optim.LBFGS``.
     """
 
+    if memory_dtype not in (None, "bfloat16"):
+        raise ValueError(f"memory_dtype is {memory_dtype!r}: expected None or 'bfloat16'")
+
+    # As plain bits: XLA's CPU backend would widen the whole memory to float32 before the loop.
+    def pack(x: Array) -> Array:
+        if not memory_dtype:
+            return x
+        return jax.lax.bitcast_convert_type(x.astype(memory_dtype), "uint16")
+
+    def unpack(x: Array, like: Array) -> Array:
+        if not memory_dtype:
+            return x
+        return jax.lax.bitcast_convert_type(x, memory_dtype).astype(like.dtype)
+
     def init(params) -> ScaleByTorchLbfgsState:
-        memory = jnp.zeros((memory_size, *params.shape), params.dtype)
+        memory = jnp.zeros((memory_size, *params.shape), "uint16" if memory_dtype else params.dtype)
         return ScaleByTorchLbfgsState(
             count=jnp.zeros((), jnp.int32),
             pairs=jnp.zeros((), jnp.int32),
@@ -95,8 +115,11 @@ def scale_by_torch_lbfgs(
         return grads * (first_step / jnp.sqrt(jnp.maximum(jnp.mean(jnp.square(grads)), tiny)))
 
     def remember(state: ScaleByTorchLbfgsState, params: Array, grads: Array):
-        s, y = params - state.params, grads - state.grads
-        curvature = _vdot(s, y)
+        # As they are remembered: so that rho and gamma are those of the rounded pairs.
+        s = pack(params - state.params)
+        y = pack(grads - state.grads)
+        wide_s, wide_y = unpack(s, params), unpack(y, params)
+        curvature = _vdot(wide_s, wide_y)
         keep = (state.count > 0) & (curvature > 1e-10)
         slot = state.pairs % memory_size
         # A pair that is not kept writes the slot's old content back: no copy of the memory.
@@ -108,7 +131,7 @@ def scale_by_torch_lbfgs(
             s=state.s.at[slot].set(jnp.where(keep, s, state.s[slot])),
             y=state.y.at[slot].set(jnp.where(keep, y, state.y[slot])),
             rho=state.rho.at[slot].set(jnp.where(keep, 1 / curvature, state.rho[slot])),
-            gamma=jnp.where(keep, curvature / _vdot(y, y), state.gamma),
+            gamma=jnp.where(keep, curvature / _vdot(wide_y, wide_y), state.gamma),
         )
 
     def update(updates, state, params=None):
@@ -121,13 +144,13 @@ def scale_by_torch_lbfgs(
         def newest_to_oldest(i, carry):
             direction, alphas = carry
             slot = (state.pairs - 1 - i) % memory_size
-            alpha = state.rho[slot] * _vdot(state.s[slot], direction)
-            return direction - alpha * state.y[slot], alphas.at[slot].set(alpha)
+            alpha = state.rho[slot] * _vdot(unpack(state.s[slot], direction), direction)
+            return direction - alpha * unpack(state.y[slot], direction), alphas.at[slot].set(alpha)
 
         def oldest_to_newest(i, direction):
             slot = (state.pairs - stored + i) % memory_size
-            beta = state.rho[slot] * _vdot(state.y[slot], direction)
-            return direction + (alphas[slot] - beta) * state.s[slot]
+            beta = state.rho[slot] * _vdot(unpack(state.y[slot], direction), direction)
+            return direction + (alphas[slot] - beta) * unpack(state.s[slot], direction)
 
         direction, alphas = jax.lax.fori_loop(
             0, stored, newest_to_oldest, (grads, jnp.zeros_like(state.rho))

@@ -48,7 +48,23 @@ def dense(features: Features) -> Array:
     if not isinstance(features, Lifted):
         return features
     own, kernel, bias = features
-    return jnp.matmul(own, kernel) + bias.reshape((1,) * (own.ndim - 1) + bias.shape)
+    product = jnp.matmul(own, kernel, precision="highest")
+    return product + bias.reshape((1,) * (own.ndim - 1) + bias.shape)
+
+
+def map_shape(features: Features) -> tuple[int, int]:
+    """Height and width of features.
+
+    >>> map_shape(jnp.ones((2, 3, 4)))
+    (2, 3)
+    """
+    own = features.own if isinstance(features, Lifted) else features
+    return own.shape[-3], own.shape[-2]
+
+
+def widened(x: Array) -> Array:
+    """An array in float32 or wider, to be subtracted and summed."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def positions(features: Features) -> int:
@@ -57,8 +73,8 @@ def positions(features: Features) -> int:
     >>> positions(jnp.ones((2, 3, 4)))
     6
     """
-    own = features.own if isinstance(features, Lifted) else features
-    return own.shape[-3] * own.shape[-2]
+    height, width = map_shape(features)
+    return height * width
 
 
 def check_lifted(

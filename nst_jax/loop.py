@@ -3,7 +3,7 @@
 import operator
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from nst_jax.types import Array, Info, State
 
 CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
 CHUNK_SIZE = 64
+RELEASE_SECONDS = 0.01
 
 
 class Progress(NamedTuple):
@@ -23,6 +24,7 @@ class Progress(NamedTuple):
       image: the current picture, ``[H, W, 3]``, on the device.
       seconds_per_step: of the last chunk, without compilation.
       compile_s: seconds before the first step: targets and compilation.
+      scale, scales: the scale of a run from coarse to fine, from 1, and how many there are.
     """
 
     step: int
@@ -31,6 +33,8 @@ class Progress(NamedTuple):
     image: Array
     seconds_per_step: float
     compile_s: float
+    scale: int = 1
+    scales: int = 1
 
 
 class Run(NamedTuple):
@@ -43,7 +47,7 @@ class Run(NamedTuple):
       timing: seconds: ``compile_s``, ``steps_s``.
     """
 
-    state: State
+    state: Any
     history: Info
     status: str
     timing: dict[str, float]
@@ -57,6 +61,7 @@ def iterate(
     started: float | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
     callback_every: int | None = None,
+    before: int = 0,
 ) -> Run:
     """Take steps, and report between chunks of about a second and a half.
 
@@ -69,6 +74,7 @@ def iterate(
       started: ``time.perf_counter()`` when the work began that counts as compilation.
       callback: called on the host between chunks; ``False`` stops the run.
       callback_every: call it at each multiple of so many steps at least.
+      before: steps of earlier scales, which count for the multiples.
 
     Returns:
       A ``Run``.
@@ -77,6 +83,7 @@ def iterate(
     # A run of no steps compiles the loop, so that its time is known apart.
     state, _ = take(state, num_steps=0, chunk_size=CHUNK_SIZE)
     jax.block_until_ready(state)
+    _let_go()
     compile_s = time.perf_counter() - started
 
     chunks: list[Info] = []
@@ -84,7 +91,7 @@ def iterate(
     while done < steps and status == "done":
         chunk = min(chunk, steps - done)
         if callback_every:
-            chunk = min(chunk, callback_every - done % callback_every)
+            chunk = min(chunk, callback_every - (before + done) % callback_every)
         chunk_started = time.perf_counter()
         state, info = take(state, num_steps=chunk, chunk_size=CHUNK_SIZE)
         count, frozen, info = jax.device_get((state.count, state.frozen, info))
@@ -95,6 +102,7 @@ def iterate(
         done += taken
         if np.all(frozen):
             status = "diverged"
+        _let_go()
         if callback is not None:
             last = jax.tree.map(operator.itemgetter(-1), chunks[-1])
             progress = Progress(done, steps, last, state.image, elapsed / taken, compile_s)
@@ -108,3 +116,13 @@ def iterate(
         status=status,
         timing={"compile_s": compile_s, "steps_s": steps_s},
     )
+
+
+def _let_go() -> None:
+    """Wait for a chunk's scratch memory to be freed.
+
+    On CPUs that is a moment after its results are there, and a next chunk that begins before takes
+    as much again.
+    """
+    if jax.default_backend() == "cpu":
+        time.sleep(RELEASE_SECONDS)

@@ -86,7 +86,8 @@ def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -
     """
     if normalization not in ("hw", "chw"):
         raise ValueError(f"normalization is {normalization!r}: expected 'hw' or 'chw'")
-    return gram / (positions * (gram.shape[-1] if normalization == "chw" else 1.0))
+    # As a float: of a large picture the product is beyond 32 bits.
+    return gram / (positions * (float(gram.shape[-1]) if normalization == "chw" else 1.0))
 
 
 def gram_matrix(
@@ -188,7 +189,9 @@ def mixed_style_loss(grams: Array, targets: Array, *, shares: Array, mixing: str
     raise ValueError(f"mixing is {mixing!r}: expected 'average' or 'sum'")
 
 
-def total_variation(image: Array, *, order: int = 2, padding: str = "zero") -> Array:
+def total_variation(
+    image: Array, *, order: int = 2, padding: str = "zero", mask: Array | None = None
+) -> Array:
     """Sum over neighbouring pixels of their differences.
 
     TV = sum |dx|^p / p + sum |dy|^p / p
@@ -202,6 +205,8 @@ def total_variation(image: Array, *, order: int = 2, padding: str = "zero") -> A
       image: ``[H, W, 3]``.
       order: p, 1 or 2.
       padding: ``"circular"`` where opposite borders are neighbours too.
+      mask: factors ``[H, W]`` of the pixels, each for its differences to the right and downwards;
+        1 where it is left out.
 
     Returns:
       Scalar.
@@ -216,7 +221,9 @@ def total_variation(image: Array, *, order: int = 2, padding: str = "zero") -> A
         raise ValueError(f"order is {order}: expected 1 or 2")
     power = jnp.abs if order == 1 else lambda d: jnp.square(d) / 2
     if padding == "circular":
-        differences = [jnp.roll(image, -1, axis) - image for axis in (1, 0)]
+        differences = [power(jnp.roll(image, -1, axis) - image) for axis in (1, 0)]
     else:
-        differences = [image[:, 1:] - image[:, :-1], image[1:] - image[:-1]]
-    return jnp.sum(power(differences[0])) + jnp.sum(power(differences[1]))
+        differences = [power(image[:, 1:] - image[:, :-1]), power(image[1:] - image[:-1])]
+    if mask is not None:
+        differences = [x * mask[: x.shape[0], : x.shape[1], None] for x in differences]
+    return jnp.sum(differences[0]) + jnp.sum(differences[1])

@@ -12,9 +12,25 @@ from nst_jax.solver import run
 from nst_jax.types import Solver, Targets, Variables
 
 MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
+LATER_PROGRAMS = 100_000_000  # bytes: of what is compiled once the run has been planned, measured
 USABLE = 0.85  # of what is free: for what is not counted, and holes between blocks
+
+
+class LoopMemory(NamedTuple):
+    """What the compiled loop of one picture takes, in bytes.
+
+    Attributes:
+      network, state, targets: its arguments.
+      scratch: what it takes while it runs, for activations above all.
+    """
+
+    network: int
+    state: int
+    targets: int
+    scratch: int
 
 
 class RunMemory(NamedTuple):
@@ -29,9 +45,18 @@ class RunMemory(NamedTuple):
     shared: int
 
 
-def run_bytes(
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays, or shapes of arrays, of a tree.
+
+    >>> tree_bytes({"a": jax.ShapeDtypeStruct((2, 3), "float32")})
+    24
+    """
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def loop_memory(
     solver: Solver, image_shape: Sequence[int], dtype: Any, variables: Variables, targets: Targets
-) -> RunMemory | None:
+) -> LoopMemory | None:
     """What the compiled loop of one picture takes; nothing of it is allocated.
 
     The loop is compiled for it, and this very program serves a run in the same process whose
@@ -42,7 +67,7 @@ def run_bytes(
       image_shape, dtype: of the picture.
 
     Returns:
-      The ``RunMemory``, or None where the backend does not tell.
+      The ``LoopMemory``, or None where the backend does not tell.
     """
     image = jax.ShapeDtypeStruct(tuple(image_shape), dtype)
     state = jax.eval_shape(solver.init, image, variables, targets)
@@ -53,15 +78,30 @@ def run_bytes(
     analysis = lowered.compile().memory_analysis()
     if analysis is None:
         return None
-    scratch = analysis.temp_size_in_bytes
-    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + scratch
-    total -= analysis.alias_size_in_bytes  # the new state is where the old one was
-    if jax.default_backend() == "cpu":
-        # Freed scratch stays with the process, see ``allocator``, and blocks that have got between
-        # may keep it from being used again: up to twice as much was measured.
-        total += scratch
-    shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
-    return RunMemory(own=total - shared, shared=shared)
+    # The new state is where the old one was; the rest of the output is what the loop records.
+    recorded = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return LoopMemory(
+        network=tree_bytes(variables),
+        state=tree_bytes(state),
+        targets=tree_bytes(targets),
+        scratch=analysis.temp_size_in_bytes + recorded,
+    )
+
+
+def run_bytes(
+    solver: Solver, image_shape: Sequence[int], dtype: Any, variables: Variables, targets: Targets
+) -> RunMemory | None:
+    """``loop_memory`` by picture and network, for pictures one after another in one process.
+
+    On CPUs scratch counts twice: when it is freed it stays with the process, see ``allocator``, and
+    blocks that have got between may keep it from being used again.
+    """
+    memory = loop_memory(solver, image_shape, dtype, variables, targets)
+    if memory is None:
+        return None
+    copies = 2 if jax.default_backend() == "cpu" else 1
+    own = memory.state + memory.targets + copies * memory.scratch
+    return RunMemory(own=own, shared=memory.network)
 
 
 def batch_that_fits(memory: RunMemory, free: int, *, at_most: int) -> int:
@@ -97,6 +137,8 @@ def in_gib(count: float) -> str:
     ('3.1 GiB', '0.25 GiB', '0 GiB')
     """
     gib = count / 2**30
+    if 0 < gib < 0.095:
+        return f"{1024 * gib:.2g} MiB"
     return f"{gib:.1f} GiB" if gib >= 1 else f"{gib:.2g} GiB"
 
 
@@ -116,6 +158,26 @@ def free_bytes(device: jax.Device) -> int | None:  # type: ignore[valid-type]
     if "bytes_limit" not in stats or "bytes_in_use" not in stats:
         return None
     return max(0, stats["bytes_limit"] - stats["bytes_in_use"])
+
+
+def own_memory() -> int:
+    """What this process takes of the memory that it computes in, once all is compiled.
+
+    0 where it computes in another, a GPU's, and on other systems than Linux.
+    """
+    resident = _table(STATUS).get("VmRSS")
+    if jax.default_backend() != "cpu" or resident is None:
+        return 0
+    return 1024 * resident + LATER_PROGRAMS
+
+
+def peak_memory() -> int | None:
+    """The most that this process has had of the memory it computes in, or None if not known."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("peak_bytes_in_use")
+    peak = _table(STATUS).get("VmHWM")
+    return None if peak is None else 1024 * peak
 
 
 def available_bytes(meminfo: Path | None = None) -> int | None:

@@ -18,13 +18,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from nst_jax.color_matching import grey
 from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
 from nst_jax.guides import lay_over, layer_guides
-from nst_jax.lift import check_lifted, dense, positions
+from nst_jax.layers import check_sides, deepest, stride
+from nst_jax.lift import Features, check_lifted, dense, map_shape, widened
 from nst_jax.losses import (
-    gram_matrix,
     gram_sum,
     mask_size,
     mixed_style_loss,
@@ -32,6 +34,7 @@ from nst_jax.losses import (
     total_variation,
 )
 from nst_jax.shares import style_shares
+from nst_jax.tiling import tiled, tiled_maps
 from nst_jax.types import (
     Array,
     Keep,
@@ -44,6 +47,10 @@ from nst_jax.types import (
     Variables,
 )
 from nst_jax.vgg import network_features
+from nst_jax.windows import counted
+
+STYLE_TILE = 1024  # of large styles: what they need shall not be more than what a run needs
+NO_WEIGHTS = LossWeights(None, None, None, {}, {})
 
 
 def loss_weights(config: Config) -> LossWeights:
@@ -55,6 +62,16 @@ def loss_weights(config: Config) -> LossWeights:
         content_layers=dict(config.content_layers),
         style_layers=dict(config.style_layers),
     )
+
+
+@lru_cache(maxsize=64)
+def of_luminance(loss: Loss) -> Loss:
+    """A loss that sees the luminance of a picture only; of equal losses it is the same object."""
+
+    def statistics(variables: Variables, image: Array, targets: Targets):
+        return loss.statistics(variables, grey(image), targets)
+
+    return loss._replace(statistics=statistics)
 
 
 def as_sequence(styles: Any) -> list[Any]:
@@ -73,14 +90,14 @@ def check_learned(variables: Variables, config: LossConfig) -> None:
         check_lifted(variables["lift"], layers=layers, pooling=config.pooling)
 
 
-@lru_cache(maxsize=64)
-def make_loss(config: LossConfig) -> Loss:
+def make_loss(config: LossConfig, *, mesh: Mesh | None = None) -> Loss:
     """Build the objective of the given structure.
 
     Equal structures give the same object, so that what was compiled for one serves the next.
 
     Args:
-      config: structure of the objective.
+      config: structure of the objective, and how it is computed.
+      mesh: devices among which tiles are divided, see ``tiling.tiled``.
 
     Returns:
       ``Loss(targets, statistics, head)``. ``targets`` takes, after the variables, the content
@@ -96,23 +113,79 @@ def make_loss(config: LossConfig) -> Loss:
       - ``grams``: the styles' Gram matrices, ``Targets.style`` of an earlier call, in place of the
         style pictures.
     """
+    return _make_loss(config, mesh)
+
+
+@lru_cache(maxsize=64)
+def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
     # One pass serves both terms; a layer in both is computed once.
     layers = tuple(dict.fromkeys(config.content_layers + config.style_layers))
-    of_picture = partial(network_features, pooling=config.pooling, padding=config.padding)
-
+    of_picture = partial(
+        network_features,
+        pooling=config.pooling,
+        padding=config.padding,
+        precision=config.precision,
+    )
     of_masks = partial(
         layer_guides, layers=config.style_layers, method=config.guides, padding=config.padding
     )
+    by_tiles: dict[str, Any] = {"tile": config.tile, "padding": config.padding}
+
+    def content_features(variables: Variables, content: Array) -> dict[str, Array]:
+        taps = of_picture(variables, content, layers=config.content_layers)
+        return {name: dense(tap) for name, tap in taps.items()}
+
+    def owned(name: str, tap: Features, targets: Targets) -> Array | None:
+        """What of a layer's features counts, ``[h, w]``, or None for all."""
+        if targets.window is None:
+            return None
+        return counted(targets.window, shape=map_shape(tap), step=stride(name))
+
+    def region_grams(name: str, tap: Features, targets: Targets) -> Array:
+        """Sums of outer products in each region, ``[R, C, C]``."""
+        regions, own = targets.regions, owned(name, tap, targets)
+        if regions is None:
+            return gram_sum(tap, mask=own)[None]
+        # Unrolled: lax.map needs less memory from four regions on, but a quarter more time.
+        masks = [guide if own is None else guide * own for guide in regions.guides[name]]
+        return jnp.stack([gram_sum(tap, mask=mask) for mask in masks])
+
+    def content_sum(name: str, tap: Features, target: Array, targets: Targets) -> Array:
+        """Sum over positions of the mean over channels of the squared difference."""
+        features, target = (widened(x) for x in (dense(tap), target))
+        differences, own = jnp.square(features - target), owned(name, tap, targets)
+        differences = differences if own is None else differences * own[..., None]
+        return jnp.sum(differences) / features.shape[-1]
+
+    def style_sums(variables: Variables, style: Array, targets: Targets) -> dict[str, Array]:
+        taps = of_picture(variables, style, layers=config.style_layers)
+        return {name: region_grams(name, tap, targets) for name, tap in taps.items()}
 
     def style_target(variables: Variables, style: Array, mask: Array | None) -> dict[str, Array]:
         # A style has the picture's padding, or else the picture would imitate what the network
         # answers to a border that it has not.
-        taps = of_picture(variables, style, layers=config.style_layers)
-        guides = {} if mask is None else of_masks(mask)
+        regions = None if mask is None else make_regions(mask[None], None)
+        take, pixels = style_sums, style.shape[0] * style.shape[1]
+        tile = config.tile or (STYLE_TILE if pixels > 2 * STYLE_TILE**2 else 0)
+        if tile and config.style_layers and not cannot_tile(style.shape):
+            take = tiled(style_sums, layers=config.style_layers, tile=tile, padding=config.padding)
+        sums = take(variables, style, Targets({}, {}, {}, NO_WEIGHTS, {}, regions=regions))
         return {
-            name: gram_matrix(tap, mask=guides.get(name), normalization=config.gram_normalization)
-            for name, tap in taps.items()
+            name: normalize_gram(
+                gram[0],
+                positions=count(style, name) if regions is None else regions.sizes[name][0],
+                normalization=config.gram_normalization,
+            )
+            for name, gram in sums.items()
         }
+
+    def cannot_tile(shape: Sequence[int]) -> bool:
+        """Whether a style's opposite borders do not meet at multiples of the strides."""
+        step = stride(deepest(config.style_layers))
+        return config.padding == "circular" and any(side % step for side in shape[:2])
+
+    def count(image: Array, name: str) -> int:
+        return (image.shape[0] // stride(name)) * (image.shape[1] // stride(name))
 
     def make_regions(masks: Array, region_weights: Any) -> Regions:
         guides = jax.vmap(of_masks)(masks)
@@ -122,6 +195,14 @@ def make_loss(config: LossConfig) -> Loss:
             sizes=jax.tree.map(jax.vmap(mask_size), guides),
             weights=jnp.asarray(weights, masks.dtype),
         )
+
+    def content_targets(variables: Variables, content: Array) -> dict[str, Array]:
+        if config.recompute_content or not config.content_layers:
+            return {}
+        of_window = partial(content_features, variables)
+        if not config.tile:
+            return of_window(content)
+        return tiled_maps(of_window, content, layers=config.content_layers, **by_tiles)
 
     def targets(
         variables: Variables,
@@ -139,6 +220,7 @@ def make_loss(config: LossConfig) -> Loss:
         pictures = as_sequence(styles)
         if config.style_layers and not pictures and grams is None:
             raise InputError("no style picture: expected at least one")
+        check_sides(content.shape[0], content.shape[1], layers)
         masks = [None] * len(pictures) if style_masks is None else style_masks
         if grams is None:
             each = [style_target(variables, *pair) for pair in zip(pictures, masks, strict=True)]
@@ -149,41 +231,49 @@ def make_loss(config: LossConfig) -> Loss:
             regions=1 if content_masks is None else len(content_masks),
             styles=len(next(iter(grams.values()), pictures)),
         )
-        all_taps = of_picture(variables, content, layers=layers)
+        again = config.recompute_content and config.content_layers
         return Targets(
-            content={name: dense(all_taps[name]) for name in config.content_layers},
+            content=content_targets(variables, content),
             style=grams,
-            sizes={
-                name: jnp.asarray(positions(tap), content.dtype) for name, tap in all_taps.items()
-            },
+            sizes={name: jnp.asarray(count(content, name), content.dtype) for name in layers},
             weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
             shares={name: table.astype(content.dtype) for name, table in shares.items()},
             regions=None if content_masks is None else make_regions(content_masks, region_weights),
             keep=None if keep is None else Keep(keep, content),
+            picture=content if again else None,
         )
 
-    def statistics(variables: Variables, image: Array, targets: Targets) -> Statistics:
+    def of_window(variables: Variables, image: Array, targets: Targets) -> Statistics:
         if targets.keep is not None:
             image = lay_over(image, targets.keep.content, targets.keep.mask)
-        taps = of_picture(variables, image, layers=layers)
-        regions = targets.regions
+        wanted = targets.content
+        if targets.picture is not None:
+            wanted = content_features(variables, targets.picture)
 
-        def region_grams(name: str) -> Array:
-            if regions is None:
-                return gram_sum(taps[name])[None]
-            # Unrolled: lax.map needs less memory from four regions on, but a quarter more time.
-            return jnp.stack([gram_sum(taps[name], mask=guide) for guide in regions.guides[name]])
+        def sums(name: str, tap: Features) -> tuple[Array | None, Array | None]:
+            return (
+                content_sum(name, tap, wanted[name], targets)
+                if name in config.content_layers
+                else None,
+                region_grams(name, tap, targets) if name in config.style_layers else None,
+            )
 
+        found = of_picture(variables, image, layers=layers, remat=config.remat, reduce=sums)
+        own = None if targets.window is None else counted(targets.window, shape=image.shape)
         return Statistics(
-            content={
-                name: jnp.sum(jnp.square(dense(taps[name]) - targets.content[name]))
-                for name in config.content_layers
-            },
-            style={name: region_grams(name) for name in config.style_layers},
+            content={name: found[name][0] for name in config.content_layers},
+            style={name: found[name][1] for name in config.style_layers},
             tv=total_variation(
-                image * config.pixel_range, order=config.tv_order, padding=config.padding
+                image * config.pixel_range,
+                order=config.tv_order,
+                padding=config.padding,
+                mask=own,
             ),
         )
+
+    statistics = (
+        tiled(of_window, layers=layers, mesh=mesh, **by_tiles) if config.tile else of_window
+    )
 
     def style_layer(name: str, gram: Array, targets: Targets) -> Array:
         """The style loss of one layer over its regions."""
@@ -201,9 +291,7 @@ def make_loss(config: LossConfig) -> Loss:
     def head(statistics: Statistics, targets: Targets) -> tuple[Array, Terms]:
         weights, sizes = targets.weights, targets.sizes
         content = sum(
-            weights.content_layers[name]
-            * statistics.content[name]
-            / (sizes[name] * targets.content[name].shape[-1])
+            weights.content_layers[name] * statistics.content[name] / sizes[name]
             for name in config.content_layers
         )
         style = sum(

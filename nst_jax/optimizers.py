@@ -5,6 +5,7 @@ rate, Adam's epsilon and L-BFGS's first step mean what they mean in tools that o
 """
 
 from functools import lru_cache
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -21,11 +22,16 @@ def lbfgs(
     pixel_range: float = 1.0,
     first_step: float | None = None,
     gain: float = 1.0,
+    memory_dtype: str | None = None,
 ) -> optax.GradientTransformation:
     """L-BFGS with a fixed step, see ``lbfgs.scale_by_torch_lbfgs`` also for the options."""
     return optax.chain(
         scale_by_torch_lbfgs(
-            memory_size, pixel_range=pixel_range, first_step=first_step, gain=gain
+            memory_size,
+            pixel_range=pixel_range,
+            first_step=first_step,
+            gain=gain,
+            memory_dtype=memory_dtype,
         ),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -38,6 +44,7 @@ def make_optimizer(
     memory_size: int | None = None,
     pixel_range: float = 255.0,
     preconditioner: Preconditioner = "none",
+    memory_dtype: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Build an optimiser; equal arguments give the same object.
 
@@ -48,6 +55,7 @@ def make_optimizer(
       preconditioner: ``"none"``, or ``"spectral"``, see ``in_spectral_coordinates``; ``"lbfgs"``
         then begins with a step of 0.02 in those coordinates in place of Torch's tiny one, and
         takes twice the usual guess of the inverse curvature.
+      memory_dtype: of what ``"lbfgs"`` remembers, see ``lbfgs.scale_by_torch_lbfgs``.
 
     Returns:
       A transformation whose learning rate, where it has one, is part of its state.
@@ -59,8 +67,11 @@ def make_optimizer(
         return in_pixel_units(coordinates(adam), pixel_range)
     if name == "lbfgs":
         # L-BFGS itself does not depend on the pixels' unit, its first step apart.
-        options = {"first_step": 0.02, "gain": 2.0} if spectral else {"pixel_range": pixel_range}
-        static = ("memory_size", "pixel_range", "first_step", "gain")
+        options: dict[str, Any] = {"pixel_range": pixel_range}
+        if spectral:
+            options = {"first_step": 0.02, "gain": 2.0}
+        options |= {"memory_dtype": memory_dtype}
+        static = ("memory_size", "pixel_range", "first_step", "gain", "memory_dtype")
         make = optax.inject_hyperparams(lbfgs, static_args=static)
         return coordinates(make(learning_rate=1.0, memory_size=memory_size or 100, **options))
     if name == "lbfgs-linesearch":

@@ -26,6 +26,8 @@ class RunOptions:
         cache, or else the slim ones that come with the program.
       model: Insist on the full network or on the slim one.
       overwrite: Replace existing output files; in a batch, those of other pictures or settings.
+      max_megapixels: Largest picture file to read, in millions of pixels; a guard against files
+        made to fill the memory.
       config: Settings of the optimisation.
     """
 
@@ -34,6 +36,7 @@ class RunOptions:
     weights: Path | None = None
     model: Literal["vgg19", "vgg19-slim"] | None = None
     overwrite: bool = False
+    max_megapixels: float = 89.5  # Pillow's own limit, rounded
     config: OmitArgPrefixes[Config] = Config()
 
 
@@ -59,12 +62,15 @@ class StyleOptions:
     Attributes:
       style: The style picture; several are mixed, or hold in regions or layers of their own.
       style_blend: Factor of each style picture; by default all count the same.
+      style_scale: Size of the style pictures: longer side as a multiple of the result's. Larger
+        ones give larger strokes.
       layer_styles: Style layers with a style of their own, by its number from 1, as NAME=NUMBER;
         the other layers mix all styles.
     """
 
     style: tuple[Path, ...]
     style_blend: tuple[float, ...] = ()
+    style_scale: float = 1.0
     layer_styles: tuple[str, ...] = ()
 
 
@@ -105,6 +111,8 @@ class Stylize:
       content: The content picture; name it first.
       output: The picture to write: .png, .jpg, .webp or .tif.
       size: Longer side of the result in pixels; may enlarge.
+      spread: Divide the picture among all devices: by its rows, with a part of the memory on each,
+        or its tiles, with the whole picture on each.
       styles: The styles.
       regions: The regions.
       run: Settings and weights.
@@ -114,10 +122,30 @@ class Stylize:
     content: Positional[Path]
     output: Output
     size: int = 512
+    spread: Literal["rows", "tiles"] | None = None
     styles: OmitArgPrefixes[StyleOptions]
     regions: OmitArgPrefixes[RegionOptions] = RegionOptions()
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Tell what a run will need of the memory and how it will be computed, and run nothing.
+
+    Attributes:
+      content: The content picture; only its proportions matter.
+      size: Longer side of the result in pixels.
+      styled_regions: Number of regions with a style of their own, as by --content-mask.
+      memory: Plan for a device with so many free GiB in place of this one.
+      run: Settings and weights.
+    """
+
+    content: Positional[Path]
+    size: int = 512
+    styled_regions: int = 0
+    memory: float | None = None
+    run: OmitArgPrefixes[RunOptions] = RunOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

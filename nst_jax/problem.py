@@ -3,24 +3,30 @@
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from nst_jax.choices import Choice, config_loss, kernel_options, make_config_optimizer
 from nst_jax.color import prepare_colors, restore_colors
-from nst_jax.color_matching import grey
 from nst_jax.config import Config
 from nst_jax.convolution import prepare_kernels
+from nst_jax.errors import InputError
 from nst_jax.guides import lay_over
 from nst_jax.inputs import as_picture, check_initial, check_pictures, initial_image
 from nst_jax.layers import TAPS
 from nst_jax.mask_checks import check_guidance
-from nst_jax.objective import as_sequence, check_learned, loss_weights, make_loss
-from nst_jax.optimizers import make_optimizer
+from nst_jax.memory import free_bytes
+from nst_jax.memory_plan import Task, choose, fits_surely, given_choice, grid_of
+from nst_jax.objective import as_sequence, check_learned, loss_weights, of_luminance
+from nst_jax.parallel import replicate
+from nst_jax.rows import check_rows, divides_rows, picture_sharding, targets_shardings
 from nst_jax.shares import check_blend
 from nst_jax.solver import make_solver
 from nst_jax.types import Array, Loss, LossWeights, Solver, State, Targets, Variables
@@ -31,7 +37,7 @@ compute_targets = jax.jit(
     ),
     static_argnums=0,
 )
-_prepare = jax.jit(prepare_kernels, static_argnames=("convolution", "layers"))
+_prepare = jax.jit(prepare_kernels, static_argnames=("convolution", "layers", "dtype"))
 
 
 @partial(jax.jit, static_argnames=("solver", "sharding"))
@@ -53,16 +59,6 @@ def style_grams(
     return targets.style
 
 
-@lru_cache(maxsize=64)
-def of_luminance(loss: Loss) -> Loss:
-    """A loss that sees the luminance of a picture only; of equal losses it is the same object."""
-
-    def statistics(variables: Variables, image: Array, targets: Targets):
-        return loss.statistics(variables, grey(image), targets)
-
-    return loss._replace(statistics=statistics)
-
-
 class Problem(NamedTuple):
     """A run before its first step.
 
@@ -72,6 +68,7 @@ class Problem(NamedTuple):
       shape: of the picture.
       finish: from the optimised picture to the one to be shown: with the content's colours and
         the parts that are left as they are.
+      choice: how it is computed, see ``choices``.
     """
 
     solver: Solver
@@ -80,6 +77,7 @@ class Problem(NamedTuple):
     initial: Callable[..., Array]
     shape: tuple[int, ...]
     finish: Callable[[Array], Array]
+    choice: Choice = Choice()
 
 
 def make_problem(
@@ -97,11 +95,18 @@ def make_problem(
     optimizer: optax.GradientTransformation | None = None,
     kernels: Variables | None = None,
     grams: dict[str, Array] | None = None,
+    choice: Choice | None = None,
+    free: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Problem:
     """Check everything and compute the targets; the arguments are those of ``transfer.stylize``.
 
     What pictures have in common may be taken over from another problem of the same config:
     ``kernels`` are its ``variables``, ``grams`` the ``targets.style`` of the same styles.
+    ``choice`` says how to compute, in place of what the memory's room makes of ``config.tile`` and
+    ``config.remat``; ``free`` are its bytes, by default measured now. Devices of a ``mesh`` divide
+    the picture by rows, see ``rows.rows_mesh``, or
+    else its tiles.
 
     Colours are matched from whole pictures: masks do not change what ``config.color`` does.
 
@@ -121,22 +126,41 @@ def make_problem(
         region_weights=region_weights,
         keep=keep,
     )
-    if loss is None:
+    check_precision(config)
+    by_rows = divides_rows(mesh)
+    own_loss, options = loss is not None, kernel_options(config, by_rows=by_rows)
+    if mesh is not None and by_rows:
+        layers = TAPS if own_loss else ()
+        check_rows(content.shape[0], content.shape[1], mesh=mesh, config=config, layers=layers)
+    variables = replicate(variables, mesh)
+    weights = None if region_weights is None else np.asarray(region_weights, float)
+    given = {"blend": blend, "region_weights": weights} | controls
+    if loss is not None:
+        if config.loss.tile or config.loss.remat or choice or (mesh is not None and not by_rows):
+            raise InputError(
+                "tile and remat, or devices for tiles, are for the config's own objective: leave "
+                "them out"
+            )
+        choice = Choice()
+        # An objective of one's own may ask for any layer, in any precision.
+        options |= {"layers": TAPS, "dtype": None}
+        loss = of_luminance(loss) if config.color == "luminance" else loss
+    else:
         check_learned(variables, config.loss)
-    # An objective of one's own may ask for any layer.
-    layers = TAPS if loss else config.loss.content_layers + config.loss.style_layers
-    own_loss, loss = loss is not None, loss or make_loss(config.loss)
-    if config.color == "luminance":
-        loss = of_luminance(loss)
-    solver = make_solver(loss, optimizer or _optimizer(config))
-    convolution = config.convolution
-    if convolution == "auto":  # accelerators' libraries choose for themselves
-        convolution = "winograd" if jax.default_backend() == "cpu" else "direct"
+        if choice is None:
+            task = Task(variables, content, styles, config, given)
+            known = optimizer is None
+            choice = _choose(task, free, known) if mesh is None else _on_mesh(task, mesh)
+        if by_rows and choice.tile:
+            raise InputError("tiles are cut out of whole pictures, not of divided rows")
+        loss = config_loss(config, choice, mesh=None if by_rows else mesh)
+    chosen = optimizer or make_config_optimizer(config, choice)
+    solver = make_solver(loss, chosen, averaging=config.averaging)
 
     original, keep = content, controls["keep"]
     content, styles = prepare_colors(content, styles, mode=config.color)
-    weights = None if region_weights is None else np.asarray(region_weights, float)
-    given = {"blend": blend, "region_weights": weights} | controls
+    if mesh is not None and by_rows:  # so that its features are divided from the beginning
+        content = jax.device_put(content, picture_sharding(mesh))
     if not own_loss:
         style_masks = given.pop("style_masks")
         if grams is None:
@@ -148,8 +172,15 @@ def make_problem(
     targets = compute_targets(loss, variables, content, styles, loss_weights(config), given)
     if not own_loss:
         targets = targets._replace(style=grams)  # the same arrays, which problems may share
+    if mesh is not None:
+        divided = by_rows and not own_loss
+        targets = (
+            jax.device_put(targets, targets_shardings(targets, mesh=mesh))
+            if divided
+            else replicate(targets, mesh)
+        )
     # Only now: targets are computed once, and more exactly by the plain convolution.
-    kernels = kernels or _prepare(variables, convolution=convolution, layers=layers)
+    kernels = kernels or _prepare(variables, **options)
 
     def initial(config: Config, key: Array | None, init: Any) -> Array:
         key = jax.random.key(0) if key is None else key
@@ -164,13 +195,48 @@ def make_problem(
         image = restore_colors(image, original, mode=config.color)
         return image if keep is None else lay_over(image, original, keep)
 
-    return Problem(solver, kernels, targets, initial, content.shape, finish)
+    return Problem(solver, kernels, targets, initial, content.shape, finish, choice)
 
 
-def _optimizer(config: Config) -> optax.GradientTransformation:
-    return make_optimizer(
-        config.optimizer,
-        memory_size=config.memory_size,
-        pixel_range=config.pixel_range,
-        preconditioner=config.preconditioner,
-    )
+def _choose(task: Task, free: int | None, known: bool) -> Choice:
+    """How to compute what the settings leave to the memory's room.
+
+    Args:
+      task: of one size.
+      free: bytes, by default what the device has now.
+      known: whether the optimiser is the config's; of another one's state nothing is known.
+    """
+    free = free_bytes(jax.local_devices()[0]) if free is None else free
+    if not known or free is None or fits_surely(task, free=free):
+        return given_choice(task)
+    plan = choose(task, free=free)
+    return given_choice(task) if plan is None else plan.choice
+
+
+def _on_mesh(task: Task, mesh: Mesh) -> Choice:
+    """How to compute on several devices: by rows as it is, or else in a tile for each at least."""
+    choice = given_choice(task)
+    if divides_rows(mesh) or choice.tile:
+        return choice
+    if task.config.tile == "off" or choice.remat:
+        raise InputError(
+            "without tiles there is nothing to divide among the devices: leave out tile off and "
+            "remat on, or divide the picture by rows"
+        )
+    pixels = task.content.shape[0] * task.content.shape[1]
+    choice = Choice(tile=max(128, math.ceil(math.sqrt(pixels / mesh.size))))
+    # A small picture, as of a coarse scale, is computed whole by each.
+    return choice if grid_of(task, choice).count > 1 else Choice()
+
+
+def check_precision(config: Config) -> None:
+    """Check that the devices know the precision.
+
+    Raises:
+      InputError: where they do not.
+    """
+    if config.precision == "tf32" and jax.default_backend() != "gpu":
+        raise InputError(
+            f"precision tf32 is one of NVIDIA GPUs, and this run is on {jax.default_backend()}: "
+            "choose float32 or bfloat16"
+        )

@@ -31,14 +31,15 @@ def progress_display(steps: int) -> Iterator[Callable[[Progress], None]]:
     )
     with Bar(*columns, console=console) as bar:
         task = bar.add_task("compiling", total=steps, detail="")
-        compiled = False
+        scale = 0
 
         def show(progress: Progress) -> None:
-            nonlocal compiled
-            if not compiled:
-                bar.console.print(f"compiled in {progress.compile_s:.1f} s")
-                bar.reset(task, description="stylizing", detail="")  # so that time left is steps'
-                compiled = True
+            nonlocal scale
+            if progress.scale > scale:
+                bar.console.print(_compiled(progress))
+                if not scale:  # so that the time left is that of steps
+                    bar.reset(task, description="stylizing", detail="")
+                scale = progress.scale
             bar.update(task, completed=progress.step, detail=_detail(progress))
 
         yield show
@@ -82,18 +83,28 @@ def _pictures_in_words(pictures: int) -> Callable[[float], str]:
     return words
 
 
+def _compiled(progress: Progress) -> str:
+    """What is told at the first step of a scale."""
+    words = f"compiled in {progress.compile_s:.1f} s"
+    if progress.scales == 1:
+        return words
+    height, width, _ = progress.image.shape
+    return f"scale {progress.scale}/{progress.scales}, {width}x{height} px: {words}"
+
+
 def _detail(progress: Progress) -> str:
     return f"loss {float(progress.info.loss):.5g}, {progress.seconds_per_step:.3g} s/step"
 
 
 def _line_printer(console: Console) -> Callable[[Progress], None]:
     """Print about ten lines a run, and one every half minute at least."""
-    shown, shown_at = -1, 0.0
+    shown, shown_at, scale = -1, 0.0, 0
 
     def show(progress: Progress) -> None:
-        nonlocal shown, shown_at
-        if shown < 0:
-            console.print(f"compiled in {progress.compile_s:.1f} s", highlight=False)
+        nonlocal shown, shown_at, scale
+        if progress.scale > scale:
+            console.print(_compiled(progress), highlight=False)
+            scale = progress.scale
         tenth = 10 * progress.step // progress.steps
         if tenth > shown or time.monotonic() > shown_at + 30:
             left = (progress.steps - progress.step) * progress.seconds_per_step

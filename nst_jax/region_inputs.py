@@ -72,6 +72,7 @@ def check_region_options(regions: RegionOptions, styles: StyleOptions, *, config
         raise InputError("style_mixing sum has no effect with one style: leave it out")
     if styles.style_blend:
         check_blend(styles.style_blend)
+    style_size(1, styles)
     if regions.labels is None:  # else their number is known only from the picture
         _plan(regions, styles, config, count=len(regions.content_mask))
 
@@ -107,6 +108,18 @@ def _mixes(blend: Any) -> bool:
     return any(np.count_nonzero(row) > 1 for table in tables for row in table)
 
 
+def style_size(size: int, styles: StyleOptions) -> int:
+    """Longer side of the style pictures for a result of a size.
+
+    Raises:
+      InputError: for a scale that is none.
+    """
+    scale = styles.style_scale
+    if not 0 < scale < 100:
+        raise InputError(f"style_scale is {scale}: expected a number above 0 and under 100")
+    return max(1, round(size * scale))
+
+
 def load_style_inputs(
     regions: RegionOptions,
     styles: StyleOptions,
@@ -121,7 +134,7 @@ def load_style_inputs(
       regions, styles: options that ``check_region_options`` has let pass.
       config: for the names of the style layers.
       shape: height and width of the content.
-      size: longer side of the styles.
+      size: longer side of the result.
 
     Raises:
       InputError: for files that cannot be read, and for labels that contradict other options.
@@ -131,7 +144,8 @@ def load_style_inputs(
         masks = feather(masks, radius=regions.feather)
     plan = _plan(regions, styles, config, count=len(masks))
     # Styles are scaled to the content's longer side, which keeps their strokes' size in step.
-    pictures = [load_image(path, size=size) for path in styles.style]
+    scaled = style_size(size, styles)
+    pictures = [load_image(path, size=scaled) for path in styles.style]
     sources = plan.sources
     style_masks: list[np.ndarray | None] = [
         None

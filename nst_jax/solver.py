@@ -3,6 +3,7 @@
 Contract: one picture, ``[H, W, 3]``; a batch is ``vmap`` of ``Solver.step`` with the loop outside.
 """
 
+import math
 from functools import lru_cache, partial
 from typing import Any
 
@@ -13,14 +14,16 @@ import optax
 from nst_jax.types import Array, Info, Loss, Solver, State, Targets, Variables
 
 
-@lru_cache(maxsize=64)
-def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
+def make_solver(
+    loss: Loss, optimizer: optax.GradientTransformation, *, averaging: float = 0.0
+) -> Solver:
     """Bind an optimiser to a loss; equal arguments give the same object.
 
     Args:
       loss: an objective, see ``objective.make_loss``.
       optimizer: any optax transformation. Value, gradient and function go to its ``update`` as
         ``value``, ``grad`` and ``value_fn``, as line searches want them.
+      averaging: decay d of the pictures' running average, see ``averaged``; 0 for none.
 
     Returns:
       ``Solver(init, step)``. ``step`` evaluates loss and gradient at ``state.image`` and then
@@ -29,6 +32,11 @@ def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
       picture stays and ``state.frozen`` is set. A line search evaluates its accepted point again
       in the next step, whose terms it does not know.
     """
+    return _make_solver(loss, optimizer, averaging)
+
+
+@lru_cache(maxsize=64)
+def _make_solver(loss: Loss, optimizer: optax.GradientTransformation, averaging: float) -> Solver:
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(image: Array, variables: Variables, targets: Targets) -> State:
@@ -45,6 +53,7 @@ def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
             best_image=image,
             best_loss=jnp.full((), jnp.inf, image.dtype),
             frozen=jnp.zeros((), bool),
+            average=jnp.zeros_like(image) if averaging else None,
         )
 
     def step(state: State, variables: Variables, targets: Targets) -> tuple[State, Info]:
@@ -67,17 +76,40 @@ def make_solver(loss: Loss, optimizer: optax.GradientTransformation) -> Solver:
         frozen = state.frozen | ~(jnp.isfinite(value) & jnp.isfinite(grad).all())
         better = ~frozen & (value < state.best_loss)
         searched = optax.tree.get(opt_state, "num_linesearch_steps", 0)
+        updated = (state.image + updates).astype(state.image.dtype)
+        image = jnp.where(frozen, state.image, updated)
+        average = state.average
+        if average is not None:
+            average = averaging * average + (1 - averaging) * image
         new_state = State(
-            image=jnp.where(frozen, state.image, (state.image + updates).astype(state.image.dtype)),
+            image=image,
             opt_state=opt_state,
             count=state.count + 1,
             best_image=jnp.where(better, state.image, state.best_image),
             best_loss=jnp.where(better, value, state.best_loss),
             frozen=frozen,
+            average=average,
         )
         return new_state, Info(value, terms, grad_norm, jnp.asarray(1 + searched, jnp.int32))
 
     return Solver(init=init, step=step)
+
+
+def averaged(state: State, *, averaging: float) -> Array:
+    """The average of the pictures x_1 ... x_n after n steps with weights that decay backwards.
+
+    sum_i d^(n-i) x_i / sum_i d^(n-i), as in Adam's moments (Kingma and Ba 2015, section 3).
+
+    Args:
+      state: of a solver with this ``averaging`` d, after at least one step.
+
+    Returns:
+      ``[H, W, 3]``.
+    """
+    assert state.average is not None
+    # Not 1 - d^n, which has no digits left where d is near 1.
+    count = state.count.astype(state.average.dtype)
+    return state.average / -jnp.expm1(count * math.log(averaging))
 
 
 @partial(jax.jit, static_argnames=("solver", "chunk_size"), donate_argnames="state")

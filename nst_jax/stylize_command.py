@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.images import load_image, load_picture
+from nst_jax.images import load_image, load_picture, picture_shape
 from nst_jax.inputs import check_pictures
-from nst_jax.job import Job, execute
-from nst_jax.job_inputs import check_outputs, check_size, load_init
+from nst_jax.job import Job, execute, make_mesh_of
+from nst_jax.job_inputs import check_outputs, check_room, check_size, load_init
 from nst_jax.layer_factors import parse_layers
 from nst_jax.options import Reconstruct, RegionOptions, RunOptions, StyleOptions, Stylize, Texture
 from nst_jax.presets import get_preset
 from nst_jax.region_inputs import check_controls, check_region_options, load_style_inputs
+from nst_jax.scales import make_scales
+
+LARGE = 8192  # pixels from which the memory is checked before a picture is read
 
 
 def stylize(options: Stylize) -> int:
@@ -34,7 +38,11 @@ def stylize(options: Stylize) -> int:
     check_size(options.size)
     check_region_options(options.regions, options.styles, config=config)
     inputs = [options.content, *style_files(options.styles, options.regions)]
-    check_outputs(options.output, run, watch, inputs=inputs)
+    mesh = make_mesh_of(options.spread)
+    if options.size > LARGE:
+        check_room(picture_shape(options.content, size=options.size))
+    steps = steps_of(options.content, size=options.size, config=config, mesh=mesh)
+    check_outputs(options.output, run, watch, inputs=inputs, steps=steps)
     content = load_picture(options.content, size=options.size)
     given = load_style_inputs(
         options.regions,
@@ -55,6 +63,7 @@ def stylize(options: Stylize) -> int:
         alpha=content.alpha,
         init=init,
         settings=flat_settings(options, masks=given.regions),
+        mesh=mesh,
     )
     return execute(job, run=run, watch=watch, started=started)
 
@@ -83,8 +92,10 @@ def texture(options: Texture) -> int:
     style_size = max(width, height) if options.style_size is None else options.style_size
     for side in (width, height, style_size):
         check_size(side)
-    check_outputs(options.output, run, watch, inputs=options.style)
     shape = (height, width, 3)
+    check_room(shape[:2])
+    steps = sum(scale.steps for scale in make_scales(shape, config=config))
+    check_outputs(options.output, run, watch, inputs=options.style, steps=steps)
     job = Job(
         output=options.output,
         content=np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
@@ -123,7 +134,10 @@ def reconstruct(options: Reconstruct) -> int:
         raise InputError(
             f"init {config.init} has no meaning for a reconstruction: expected noise or FILE"
         )
-    check_outputs(options.output, run, watch, inputs=[options.content])
+    steps = steps_of(options.content, size=options.size, config=config)
+    check_outputs(options.output, run, watch, inputs=[options.content], steps=steps)
+    if options.size > LARGE:
+        check_room(picture_shape(options.content, size=options.size))
     content = load_picture(options.content, size=options.size)
     job = Job(
         output=options.output,
@@ -159,6 +173,18 @@ def refuse_changes(
             raise InputError(f"{flag} has no effect here, for {reason}: leave it out")
 
 
+def steps_of(content: Path, *, size: int, config: Config, mesh: Mesh | None = None) -> int:
+    """Steps over all scales.
+
+    Raises:
+      InputError: for a picture that cannot be read, and scales that do not fit.
+    """
+    if config.min_size is None:
+        return config.steps
+    shape = picture_shape(content, size=size)
+    return sum(scale.steps for scale in make_scales(shape, config=config, mesh=mesh))
+
+
 def flat_settings(options: Any, *, masks: Sequence[Any] = ()) -> dict[str, Any]:
     """A command's options without nesting, as the record has them, and its regions if any."""
     flat: dict[str, Any] = {"masks": list(masks)} if masks else {}
@@ -169,5 +195,5 @@ def flat_settings(options: Any, *, masks: Sequence[Any] = ()) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat.items()
-        if key not in ("config", "overwrite", "seed", "weights")
+        if key not in ("config", "max_megapixels", "overwrite", "seed", "weights")
     }

@@ -28,12 +28,12 @@ from nst_jax.job_inputs import (
     tell_of_slim,
 )
 from nst_jax.lane_plans import Lane
-from nst_jax.lanes import each_result, structure, stylize_lanes
+from nst_jax.lanes import check_single, each_result, structure, stylize_lanes
 from nst_jax.loop import Progress
 from nst_jax.objective import check_learned
 from nst_jax.options import Sweep, WatchOptions
 from nst_jax.presets import get_preset
-from nst_jax.problem import Problem, make_problem
+from nst_jax.problem import Problem, check_precision, make_problem
 from nst_jax.progress import progress_display
 from nst_jax.region_inputs import (
     check_controls,
@@ -65,6 +65,7 @@ def sweep(options: Sweep) -> int:
     if options.lanes < 1:
         raise InputError(f"lanes is {options.lanes}: expected 1 or more")
     for item in items:
+        check_single(item.config)
         check_region_options(options.regions, options.styles, config=item.config)
     inputs = [options.content, *style_files(options.styles, options.regions)]
     inputs += [Path(item.config.init) for item in items if item.config.init not in INITS]
@@ -91,6 +92,7 @@ def sweep(options: Sweep) -> int:
     weights = obtain_weights(run.weights, model=run.model)
     for item in items:
         check_learned(weights.variables, item.config.loss)
+        check_precision(item.config)
     tell_of_slim(run, weights)
     use_compilation_cache()  # only now: bad input leaves nothing behind
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, get_type_hints
 
-from nst_jax.config import Config
+from nst_jax.config import Config, Tile
 from nst_jax.errors import InputError
 from nst_jax.lanes import structure
 from nst_jax.layer_factors import Layers, parse_layers
@@ -34,7 +34,8 @@ def combinations(
     """Every combination of the swept settings' values; the last setting changes fastest.
 
     Args:
-      over: ``NAME=VALUE,VALUE`` each; layers of one value are joined by ``+``.
+      over: ``NAME=VALUE,VALUE`` each; layers of one value are joined by ``+``, and so are the
+        steps of several scales.
       config: all other settings.
       seed: likewise.
       preset: the settings of which ``config`` is a variation; another optimiser does not take over
@@ -77,6 +78,8 @@ def combinations(
         )
         for texts, numbers in zip(words, values, strict=True)
     ]
+    if "scale_factor" in swept and all(item.config.min_size is None for item in result):
+        raise InputError("--over scale_factor has no effect without min_size: leave it out")
     inits = {item.config.init for item in result}
     for name in swept:
         needed = {"blend"} if name == "noise_ratio" else {"noise", "blend"}
@@ -105,17 +108,27 @@ def _parse(name: str, text: str) -> Any:
         raise InputError(f"--over names {name!r}: expected seed or one of {', '.join(names)}")
     if name != "seed" and hints[name] == Layers:
         return parse_layers(text.replace("+", ","))
-    kinds = {"seed": int, "steps": int, "memory_size": int, "tv_order": int}
-    kind = kinds.get(name) or (float if hints[name] in (float, float | None) else str)
-    try:
-        value = kind(text)
-    except ValueError:
-        raise InputError(
-            f"--over {name}: {text!r} is no {'whole ' if kind is int else ''}number"
-        ) from None
-    if name == "seed" and not 0 <= int(value) < 2**32:
+    hint = int if name in ("seed", "tv_order") else hints[name]
+    if hint == tuple[int, ...]:
+        return tuple(_number(name, item, kind=int) for item in text.split("+"))
+    if hint == Tile:
+        return int(text) if text.removeprefix("-").isdecimal() else text
+    if hint in (float, float | None):
+        return _number(name, text, kind=float)
+    if hint not in (int, int | None):
+        return text
+    value = _number(name, text, kind=int)
+    if name == "seed" and not 0 <= value < 2**32:
         raise InputError(f"seed is {value}: expected 0 to {2**32 - 1}")
     return value
+
+
+def _number(name: str, text: str, *, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        whole = "whole " if kind is int else ""
+        raise InputError(f"--over {name}: {text!r} is no {whole}number") from None
 
 
 def groups(items: Sequence[Combination], *, lanes: int) -> list[list[int]]:

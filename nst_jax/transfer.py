@@ -9,15 +9,37 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from nst_jax.allocator import release_freed_memory
+from nst_jax.choices import Choice
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.loop import Progress, iterate
+from nst_jax.inputs import as_picture
+from nst_jax.layers import TAPS
+from nst_jax.loop import CHUNK_SIZE, Progress, Run, iterate
+from nst_jax.memory import free_bytes
+from nst_jax.objective import as_sequence
 from nst_jax.optimizers import set_learning_rate
-from nst_jax.problem import make_problem, start
-from nst_jax.solver import run
+from nst_jax.parallel import replicate
+from nst_jax.problem import Problem, make_problem, start
+from nst_jax.pyramid import rescale_moments, resize
+from nst_jax.rows import divides_rows, start_rows, state_shardings
+from nst_jax.scales import (
+    EndedScale,
+    Inputs,
+    Scale,
+    at_full_size,
+    at_scale,
+    check_inputs,
+    make_scales,
+)
+from nst_jax.solver import averaged, run
 from nst_jax.types import Array, Info, Loss, State, Variables
 
 
@@ -27,12 +49,16 @@ class Result(NamedTuple):
     Attributes:
       image: the evaluated picture of lowest loss, ``[H, W, 3]``, not clipped; after that with the
         content's colours and the parts that are kept, where these were asked for.
-      loss: the lowest loss, of the picture as it was evaluated.
+        With ``averaging`` it is the average of the pictures, but after a divergence. Where a run
+        ended before its last scale it is enlarged.
+      loss: the lowest loss, of the picture as it was evaluated, at the size where the run ended.
       state: the last state, for ``run``; after a divergence its optimiser's part is of no use.
+        None with ``averaging``.
       history: ``Info`` of arrays with one entry a step.
       status: ``"done"``, ``"stopped"`` (by the callback) or ``"diverged"`` (the loss or its
         gradient became infinite or NaN; ``image`` is the best before that).
       timing: seconds: ``compile_s``, ``steps_s``.
+      scales: of a run from ``stylize`` what it did at each size, coarsest first.
 
     Of several pictures, from ``stylize_batch``, ``image``, ``loss`` and ``status`` have an entry
     for each, as have the leaves of ``history`` on their second axis, and ``state`` is None.
@@ -44,6 +70,7 @@ class Result(NamedTuple):
     history: Info
     status: Any
     timing: dict[str, float]
+    scales: tuple[EndedScale, ...] = ()
 
 
 def stylize(
@@ -63,6 +90,8 @@ def stylize(
     optimizer: optax.GradientTransformation | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
     callback_every: int | None = None,
+    choice: Choice | None = None,
+    mesh: Mesh | None = None,
 ) -> Result:
     """Give a content picture the style of others (Gatys, Ecker and Bethge 2016).
 
@@ -88,6 +117,11 @@ def stylize(
         same object for runs that shall share a compilation.
       callback: called on the host between chunks of steps; ``False`` stops the run.
       callback_every: call the callback at each multiple of so many steps at least.
+      choice: how to compute the last scale, of a plan of ``memory_plan``; by default as
+        ``config.tile``, ``config.remat`` and the free memory have it.
+      mesh: several devices for the one picture. One of ``rows.rows_mesh`` divides it by rows, with
+        1 / n of the memory on each; with any other, of ``parallel.make_mesh``, each device has
+        the whole picture and computes its share of the tiles.
 
     Returns:
       A ``Result``; also where the loss diverged.
@@ -99,42 +133,140 @@ def stylize(
     started = time.perf_counter()
     if callback_every is not None and callback_every < 1:
         raise InputError(f"callback_every is {callback_every}: expected 1 or more")
-    problem = make_problem(
-        variables,
-        content,
-        styles,
-        config=config,
-        blend=blend,
-        content_masks=content_masks,
-        style_masks=style_masks,
-        region_weights=region_weights,
-        keep=keep,
-        loss=loss,
-        optimizer=optimizer,
-    )
-    state = start(
-        problem.solver, problem.initial(config, key, init), problem.variables, problem.targets
-    )
-    if optimizer is None:
-        state = state._replace(opt_state=set_learning_rate(state.opt_state, config))
+    pictures = [as_picture(style) for style in as_sequence(styles)]
+    inputs = Inputs(as_picture(content), pictures, content_masks, style_masks, keep)
+    init = None if init is None else as_picture(init)
+    layers = TAPS if loss else ()  # an objective of one's own may ask for any
+    check_inputs(inputs, config=config, init=init, mesh=mesh, layers=layers)
+    scales = make_scales(inputs.content.shape, config=config, mesh=mesh, layers=layers)
+    # Once, for what a scale leaves free stays with the process.
+    free, stopped = free_bytes(jax.local_devices()[0]), False
 
-    def report(progress: Progress) -> bool | None:
+    def make(scale: Scale, **options: Any) -> Problem:
+        given = at_scale(inputs, shape=scale.shape, config=config)._asdict() | options
+        given |= {"blend": blend, "region_weights": region_weights, "mesh": mesh, "free": free}
+        try:
+            return make_problem(variables, config=config, loss=loss, optimizer=optimizer, **given)
+        except InputError as error:
+            if scale == scales[-1]:
+                raise
+            height, width = scale.shape
+            raise InputError(f"at the scale of {width}x{height} px: {error}") from None
+
+    def tell(progress: Progress, *, number: int, finish: Callable[[Array], Array]) -> bool:
+        nonlocal stopped
         assert callback is not None
-        return callback(progress._replace(image=problem.finish(progress.image)))
+        whole = progress._replace(
+            step=sum(one.steps for one in ended) + progress.step,
+            steps=sum(scale.steps for scale in scales),
+            image=finish(progress.image),
+            scale=number,
+            scales=len(scales),
+        )
+        stopped = callback(whole) is False
+        return not stopped
 
-    ended = iterate(
-        partial(run, problem.solver, variables=problem.variables, targets=problem.targets),
-        state,
-        steps=config.steps,
-        started=started,
-        callback=report if callback else None,
-        callback_every=callback_every,
-    )
+    ended: list[EndedScale] = []
+    runs: list[Run] = []
+    kernels = image = moments = problem = state = None
+    for number, scale in enumerate(scales, start=1):
+        problem = make(scale, kernels=kernels, choice=choice if number == len(scales) else None)
+        if image is None:
+            first = None if init is None else resize(init, shape=scale.shape)
+            image = problem.initial(config, key, first)
+        state = _begin(problem, image, moments, config=None if optimizer else config, mesh=mesh)
+        image = moments = None
+        # What the targets needed was more than they are, and may lie where the loop finds no use.
+        release_freed_memory()
+        one = iterate(
+            partial(run, problem.solver, variables=problem.variables, targets=problem.targets),
+            state,
+            steps=scale.steps,
+            started=started,
+            callback=partial(tell, number=number, finish=problem.finish) if callback else None,
+            callback_every=callback_every,
+            before=sum(one.steps for one in ended),
+        )
+        state, one = one.state, one._replace(state=None)
+        runs.append(one)
+        ended.append(EndedScale(scale.shape, len(one.history.loss), problem.choice))
+        if one.status != "done" or stopped or number == len(scales):
+            break
+        started = time.perf_counter()
+        shape = scales[number].shape
+        image = resize(_outcome(state, config=config), shape=shape)
+        if config.optimizer == "adam" and optimizer is None:
+            moments = rescale_moments(state.opt_state, old_shape=scale.shape, new_shape=shape)
+        # L-BFGS forgets what it remembers, which may be larger than all that comes.
+        kernels, problem, state = problem.variables, None, None
+
+    assert problem is not None and state is not None
+    status, best_loss = runs[-1].status, state.best_loss
+    image = _outcome(state, config=config)
+    if config.averaging:
+        best_loss, state = _loss_at(problem, state, image), None
+    if len(ended) < len(scales):
+        status = "stopped" if status == "done" else status  # between two scales
+        image = at_full_size(image, inputs, config=config)
+    else:
+        image = problem.finish(image)
     return Result(
-        image=problem.finish(ended.state.best_image),
-        loss=float(ended.state.best_loss),
-        state=ended.state,
-        history=ended.history,
-        status=ended.status,
-        timing=ended.timing,
+        image=image,
+        loss=float(best_loss),
+        state=state,
+        history=jax.tree.map(lambda *xs: np.concatenate(xs), *[one.history for one in runs]),
+        status=status,
+        timing={name: sum(one.timing[name] for one in runs) for name in runs[0].timing},
+        scales=tuple(ended),
+    )
+
+
+def _outcome(state: State, *, config: Config) -> Array:
+    """The picture that a scale ends with; after a divergence an average is of no use."""
+    if config.averaging and not state.frozen:
+        return averaged(state, averaging=config.averaging)
+    return state.best_image
+
+
+def _loss_at(problem: Problem, state: State, image: Array) -> Array:
+    """The loss of an average, by a step of the run's own program; the state is used up."""
+    if state.frozen:
+        return state.best_loss
+    _, info = run(
+        problem.solver,
+        state._replace(image=jnp.copy(image)),  # for it is used up
+        variables=problem.variables,
+        targets=problem.targets,
+        num_steps=1,
+        chunk_size=CHUNK_SIZE,
+    )
+    return info.loss[0]
+
+
+def _begin(
+    problem: Problem, image: Array, moments: Any, *, config: Config | None, mesh: Mesh | None
+) -> State:
+    """The state before the first step, on the devices of a mesh if any.
+
+    Args:
+      problem: what to run.
+      image: the picture to start from.
+      moments: the optimiser's state of a scale before, or None.
+      config: where the learning rate is, or None with an optimiser of one's own.
+      mesh: as for ``stylize``.
+    """
+    given = problem.solver, image, problem.variables, problem.targets
+    by_rows = divides_rows(mesh)
+    state = start_rows(*given, mesh=mesh) if mesh is not None and by_rows else start(*given)
+    if moments is not None:
+        state = state._replace(opt_state=moments)
+    elif config is not None:
+        state = state._replace(opt_state=set_learning_rate(state.opt_state, config))
+    if mesh is None:
+        return state
+    # The rates too, or the second call would compile anew.
+    return (
+        jax.device_put(state, state_shardings(state, mesh=mesh))
+        if by_rows
+        else replicate(state, mesh)
     )

@@ -56,6 +56,17 @@ class Keep(NamedTuple):
     content: Array
 
 
+class Window(NamedTuple):
+    """Which pixels count of a picture that is a piece of a larger one.
+
+    Attributes:
+      rows, columns: 1 where they count, else 0, ``[H]`` and ``[W]``.
+    """
+
+    rows: Array
+    columns: Array
+
+
 class Targets(NamedTuple):
     """What an objective compares with; computed once, outside the step.
 
@@ -68,6 +79,9 @@ class Targets(NamedTuple):
         the whole picture is one region where there are none.
       regions: the regions, or None.
       keep: what is left as it is, or None.
+      picture: the content picture, ``[H, W, 3]``, where its features are computed again at each
+        step and ``content`` is empty; else None.
+      window: where the picture is a piece of a larger one what of it counts, else None.
     """
 
     content: Taps
@@ -77,13 +91,16 @@ class Targets(NamedTuple):
     shares: dict[str, Array]
     regions: Regions | None = None
     keep: Keep | None = None
+    picture: Array | None = None
+    window: Window | None = None
 
 
 class Statistics(NamedTuple):
     """Sums over pixels of local quantities: all that a loss keeps of a picture.
 
     Attributes:
-      content: layer name -> sum of squared differences from the content's features, scalar.
+      content: layer name -> sum over positions of the mean over channels of the squared differences
+        from the content's features, scalar.
       style: layer name -> for each region the sum over positions of the features' outer products,
         ``[R, C, C]``.
       tv: total variation of the picture, scalar.
@@ -126,6 +143,8 @@ class State(NamedTuple):
       count: steps done, int32.
       best_image, best_loss: the evaluated picture of lowest loss so far.
       frozen: whether a loss or gradient was not finite; the pictures then do not change any more.
+      average: where the solver averages the decaying sum of the pictures after each step, see
+        ``solver.averaged``; else None.
     """
 
     image: Array
@@ -134,6 +153,7 @@ class State(NamedTuple):
     best_image: Array
     best_loss: Array
     frozen: Array
+    average: Array | None = None
 
 
 class Info(NamedTuple):

@@ -5,8 +5,9 @@ are ``[h, w, C]``. Only this file imports ``flax.linen``.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,9 @@ from nst_jax.convolution import conv, transpose_kernel
 from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, check_sides, check_tap, deepest
 from nst_jax.lift import Features, Lifted, check_lifted, dense
 from nst_jax.types import Array, Taps, Variables
+
+# How exactly accelerators multiply, in JAX's words; CPUs always do it in full.
+MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
 
 
 def pool(x: Array, *, pooling: str) -> Array:
@@ -40,16 +44,23 @@ def pool(x: Array, *, pooling: str) -> Array:
 
 
 def _linen_conv(
-    x: Array, kernel: Array, *_, prepared: dict[str, Array] | None, padding: str, **__
+    x: Array,
+    kernel: Array,
+    *_,
+    prepared: dict[str, Array] | None,
+    padding: str,
+    precise: str,
+    **__,
 ) -> Array:
     """``conv`` in the place of ``lax.conv_general_dilated``, whose other arguments are fixed."""
     if prepared is None:
         prepared = {"forward": kernel, "backward": transpose_kernel(kernel)}
+    pair = {name: k.astype(x.dtype) for name, k in prepared.items()}
     if padding == "zero":
-        return conv(x, kernel, **prepared)
+        return conv(x, kernel, **pair, precision=precise)
     # Of a picture with its opposite borders around it only the inside is right, and wanted.
     wrapped = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
-    return conv(wrapped, kernel, **prepared)[:, 1:-1, 1:-1]
+    return cast(Array, conv(wrapped, kernel, **pair, precision=precise))[:, 1:-1, 1:-1]
 
 
 class VGG19(nn.Module):
@@ -61,6 +72,7 @@ class VGG19(nn.Module):
       pooling: ``"max"`` (as trained) or ``"average"`` (Gatys et al. 2016, section 2).
       channels: channels of the five blocks.
       padding: what lies beyond the border: ``"zero"`` (as trained) or ``"circular"``.
+      precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, see ``Config.precision``.
 
     The variables hold the collections ``params`` (``convB_I`` -> ``kernel [3, 3, in, out]``,
     ``bias [out]``, for RGB) and ``preprocessing`` (``mean [3]``, ``std [3]``, in units of a
@@ -73,37 +85,81 @@ class VGG19(nn.Module):
     pooling: str = "max"
     channels: tuple[int, ...] = CHANNELS
     padding: str = "zero"
+    precision: str = "float32"
 
-    @nn.compact
+    def setup(self) -> None:
+        self.mean = self.variable("preprocessing", "mean", jnp.zeros, (3,))
+        self.std = self.variable("preprocessing", "std", jnp.ones, (3,))
+        last = deepest(self.layers).replace("relu", "conv")
+        for name in CONVS[: CONVS.index(last) + 1]:
+            has_prepared = self.has_variable("prepared", name)
+            apply = partial(
+                _linen_conv,
+                prepared=self.get_variable("prepared", name) if has_prepared else None,
+                padding=self.padding,
+                precise=MATMUL_PRECISION[self.precision],
+            )
+            channels = self.channels[block_of(name) - 1]
+            dtype = jnp.bfloat16 if self.precision == "bfloat16" else None
+            setattr(self, name, nn.Conv(channels, (3, 3), dtype=dtype, conv_general_dilated=apply))
+
     def __call__(self, image: Array) -> Taps:
         """Map ``[..., H, W, 3]`` in [0, 1] to ``{layer: [..., h, w, C]}``."""
-        mean = self.variable("preprocessing", "mean", jnp.zeros, (3,)).value
-        std = self.variable("preprocessing", "std", jnp.ones, (3,)).value
+        taps: Taps = {}
+        x = self.normalize(image)
+        for block in range(1, block_of(deepest(self.layers)) + 1):
+            x, found = self.block(x, block)
+            taps |= found
+        return {layer: taps[layer] for layer in self.layers}
+
+    def normalize(self, image: Array) -> Array:
+        """What the first block takes, ``[1, ..., H, W, 3]``."""
         spread = (1,) * (image.ndim - 1) + (3,)
-        x = ((image - mean.reshape(spread)) / std.reshape(spread))[None]
+        return ((image - self.mean.value.reshape(spread)) / self.std.value.reshape(spread))[None]
+
+    def block(self, x: Array, index: int) -> tuple[Array, Taps]:
+        """From what a block (1 to 5) takes to what the next one takes, and the block's taps."""
         last = deepest(self.layers)
         taps: Taps = {}
         for name in CONVS:
-            block = block_of(name)
-            if name.endswith("_1") and block > 1:
-                x = pool(x, pooling=self.pooling)
-            has_prepared = self.has_variable("prepared", name)
-            prepared = self.get_variable("prepared", name) if has_prepared else None
-            x = nn.Conv(
-                self.channels[block - 1],
-                (3, 3),
-                conv_general_dilated=partial(_linen_conv, prepared=prepared, padding=self.padding),
-                name=name,
-            )(x)
+            if block_of(name) != index:
+                continue
+            x = getattr(self, name)(x)
             taps[name] = x[0]
-            relu = name.replace("conv", "relu")
             if name == last:
                 break
             x = nn.relu(x)
+            relu = name.replace("conv", "relu")
             taps[relu] = x[0]
             if relu == last:
                 break
-        return {layer: taps[layer] for layer in self.layers}
+        if index < block_of(last):
+            x = pool(x, pooling=self.pooling)
+        return x, {name: tap for name, tap in taps.items() if name in self.layers}
+
+
+def _computed_again(of_block: Callable[..., Any], *, unless: Array) -> Callable[..., Any]:
+    """A block whose inner activations are not kept for the gradient.
+
+    XLA's CPU backend removes the barriers of ``jax.checkpoint`` and then finds that both
+    computations are the same. It does not look into the branches of a conditional.
+
+    Args:
+      of_block: ``(x, block) -> tree``.
+      unless: a condition that never holds, as the compiler cannot know; results are then NaN.
+    """
+
+    def hidden(x: Array, index: int) -> Any:
+        def something(x: Array) -> Any:
+            return of_block(x, index)
+
+        def nothing(x: Array) -> Any:
+            shapes = jax.eval_shape(something, x)
+            return jax.tree.map(lambda y: jnp.full(y.shape, jnp.nan, y.dtype), shapes)
+
+        return jax.lax.cond(unless, nothing, something, x)
+
+    return jax.checkpoint(hidden, static_argnums=1)
 
 
 def network_features(
@@ -113,7 +169,10 @@ def network_features(
     layers: tuple[str, ...],
     pooling: str = "max",
     padding: str = "zero",
-) -> dict[str, Features]:
+    precision: str = "float32",
+    remat: bool = False,
+    reduce: Callable[[str, Features], Any] | None = None,
+) -> dict[str, Any]:
     """Features of a picture in the form in which the network has them.
 
     Args:
@@ -123,6 +182,12 @@ def network_features(
       layers: names of the taps to return.
       pooling: ``"max"`` or ``"average"``.
       padding: ``"zero"`` or ``"circular"``.
+      precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, see ``Config.precision``.
+      remat: keep only what goes from block to block for the gradient and compute the rest again:
+        on CPUs 0.7 of the memory, for the first block has most of it, for half as much time more
+        (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").
+      reduce: ``(layer, features) -> tree``, whose results take the features' place. With ``remat``
+        it belongs to the block, so that nothing keeps the features themselves.
 
     Returns:
       ``{layer: [h, w, C]}`` with h = H // stride, w = W // stride of the layer; of a slim network
@@ -137,17 +202,29 @@ def network_features(
     for layer in layers:
         check_tap(layer)
     check_sides(image.shape[-3], image.shape[-2], layers)
+    lift = None
     if "lift" in variables:
         check_lifted(variables["lift"], layers=layers, pooling=pooling)
+        lift = variables["lift"][pooling]
     params = variables["params"]
     firsts = (f"conv{block}_1" for block in range(1, block_of(deepest(layers)) + 1))
     channels = tuple(params[name]["kernel"].shape[-1] for name in firsts)
-    model = VGG19(layers=layers, pooling=pooling, channels=channels, padding=padding)
-    taps = cast(Taps, model.apply(variables, image))
-    if "lift" not in variables:
-        return dict(taps)
-    lift = variables["lift"][pooling]
-    return {name: Lifted(tap, **lift[name]) for name, tap in taps.items()}
+    model = VGG19(layers, pooling, channels, padding, precision)
+
+    def of_block(x: Array, index: int) -> tuple[Array, dict[str, Any]]:
+        x, taps = cast(Any, model.apply(variables, x, index, method="block"))
+        found = taps if lift is None else {n: Lifted(tap, **lift[n]) for n, tap in taps.items()}
+        return x, found if reduce is None else {name: reduce(name, f) for name, f in found.items()}
+
+    take: Callable[..., Any] = of_block
+    if remat:
+        take = _computed_again(of_block, unless=jnp.isnan(params["conv1_1"]["bias"][0]))
+    found: dict[str, Any] = {}
+    x = cast(Array, model.apply(variables, image, method="normalize"))
+    for index in range(1, len(channels) + 1):
+        x, of_this = take(x, index)
+        found |= of_this
+    return {layer: found[layer] for layer in layers}
 
 
 def features(
@@ -157,11 +234,12 @@ def features(
     layers: tuple[str, ...],
     pooling: str = "max",
     padding: str = "zero",
+    precision: str = "float32",
 ) -> Taps:
     """Features of a picture in VGG-19's channels, with the network's width read from its variables.
 
     Args:
-      variables, image, layers, pooling, padding: as for ``network_features``.
+      variables, image, layers, pooling, padding, precision: as for ``network_features``.
 
     Returns:
       ``{layer: [h, w, C]}`` with h = H // stride, w = W // stride of the layer.
@@ -169,7 +247,9 @@ def features(
     Raises:
       InputError: as ``network_features``.
     """
-    taps = network_features(variables, image, layers=layers, pooling=pooling, padding=padding)
+    taps = network_features(
+        variables, image, layers=layers, pooling=pooling, padding=padding, precision=precision
+    )
     return {name: dense(tap) for name, tap in taps.items()}
 
 

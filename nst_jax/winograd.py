@@ -16,6 +16,7 @@ References:
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -84,13 +85,14 @@ def _overlapping(x: Array, axis: int) -> list[Array]:
     ]
 
 
-@jax.jit
-def winograd_conv(x: Array, kernel: Array) -> Array:
+@partial(jax.jit, static_argnames="precision")
+def winograd_conv(x: Array, kernel: Array, *, precision: str = "highest") -> Array:
     """Convolve by tiles of 4x4 pixels.
 
     Args:
       x: ``[1, H, W, in]``.
       kernel: ``[6, 6, in, out]`` from ``winograd_kernel``.
+      precision: JAX's name of how exactly accelerators multiply.
 
     Returns:
       ``[1, H, W, out]``. In float32 its error is about 1e-6 of the result's standard deviation,
@@ -105,7 +107,7 @@ def winograd_conv(x: Array, kernel: Array) -> Array:
     lines = lines.reshape(OVERLAPPING, rows, columns + 1, TILE, channels)
     cells = jnp.stack(_combine(DATA, _overlapping(lines, 2)), 1)
     cells = cells.reshape(OVERLAPPING, OVERLAPPING, rows * columns, channels)
-    products = jnp.matmul(cells, kernel, precision="highest")
+    products = jnp.matmul(cells, kernel, precision=precision)
     products = products.reshape(OVERLAPPING, OVERLAPPING, rows, columns, -1)
     lines = jnp.stack(_combine(OUTPUT, list(jnp.moveaxis(products, 1, 0))), 3)
     lines = jax.lax.optimization_barrier(lines.reshape(OVERLAPPING, rows, columns * TILE, -1))

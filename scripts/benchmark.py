@@ -50,7 +50,7 @@ class Options:
       parts: What to measure.
       sizes: Longer sides in pixels, of the steps.
       optimizers: lbfgs, adam.
-      precisions: float32, tf32, bfloat16; the latter two are for GPUs.
+      precisions: float32, tf32, bfloat16; tf32 on NVIDIA GPUs only.
       rounds: Rounds in which each candidate is timed once.
       steps: Steps that each candidate takes in a round.
       compiled: Also PyTorch's objective through torch.compile.
@@ -119,8 +119,7 @@ def measure_steps(options: Options, variables, **case: Any) -> dict[str, Any]:
     """Time one size, optimiser and precision; print and return the figures."""
     content, style = (load_image(p[0], size=case["size"]) for p in (options.content, options.style))
     settings: dict[str, Any] = dict(
-        config=steps.with_optimizer(case["optimizer"]),
-        precision=case["precision"],
+        config=steps.neural_style(optimizer=case["optimizer"], precision=case["precision"]),
         steps=options.steps,
     )
     height, width, _ = content.shape

@@ -24,20 +24,18 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
-from benchmark_steps import PRECISIONS, in_bfloat16, matmul_peak, step_flops, with_optimizer
+from benchmark_steps import matmul_peak, neural_style, step_flops
 
 from nst_jax import report
 from nst_jax.allocator import keep_freed_memory
 from nst_jax.batch import problem_maker
+from nst_jax.config import Precision
 from nst_jax.devices import use_cpu_devices
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image
 from nst_jax.lane_plans import Lane
 from nst_jax.lanes import stylize_lanes
-from nst_jax.objective import make_loss
-from nst_jax.optimizers import make_optimizer
 from nst_jax.parallel import make_mesh
-from nst_jax.solver import make_solver
 from nst_jax.weights import find_weights, load_weights
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -51,7 +49,7 @@ class Options:
       parts: What to measure: steps in one process, or whole commands.
       models: vgg19, vgg19-slim.
       optimizers: lbfgs, adam.
-      precisions: float32, tf32, bfloat16; the latter two are for GPUs.
+      precisions: float32, tf32, bfloat16; tf32 on NVIDIA GPUs only.
       sizes: Sides of the pictures in pixels, which are squares.
       batches: Pictures at once.
       steps: Steps of a run.
@@ -84,20 +82,17 @@ def square_pictures(count: int, *, size: int) -> np.ndarray:
     )
 
 
-def make_lanes(variables: Any, *, size: int, optimizer: str, precision: str, options: Options):
+def make_lanes(
+    variables: Any, *, size: int, optimizer: str, precision: Precision, options: Options
+):
     """As many lanes as the largest batch has."""
-    config = replace(with_optimizer(optimizer), steps=options.steps)
+    config = neural_style(optimizer=optimizer, precision=precision)
+    config = replace(config, steps=options.steps)
     style = load_image(PICTURES / "demo_style.jpg", size=size)
     mesh = make_mesh() if jax.local_device_count() > 1 else None
     make = problem_maker(variables, config=config, mesh=mesh)
-    lanes = []
-    for content in square_pictures(max(options.batches), size=size):
-        problem = make(content, {"style": style})
-        if precision == "bfloat16":
-            narrow = in_bfloat16(make_loss(config.loss))
-            problem = problem._replace(solver=make_solver(narrow, make_optimizer(optimizer)))
-        lanes.append(Lane(problem, config))
-    return lanes, mesh
+    contents = square_pictures(max(options.batches), size=size)
+    return [Lane(make(content, {"style": style}), config) for content in contents], mesh
 
 
 def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any]:
@@ -106,7 +101,6 @@ def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any
     if path is None:
         raise InputError(f"no weights of {model}: set NST_JAX_WEIGHTS or run nst-jax weights fetch")
     variables = load_weights(path).variables
-    precision = PRECISIONS[case["precision"]][0]
     print(f"\n{model}, {case['size']} px, {case['optimizer']}, {case['precision']}", flush=True)
     lanes, mesh = make_lanes(variables, options=options, **case)
     ways: dict[str, tuple[int, bool | None]] = {str(size): (size, None) for size in options.batches}
@@ -115,10 +109,9 @@ def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any
 
     def seconds(size: int, together: bool | None) -> float:
         """Of a picture and step."""
-        with jax.default_matmul_precision(precision):
-            one = mesh is not None and (size == 1 or together)
-            devices = make_mesh(jax.local_devices()[:1]) if one else mesh
-            result = stylize_lanes(lanes[:size], mesh=devices, together=together)
+        one = mesh is not None and (size == 1 or together)
+        devices = make_mesh(jax.local_devices()[:1]) if one else mesh
+        result = stylize_lanes(lanes[:size], mesh=devices, together=together)
         if set(result.status) != {"done"}:
             raise InputError("a run diverged, so its time means nothing: take another size")
         return result.timing["steps_s"] / size / options.steps

@@ -53,6 +53,19 @@ def layers_of(*styles: int) -> str:
 
 STYLES = (
     Control(
+        name="style_scale",
+        title="The style's size",
+        text="""
+        Styles are scaled to the result's longer side; `--style-scale` makes them larger or
+        smaller than that, and with them the strokes.
+        """,
+        pictures=(
+            ("0.5", paint("scale1", "--style-scale 0.5")),
+            ("1", paint("scale2", "--style-scale 1")),
+            ("2", paint("scale3", "--style-scale 2")),
+        ),
+    ),
+    Control(
         name="blend",
         title="Several styles: shares",
         text="""

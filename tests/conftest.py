@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 # Before any array exists: four CPU devices for the tests of several devices, and every broadcast
 # and large captured constant an error (warnings are errors, see pyproject.toml).
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(missing)
         if "gpu" in item.keywords and jax.default_backend() != "gpu":
             item.add_marker(no_gpu)
+
+
+@pytest.fixture(autouse=True)
+def pixel_limit(monkeypatch):
+    """Keep Pillow's limit, which the command line sets for its process."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.fixture(scope="session")

@@ -18,13 +18,44 @@ for _ in range(2):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+# A large block is freed, something small comes that stays, and as much is wanted again.
+ROOM = """
+import resource, sys
+from nst_jax.allocator import keep_freed_memory, reserve
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+assert keep_freed_memory()
+if sys.argv[1] == "reserve":
+    assert reserve(350_000_000)
+one = b"x" * 150_000_000
+small = [b"z" * 3_000_000]
+two = b"y" * 200_000_000
+faults = 0
+for _ in range(3):
+    del one
+    small += [b"z" * 3_000_000]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    one = b"x" * 150_000_000
+    faults += resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+
+
+def faults(program, mode):
+    command = [sys.executable, "-c", program, mode]
+    return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+@LINUX
 def test_a_second_allocation_maps_no_pages():
-    def faults(mode):
-        command = [sys.executable, "-c", FAULTS, mode]
-        return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-
-    if faults("leave") < 1000:
+    if faults(FAULTS, "leave") < 1000:
         pytest.skip("this C library keeps freed memory anyway")
-    assert faults("keep") < 100
+    assert faults(FAULTS, "keep") < 100
+
+
+@LINUX
+def test_small_things_leave_room_for_large_ones():
+    if faults(ROOM, "plain") < 10_000:
+        pytest.skip("this C library leaves room anyway")
+    assert faults(ROOM, "reserve") < 100

@@ -19,15 +19,19 @@ LEVELS = [
     {"layer_factors", "types", "pairing"},
     {"config"},
     {"presets"},
-    {"lift", "guides", "shares", "color_matching"},
-    {"color"},
+    {"lift", "guides", "shares", "color_matching", "pyramid", "windows"},
+    {"color", "tiling", "rows"},
     {"winograd", "coordinates"},
     {"convolution"},
     {"vgg", "losses", "lbfgs", "inputs", "mask_checks"},
     {"objective", "optimizers"},
     {"solver"},
-    {"loop", "problem"},
-    {"transfer", "parallel"},
+    {"loop", "parallel"},
+    {"memory"},
+    {"choices"},
+    {"memory_plan"},
+    {"problem", "scales"},
+    {"transfer"},
     {"lane_solver"},
     {"lane_plans"},
     {"lanes"},
@@ -39,7 +43,7 @@ LEVELS = [
     {"fetch"},
     {"weights", "verify"},
     {"images", "report", "progress", "compilation_cache", "region_plan", "manifest"}
-    | {"distributed", "memory", "devices"},
+    | {"distributed", "devices"},
     {"mask_files", "contact_sheet", "batch_inputs"},
     {"options"},
     {"batch_options"},
@@ -47,13 +51,13 @@ LEVELS = [
     {"job"},
     {"batch_records"},
     {"batch_job", "batch_checks"},
-    {"stylize_command", "weights_command", "sweep_values", "batch_command"},
+    {"stylize_command", "weights_command", "sweep_values", "batch_command", "estimate_command"},
     {"sweep_command"},
     {"cli"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-CORE = set().union(*LEVELS[: LEVEL["batch"] + 1]) - {"files", "interrupt", "allocator"}
+CORE = set().union(*LEVELS[: LEVEL["batch"] + 1]) - {"files", "interrupt", "allocator", "memory"}
 
 
 def imports(path):

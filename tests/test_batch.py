@@ -10,12 +10,13 @@ import pytest
 from conftest import smooth_picture
 from test_transfer import count_traces
 
-from nst_jax import batch, lane_plans, lanes, loop, problem
+from nst_jax import batch, cli, lane_plans, lanes, loop, problem
 from nst_jax.batch import stylize_batch
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.lanes import each_result
 from nst_jax.parallel import make_mesh
+from nst_jax.rows import rows_mesh
 from nst_jax.transfer import stylize
 
 SHALLOW = {"content_layers": ["relu2_1"], "style_layers": ["relu1_1", "relu2_1"]}
@@ -281,9 +282,98 @@ class TestSpread:
     def test_meshes_of_any_kind(self, variables, together, shape):
         """Of explicit axes, as ``jax.make_mesh`` makes them, and of two."""
         devices = jax.devices() if shape == (2, 2) else jax.devices()[2:]
-        mesh = jax.make_mesh(shape, ("rows", "columns")[: len(shape)], devices=devices)
+        mesh = jax.make_mesh(shape, ("left", "right")[: len(shape)], devices=devices)
         found = stylize_batch(variables, **CASES["all"], config=ADAM, mesh=mesh, together=together)
         assert_close(found, singles(variables, CASES["all"], configs=ADAM), rtol=1e-5)
+
+
+class TestRows:
+    """Together, each picture divided by rows, and on 2x2 devices the pictures, too."""
+
+    @pytest.mark.parametrize(
+        "name, case, parts",
+        [
+            ("adam", "all", 2),  # three pictures, filled up to four
+            ("adam", "grid", 2),
+            ("adam", "pairs", 1),
+            ("search", "all", 1),
+        ],
+    )
+    def test_each_is_the_run_alone(self, variables, name, case, parts):
+        """Each has its own numbers, so that none can stand for another."""
+        case, mesh = CASES[case], rows_mesh(lanes=parts)
+        configs = [
+            replace(CONFIGS[name], style_weight=50.0 + 20 * index)
+            for index in range(len(of_each(**case)))
+        ]
+        found = stylize_batch(variables, **case, config=configs, mesh=mesh)
+        assert_close(found, singles(variables, case, configs=configs), rtol=1e-5)
+
+    def test_lbfgs_in_double_precision(self, x64, variables):
+        case = wide_case(CASES["pairs"])
+        found = stylize_batch(wide(variables), **case, config=LBFGS, mesh=rows_mesh(lanes=2))
+        assert_close(found, singles(wide(variables), case, configs=LBFGS), rtol=1e-8)
+
+    @pytest.mark.parametrize("color", ["keep-yiq", "match-symmetric"])
+    def test_colours_starts_and_reports(self, variables, color):
+        seen, config = [], replace(ADAM, color=color, init="noise", noise_scale=0.2)
+        case, keys = CASES["grid"], list(jax.random.split(jax.random.key(5), 6))
+        found = stylize_batch(
+            variables,
+            **case,
+            config=config,
+            keys=keys,
+            mesh=rows_mesh(lanes=2),
+            callback=seen.append,
+        )
+        assert_close(found, singles(variables, case, configs=config, key=keys), rtol=1e-5)
+        assert seen[-1].image.shape == (6, 24, 32, 3)
+
+    def test_neighbours_do_not_notice_a_divergence(self, variables):
+        configs = [ADAM, replace(ADAM, learning_rate=1e30), ADAM]
+        found = stylize_batch(variables, **CASES["all"], config=configs, mesh=rows_mesh(lanes=2))
+        assert found.status == ("done", "diverged", "done")
+        assert_close(found, singles(variables, CASES["all"], configs=configs), rtol=1e-5)
+
+    @pytest.mark.parametrize("parts", [1, 2])
+    def test_where_things_are(self, variables, taken, parts):
+        """Each device has its part of the pictures and of their features."""
+        config = replace(ADAM, steps=1)
+        stylize_batch(variables, **CASES["grid"], config=config, mesh=rows_mesh(lanes=parts))
+        given = taken[0].keywords
+        features = given["targets"].content["relu2_1"]
+        assert features.shape == (6, 12, 16, 6)
+        shards = {shard.data.shape for shard in features.addressable_shards}
+        assert shards == {(6 // parts, 3 * parts, 16, 6)}
+        assert jax.tree.leaves(given["variables"])[0].is_fully_replicated
+
+    def test_it_is_compiled_once(self, variables, caplog):
+        contents = CONTENTS[:, :, :30]  # a size of this test's own
+
+        def compiled():
+            caplog.clear()
+            with jax.log_compiles():
+                stylize_batch(variables, contents, STYLES[0], config=ADAM, mesh=rows_mesh(lanes=2))
+            messages = [record.getMessage() for record in caplog.records]
+            return sum("XLA compilation of jit(run) " in message for message in messages)
+
+        assert compiled() == 1
+        assert compiled() == 0
+
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            (dict(together=False), "take each step together: leave out together"),
+            (dict(contents=CONTENTS[:, :22]), "32x22 px, but divided by rows over 2 devices"),
+            (dict(config=SEARCH), "line searches of several pictures"),
+            (dict(config=SPECTRAL), "spectral"),
+            (dict(mesh=jax.make_mesh((4,), ("rows",))), "make it by rows_mesh"),
+        ],
+    )
+    def test_what_is_refused(self, variables, options, message):
+        given = dict(contents=CONTENTS, styles=STYLES[:1], config=ADAM, mesh=rows_mesh(lanes=2))
+        with pytest.raises(InputError, match=message):
+            stylize_batch(variables, **given | options)
 
 
 @pytest.fixture
@@ -629,6 +719,54 @@ def test_unfit_input_is_refused(variables, options, message):
     given = dict(contents=CONTENTS, styles=STYLES[:1], config=LBFGS) | options
     with pytest.raises(InputError, match=message):
         stylize_batch(variables, given.pop("contents"), given.pop("styles"), **given)
+
+
+@pytest.mark.parametrize(
+    "change", [{"min_size": 16}, {"averaging": 0.9}], ids=["scales", "average"]
+)
+def test_what_is_for_single_pictures_is_refused_before_any_work(
+    variables, monkeypatch, change, tmp_path, capsys
+):
+    config, (name,) = replace(ADAM, **change), change
+    message = f"{name} is for stylize, one picture at a time: leave it out"
+    (lane,) = make_lanes(variables, [(CONTENTS[0], STYLES[0])])
+    monkeypatch.setattr(batch, "make_problem", None)
+    with pytest.raises(InputError, match=message):
+        stylize_batch(variables, **CASES["all"], config=[ADAM, ADAM, config])
+    with pytest.raises(InputError, match=message):
+        lanes.stylize_lanes([lane._replace(config=config)])
+
+    given = [str(tmp_path / "none.png"), "--style", str(tmp_path / "none.png")]
+    setting = ["--" + name.replace("_", "-"), str(change[name])]
+    for words in (
+        ["batch", *given, "--output-dir", str(tmp_path), *setting],
+        [
+            "sweep",
+            *given,
+            "-o",
+            str(tmp_path / "sheet.png"),
+            *setting,
+            "--over",
+            "style_weight=1,2",
+        ],
+    ):
+        assert cli.main(words) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_how_a_size_is_computed_is_found_out_once(variables, monkeypatch):
+    """Lanes of one program are computed in one way, whatever is free when each is prepared."""
+    found = []
+
+    def choose(task, *, free):
+        found.append(task)
+        return None
+
+    monkeypatch.setattr(problem, "fits_surely", lambda task, free: False)
+    monkeypatch.setattr(problem, "choose", choose)
+    stylize_batch(variables, **CASES["grid"], config=replace(ADAM, steps=1))
+    assert len(found) == 1
 
 
 @pytest.mark.weights

@@ -8,8 +8,11 @@ pytest.importorskip("torch")
 
 import benchmark
 import benchmark_steps as steps
+import jax
+import jax.numpy as jnp
 
 from nst_jax.errors import InputError
+from nst_jax.presets import get_preset
 
 
 def test_flops_of_a_step():
@@ -18,6 +21,48 @@ def test_flops_of_a_step():
     assert steps.step_flops(10, 20, config) == 2 * (2 * 9 * 200 * 3 * 64)
     grams = steps.step_flops(256, 256) / 1e9 - 95
     assert 0 < grams < 6
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_settings_are_those_of_the_preset_in_whole_pictures(precision):
+    for optimizer in ("lbfgs", "adam"):
+        config = steps.neural_style(optimizer=optimizer, precision=precision)
+        given = dict(optimizer=optimizer, precision=precision, tile="off", remat="off")
+        given["memory_size"] = 100 if optimizer == "lbfgs" else None
+        assert config == steps.replace(get_preset("neural-style").config, **given)
+    with pytest.raises(InputError, match="optimizer is 'lbfgs-linesearch': expected lbfgs or adam"):
+        steps.neural_style(optimizer="lbfgs-linesearch", precision=precision)
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="for CPUs' convolutions")
+def test_candidates_of_each_precision(variables, content, style, monkeypatch):
+    """Ours take the setting itself: its rounding, and no Winograd beside it."""
+    losses = []
+
+    def run(*args, **options):
+        state, info = loop(*args, **options)
+        losses.append(float(info.loss[0]))
+        return state, info
+
+    loop = steps.run
+    monkeypatch.setattr(steps, "run", run)
+    pictures = jnp.asarray(content), jnp.asarray(style)
+    names = {"float32": {"nst_jax", "nst_jax from Python", "nst_jax direct"}}
+    names["bfloat16"] = names["float32"] - {"nst_jax direct"}
+    for precision, expected in names.items():
+        config = steps.neural_style(optimizer="adam", precision=precision)
+        config = steps.replace(config, content_layers=("relu2_1",), style_layers=("relu1_1",))
+        found = steps.jax_candidates(variables, *pictures, config=config, steps=2)
+        assert set(found) == expected
+        for one in found.values():
+            one.steps()
+            assert one.sound()
+    plain, direct, narrow = losses
+    assert direct == pytest.approx(plain, rel=1e-5)
+    assert 1e-5 < abs(narrow / plain - 1) < 0.05
+    config = steps.neural_style(optimizer="adam", precision="tf32")
+    with pytest.raises(InputError, match="precision tf32 is one of NVIDIA GPUs"):
+        steps.jax_candidates(variables, *pictures, config=config, steps=2)
 
 
 def candidate(*, sound=True, error=None):
@@ -48,13 +93,21 @@ def test_a_small_run(tmp_path):
     path = tmp_path / "figures.json"
     small = dict(parts=("steps", "network"), sizes=(32,), rounds=1, steps=1, json=path)
     options = benchmark.Options(
-        **small, optimizers=("adam",), network_size=32, batch=2, max_ratio=1e-6
+        **small,
+        optimizers=("adam",),
+        precisions=("float32", "bfloat16"),
+        network_size=32,
+        batch=2,
+        max_ratio=1e-6,
     )
     assert benchmark.main(options) == 1  # no step is so fast
     figures = json.loads(path.read_text())
     assert set(figures) == {"machine", "steps", "network"}
-    assert figures["steps"][0]["ratio_of_nst_jax_to"]["PyTorch"] > 0
-    assert figures["network"][0]["seconds"] > 0
+    for part in ("steps", "network"):
+        found = [case["precision"] for case in figures[part]]
+        assert found == ["float32", "bfloat16"]
+    assert min(case["ratio_of_nst_jax_to"]["PyTorch"] for case in figures["steps"]) > 0
+    assert min(case["seconds"] for case in figures["network"]) > 0
 
 
 @pytest.mark.slow

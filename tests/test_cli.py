@@ -21,7 +21,7 @@ from conftest import smooth_picture
 from PIL import Image
 
 import nst_jax
-from nst_jax import cli, convolution, job, problem, weights, weights_command
+from nst_jax import cli, convolution, job, problem, transfer, weights, weights_command
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
@@ -120,9 +120,10 @@ class TestResult:
     def test_files_and_words(self, run, desk):
         code, out, err = run()
         assert (code, out) == (0, "out.png\n")
-        assert [line.split()[0] for line in err.splitlines()] == ["compiled"] + ["step"] * (
-            len(err.splitlines()) - 1
-        )
+        plan, compiled, *steps = err.splitlines()
+        assert plan.startswith("nst-jax: 32x24 px: about ") and plan.endswith("; the whole picture")
+        assert compiled.startswith("compiled in ")
+        assert steps and all(line.startswith("step ") for line in steps)
         assert set(listing(desk)) == {"content.png", "style.png", "out.png", "out.json"}
 
     def test_picture_is_the_best_of_the_run(self, run, variables):
@@ -168,7 +169,8 @@ class TestResult:
         assert texts["Software"] == f"nst_jax {nst_jax.__version__}"
         found = record()
         inside = json.loads(texts["nst_jax"])
-        assert inside == {key: found[key] for key in found if key not in ("history", "timing")}
+        left_out = ("history", "timing", "memory")  # what may differ between equal runs, and long
+        assert inside == {key: found[key] for key in found if key not in left_out}
 
     @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".tif"])
     def test_other_formats(self, run, suffix):
@@ -189,6 +191,14 @@ class TestResult:
     def test_size_of_the_longer_side(self, run, size, expected):
         assert run(size=size, **SHALLOW).code == 0
         assert pixels("out.png").shape == (*expected, 3)
+
+    def test_limit_of_pixels(self, run, monkeypatch):
+        """It is the command's, whatever Pillow's was, and the result does not depend on it."""
+        assert run(output="before.png").code == 0
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        assert run(max_megapixels=0.002).code == 0
+        np.testing.assert_array_equal(pixels("out.png"), pixels("before.png"))
+        assert "max_megapixels" not in record()["settings"]
 
     def test_overwrite(self, run, desk):
         (desk / "out.png").write_text("old")
@@ -235,6 +245,21 @@ LATER = [
     ("memory_size", 1),
     ("preconditioner", "spectral"),
 ]
+# Settings of the scales, others in the same run, and how many steps each scale takes.
+SCALES = [
+    ("min_size", 16, {}, [6, 6, 6]),  # 16, 23 and 32 px
+    ("scale_factor", 2, {"min_size": 16}, [6, 6]),
+    ("scale_steps", "1 4", {"min_size": 16}, [1, 4, 6]),
+    ("scale_steps", "4", {"min_size": 16}, [4, 4, 6]),
+    ("steps", 2, {"min_size": 16}, [2, 2, 2]),
+]
+# Settings that change how the same numbers are computed, and what is chosen then.
+SAME = [
+    ("tile", "off", (0, False)),
+    ("tile", 16, (16, False)),
+    ("remat", "off", (0, False)),
+    ("remat", "on", (0, True)),
+]
 
 
 class TestSettings:
@@ -280,8 +305,60 @@ class TestSettings:
         assert losses["winograd"] != losses["direct"]
         assert losses["winograd"] == pytest.approx(losses["direct"], rel=1e-4)
 
+    @pytest.mark.parametrize("name, value, others, steps", SCALES)
+    def test_effect_on_the_scales(self, run, name, value, others, steps):
+        assert run(**PLAIN | others | {name: value}).code == 0
+        history = record()["history"]["total"]
+        assert len(history) == record()["steps"] == sum(steps)
+        assert pixels("out.png").shape == (24, 32, 3)
+        run(**PLAIN | {"steps": 1}, output="plain.png")
+        # The last scale goes on from the result of the others, not from noise.
+        assert history[-steps[-1]] < 0.8 * record("plain.json")["history"]["total"][0]
+
+    def test_averaging_changes_the_result_only(self, run):
+        for averaging in (0, 0.5):
+            run(**PLAIN, averaging=averaging, output=f"{averaging}.png")
+        plain, average = record("0.json"), record("0.5.json")
+        assert average["history"] == plain["history"]
+        assert (pixels("0.5.png") != pixels("0.png")).any()
+        losses = plain["history"]["total"]
+        assert plain["final_loss"] == min(losses)
+        assert average["final_loss"] not in losses and average["final_loss"] < losses[0]
+
+    def test_bfloat16_is_another_rounding_of_the_network(self, run):
+        terms = {
+            precision: self.terms(run, **PLAIN, precision=precision)
+            for precision in ("float32", "bfloat16")
+        }
+        content, style, tv = terms["bfloat16"] / terms["float32"] - 1
+        assert 1e-5 < abs(content) < 0.02 and 1e-5 < abs(style) < 0.02
+        assert tv == 0  # of the picture itself, which is float32
+
+    @pytest.mark.skipif(jax.default_backend() == "gpu", reason="GPUs have it")
+    def test_tf32_is_for_gpus(self, run, desk):
+        match = "precision tf32 is one of NVIDIA GPUs.*: choose float32 or bfloat16"
+        check_refused(desk, match, lambda: run(precision="tf32"))
+
+    @pytest.mark.parametrize("name, value, expected", SAME)
+    def test_how_it_is_computed_changes_rounding_only(
+        self, run, monkeypatch, name, value, expected
+    ):
+        choices, make = [], transfer.make_problem
+
+        def make_problem(*args, **options):
+            problem = make(*args, **options)
+            choices.append((problem.choice.tile, problem.choice.remat))
+            return problem
+
+        monkeypatch.setattr(transfer, "make_problem", make_problem)
+        plain = self.terms(run, **PLAIN)
+        changed = self.terms(run, **PLAIN | {name: value})
+        assert choices == [(0, False), expected]
+        np.testing.assert_allclose(changed, plain, rtol=1e-5)
+
     def test_none_is_left_out(self):
-        tested = {name for name, *_ in TERMS + LATER} | {"steps", "convolution"}
+        tested = {name for name, *_ in TERMS + LATER + SCALES + SAME}
+        tested |= {"convolution", "averaging", "precision"}
         assert tested == {field.name for field in fields(Config)}
 
     def test_the_seed_repeats(self, run):
@@ -511,12 +588,18 @@ class TestInterrupt:
         assert (code, out) == (130, "") and err.endswith("at once\nnst-jax: interrupted\n")
         assert not {"out.png", "out.json"} & set(listing(desk))
 
-    def test_before_the_first_step_nothing_is_written(self, run, press, desk, monkeypatch):
+    @pytest.mark.parametrize("stage, told", [("choose", 0), ("reserve", 0), ("stylize", 1)])
+    def test_before_the_first_step_nothing_is_written(
+        self, run, press, desk, monkeypatch, stage, told
+    ):
+        """Also while the plan compiles the loop."""
         press(0)
         before = listing(desk)
-        monkeypatch.setattr(job, "stylize", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-        assert run() == (130, "", "nst-jax: interrupted\n")
-        assert listing(desk) == before
+        monkeypatch.setattr(job, stage, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        code, out, err = run()
+        *plan, last = err.splitlines()
+        assert (code, out, last) == (130, "", "nst-jax: interrupted")
+        assert len(plan) == told and listing(desk) == before
 
 
 def spoil(kind, path):
@@ -547,7 +630,8 @@ BAD_PICTURES = {
 }
 
 BAD_OPTIONS = [
-    ({"size": 0}, "size is 0: expected at least 1"),
+    *(({"max_megapixels": text}, "max_megapixels is .*: expected") for text in ("0", "nan", "inf")),
+    ({"size": 0}, "size is 0: expected"),
     ({"size": -7}, "size is -7"),
     ({"seed": -1}, "seed is -1: expected 0 to 4294967295"),
     ({"seed": 2**32}, "seed is 4294967296"),
@@ -635,6 +719,12 @@ class TestBadInput:
         spoil(kind, desk / "bad.png")
         refused(BAD_PICTURES[kind], **{role: "bad.png"})
 
+    @pytest.mark.parametrize("role", ["content", "style", "init"])
+    def test_pictures_of_too_many_pixels(self, refused, role):
+        save_image("large.png", smooth_picture(48, 64, seed=5))
+        message = "large.png has 0.003072 megapixels: expected at most 0.003; .*--max-megapixels 1"
+        refused(message, max_megapixels=0.003, **{role: "large.png"})
+
     @pytest.mark.parametrize("options, message", BAD_OPTIONS)
     def test_options(self, refused, desk, options, message):
         for name in ("old.gif", "old.svg", "oldrecord.json", "preview_00002.png"):
@@ -701,7 +791,7 @@ class TestProcess:
         finally:
             process.kill()
         assert (process.returncode, out) == (130, "out.png\n")
-        assert err.startswith("compiled in ") and "Traceback" not in err
+        assert err.splitlines()[1].startswith("compiled in ") and "Traceback" not in err
         found = record()
         assert found["status"] == "stopped" and 30 <= found["steps"] < steps
         assert found["final_loss"] == min(found["history"]["total"])

@@ -662,6 +662,15 @@ BAD_REGIONS = [
         "style_labels.png is an input",
     ),
     (dict(animation="labels.gif", overwrite=True, labels="labels.gif"), "labels.gif is an input"),
+    *(
+        (dict(max_megapixels=0.003, **options), "large.png has 0.003072 megapixels: .*megapixels 1")
+        for options in (
+            dict(content_mask="left.png large.png"),
+            dict(style_mask="top.png large.png"),
+            dict(labels="large.png"),
+            dict(style_labels="large.png", **ONE, **LABELS),
+        )
+    ),
     # Label images.
     (dict(labels="white.png"), "label image white.png has one colour only"),
     (dict(labels="labels.jpg"), "label image labels.jpg has .* colours: .*save it as PNG"),
@@ -688,6 +697,8 @@ BAD_REGIONS = [
 ]
 
 BAD_TEXTURES = [
+    (dict(max_megapixels=0.001), "style.png has 0.00132 megapixels: expected at most 0.001"),
+    (dict(max_megapixels=-1), "max_megapixels is -1.0: expected"),
     (dict(color="luminance"), "--color has no effect here, for a texture has no content"),
     (dict(content_layers="relu2_1"), "--content-layers has no effect here"),
     (dict(content_weight=3), "--content-weight has no effect here"),
@@ -698,8 +709,8 @@ BAD_TEXTURES = [
     (dict(init="none.png"), "none.png does not exist"),
     (dict(size="32 24 16"), "size is one number or two"),
     (dict(size=""), "size is one number or two"),
-    (dict(size=0), "size is 0: expected at least 1"),
-    (dict(size="32 0"), "size is 0: expected at least 1"),
+    (dict(size=0), "size is 0: expected 1 to 100000"),
+    (dict(size="32 0"), "size is 0: expected 1 to 100000"),
     (dict(size="-5 32"), "size is -5"),
     (dict(style_size=0), "size is 0"),
     (dict(style_size=-1), "size is -1"),
@@ -716,6 +727,8 @@ BAD_TEXTURES = [
 ]
 
 BAD_RECONSTRUCTIONS = [
+    (dict(max_megapixels=0.001), "content.png has 0.001728 megapixels: expected at most 0.001"),
+    (dict(max_megapixels=-1), "max_megapixels is -1.0: expected"),
     (dict(style_layers="relu1_1"), "--style-layers has no effect here, for a reconstruction has"),
     (dict(style_weight=3), "--style-weight has no effect here"),
     (dict(style_mixing="sum"), "--style-mixing has no effect here"),
@@ -755,6 +768,7 @@ class TestRefused:
         data = Path("left.png").read_bytes()
         Path("bad.png").write_bytes(data[: len(data) // 2])
         Path("text.png").write_text("no picture\n" * 50)
+        save_image("large.png", smooth_picture(48, 64, seed=5))
 
     @pytest.mark.parametrize("options, message", BAD_REGIONS)
     def test_stylize(self, refused, options, message):

@@ -13,6 +13,13 @@ from nst_jax.layers import TAPS, check_sides, stride
 NAN, INFINITE = float("nan"), float("inf")
 
 
+def refused(message, **settings):
+    """Check that settings are refused in one line."""
+    with pytest.raises(InputError, match=f"^{message}") as caught:
+        Config(**settings)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("bad", [NAN, INFINITE, -INFINITE, -1.0, 1e39])
 @pytest.mark.parametrize("name", ["content_weight", "style_weight", "tv_weight", "noise_scale"])
 def test_weights_are_finite_and_not_negative(name, bad):
@@ -36,12 +43,62 @@ def test_noise_ratio_is_a_share(bad):
     assert [Config(noise_ratio=share).noise_ratio for share in (0, 1)] == [0, 1]
 
 
-@pytest.mark.parametrize("bad", [0, -3, 2.5, NAN])
-@pytest.mark.parametrize("name", ["steps", "memory_size"])
+@pytest.mark.parametrize("bad", [NAN, INFINITE, -INFINITE, 1.0, 1, 0.5, 0, -2.0, True, 1e39])
+def test_scale_factor_enlarges(bad):
+    message = re.escape(f"scale_factor is {bad}: expected a number from 1.05 on")
+    refused(message, scale_factor=bad)
+    refused(message, scale_factor=bad, min_size=64)
+    assert Config(scale_factor=1.5).scale_factor == 1.5
+
+
+@pytest.mark.parametrize("bad", [NAN, INFINITE, -INFINITE, -0.1, 1.0, 1, 99.0, True])
+def test_averaging_is_a_decay(bad):
+    refused(re.escape(f"averaging is {bad}: expected 0 to 0.9999"), averaging=bad)
+    assert [Config(averaging=decay).averaging for decay in (0, 0.999)] == [0, 0.999]
+
+
+BAD_COUNTS = [0, -3, 2.5, 64.0, NAN, INFINITE, True, "9"]
+
+
+@pytest.mark.parametrize("bad", BAD_COUNTS)
+def test_steps_of_scales_are_counts(bad):
+    message = re.escape(f"scale_steps is {(9, bad)}: expected whole numbers, 1 or more")
+    refused(message, scale_steps=(9, bad), min_size=64)
+
+
+def test_steps_of_scales_need_scales():
+    refused("scale_steps has no meaning for one scale: .* min_size", scale_steps=(100, 50))
+    assert Config(scale_steps=(100, 50), min_size=64).scale_steps == (100, 50)
+    assert Config(min_size=64).scale_steps == ()
+
+
+@pytest.mark.parametrize("bad", [*BAD_COUNTS, "on", "", None])
+def test_tile_is_a_count_or_a_word(bad):
+    refused(re.escape(f"tile is {bad!r}: expected auto, off, or a side in pixels"), tile=bad)
+    assert [Config(tile=tile).tile for tile in ("auto", "off", 512)] == ["auto", "off", 512]
+
+
+def test_tiles_compute_twice_anyway():
+    refused("remat on has no meaning with tiles.*: leave one out", tile=512, remat="on")
+    for tile, remat in ((512, "auto"), (512, "off"), ("off", "on"), ("auto", "on")):
+        assert Config(tile=tile, remat=remat).remat == remat
+
+
+def test_winograd_is_not_for_bfloat16():
+    message = "convolution winograd is too coarse in bfloat16: choose direct, or another precision"
+    refused(message, precision="bfloat16", convolution="winograd")
+    for precision, convolution in (
+        ("bfloat16", "auto"),
+        ("bfloat16", "direct"),
+        ("tf32", "winograd"),
+    ):
+        assert Config(precision=precision, convolution=convolution).precision == precision
+
+
+@pytest.mark.parametrize("bad", BAD_COUNTS)
+@pytest.mark.parametrize("name", ["steps", "memory_size", "min_size"])
 def test_counts_are_whole_and_positive(name, bad):
-    message = re.escape(f"{name} is {bad}: expected a whole number, 1 or more")
-    with pytest.raises(InputError, match=message):
-        Config(**{name: bad})
+    refused(re.escape(f"{name} is {bad}: expected a whole number, 1 or more"), **{name: bad})
 
 
 @pytest.mark.parametrize(
@@ -52,11 +109,15 @@ def test_counts_are_whole_and_positive(name, bad):
         ("tv_order", "1, 2"),
         ("optimizer", "lbfgs, lbfgs-linesearch, adam"),
         ("noise", "normal, uniform"),
+        ("precision", "float32, tf32, bfloat16"),
+        ("remat", "auto, on, off"),
     ],
 )
-def test_unknown_choices_name_the_known_ones(name, expected):
-    with pytest.raises(InputError, match=f"{name} is 'other': expected one of {expected}"):
-        Config(**{name: "other"})
+@pytest.mark.parametrize("bad", ["other", "", None, True, NAN, 0])
+def test_unknown_choices_name_the_known_ones(name, expected, bad):
+    if (name, bad) == ("tv_order", True):
+        return  # is 1 in Python
+    refused(re.escape(f"{name} is {bad!r}: expected one of {expected}"), **{name: bad})
 
 
 @pytest.mark.parametrize(
@@ -111,6 +172,10 @@ def test_numbers_do_not_shape_the_program():
         learning_rate=0.5,
         steps=7,
         init="noise",
+        min_size=64,
+        scale_factor=2.0,
+        scale_steps=(3, 4),
+        averaging=0.9,
     )
     assert Config(**other).loss == Config().loss == LossConfig()
     assert hash(Config(**other).loss) == hash(LossConfig())
@@ -118,9 +183,27 @@ def test_numbers_do_not_shape_the_program():
     shapes |= dict(mse_factor=0.25, pixel_range=1.0, style_mixing="sum", guides="inside")
     shapes |= dict(padding="circular")
     shapes |= dict(content_layers=("conv1_1",), style_layers=("conv2_1",))
-    assert set(shapes) == {field.name for field in fields(LossConfig)}
+    shapes |= dict(precision="bfloat16", tile=64)
+    others = {"remat", "recompute_content"}  # the former is a word of Config, the latter none
+    assert set(shapes) | others == {field.name for field in fields(LossConfig)}
     for name, value in shapes.items():
         assert replace(Config(), **{name: value}).loss == replace(LossConfig(), **{name: value})
+
+
+@pytest.mark.parametrize(
+    "settings, structure",
+    [
+        (dict(tile="off", remat="off"), dict()),
+        (dict(tile="auto", remat="auto"), dict()),
+        (dict(tile="auto", remat="on"), dict(remat=True)),
+        (dict(tile="off", remat="on"), dict(remat=True)),
+        (dict(tile=64, remat="auto"), dict(tile=64)),
+        (dict(tile=64, remat="off"), dict(tile=64)),
+    ],
+)
+def test_words_of_tiles_in_the_program(settings, structure):
+    """What is left to the memory's room is the whole picture, computed once, without a plan."""
+    assert Config(**settings).loss == LossConfig(**structure)
 
 
 def test_settings_are_frozen():

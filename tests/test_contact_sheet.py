@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nst_jax.contact_sheet import contact_sheet
 from nst_jax.images import load_image, save_image
@@ -164,6 +165,14 @@ class TestTexts:
         text = without(contact_sheet(shown, labels=["onetwothreefour" * 2], columns=1), shown)
         assert ink[0] == pytest.approx(ink[1], rel=0.02)
         assert (1 - text).sum() == pytest.approx(ink[0], rel=0.05)
+
+    def test_pillows_limit_of_files_does_not_hold(self, monkeypatch):
+        shown, options = pictures(2, 20, 30), {"labels": ["one", "two"], "columns": 2}
+        expected = contact_sheet(shown, title=LONG, **options)
+        for limit in (10, None):
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            np.testing.assert_array_equal(contact_sheet(shown, title=LONG, **options), expected)
+            assert Image.MAX_IMAGE_PIXELS == limit
 
     def test_lines_are_kept(self):
         shown = pictures(1, 10, 200)

@@ -1,8 +1,10 @@
 """Reading, scaling and writing pictures. Files are made by Pillow or by hand, expected values by
 NumPy."""
 
+import math
 import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -11,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from nst_jax import images
 from nst_jax.errors import InputError
 from nst_jax.images import (
+    limit_pixels,
     load_image,
     load_picture,
     picture_shape,
@@ -340,7 +344,7 @@ class TestBadFiles:
             (bytes(500), "is no picture"),
             (png_of_size(0, 5), "is no picture"),
             (png_of_size(5, 5), "cannot read the picture .* truncated"),
-            (png_of_size(50_000, 50_000), "cannot read the picture .* exceeds limit"),
+            (png_of_size(50_000, 50_000), "a.png has 2500 megapixels: .*--max-megapixels 2500"),
         ],
     )
     def test_one_line_says_why(self, tmp_path, data, message):
@@ -386,6 +390,73 @@ class TestBadFiles:
         else:
             assert rgb.ndim == 3 and rgb.shape[-1] == 3 and 0 <= rgb.min() <= rgb.max() <= 1
             assert alpha is None or alpha.shape == rgb.shape[:2]
+
+
+class TestLimit:
+    def test_picture_that_compresses_well(self, tmp_path, monkeypatch):
+        """A small file of many pixels is refused before they are decoded."""
+        path = tmp_path / "a.png"
+        Image.new("1", (10_000, 10_000)).save(path)
+        assert path.stat().st_size < 50_000
+        with monkeypatch.context() as patch:
+            patch.setattr(Image.Image, "load", lambda image: 1 / 0)
+            for read in (load_picture, load_image, picture_shape):
+                with pytest.raises(InputError) as caught:
+                    read(path)
+                assert str(caught.value) == (
+                    f"{path} has 100 megapixels: expected at most 89.478485; if it is meant to be "
+                    "so large, give --max-megapixels 100, or in Python set "
+                    "PIL.Image.MAX_IMAGE_PIXELS"
+                )
+            for limit in (10**8, None):
+                Image.MAX_IMAGE_PIXELS = limit
+                assert picture_shape(path, size=20) == (20, 20)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_is_of_the_pixels(self, tmp_path, kind):
+        path = tmp_path / "picture"
+        path.write_bytes(encoded(tmp_path, kind))  # 600 pixels
+        expected = picture_shape(path)
+        for megapixels in (0.0006, 0.0007, 89.5, 1e6, 1e300):
+            limit_pixels(megapixels)
+            assert picture_shape(path) == load_picture(path).rgb.shape[:2] == expected
+        for megapixels in (0.000599, 0.0003, 0.000299, 0.0001, 1e-9):
+            limit_pixels(megapixels)
+            for read in (picture_shape, load_picture):
+                with pytest.raises(InputError, match="has 0.0006 megapixels: .*megapixels 1"):
+                    read(path)
+
+    def test_does_not_rest_on_warnings(self, tmp_path, monkeypatch):
+        """Their filters are the whole process's, and other threads may change them."""
+        Image.new("L", (40, 30)).save(tmp_path / "a.png")
+        limit_pixels(0.0011)
+        monkeypatch.setattr(images.warnings, "simplefilter", lambda *_: None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore")
+            with pytest.raises(InputError, match="has 0.0012 megapixels: expected at most 0.0011"):
+                load_picture(tmp_path / "a.png")
+
+    @pytest.mark.parametrize("kind", ["png", "bmp"])
+    @pytest.mark.parametrize("megapixels", [0.0011, 0.0005])
+    def test_holds_for_what_an_icon_holds(self, tmp_path, monkeypatch, kind, megapixels):
+        """Not for the size that its directory tells."""
+        path = tmp_path / "a.ico"
+        Image.new("RGB", (40, 30)).save(path, sizes=[(40, 30)], bitmap_format=kind)
+        data = bytearray(path.read_bytes())
+        assert tuple(data[6:8]) == (40, 30)
+        data[6:8] = (16, 16)
+        path.write_bytes(data)
+        assert load_picture(path).rgb.shape == (30, 40, 3)
+        limit_pixels(megapixels)
+        monkeypatch.setattr(Image.Image, "load", lambda image: 1 / 0)
+        with pytest.raises(InputError, match="a.ico has .* megapixels: expected at most 0.00"):
+            load_picture(path)
+
+    @pytest.mark.parametrize("megapixels", [0, -1, math.nan, math.inf, -math.inf, 1e308])
+    def test_is_a_positive_number(self, megapixels):
+        with pytest.raises(InputError, match="max_megapixels is .*: expected a number above 0"):
+            limit_pixels(megapixels)
+        assert Image.MAX_IMAGE_PIXELS == 89_478_485
 
 
 HEADERS = ["png", "jpg", "webp", "tif", "gif", "bmp", "ppm", "tga", "pcx", "ico", "icns"] + [

@@ -181,3 +181,77 @@ def test_parameters_are_required():
     optimizer = make_optimizer("lbfgs")
     with pytest.raises(ValueError, match="needs the parameters"):
         optimizer.update(jnp.ones(3), optimizer.init(jnp.ones(3)))
+
+
+class TestNarrowMemory:
+    """Differences remembered in bfloat16."""
+
+    @staticmethod
+    def descend(memory_dtype, *, steps=60, size=200, dtype=np.float32):
+        """On a quadratic of condition 1000; the values, and the state."""
+        scales = jnp.logspace(0, 3, size, dtype=dtype)
+
+        def value(x):
+            return jnp.sum(scales * jnp.square(x)) / 2
+
+        optimizer = lbfgs(1.0, 10, memory_dtype=memory_dtype)
+        x = jnp.asarray(np.random.default_rng(0).normal(size=size), dtype)
+        state, values = optimizer.init(x), []
+        update = jax.jit(optimizer.update)
+        for _ in range(steps):
+            found, gradient = jax.value_and_grad(value)(x)
+            updates, state = update(gradient, state, x)
+            values.append(float(found))
+            x = x + updates
+        assert x.dtype == dtype
+        return np.array(values), state[0]
+
+    def test_state(self):
+        """The differences alone are narrow, and not the sums or what differences are taken of."""
+        _, state = self.descend("bfloat16", steps=13)
+        types = {name: str(getattr(state, name).dtype) for name in state._fields}
+        assert types.pop("s") == types.pop("y") == "uint16"  # its bits
+        assert types == dict.fromkeys(("params", "grads", "rho", "gamma"), "float32") | {
+            "count": "int32",
+            "pairs": "int32",
+        }
+        before = optax.tree.get(lbfgs(memory_dtype="bfloat16").init(jnp.ones(3)), "s")
+        assert before.dtype == np.uint16 and before.shape == (100, 3)
+
+    def test_the_default_is_that_of_the_parameters(self, x64):
+        for dtype in (np.float32, np.float64):
+            _, state = self.descend(None, steps=3, dtype=dtype)
+            assert {leaf.dtype for leaf in (state.s, state.y, state.rho)} == {np.dtype(dtype)}
+
+    def test_rho_and_gamma_are_of_the_pairs_as_remembered(self):
+        """The rounded ones: else the inverse Hessian would not be positive in all directions."""
+        _, state = self.descend("bfloat16", steps=27)
+        s, y = (
+            np.asarray(jax.lax.bitcast_convert_type(bits, jnp.bfloat16), np.float64)
+            for bits in (state.s, state.y)
+        )
+        assert state.pairs > 10  # the memory was used again
+        curvatures = np.sum(s * y, axis=1)
+        np.testing.assert_allclose(state.rho, 1 / curvatures, rtol=1e-5)
+        newest = (int(state.pairs) - 1) % 10
+        gamma = curvatures[newest] / np.sum(y[newest] ** 2)
+        np.testing.assert_allclose(state.gamma, gamma, rtol=1e-5)
+
+    def test_another_type_is_refused(self):
+        with pytest.raises(ValueError, match="memory_dtype is 'float16': expected None or"):
+            lbfgs(memory_dtype="float16")
+
+    def test_it_converges_nearly_as_well(self):
+        wide, narrow = (self.descend(dtype)[0] for dtype in (None, "bfloat16"))
+        assert np.isfinite(narrow).all() and not np.array_equal(wide, narrow)
+        assert wide.min() < 1e-3 * wide[0]
+        assert np.log(narrow.min() / narrow[0]) < 0.8 * np.log(wide.min() / wide[0])
+
+    def test_through_make_optimizer(self):
+        for preconditioner in ("none", "spectral"):
+            optimizer = make_optimizer(
+                "lbfgs", memory_size=3, preconditioner=preconditioner, memory_dtype="bfloat16"
+            )
+            state = optimizer.init(jnp.ones((8, 8, 3)))
+            assert optax.tree.get(state, "s").dtype == np.uint16
+            assert optax.tree.get(state, "s").size == 3 * 8 * 8 * 3

@@ -6,6 +6,7 @@ import pytest
 from jax.test_util import check_grads
 
 from nst_jax import losses
+from nst_jax.lift import Lifted
 
 generator = np.random.default_rng(0)
 FEATURES = generator.normal(size=(5, 7, 3)).astype(np.float32)
@@ -50,6 +51,18 @@ def test_gram_matrix_sums_half_precision_features_in_float32():
     np.testing.assert_array_equal(gram, np.full((2, 2), 4096.0))
 
 
+def test_gram_sum_of_half_precision_products_is_in_float32():
+    """Those of a slim network, whose sums with the bias and number of positions count too."""
+    own = jax.numpy.ones((64, 64, 2), jax.numpy.bfloat16)
+    lifted = Lifted(own, np.ones((2, 3), np.float32), np.ones(3, np.float32))
+    mask = np.ones((64, 64), np.float32)
+    mask[0, 0] = 0
+    for given, count in (({}, 4096), ({"mask": mask}, 4095)):
+        gram = losses.gram_sum(lifted, **given)
+        assert gram.dtype == np.float32
+        np.testing.assert_array_equal(gram, np.full((3, 3), 9.0 * count))
+
+
 def test_gram_sum_is_additive_over_pixels():
     parts = losses.gram_sum(FEATURES[:2]) + losses.gram_sum(FEATURES[2:])
     np.testing.assert_allclose(parts, losses.gram_sum(FEATURES), rtol=1e-5, atol=1e-5)
@@ -71,6 +84,32 @@ def test_style_loss(variant):
 def test_total_variation(variant, order):
     actual = variant(lambda image: losses.total_variation(image, order=order), IMAGE)
     np.testing.assert_allclose(actual, numpy_total_variation(IMAGE, order), rtol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["zero", "circular"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_total_variation_with_factors_of_the_pixels(variant, order, padding):
+    """Each of its differences to the right and downwards."""
+    mask, expected = generator.uniform(size=(6, 9)).astype(np.float32), 0.0
+    for y in range(6):
+        for x in range(9):
+            for below, right in ((1, 0), (0, 1)):
+                if padding == "zero" and (y + below == 6 or x + right == 9):
+                    continue
+                step = IMAGE[(y + below) % 6, (x + right) % 9] - IMAGE[y, x]
+                expected += mask[y, x] * (np.abs(step) ** order / order).sum()
+    actual = variant(
+        lambda image, mask: losses.total_variation(image, order=order, padding=padding, mask=mask),
+        IMAGE,
+        mask,
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_total_variation_is_additive_over_masks():
+    mask = generator.uniform(size=(6, 9)).astype(np.float32)
+    parts = [losses.total_variation(IMAGE, order=1, mask=part) for part in (mask, 1 - mask)]
+    np.testing.assert_allclose(sum(parts), losses.total_variation(IMAGE, order=1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("order", [1, 2])

@@ -13,14 +13,18 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.loop import iterate
 from nst_jax.memory import (
+    STATUS,
     USABLE,
     RunMemory,
     available_bytes,
     batch_that_fits,
     cgroup_bytes,
     free_bytes,
+    own_memory,
+    peak_memory,
     refusal,
     run_bytes,
+    tree_bytes,
 )
 from nst_jax.problem import make_problem, start
 from nst_jax.solver import run
@@ -130,6 +134,53 @@ class TestFree:
     )
     def test_accelerators_tell_of_their_pool(self, stats, free):
         assert free_bytes(SimpleNamespace(platform="gpu", memory_stats=lambda: stats)) == free
+
+
+class TestOwn:
+    @pytest.fixture
+    def status(self, tmp_path, monkeypatch):
+        path = tmp_path / "status"
+        monkeypatch.setattr(memory, "STATUS", path)
+        monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+        device = SimpleNamespace(platform="cpu")
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+        return path
+
+    def test_what_linux_tells(self, status):
+        status.write_text("Name:\tnst\nVmPeak:\t  99 kB\nVmHWM:\t   7 kB\nVmRSS:\t   5 kB\n")
+        assert peak_memory() == 7 * 1024
+        assert own_memory() == 5 * 1024 + memory.LATER_PROGRAMS
+
+    @pytest.mark.parametrize("text", [None, "", "Name:\tVmHWM\nVmHWM:\nVmRSS:\tmuch kB\n"])
+    def test_other_systems(self, status, text):
+        if text is not None:
+            status.write_text(text)
+        assert (own_memory(), peak_memory()) == (0, None)
+
+    @pytest.mark.parametrize(
+        "stats, peak", [({"peak_bytes_in_use": 9}, 9), ({}, None), (None, None)]
+    )
+    def test_accelerators_have_their_own(self, status, monkeypatch, stats, peak):
+        status.write_text("VmHWM: 7 kB\nVmRSS: 5 kB\n")
+        device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+        monkeypatch.setattr(jax, "local_devices", lambda: [device])
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        assert (own_memory(), peak_memory()) == (0, peak)
+
+    @pytest.mark.skipif(not STATUS.exists(), reason="not Linux")
+    @pytest.mark.skipif(jax.default_backend() != "cpu", reason="another memory")
+    def test_this_process(self):
+        block = b"x" * 50_000_000
+        peak, own = peak_memory(), own_memory()
+        assert own - memory.LATER_PROGRAMS > len(block) and peak > len(block)
+        assert own - memory.LATER_PROGRAMS <= 1.1 * peak < 2**50
+
+
+def test_bytes_of_a_tree():
+    shape = jax.ShapeDtypeStruct((4, 5), "bfloat16")
+    tree = {"a": [np.zeros((2, 3), np.float64), None], "b": (shape, np.int32(1)), "c": {}}
+    assert tree_bytes(tree) == 6 * 8 + 20 * 2 + 4
+    assert tree_bytes(None) == 0
 
 
 class TestFits:

@@ -37,6 +37,14 @@ NEURAL_STYLE = dict(
     guides="simple",
     padding="zero",
     color="none",
+    # No tool's own; none goes from coarse to fine by itself, and how to compute is free.
+    min_size=None,
+    scale_factor=2**0.5,
+    scale_steps=(),
+    averaging=0,
+    precision="float32",
+    tile="auto",
+    remat="auto",
     size=512,
 )
 FAST = NEURAL_STYLE | dict(preconditioner="spectral", memory_size=50, steps=80)
@@ -98,8 +106,11 @@ def test_unknown_name():
         get_preset("none")
 
 
+LINE = ["stylize", "c.png", "--style", "s.png", "-o", "o.png"]
+
+
 def options(*flags):
-    return parse(["stylize", "c.png", "--style", "s.png", "-o", "o.png", *flags])
+    return parse([*LINE, *flags])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -140,6 +151,13 @@ OVERRIDES = {
     "guides": ("inside", "inside"),
     "padding": ("circular", "circular"),
     "color": ("keep-lab", "keep-lab"),
+    "min_size": ("64", 64),
+    "scale_factor": ("2", 2.0),
+    "scale_steps": ("100 50", (100, 50)),
+    "averaging": ("0.99", 0.99),
+    "precision": ("bfloat16", "bfloat16"),
+    "tile": ("384", 384),
+    "remat": ("on", "on"),
 }
 CHOICES = {
     "pooling": ("max", "average"),
@@ -148,6 +166,8 @@ CHOICES = {
     "noise": ("normal", "uniform"),
     "preconditioner": ("none", "spectral"),
 }
+# What a setting has a meaning with only.
+NEEDED = {"scale_steps": {"min_size": 64}}
 
 
 @pytest.mark.parametrize(
@@ -165,12 +185,72 @@ def test_each_flag_overrides_its_value_alone(preset, field):
     if field in CHOICES:
         (value,) = set(CHOICES[field]) - {getattr(config, field)}
         words = str(value)
-    flag = "--" + field.replace("_", "-")
-    expected = {field: value}
+    line = [f"--{field.replace('_', '-')}", *words.split()]
+    expected: dict = {field: value}
+    for name, needed in NEEDED.get(field, {}).items():
+        line += [f"--{name.replace('_', '-')}", str(needed)]
+        expected[name] = needed
     if field == "optimizer":  # these are the optimiser's own
         expected |= dict(learning_rate=None, memory_size=None)
-    found = options("--preset", preset, flag, *words.split()).run.config
+    found = options("--preset", preset, *line).run.config
     assert found == replace(config, **expected) != config
+
+
+@pytest.mark.parametrize(
+    "words, value",
+    [("--tile 512", 512), ("--tile=512", 512), ("--tile off", "off"), ("--tile auto", "auto")],
+)
+def test_a_tile_is_a_number_or_a_word(words, value):
+    found = options(*words.split()).run.config.tile
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("words", ["100 50", "100"])
+def test_steps_of_scales_are_one_or_several_numbers(words):
+    found = options("--min-size", "64", "--scale-steps", *words.split(), "--steps", "9").run.config
+    assert found.scale_steps == tuple(map(int, words.split())) and found.steps == 9
+    assert all(type(steps) is int for steps in found.scale_steps)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--tile banana",
+        "--tile 1.5",
+        "--min-size small",
+        "--scale-steps 9 1.5",
+        "--scale-factor large",
+        "--averaging much",
+        "--precision float64",
+        "--remat yes",
+    ],
+)
+def test_the_parser_refuses_what_is_no_value(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        main([*LINE, *words.split()])
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (2, "") and words.split()[0] in err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--tile 0", "tile is 0: expected auto, off, or a side in pixels"),
+        ("--tile -64", "tile is -64: expected auto, off"),
+        ("--tile 512 --remat on", "remat on has no meaning with tiles"),
+        ("--min-size 0", "min_size is 0: expected a whole number, 1 or more"),
+        ("--scale-steps 100 50", "scale_steps has no meaning for one scale"),
+        ("--min-size 64 --scale-steps 9 0", "scale_steps is (9, 0): expected whole numbers"),
+        ("--scale-factor nan", "scale_factor is nan: expected a number from 1.05 on"),
+        ("--averaging 1", "averaging is 1.0: expected 0 to 0.9999"),
+        ("--precision bfloat16 --convolution winograd", "convolution winograd is too coarse"),
+    ],
+)
+def test_what_the_settings_refuse_is_told_in_a_line(capsys, words, message):
+    assert main([*LINE, *words.split()]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"nst-jax: error: {message}")
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("preset", EXPECTED)

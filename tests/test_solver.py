@@ -11,7 +11,7 @@ import pytest
 from nst_jax.config import Config
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer
-from nst_jax.solver import make_solver, run
+from nst_jax.solver import averaged, make_solver, run
 from nst_jax.types import Loss, Terms
 
 OPTIMIZERS = ("lbfgs", "lbfgs-linesearch", "adam")
@@ -188,3 +188,61 @@ def test_the_compiled_loop_reuses_the_state_s_memory(variables, content, problem
     memory = rf"f32\[7,{height},{width},3\]\S* copy\("
     if name == "lbfgs":  # optax's own, with line search, does copy
         assert not re.findall(memory, compiled.as_text())
+
+
+class TestAveraging:
+    def test_is_the_decaying_mean_of_the_pictures_after_each_step(self, x64):
+        decay, target = 0.7, jnp.full((2, 3, 3), 0.3)
+        solver = make_solver(quadratic(), optax.sgd(0.2), averaging=decay)
+        state, iterates = start(solver, np.ones((2, 3, 3)), {}, target), []
+        step = jax.jit(solver.step)
+        for count in range(1, 8):
+            state, _ = step(state, {}, target)
+            iterates.append(np.array(state.image))
+            factors = decay ** np.arange(count - 1.0, -1, -1)
+            expected = np.tensordot(factors / factors.sum(), np.array(iterates), 1)
+            np.testing.assert_allclose(averaged(state, averaging=decay), expected, rtol=1e-12)
+        # In one compiled loop, and in pieces, it is the same.
+        looped = start(solver, np.ones((2, 3, 3)), {}, target)
+        for steps in (3, 4):
+            looped, _ = run(solver, looped, {}, target, num_steps=steps)
+        np.testing.assert_allclose(averaged(looped, averaging=decay), expected, rtol=1e-12)
+
+    def test_changes_nothing_else(self):
+        target = jnp.zeros((2, 2, 3))
+        states = []
+        for decay in (0.0, 0.9):
+            solver = make_solver(quadratic(), optax.sgd(0.25), averaging=decay)
+            state, _ = run(
+                solver, start(solver, jnp.ones((2, 2, 3)), {}, target), {}, target, num_steps=5
+            )
+            states.append(state)
+        assert states[0].average is None and states[1].average is not None
+        without = states[1]._replace(average=None)
+        jax.tree.map(np.testing.assert_array_equal, states[0], without)
+
+    def test_of_a_frozen_picture_is_finite(self):
+        """The picture that stays takes the place of the one that a step would have made."""
+        decay, target = 0.5, jnp.zeros((2, 2, 3))
+        solver = make_solver(quadratic(), optax.sgd(1e20), averaging=decay)
+        state = start(solver, jnp.ones((2, 2, 3)), {}, target)
+        step, iterates = jax.jit(solver.step), []
+        for _ in range(4):
+            state, _ = step(state, {}, target)
+            iterates.append(np.float64(state.image))
+        assert bool(state.frozen)
+        factors = decay ** np.arange(3.0, -1, -1)
+        expected = np.tensordot(factors / factors.sum(), np.array(iterates), 1)
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(averaged(state, averaging=decay), expected, rtol=1e-5)
+
+    def test_of_a_batch(self):
+        solver = make_solver(quadratic(), optax.sgd(0.25), averaging=0.8)
+        images = jnp.stack([jnp.full((2, 2, 3), x) for x in (1.0, np.nan)])
+        target = jnp.zeros((2, 2, 3))
+        state = jax.vmap(solver.init, in_axes=(0, None, None))(images, {}, target)
+        step = jax.jit(jax.vmap(solver.step, in_axes=(0, None, None)))
+        for _ in range(2):
+            state, _ = step(state, {}, target)
+        mean = jax.vmap(lambda state: averaged(state, averaging=0.8))(state)
+        np.testing.assert_allclose(mean[0], (0.8 * 0.5 + 0.25) / 1.8, rtol=1e-5)

@@ -79,14 +79,31 @@ class TestCombinations:
                 ],
             ),
             ("content_layers=relu2_1,relu3_1", [(("relu2_1", 1.0),), (("relu3_1", 1.0),)]),
+            ("min_size=16,64", [16, 64]),
+            ("scale_factor=1.5,2", [1.5, 2.0]),
+            ("scale_steps=9,20+10,5+4+3", [(9,), (20, 10), (5, 4, 3)]),
+            ("averaging=0,0.9", [0.0, 0.9]),
+            ("precision=float32,bfloat16", ["float32", "bfloat16"]),
+            ("tile=64,512", [64, 512]),
+            ("tile=auto,off", ["auto", "off"]),
+            ("remat=auto,on,off", ["auto", "on", "off"]),
         ],
     )
     def test_values_have_their_types(self, over, values):
         name, _, words = over.partition("=")
-        found = combinations([over], config=NOISE, seed=0)
+        base = replace(NOISE, min_size=16) if name.startswith("scale_") else NOISE
+        found = combinations([over], config=base, seed=0)
         assert [getattr(item.config, name) for item in found] == values
         assert all(type(getattr(item.config, name)) is type(values[0]) for item in found)
         assert [item.words for item in found] == [{name: word} for word in words.split(",")]
+
+    def test_tiles_are_numbers_and_words(self):
+        assert [config.tile for config in configs_of(["tile=off,64,auto"])] == ["off", 64, "auto"]
+
+    def test_steps_of_scales_beside_their_sizes(self):
+        found = configs_of(["min_size=8,16", "scale_steps=4+2,3"])
+        pairs = [(config.min_size, config.scale_steps) for config in found]
+        assert pairs == [(8, (4, 2)), (8, (3,)), (16, (4, 2)), (16, (3,))]
 
     def test_seeds(self):
         found = combinations(["seed=0,4294967295"], config=NOISE, seed=7)
@@ -151,6 +168,25 @@ class TestCombinations:
             (["pooling=sum"], "pooling is 'sum': expected one of max, average"),
             (["color=sepia"], "color is 'sepia': expected one of none, keep-yiq"),
             (["optimizer=sgd"], "optimizer is 'sgd': expected one of lbfgs"),
+            (["min_size=1.5"], "--over min_size: '1.5' is no whole number"),
+            (["min_size=0"], "min_size is 0: expected a whole number, 1 or more"),
+            (["scale_factor=large"], "--over scale_factor: 'large' is no number"),
+            (["scale_factor=2,3"], "--over scale_factor has no effect without min_size"),
+            (["scale_factor=2,1"], "scale_factor is 1.0: expected a number from 1.05 on"),
+            (["scale_steps=9+many"], "--over scale_steps: 'many' is no whole number"),
+            (["scale_steps=9+"], "--over scale_steps: '' is no whole number"),
+            (["scale_steps=9+8"], "scale_steps has no meaning for one scale"),
+            (["scale_steps=9+0", "min_size=16"], "scale_steps is (9, 0): expected whole numbers"),
+            (["averaging=1"], "averaging is 1.0: expected 0 to 0.9999"),
+            (["averaging=inf"], "averaging is inf: expected 0 to 0.9999"),
+            (["precision=float64"], "precision is 'float64': expected one of float32, tf32, bfl"),
+            (["tile=auto,banana"], "tile is 'banana': expected auto, off, or a side in pixels"),
+            (["tile=1.5"], "tile is '1.5': expected auto, off, or a side in pixels"),
+            (["tile=64,0"], "tile is 0: expected auto, off, or a side in pixels"),
+            (["tile=-64"], "tile is -64: expected auto, off, or a side in pixels"),
+            (["remat=yes"], "remat is 'yes': expected one of auto, on, off"),
+            (["tile=off,64", "remat=on"], "remat on has no meaning with tiles"),
+            (["precision=float32,bfloat16", "convolution=winograd"], "convolution winograd is too"),
             (
                 ["optimizer=lbfgs,adam", "memory_size=5"],
                 "memory_size has no meaning for adam: leave it out, or choose lbfgs",
@@ -204,6 +240,13 @@ STRUCTURES = [
     dict(memory_size=7),
     dict(preconditioner="spectral"),
     dict(convolution="direct"),
+    dict(min_size=16),
+    dict(scale_factor=2.0),
+    dict(min_size=8, scale_steps=(3,)),
+    dict(averaging=0.9),
+    dict(precision="bfloat16"),
+    dict(tile=16),
+    dict(remat="on"),
 ]
 
 
@@ -508,6 +551,14 @@ class TestCommand:
         assert found["picture"] == {"width": 32, "height": 24}
         assert found["weights"]["name"] == "tiny" and found["timing"]["total_s"] > 0
 
+    def test_limit_of_pixels(self, run, desk):
+        over = "style_weight=1,100"
+        check_refused(
+            desk, "content.png has 0.000768 megapixels", lambda: run(over, max_megapixels=0.0007)
+        )
+        assert run(over, max_megapixels=0.001).code == 0
+        assert "max_megapixels" not in record()["settings"]
+
     def test_two_settings_are_rows_and_columns(self, run, alone):
         assert run("tv_weight=0,0.5", "style_weight=1,100,1e4").code == 0
         values = [(tv, weight) for tv in ("0", "0.5") for weight in ("1", "100", "1e4")]
@@ -692,7 +743,7 @@ class TestRefused:
             (["seed=1,-1"], {}, "seed is -1"),
             (["style_layers=relu1_1,fc7"], {}, "unknown layer 'fc7'"),
             (["tv_weight=1"], {"lanes": 0}, "lanes is 0: expected 1 or more"),
-            (["tv_weight=1"], {"size": 0}, "size is 0: expected at least 1"),
+            (["tv_weight=1"], {"size": 0}, "size is 0: expected 1 to 100000"),
             (["tv_weight=1"], {"seed": -1}, "seed is -1"),
             (["tv_weight=1"], {"output": "old.png"}, "old.png exists: .*--overwrite"),
             (["tv_weight=1"], {"output": "oldrecord.png"}, "oldrecord.json exists"),

@@ -1,0 +1,91 @@
+"""How a run is computed: whole, with activations computed twice, or in tiles."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from nst_jax.config import Config, LossConfig
+from nst_jax.objective import make_loss, of_luminance
+from nst_jax.optimizers import make_optimizer
+from nst_jax.types import Loss
+
+
+class Choice(NamedTuple):
+    """How a run is computed.
+
+    Attributes:
+      tile: longest side of a tile, or 0 for the whole picture.
+      remat: whether the whole picture's activations are computed twice, block by block.
+      recompute_content: whether the content's features are computed again at every step.
+      memory_size: pairs that L-BFGS remembers; None for the optimiser's own default.
+      memory_dtype: their type, see ``lbfgs``.
+    """
+
+    tile: int = 0
+    remat: bool = False
+    recompute_content: bool = False
+    memory_size: int | None = None
+    memory_dtype: str | None = None
+
+
+def structure(config: Config, choice: Choice) -> LossConfig:
+    """The structure of an objective that is computed in a chosen way."""
+    return replace(
+        config.loss,
+        tile=choice.tile,
+        remat=choice.remat,
+        recompute_content=choice.recompute_content,
+    )
+
+
+def config_loss(config: Config, choice: Choice, *, mesh: Mesh | None = None) -> Loss:
+    """The objective of a config, computed in a chosen way, by devices of a mesh if any."""
+    loss = make_loss(structure(config, choice), mesh=mesh)
+    return of_luminance(loss) if config.color == "luminance" else loss
+
+
+def make_config_optimizer(config: Config, choice: Choice = Choice()) -> Any:
+    """The optimiser of a config with the chosen memory."""
+    return make_optimizer(
+        config.optimizer,
+        memory_size=choice.memory_size or config.memory_size,
+        pixel_range=config.pixel_range,
+        preconditioner=config.preconditioner,
+        memory_dtype=choice.memory_dtype,
+    )
+
+
+def kernel_options(config: Config, *, by_rows: bool = False) -> dict[str, Any]:
+    """How a config prepares the network's kernels, see ``convolution.prepare_kernels``.
+
+    Args:
+      config: the settings.
+      by_rows: whether pictures are divided by rows among devices, see ``rows``.
+    """
+    convolution, narrow = config.convolution, config.precision == "bfloat16"
+    if convolution == "auto":  # accelerators' libraries choose for themselves
+        plain = narrow or by_rows or jax.default_backend() != "cpu"
+        convolution = "direct" if plain else "winograd"
+    return {
+        "convolution": convolution,
+        "layers": config.loss.content_layers + config.loss.style_layers,
+        "dtype": "bfloat16" if narrow else None,
+    }
+
+
+def choice_in_words(choice: Choice) -> str:
+    """How a run is computed, in words.
+
+    >>> choice_in_words(Choice(tile=512, memory_size=10, memory_dtype="bfloat16"))
+    'tiles of 512 px, L-BFGS remembers 10 pairs in bfloat16'
+    """
+    words = ["the whole picture", "activations computed twice"] if choice.remat else []
+    words = words or [f"tiles of {choice.tile} px" if choice.tile else "the whole picture"]
+    if choice.recompute_content:
+        words.append("content features computed again")
+    if choice.memory_size is not None:
+        kind = f" in {choice.memory_dtype}" if choice.memory_dtype else ""
+        words.append(f"L-BFGS remembers {choice.memory_size} pairs{kind}")
+    return ", ".join(words)

@@ -1,0 +1,204 @@
+"""A run's scales, from coarse to fine, and its inputs at each of them.
+
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``; masks are ``[H, W]``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from nst_jax.choices import Choice
+from nst_jax.color import restore_colors
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.guides import lay_over
+from nst_jax.inputs import check_pictures
+from nst_jax.layers import deepest, stride
+from nst_jax.mask_checks import check_guidance
+from nst_jax.pyramid import resize, scale_shapes
+from nst_jax.rows import check_rows, divides_rows
+from nst_jax.types import Array
+
+
+class Scale(NamedTuple):
+    """One scale of a run.
+
+    Attributes:
+      shape: height and width of the picture.
+      steps: how many it takes.
+    """
+
+    shape: tuple[int, int]
+    steps: int
+
+
+class EndedScale(NamedTuple):
+    """What a run did at one size.
+
+    Attributes:
+      shape: height and width.
+      steps: how many it took.
+      choice: how it was computed, see ``choices``.
+    """
+
+    shape: tuple[int, int]
+    steps: int
+    choice: Choice
+
+
+class Inputs(NamedTuple):
+    """Pictures and masks of a run.
+
+    Attributes:
+      content: the content picture.
+      styles: the style pictures.
+      content_masks, style_masks, keep: as for ``transfer.stylize``.
+    """
+
+    content: Any
+    styles: Sequence[Any]
+    content_masks: Any = None
+    style_masks: Sequence[Any] | None = None
+    keep: Any = None
+
+
+def make_scales(
+    shape: Sequence[int],
+    *,
+    config: Config,
+    mesh: Mesh | None = None,
+    layers: tuple[str, ...] = (),
+) -> list[Scale]:
+    """The scales of a run, coarsest first.
+
+    Args:
+      shape: of the picture, ``[H, W, ...]``.
+      config: ``min_size``, ``scale_factor``, ``scale_steps`` and ``steps`` are read.
+      mesh: where it is one of ``rows.rows_mesh`` it divides the heights of the scales, too.
+      layers: taps of an objective of one's own, which ``mesh`` has to divide in place of the
+        config's.
+
+    Returns:
+      At least one; the last is that of the picture.
+
+    Raises:
+      InputError: where ``scale_steps`` has numbers for more scales than there are, and where
+        ``min_size`` is too small for the layers.
+    """
+    own = config.loss.content_layers + config.loss.style_layers
+    tap, step = deepest(own), stride(deepest(own))
+    height, width = shape[0], shape[1]
+    rows = columns = step if config.padding == "circular" else 1
+    if mesh is not None and divides_rows(mesh):
+        rows = mesh.shape["rows"] * stride(deepest(layers or own))
+    shapes = scale_shapes(
+        (height, width),
+        min_size=config.min_size,
+        factor=config.scale_factor,
+        multiple=(rows, columns),
+    )
+    if min(shapes[0]) < step <= min(height, width):
+        raise InputError(
+            f"min_size is {config.min_size}, with a scale of {shapes[0][1]}x{shapes[0][0]} px, but "
+            f"layer {tap} needs a shorter side of at least {step} px: choose a larger min_size, or "
+            "shallower layers"
+        )
+    given = config.scale_steps or (config.steps,)
+    if len(config.scale_steps) > len(shapes) - 1:
+        raise InputError(
+            f"scale_steps has {len(given)} numbers, but only {len(shapes) - 1} scales come before "
+            "the last: give fewer, or choose a smaller min_size"
+        )
+    steps = [given[min(index, len(given) - 1)] for index in range(len(shapes) - 1)]
+    return [Scale(*pair) for pair in zip(shapes, [*steps, config.steps], strict=True)]
+
+
+def check_inputs(
+    inputs: Inputs,
+    *,
+    config: Config,
+    init: Any = None,
+    mesh: Mesh | None = None,
+    layers: Sequence[str] = (),
+) -> None:
+    """Check what a run's last scale will need before the first takes a step.
+
+    Args:
+      inputs: of the last scale.
+      config: settings.
+      init: initial picture, if any.
+      mesh: as for ``transfer.stylize``.
+      layers: as for ``make_scales``.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
+    content, styles = inputs.content, inputs.styles
+    check_pictures(content, styles, config=config, init=init)
+    check_guidance(
+        content,
+        styles,
+        config=config.loss,
+        content_masks=inputs.content_masks,
+        style_masks=inputs.style_masks,
+        keep=inputs.keep,
+    )
+    if mesh is not None and divides_rows(mesh):
+        check_rows(content.shape[0], content.shape[1], mesh=mesh, config=config, layers=layers)
+
+
+def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Inputs:
+    """All pictures and masks for one scale; the styles shrink as the content does.
+
+    Args:
+      inputs: of the last scale.
+      shape: height and width of the content there.
+      config: its layers say how small a style may become.
+    """
+    content, full = inputs.content, inputs.content.shape[:2]
+    if shape == full:
+        return inputs
+    ratio = max(shape) / max(full)
+    layers = config.loss.style_layers
+    least = stride(deepest(layers)) if layers else 1
+
+    def shrunk(picture: Any) -> Array:
+        # A style that is smaller than the network's stride from the start is refused later.
+        height, width = (max(min(least, side), round(side * ratio)) for side in picture.shape[:2])
+        return resize(picture, shape=(height, width), method="linear")
+
+    def resized(mask: Any) -> Array:
+        return resize(jnp.asarray(mask), shape=shape, method="linear")
+
+    masks, style_masks = inputs.content_masks, inputs.style_masks
+    return Inputs(
+        content=resize(content, shape=shape, method="linear"),
+        styles=[shrunk(style) for style in inputs.styles],
+        content_masks=None if masks is None else [resized(mask) for mask in masks],
+        style_masks=None
+        if style_masks is None
+        else [None if mask is None else shrunk(jnp.asarray(mask)) for mask in style_masks],
+        keep=None if inputs.keep is None else resized(inputs.keep),
+    )
+
+
+def at_full_size(image: Array, inputs: Inputs, *, config: Config) -> Array:
+    """The result of a run that ended before its last scale.
+
+    Args:
+      image: the optimised picture, of any size.
+      inputs: of the last scale.
+      config: its colour mode is read.
+
+    Returns:
+      ``[H, W, 3]`` with the content's colours and the parts that are kept, where these were asked
+      for, as sharp as they are.
+    """
+    content = inputs.content
+    image = resize(image, shape=content.shape[:2])
+    image = restore_colors(image, content, mode=config.color)
+    if inputs.keep is None:
+        return image
+    return lay_over(image, content, jnp.asarray(inputs.keep, content.dtype))

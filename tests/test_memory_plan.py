@@ -1,0 +1,502 @@
+"""What a run will need, and what is chosen where it does not fit, with made-up and real figures."""
+
+import math
+import re
+from dataclasses import replace
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+from nst_jax import memory_plan, stylize
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.memory import USABLE, LoopMemory, tree_bytes
+from nst_jax.memory_plan import (
+    Choice,
+    Plan,
+    Task,
+    as_shape,
+    choice_in_words,
+    choose,
+    fits_surely,
+    given_choice,
+    in_words,
+    kernel_options,
+    measure,
+    structure,
+)
+from nst_jax.tiling import make_grid
+from nst_jax.vgg import init_variables
+
+# Layers that are quickly compiled.
+SHALLOW = Config(content_layers={"relu2_1": 1}, style_layers={"relu1_1": 1, "relu2_1": 1}, steps=40)
+LAYERS = SHALLOW.loss.content_layers + SHALLOW.loss.style_layers
+ADAM = replace(SHALLOW, optimizer="adam")
+BFLOAT16 = "bfloat16"
+
+
+def make_task(variables, size, config=SHALLOW, *, regions=0):
+    height, width = size
+    picture = jax.ShapeDtypeStruct((height, width, 3), "float32")
+    masks = jax.ShapeDtypeStruct((regions, height, width), "float32")
+    controls = {"content_masks": masks} if regions else {}
+    return Task(variables, picture, [picture], config, controls)
+
+
+def limit_of(free):
+    return USABLE * free
+
+
+def just_enough(needed):
+    """Free bytes in which so many fit, and not one more."""
+    free = math.ceil(needed / USABLE)
+    while int(limit_of(free)) < needed:
+        free += 1
+    return free
+
+
+class Figures:
+    """Made-up needs: pictures and pairs as they are, and scratch memory of the windows' pixels."""
+
+    def __init__(self, off=1.0, remat=0.8):
+        self.off, self.remat, self.calls = off, remat, []
+
+    def __call__(self, task, choice):
+        self.calls.append(choice)
+        height, width, _ = task.content.shape
+        picture = 12 * height * width
+        state = memory_plan._state_bytes(task, choice)
+        pixels = height * width * (self.remat if choice.remat else 1)
+        if choice.tile:
+            grid = make_grid((height, width), layers=LAYERS, tile=choice.tile)
+            pixels = grid.size[0] * grid.size[1]
+        beside = (6 if task.config.optimizer.startswith("lbfgs") else 2) * picture
+        scratch = int(2000 * pixels) + beside * bool(choice.tile)
+        if choice.tile or choice.remat:
+            scratch = int(self.off * scratch)
+        targets = tree_bytes(memory_plan._targets(task, choice))
+        return LoopMemory(50_000, state, targets, scratch)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    state_bytes, known = memory_plan._state_bytes, {}
+
+    def remembered(task, choice):
+        key = task.content.shape, task.config, choice
+        if key not in known:
+            known[key] = state_bytes(task, choice)
+        return known[key]
+
+    def targets(task, choice):
+        """A content's features are larger than the content."""
+        height, width, _ = task.content.shape
+        return jax.ShapeDtypeStruct(
+            (height, width, 3 if choice.recompute_content else 30), "float32"
+        )
+
+    monkeypatch.setattr(memory_plan, "_state_bytes", remembered)
+    monkeypatch.setattr(memory_plan, "_targets", targets)
+
+    def install(**options):
+        found = Figures(**options)
+        monkeypatch.setattr(memory_plan, "measure", found)
+        return found
+
+    return install
+
+
+def chosen(task, free):
+    plan = choose(task, free=free)
+    assert plan is not None and plan.free == free
+    if free is not None:
+        assert sum(plan.needs) <= limit_of(free)
+    return plan
+
+
+# What is tried for 1200x900 px in 40 steps of L-BFGS, the first that fits is taken.
+WAYS = [
+    Choice(),
+    Choice(memory_size=40),
+    Choice(memory_size=20),
+    Choice(remat=True, memory_size=40),
+    Choice(remat=True, memory_size=20),
+    *[Choice(tile=tile, memory_size=20) for tile in (1024, 768, 512, 384, 256)],
+    *[Choice(tile=tile, memory_size=10) for tile in (1024, 768, 512, 384, 256)],
+    *[Choice(tile=t, memory_size=10, memory_dtype=BFLOAT16) for t in (1024, 768, 512, 384, 256)],
+    *[Choice(tile=t, memory_size=5, memory_dtype=BFLOAT16) for t in (1024, 768, 512, 384, 256)],
+]
+SIZE = (900, 1200)
+
+
+class TestOrder:
+    def first(self, figures, task, ways, free):
+        return next((way for way in ways if sum(figures(task, way)) <= limit_of(free)), None)
+
+    def test_the_first_way_that_fits(self, variables, figures):
+        task, figures = make_task(variables, SIZE), figures()
+        reached = []
+        for way in WAYS:
+            free = just_enough(sum(figures(task, way)))
+            plan = chosen(task, free)
+            reached.append(plan.choice)
+            assert plan.choice == self.first(figures, task, WAYS, free)
+            assert (plan.whole is None) == (plan.choice == Choice())
+            if plan.whole:
+                assert plan.whole == sum(figures(task, Choice()))
+        kinds = {(way.remat, bool(way.tile), way.memory_size) for way in reached}
+        assert {(False, False, None), (False, False, 40), (False, False, 20)} <= kinds
+        assert {(True, False, 20), (False, True, 20), (False, True, 10), (False, True, 5)} <= kinds
+
+    @pytest.mark.parametrize("steps", [15, 20])
+    def test_few_pairs_are_kept_as_long_as_tiles_fit(self, variables, figures, steps):
+        task, figures = make_task(variables, SIZE, replace(SHALLOW, steps=steps)), figures()
+        for way in (Choice(memory_size=steps), Choice(tile=256, memory_size=steps)):
+            free = just_enough(sum(figures(task, way)))
+            assert chosen(task, free).choice == way
+            assert chosen(task, free - 2).choice != way
+
+    @pytest.mark.parametrize("tile", [1024, 768, 512, 384, 256])
+    def test_tiles_are_the_largest_that_fit(self, variables, figures, tile):
+        task, figures = make_task(variables, SIZE, ADAM), figures()
+        free = just_enough(sum(figures(task, Choice(tile=tile))))
+        assert chosen(task, free).choice == Choice(tile=tile)
+
+    def test_the_contents_features_are_computed_again_at_the_last(self, variables, figures):
+        task, figures = make_task(variables, SIZE, ADAM), figures()
+        least = sum(figures(task, Choice(tile=256)))
+        assert chosen(task, just_enough(least)).choice == Choice(tile=256)
+        plan = chosen(task, just_enough(least) - 2)
+        assert plan.choice.recompute_content and plan.choice.tile
+        none = make_task(variables, SIZE, replace(ADAM, content_layers=()))
+        assert chosen(none, just_enough(least)).choice == Choice(tile=256)
+        with pytest.raises(InputError):
+            choose(none, free=just_enough(least) - 2)
+
+    def test_no_limit(self, variables, figures):
+        task = make_task(variables, SIZE)
+        figures = figures()
+        for free in (None, 2**60):
+            plan = chosen(task, free)
+            assert plan == Plan(Choice(), figures(task, Choice()), free)
+
+    @pytest.mark.parametrize(
+        "changes, given",
+        [
+            ({"tile": 300}, {"tile": 300, "remat": False}),
+            ({"tile": "off"}, {"tile": 0}),
+            ({"tile": "off", "remat": "off"}, {"tile": 0, "remat": False}),
+            ({"remat": "off"}, {"remat": False}),
+            ({"remat": "on"}, {"tile": 0, "remat": True}),
+        ],
+    )
+    @pytest.mark.parametrize("config", [SHALLOW, ADAM], ids=["lbfgs", "adam"])
+    def test_what_the_settings_fix_stays(self, variables, figures, changes, given, config):
+        config, figures = replace(config, **changes), figures()
+        task = make_task(variables, SIZE, config)
+        needed = sum(figures(task, given_choice(task)))
+        found = set()
+        for share in np.geomspace(0.02, 1.1, 400):
+            try:
+                choice = chosen(task, int(share * needed / USABLE)).choice
+            except InputError:
+                continue
+            found.add(choice)
+            assert given == {name: getattr(choice, name) for name in given}
+        sizes = {None} if config.optimizer == "adam" else {None, 40, 20, 10, 5}
+        assert {choice.memory_size for choice in found} == sizes
+
+    @pytest.mark.parametrize("optimizer", ["adam", "lbfgs-linesearch"])
+    def test_others_have_no_memory_to_shrink(self, variables, figures, optimizer):
+        figures = figures()
+        task = make_task(variables, SIZE, replace(SHALLOW, optimizer=optimizer))
+        needed = sum(figures(task, Choice()))
+        ways = set()
+        for share in np.geomspace(0.02, 1.1, 100):
+            try:
+                ways.add(chosen(task, int(share * needed / USABLE)).choice)
+            except InputError:
+                pass
+        assert {(way.memory_size, way.memory_dtype) for way in ways} == {(None, None)}
+        assert len(ways) > 3
+
+    def test_a_memory_of_ones_own_is_never_enlarged(self, variables, figures):
+        figures = figures()
+        task = make_task(variables, SIZE, replace(SHALLOW, memory_size=12))
+        needed = sum(figures(task, Choice()))
+        sizes = set()
+        for share in np.geomspace(0.02, 1.1, 100):
+            try:
+                sizes.add(chosen(task, int(share * needed / USABLE)).choice.memory_size)
+            except InputError:
+                pass
+        assert sizes == {None, 12, 10, 5}
+
+    @pytest.mark.parametrize("off", [0.6, 0.9, 1.3, 2.5])
+    @pytest.mark.parametrize("config", [SHALLOW, ADAM], ids=["lbfgs", "adam"])
+    def test_what_is_chosen_fits_whatever_was_expected(self, variables, figures, off, config):
+        """Also where a way takes more or less scratch memory than its share of the picture."""
+        task, figures = make_task(variables, SIZE, config), figures(off=off, remat=1.0)
+        needed = sum(figures(task, Choice()))
+        refused = []
+        for share in np.geomspace(0.02, 1.1, 400):
+            free = int(share * needed / USABLE)
+            try:
+                plan = chosen(task, free)
+            except InputError:
+                refused.append(share)
+                continue
+            assert plan.needs == figures(task, plan.choice)
+            assert share > max(refused, default=0)
+        assert refused
+
+    def test_few_are_measured(self, variables, figures):
+        """Each is a compilation."""
+        task, figures = make_task(variables, SIZE), figures()
+        for way in (WAYS[1], WAYS[2], WAYS[7]):
+            free = just_enough(sum(figures(task, way)))
+            figures.calls.clear()
+            assert chosen(task, free).choice == way
+            assert len(figures.calls) <= (1 if not way.tile else 2)
+
+    def test_another_type_of_pairs_is_measured(self, variables, figures, monkeypatch):
+        """Where a device converts what is remembered that takes scratch memory."""
+        plain = figures(off=1.3)  # so that some are measured before without that
+
+        def converting(task, choice):
+            found = plain(task, choice)
+            return found._replace(scratch=found.scratch + found.state * bool(choice.memory_dtype))
+
+        monkeypatch.setattr(memory_plan, "measure", converting)
+        task = make_task(variables, SIZE)
+        needed = sum(plain(task, Choice()))
+        for share in np.geomspace(0.02, 0.5, 300):
+            try:
+                plan = chosen(task, int(share * needed / USABLE))
+            except InputError:
+                continue
+            assert sum(converting(task, plan.choice)) <= limit_of(plan.free)
+
+    @pytest.mark.parametrize(
+        "config, share",
+        [(SHALLOW, 0.04), (SHALLOW, 0.02), (ADAM, 0.03), (ADAM, 0.02), (ADAM, 0.01)],
+    )
+    def test_refusal_names_a_size_that_fits(self, variables, figures, config, share):
+        figures = figures()
+        task = make_task(variables, (3000, 4000), config)
+        free = int(share * sum(figures(task, Choice())))
+        with pytest.raises(InputError) as caught:
+            choose(task, free=free)
+        text = str(caught.value)
+        assert "4000x3000 px needs about" in text and "precision bfloat16" in text
+        size = int(re.search(r"about (\d+) px would fit", text)[1])
+        plan = chosen(make_task(variables, (round(size * 0.75), size), config), free)
+        assert sum(plan.needs) > 0.5 * limit_of(free)  # and not a much smaller one
+
+    def test_refusal_where_no_size_would(self, variables, figures):
+        figures()
+        with pytest.raises(InputError, match="choose a smaller size"):
+            choose(make_task(variables, SIZE), free=60_000)
+
+    def test_a_backend_that_does_not_tell(self, variables, monkeypatch):
+        monkeypatch.setattr(memory_plan, "measure", lambda task, choice: None)
+        assert choose(make_task(variables, SIZE), free=2**30) is None
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """``measure``, which compiles a way once only."""
+    known = {}
+
+    def remembering(task, choice):
+        key = task.content.shape, task.config, choice, len(task.variables["params"])
+        if key not in known:
+            known[key] = measure(task, choice)
+        return known[key]
+
+    return remembering
+
+
+class TestCompiled:
+    """With what the compiler says."""
+
+    size = (150, 200)
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch, compiled):
+        monkeypatch.setattr(memory_plan, "measure", compiled)
+        monkeypatch.setattr(memory_plan, "TILES", (128, 64))
+
+    @pytest.mark.parametrize(
+        "way", [Choice(), Choice(memory_size=40), Choice(memory_size=20), Choice(tile=128)], ids=str
+    )
+    def test_measuring_again_tells_the_same(self, variables, compiled, way):
+        config = ADAM if way.tile else SHALLOW
+        task = make_task(variables, self.size, config)
+        needed = sum(compiled(task, way))
+        if way.tile:  # what is expected of it, before it is compiled, is more
+            needed = (needed + sum(compiled(task, Choice()))) // 2
+        free = int(1.001 * just_enough(needed))
+        plan = chosen(task, free)
+        assert plan.choice == way
+        again = measure(task, plan.choice)
+        np.testing.assert_allclose(again, plan.needs, rtol=1e-3)
+        assert sum(again) <= limit_of(free) * 1.001
+
+    def test_pairs_in_bfloat16(self, variables, compiled):
+        task = make_task(variables, self.size, replace(SHALLOW, tile="off", remat="off"))
+        plain = sum(compiled(task, Choice(memory_size=10)))
+        small = sum(compiled(task, Choice(memory_size=10, memory_dtype=BFLOAT16)))
+        free = just_enough(min(plain, small) - 1)
+        try:
+            plan = chosen(task, free)
+        except InputError:
+            return
+        assert sum(measure(task, plan.choice)) <= 1.02 * limit_of(free)
+
+    def test_refusal_names_a_size_that_fits(self, variables, compiled):
+        task = make_task(variables, (300, 400), ADAM)
+        free = int(0.55 * sum(compiled(task, Choice(tile=64))))
+        with pytest.raises(InputError) as caught:
+            choose(task, free=free)
+        size = int(re.search(r"about (\d+) px would fit", str(caught.value))[1])
+        assert 100 < size < 400
+        # A few percent less, for the last windows' sizes do not shrink with the picture.
+        size = int(0.95 * size)
+        chosen(make_task(variables, (round(size * 0.75), size), ADAM), free)
+
+
+class TestFitsSurely:
+    def least(self, task):
+        """The least free bytes of which it is sure."""
+        low, high = 0, 2**45
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits_surely(task, free=middle) else (middle, high)
+        return high
+
+    @pytest.mark.parametrize(
+        "channels, size, changes, regions",
+        [
+            ((4, 6, 8, 10, 12), (90, 130), {}, 0),
+            ((4, 6, 8, 10, 12), (64, 64), {"optimizer": "adam"}, 2),
+            ((64, 32, 16, 16, 16), (48, 200), {"optimizer": "adam"}, 0),
+            ((64, 128, 16, 16, 16), (72, 64), {"precision": "bfloat16"}, 1),
+        ],
+    )
+    def test_where_it_is_sure_the_whole_fits(self, channels, size, changes, regions):
+        variables = init_variables(jax.random.key(0), channels=channels)
+        config = replace(SHALLOW, **changes)
+        task = make_task(variables, size, config, regions=regions)
+        assert sum(measure(task, Choice())) <= limit_of(self.least(task))
+
+    def test_it_knows_what_costs(self, variables):
+        def least(size=(300, 400), regions=0, **changes):
+            return self.least(make_task(variables, size, replace(ADAM, **changes), regions=regions))
+
+        plain = least()
+        assert least((600, 400)) > 1.9 * plain
+        assert least(regions=3) > 1.5 * plain
+        pairs = least(optimizer="lbfgs", learning_rate=None)
+        assert pairs - plain > 200 * 300 * 400 * 12
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("size", [(64, 96), (150, 130)])
+    def test_of_the_full_network(self, size):
+        variables = init_variables(jax.random.key(0))
+        task = make_task(variables, size, Config(optimizer="adam"))
+        assert sum(measure(task, Choice())) <= limit_of(self.least(task))
+
+
+class TestRuns:
+    """The result is the same to rounding but for L-BFGS's memory."""
+
+    @pytest.fixture(scope="module")
+    @staticmethod
+    def run(variables, content, style):
+        @cache
+        def run(choice):
+            config = replace(SHALLOW, steps=5)
+            return stylize(variables, content, style, config=config, choice=choice)
+
+        return run
+
+    def test_as_many_pairs_as_steps_change_nothing(self, run):
+        found, expected = run(Choice(memory_size=5)), run(Choice())
+        np.testing.assert_array_equal(found.history.loss, expected.history.loss)
+        np.testing.assert_array_equal(found.image, expected.image)
+        np.testing.assert_array_equal(found.state.image, expected.state.image)
+        assert found.state.opt_state.inner_state[0].s.shape[0] == 5
+
+    @pytest.mark.parametrize(
+        "choice",
+        [
+            Choice(remat=True),
+            Choice(tile=16),
+            Choice(tile=32, recompute_content=True, memory_size=3),
+            Choice(memory_size=2, memory_dtype=BFLOAT16),
+        ],
+        ids=str,
+    )
+    def test_the_first_loss(self, run, choice):
+        found, expected = run(choice), run(Choice())
+        assert found.history.loss[0] == pytest.approx(expected.history.loss[0], rel=1e-5)
+        assert found.scales[-1].choice == choice
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        "choice, words",
+        [
+            (Choice(), "the whole picture"),
+            (Choice(memory_size=40), "the whole picture, L-BFGS remembers 40 pairs"),
+            (Choice(remat=True), "the whole picture, activations computed twice"),
+            (Choice(tile=256), "tiles of 256 px"),
+            (
+                Choice(256, False, True, 5, BFLOAT16),
+                "tiles of 256 px, content features computed again, L-BFGS remembers 5 pairs in "
+                "bfloat16",
+            ),
+        ],
+    )
+    def test_choice(self, choice, words):
+        assert choice_in_words(choice) == words
+
+    def test_plan(self):
+        gib = 2**30
+        needs = LoopMemory(network=gib, state=2 * gib, targets=0, scratch=gib // 2)
+        plan = Plan(Choice(tile=512), needs, 10 * gib, whole=12 * gib)
+        assert in_words(plan, shape=(600, 800, 3), process=gib // 4) == (
+            "800x600 px: about 3.8 GiB (program 0.25 GiB, network 1.0 GiB, picture and optimiser "
+            "2.0 GiB, activations 0.5 GiB) of 10.2 GiB; tiles of 512 px, as the usual way would "
+            "need 12.2 GiB"
+        )
+        plan = Plan(Choice(), needs, None)
+        assert in_words(plan, shape=(600, 800, 3)) == (
+            "800x600 px: about 3.5 GiB (network 1.0 GiB, picture and optimiser 2.0 GiB, "
+            "activations 0.5 GiB); the whole picture"
+        )
+
+
+class TestSettings:
+    def test_structure(self):
+        found = structure(SHALLOW, Choice(tile=64, recompute_content=True))
+        assert (found.tile, found.remat, found.recompute_content) == (64, False, True)
+        assert replace(found, tile=0, recompute_content=False) == SHALLOW.loss
+
+    def test_pictures_are_in_float32(self):
+        assert as_shape(np.zeros((4, 5, 3))) == jax.ShapeDtypeStruct((4, 5, 3), "float32")
+
+    @pytest.mark.skipif(jax.default_backend() != "cpu", reason="others choose for themselves")
+    def test_kernels(self):
+        def convolution(config, **options):
+            return kernel_options(config, **options)["convolution"]
+
+        assert convolution(SHALLOW) == "winograd"
+        assert convolution(SHALLOW, by_rows=True) == "direct"
+        assert convolution(replace(SHALLOW, convolution="direct")) == "direct"
+        narrow = replace(SHALLOW, precision="bfloat16")
+        assert convolution(narrow) == "direct" and kernel_options(narrow)["dtype"] == BFLOAT16
+        assert kernel_options(SHALLOW)["dtype"] is None
