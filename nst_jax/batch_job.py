@@ -10,7 +10,6 @@ from itertools import chain, groupby, islice
 from typing import Any
 
 import jax
-import numpy as np
 
 from nst_jax.batch import follows_content, problem_maker
 from nst_jax.batch_inputs import Item
@@ -19,10 +18,17 @@ from nst_jax.errors import InputError
 from nst_jax.images import load_picture
 from nst_jax.inputs import check_pictures
 from nst_jax.job import explained, is_out_of_memory
+from nst_jax.lane_memory import (
+    batch_that_fits,
+    picture_memory,
+    pictures_in_words,
+    refusal,
+    times,
+)
 from nst_jax.lane_plans import Lane
 from nst_jax.lanes import stylize_lanes
 from nst_jax.loop import Progress
-from nst_jax.memory import batch_that_fits, free_bytes, refusal, run_bytes
+from nst_jax.memory import LoopMemory, free_bytes, own_memory
 from nst_jax.parallel import make_mesh
 from nst_jax.problem import Problem
 from nst_jax.transfer import Result
@@ -56,6 +62,7 @@ def run_job(
     """
     tally: Counter[str] = Counter()
     free: int | None = None
+    process: int | None = None
     devices = jax.local_devices()
     several = len(devices) > 1
     make = problem_maker(
@@ -118,9 +125,14 @@ def run_job(
                     continue
                 # Measured once: what a run has freed stays with the process, and serves the next.
                 free = free_bytes(devices[0]) if free is None else free
+                process = own_memory() if process is None else process
                 with explaining(shape):
-                    most = choose_width(job, first[1], devices=devices, free=free)
+                    memory = picture_memory(first[1])
+                most = choose_width(job, memory, shape=shape, devices=devices, free=free)
                 width = even_width(most, count=counts[shape[:2]])
+                if memory is not None:
+                    room = {"free": free, "process": process}
+                    tell(first[1], memory, width=width, devices=devices, **room)
                 waiting = chain([first], waiting)
                 while batch := list(islice(waiting, width)):
                     if tally["done"] + tally["diverged"] and not may_go_on():
@@ -184,9 +196,14 @@ def read_item(job: BatchJob, item: Item) -> Loaded:
 
 
 def choose_width(
-    job: BatchJob, problem: Problem, *, devices: Sequence[Any], free: int | None
+    job: BatchJob,
+    memory: LoopMemory | None,
+    *,
+    shape: Sequence[int],
+    devices: Sequence[Any],
+    free: int | None,
 ) -> int:
-    """How many pictures of a problem's size to compute at once.
+    """How many pictures to compute at once, each of which takes so much memory.
 
     Raises:
       InputError: where the memory does not suffice for one.
@@ -196,17 +213,29 @@ def choose_width(
     holders, most = (1, len(devices)) if cpu else (len(devices), AT_MOST * len(devices))
     wanted = most if job.batch_size == "auto" else job.batch_size
     wanted = min(wanted, most) if cpu else wanted
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (problem.variables, problem.targets)
-    )
-    memory = run_bytes(problem.solver, problem.shape, np.float32, *shapes)
     if free is None or memory is None:
         return wanted
     fitting = holders * batch_that_fits(memory, free, at_most=-(-wanted // holders))
     if not fitting:
-        height, width, _ = problem.shape
-        raise refusal(memory, free, width=width, height=height)
+        raise refusal(memory, free, width=shape[1], height=shape[0])
     return min(wanted, fitting)
+
+
+def tell(
+    problem: Problem,
+    memory: LoopMemory,
+    *,
+    width: int,
+    devices: Sequence[Any],
+    free: int | None,
+    process: int,
+) -> None:
+    """Say what so many pictures of one size take together; of several memories, in the fullest."""
+    cpu = devices[0].platform == "cpu"
+    pictures = width if cpu else -(-width // len(devices))
+    together = times(memory, pictures, networks=width if cpu else 1)
+    words = pictures_in_words(problem, together, free=free, process=process, pictures=pictures)
+    print(f"nst-jax: {words}", file=sys.stderr)
 
 
 def even_width(most: int, *, count: int) -> int:

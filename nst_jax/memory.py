@@ -1,4 +1,4 @@
-"""How many pictures fit into a device's memory: what is free, and what the compiled loop takes."""
+"""What is free of a device's memory, and what a compiled loop takes of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nst_jax.errors import InputError
 from nst_jax.loop import CHUNK_SIZE
 from nst_jax.solver import run
 from nst_jax.types import Solver, Targets, Variables
@@ -32,17 +31,10 @@ class LoopMemory(NamedTuple):
     targets: int
     scratch: int
 
-
-class RunMemory(NamedTuple):
-    """What runs of one size take, in bytes.
-
-    Attributes:
-      own: of each picture: its state, its targets, and the scratch memory of a step.
-      shared: of the network, once on a device.
-    """
-
-    own: int
-    shared: int
+    @property
+    def own(self) -> int:
+        """All but the network, which pictures of one run share."""
+        return self.state + self.targets + self.scratch
 
 
 def tree_bytes(tree: Any) -> int:
@@ -85,48 +77,6 @@ def loop_memory(
         state=tree_bytes(state),
         targets=tree_bytes(targets),
         scratch=analysis.temp_size_in_bytes + recorded,
-    )
-
-
-def run_bytes(
-    solver: Solver, image_shape: Sequence[int], dtype: Any, variables: Variables, targets: Targets
-) -> RunMemory | None:
-    """``loop_memory`` by picture and network, for pictures one after another in one process.
-
-    On CPUs scratch counts twice: when it is freed it stays with the process, see ``allocator``, and
-    blocks that have got between may keep it from being used again.
-    """
-    memory = loop_memory(solver, image_shape, dtype, variables, targets)
-    if memory is None:
-        return None
-    copies = 2 if jax.default_backend() == "cpu" else 1
-    own = memory.state + memory.targets + copies * memory.scratch
-    return RunMemory(own=own, shared=memory.network)
-
-
-def batch_that_fits(memory: RunMemory, free: int, *, at_most: int) -> int:
-    """The largest number of pictures that fits, with a margin.
-
-    Args:
-      memory: from ``run_bytes``.
-      free: from ``free_bytes``.
-      at_most: the largest number wanted.
-
-    Returns:
-      The number, 0 where not even one fits.
-
-    >>> batch_that_fits(RunMemory(own=100, shared=50), 1000, at_most=32)
-    8
-    """
-    return min(at_most, int(USABLE * free) // max(memory.own, 1))
-
-
-def refusal(memory: RunMemory, free: int, *, width: int, height: int) -> InputError:
-    """The error for a picture that does not fit, with the numbers that ``batch_that_fits`` has."""
-    needed = memory.own / USABLE
-    return InputError(
-        f"a picture of {width}x{height} px needs about {in_gib(needed)}, {in_gib(free)} are free: "
-        "choose a smaller --size, or for L-BFGS a smaller --memory-size"
     )
 
 

@@ -273,13 +273,14 @@ def _refusal(task: Task, wanted: LoopMemory, sparing: float, *, limit: int) -> I
     )
 
 
-def in_words(plan: Plan, *, shape: Sequence[int], process: int = 0) -> str:
+def in_words(plan: Plan, *, shape: Sequence[int], process: int = 0, pictures: int = 1) -> str:
     """A plan in one line.
 
     Args:
       plan: from ``choose``.
       shape: of the picture, ``[H, W, 3]``.
       process: bytes that the process has already, where these are of the same memory.
+      pictures: how many the plan is for.
     """
     needs, choice = plan.needs, plan.choice
     parts = {
@@ -291,8 +292,10 @@ def in_words(plan: Plan, *, shape: Sequence[int], process: int = 0) -> str:
     }
     listed = ", ".join(f"{name} {in_gib(size)}" for name, size in parts.items() if size)
     where = "" if plan.free is None else f" of {in_gib(plan.free + process)}"
+    together = f", {pictures} pictures at once" if pictures > 1 else ""
     return (
-        f"{shape[1]}x{shape[0]} px: about {in_gib(sum(needs) + process)} ({listed}){where}; "
+        f"{shape[1]}x{shape[0]} px{together}: "
+        f"about {in_gib(sum(needs) + process)} ({listed}){where}; "
         f"{choice_in_words(choice)}"
         + (f", as the usual way would need {in_gib(plan.whole + process)}" if plan.whole else "")
     )

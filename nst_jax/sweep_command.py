@@ -27,9 +27,11 @@ from nst_jax.job_inputs import (
     obtain_weights,
     tell_of_slim,
 )
+from nst_jax.lane_memory import picture_memory, pictures_in_words, refusal, times
 from nst_jax.lane_plans import Lane
 from nst_jax.lanes import check_single, each_result, structure, stylize_lanes
 from nst_jax.loop import Progress
+from nst_jax.memory import USABLE, free_bytes, in_gib, own_memory
 from nst_jax.objective import check_learned
 from nst_jax.options import Sweep, WatchOptions
 from nst_jax.presets import get_preset
@@ -145,6 +147,8 @@ def run_groups(
     work = groups(items, lanes=lanes)
     steps = sum(items[group[0]].config.steps for group in work)
     done = 0
+    # Once: what a group frees stays with the process, and serves the next.
+    free, process = free_bytes(jax.local_devices()[0]), own_memory()
     try:
         with progress_display(steps) as show, stop_on_interrupt() as may_go_on:
             go_on = True
@@ -162,6 +166,7 @@ def run_groups(
                 key = structure(first.config)
                 if key not in problems:
                     problems = {key: make(first)}  # one at a time: each holds features
+                    tell(problems[key], lanes=len(group), free=free, process=process)
                 batch = [
                     Lane(
                         problems[key],
@@ -181,6 +186,32 @@ def run_groups(
         advice = "fewer --lanes, "
         raise explained(error, width=shape[1], height=shape[0], advice=advice) from None
     return results
+
+
+def tell(problem: Problem, *, lanes: int, free: int | None, process: int) -> None:
+    """Say what so many pictures take together.
+
+    Raises:
+      InputError: where it does not fit, with the number of lanes that would.
+    """
+    one = picture_memory(problem)
+    if one is None:
+        return
+    # The targets are there once. On CPUs the pictures take their chunks of steps in turn.
+    active = 1 if jax.default_backend() == "cpu" else lanes
+    together = times(one, lanes)._replace(targets=one.targets, scratch=active * one.scratch)
+    if free is not None and together.own > USABLE * free:
+        height, width, _ = problem.shape
+        fixed = one.targets + (one.scratch if active < lanes else 0)
+        fitting = int(USABLE * free - fixed) // ((together.own - fixed) // lanes)
+        if fitting < 1:
+            raise refusal(one, free, width=width, height=height)
+        raise InputError(
+            f"{lanes} pictures of {width}x{height} px at once need about "
+            f"{in_gib(together.own / USABLE)}, {in_gib(free)} are free: choose --lanes {fitting}"
+        )
+    words = pictures_in_words(problem, together, free=free, process=process, pictures=lanes)
+    print(f"nst-jax: {words}", file=sys.stderr)
 
 
 def picture_record(item: Combination, result: Result | None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ LEVELS = [
     {"memory_plan"},
     {"problem", "scales"},
     {"transfer"},
-    {"lane_solver"},
+    {"lane_solver", "lane_memory"},
     {"lane_plans"},
     {"lanes"},
     {"batch"},

@@ -42,7 +42,7 @@ from nst_jax import (
 from nst_jax.batch_inputs import Item
 from nst_jax.cli import main
 from nst_jax.images import load_picture, save_image
-from nst_jax.memory import RunMemory
+from nst_jax.memory import LoopMemory
 
 SIZE = 32
 SETTINGS = {
@@ -351,6 +351,7 @@ class TestCompilation:
 
         monkeypatch.setattr(batch_job, "stylize_lanes", together)
         monkeypatch.setattr(batch_job, "choose_width", lambda *_, **__: 4)
+        monkeypatch.setattr(batch_job, "picture_memory", lambda _: None)  # traces that of one
         use_devices(monkeypatch, devices)
         assert run("many", style=style, pair=pair, **self.SMALL).code == 0
         assert len(traces) == 1
@@ -672,7 +673,7 @@ class TestInterrupt:
             batch_job, "stylize_lanes", lambda *_, **__: signal.raise_signal(signal.SIGINT)
         )
         code, out, err = run()
-        assert (code, out, err) == (130, "", "nst-jax: interrupted\n")
+        assert (code, out) == (130, "") and err.splitlines()[-1] == "nst-jax: interrupted"
         assert os.listdir("out") == []
 
     @pytest.mark.slow
@@ -1049,19 +1050,23 @@ class TestMemory:
         for seed, name in enumerate("de"):
             save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed + 4))
         use_devices(monkeypatch, 4)
-        monkeypatch.setattr(batch_job, "run_bytes", lambda *_: RunMemory(own=2**30, shared=0))
+        monkeypatch.setattr(batch_job, "picture_memory", lambda _: LoopMemory(0, 2**30, 0, 0))
         monkeypatch.setattr(batch_job, "free_bytes", lambda device: int((fit + 0.5) * 2**30 / 0.85))
         found = spy_widths(monkeypatch)
-        assert run().code == 0
-        assert found == widths
+        code, _, err = run()
+        assert code == 0 and found == widths
+        together = f", {widths[0]} pictures at once" if widths[0] > 1 else ""
+        (told,) = re.findall("^nst-jax: 32x24 px(.*): about .*; the whole picture$", err, re.M)
+        assert told == together and f"picture and optimiser {widths[0]}.0 GiB" in err
         check_same([f"{name}__style.png" for name in "abcde"], alone)
 
     def test_unknown(self, run, monkeypatch):
         """Where neither the memory nor the need of it is known."""
         monkeypatch.setattr(batch_job, "free_bytes", lambda device: None)
-        monkeypatch.setattr(batch_job, "run_bytes", lambda *_: None)
+        monkeypatch.setattr(batch_job, "picture_memory", lambda _: None)
         widths = spy_widths(monkeypatch)
-        assert run().code == 0 and widths == [2, 1]
+        code, _, err = run()
+        assert code == 0 and widths == [2, 1] and "about" not in err
 
     def test_fewer_pictures_after_an_error(self, run, alone, limit, monkeypatch):
         for seed, name in enumerate("defg"):

@@ -27,7 +27,7 @@ from test_cli import (
     words,
 )
 
-from nst_jax import job, memory_plan
+from nst_jax import estimate_command, job, memory_plan
 from nst_jax.cli import main
 from nst_jax.images import load_picture, save_image
 
@@ -114,14 +114,15 @@ class TestEstimate:
 
     def test_a_smaller_memory(self, estimate, monkeypatch):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
+        # Or in a process of many gibibytes its size is rounded to more than all else.
+        monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)
         options = {"size": 300, "steps": 30}
         whole, _ = gib(estimate(**options).out)
-        needed = whole["together"] - whole["program, compiled"]
-        assert needed > 0.85 * 0.09
+        assert whole["together"] > 0.85 * 0.09
         code, out, _ = estimate(memory=0.09, **options)
         figures, others = gib(out)
         assert code == 0
-        assert figures["of"] - figures["program, compiled"] == pytest.approx(0.09, abs=0.06)
+        assert figures["of"] == pytest.approx(0.09, rel=0.06)
         assert re.fullmatch("the settings' own way would need .*iB; chosen instead:", others[1])
         assert others[2] == "computed as: the whole picture, L-BFGS remembers 30 pairs"
         code, out, _ = estimate(memory=0.03, **options)

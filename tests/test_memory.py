@@ -1,7 +1,5 @@
 """What is free, on laid-out files and fake devices; what a loop takes, on a small network."""
 
-from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -9,25 +7,15 @@ import numpy as np
 import pytest
 
 from nst_jax import memory
-from nst_jax.config import Config
-from nst_jax.errors import InputError
-from nst_jax.loop import iterate
 from nst_jax.memory import (
     STATUS,
-    USABLE,
-    RunMemory,
     available_bytes,
-    batch_that_fits,
     cgroup_bytes,
     free_bytes,
     own_memory,
     peak_memory,
-    refusal,
-    run_bytes,
     tree_bytes,
 )
-from nst_jax.problem import make_problem, start
-from nst_jax.solver import run
 
 UNLIMITED = 9223372036854771712  # as version 1 says it
 
@@ -181,79 +169,3 @@ def test_bytes_of_a_tree():
     tree = {"a": [np.zeros((2, 3), np.float64), None], "b": (shape, np.int32(1)), "c": {}}
     assert tree_bytes(tree) == 6 * 8 + 20 * 2 + 4
     assert tree_bytes(None) == 0
-
-
-class TestFits:
-    sizes = RunMemory(own=100, shared=1000)
-
-    @pytest.mark.parametrize(
-        "free, at_most, number",
-        [
-            (10_000, 1000, 85),
-            (10_000, 8, 8),
-            (117, 8, 0),
-            (118, 8, 1),
-            (0, 8, 0),
-        ],
-    )
-    def test_a_margin_is_left(self, free, at_most, number):
-        fits = batch_that_fits(self.sizes, free, at_most=at_most)
-        assert fits == number
-
-    def test_what_does_not_fit_is_refused_with_numbers(self):
-        gib = 2**30
-        sizes = RunMemory(own=int(USABLE * 3 * gib), shared=int(USABLE * gib))
-        error = refusal(sizes, 2 * gib, width=512, height=384)
-        assert isinstance(error, InputError)
-        assert "512x384 px needs about 3.0 GiB, 2.0 GiB are free: choose" in str(error)
-
-
-CONFIG = replace(
-    Config(), content_layers=(("relu2_1", 1.0),), style_layers=(("relu1_1", 1.0), ("relu2_1", 1.0))
-)
-
-
-class TestRunBytes:
-    def measure(self, variables, content, style, **settings):
-        problem = make_problem(variables, content, [style], config=replace(CONFIG, **settings))
-        found = run_bytes(
-            problem.solver, content.shape, np.float32, problem.variables, problem.targets
-        )
-        return problem, found
-
-    def test_the_parts_are_counted(self, variables, content, style):
-        problem, found = self.measure(variables, content, style, memory_size=7)
-        assert found.shared == sum(x.nbytes for x in jax.tree.leaves(problem.variables))
-        targets = sum(x.nbytes for x in jax.tree.leaves(problem.targets))
-        # The picture, the best one, and L-BFGS's pairs and its last picture and gradient.
-        assert found.own > content.nbytes * (2 + 2 * 7 + 2) + targets
-        assert found.own < 100 * content.nbytes
-
-    def test_a_pair_more_costs_two_pictures_more(self, variables, content, style):
-        one, more = (
-            self.measure(variables, content, style, memory_size=size)[1].own for size in (5, 25)
-        )
-        assert more - one == pytest.approx(20 * 2 * content.nbytes, rel=0.05)
-
-    def test_the_program_serves_the_run(self, variables, content, style, caplog):
-        config = replace(CONFIG, memory_size=11, steps=2)
-        problem, _ = self.measure(variables, content, style, memory_size=11)
-        arguments = {"variables": problem.variables, "targets": problem.targets}
-        image = problem.initial(config, None, None)
-        state = start(problem.solver, image, *arguments.values())
-        with jax.log_compiles():
-            iterate(partial(run, problem.solver, **arguments), state, steps=config.steps)
-        assert not [record for record in caplog.messages if "jit(run)" in record]
-
-    def test_shapes_are_enough(self, variables, content, style):
-        problem, found = self.measure(variables, content, style)
-        shapes = jax.eval_shape(lambda: (problem.variables, problem.targets))
-        assert run_bytes(problem.solver, content.shape, np.float32, *shapes) == found
-
-    def test_a_backend_that_does_not_tell(self, variables, content, style, monkeypatch):
-        problem, _ = self.measure(variables, content, style)
-        silent = SimpleNamespace(memory_analysis=lambda: None)
-        lowered = SimpleNamespace(compile=lambda: silent)
-        monkeypatch.setattr(memory, "run", SimpleNamespace(lower=lambda *a, **k: lowered))
-        arguments = (problem.variables, problem.targets)
-        assert run_bytes(problem.solver, content.shape, np.float32, *arguments) is None

@@ -21,6 +21,7 @@ from nst_jax.images import load_image, save_image, to_uint8
 from nst_jax.lane_plans import Lane
 from nst_jax.lanes import each_result, stylize_lanes
 from nst_jax.mask_files import load_mask
+from nst_jax.memory import USABLE, LoopMemory
 from nst_jax.problem import make_problem
 from nst_jax.sweep_values import MAX_COMBINATIONS, combinations, groups, structure
 
@@ -525,13 +526,43 @@ def losses(name="out.json"):
     return [picture["history"]["total"] for picture in record(name)["pictures"]]
 
 
+class TestMemory:
+    one = LoopMemory(network=2**40, state=100, targets=30, scratch=20)
+
+    @pytest.mark.parametrize("lanes, free", [(3, 350), (2, 250), (1, 150)])
+    def test_more_lanes_than_fit(self, run, desk, monkeypatch, lanes, free):
+        monkeypatch.setattr(sweep_command, "picture_memory", lambda _: self.one)
+        monkeypatch.setattr(sweep_command, "free_bytes", lambda device: int(free / USABLE) + 1)
+        weights = ",".join(map(str, range(1, lanes + 2)))
+        assert run(f"style_weight={weights}", lanes=lanes, output="some.png").code == 0
+        before = listing(desk)
+        code, out, err = run(f"style_weight={weights}", lanes=lanes + 1)
+        assert (code, out, listing(desk)) == (2, "", before)
+        said = f"nst-jax: error: {lanes + 1} pictures of 32x24 px at once need about .*"
+        assert re.fullmatch(rf"{said}: choose --lanes {lanes}\n", err)
+
+    def test_not_even_one_fits(self, run, desk, monkeypatch):
+        monkeypatch.setattr(sweep_command, "picture_memory", lambda _: self.one)
+        monkeypatch.setattr(sweep_command, "free_bytes", lambda device: 100)
+        before = listing(desk)
+        code, out, err = run("style_weight=1,100")
+        assert (code, out, listing(desk)) == (2, "", before)
+        assert err.startswith("nst-jax: error: a picture of 32x24 px needs about ")
+
+    def test_unknown(self, run, monkeypatch):
+        monkeypatch.setattr(sweep_command, "picture_memory", lambda _: None)
+        code, _, err = run("style_weight=1,100")
+        assert code == 0 and "about" not in err
+
+
 class TestCommand:
     def test_one_setting(self, run, alone, desk):
         before = set(listing(desk))
         code, out, err = run("style_weight=1,100,1e4")
         assert (code, out) == (0, "out.png\n")
         assert set(listing(desk)) - before == {"out.png", "out.json"}
-        assert err.startswith("compiled in ") and "step 4/4" in err
+        told = r"nst-jax: 32x24 px, 3 pictures at once: about .* of .*GiB; the whole picture\n"
+        assert re.match(told, err) and "compiled in " in err and "step 4/4" in err
         results = [alone(style_weight=weight) for weight in (1.0, 100.0, 1e4)]
         shows(results, ["style_weight 1", "style_weight 100", "style_weight 1e4"], 3)
         found = record()
