@@ -2,7 +2,8 @@
 
 Runs ``nst-jax stylize`` for a few steps, each in a process of its own, reads from its record what
 was estimated and what the peak was, and prints one line for each: the whole picture, activations
-computed twice, and tiles. What does not fit is told by its estimate alone.
+computed twice, and tiles. What does not fit is told by its estimate alone, that is by what the
+compiler says of its loop.
 
     python scripts/benchmark_memory.py CONTENT STYLE --sizes 512 1024 --ways off remat 512 1024
 """
@@ -33,6 +34,16 @@ def measure(command: list[str], output: Path) -> tuple[dict | None, str]:
     if done.returncode:
         return None, (done.stderr.strip().splitlines() or ["killed"])[-1]
     return json.loads(output.with_suffix(".json").read_text()), ""
+
+
+def estimate(command: list[str]) -> str:
+    """What a run that does not fit would need, in words; empty where that is not known either."""
+    words = [word if word != "stylize" else "estimate" for word in command]
+    style = words.index("--style")
+    del words[style : style + 2]
+    done = subprocess.run([*words, "--memory", "10000"], capture_output=True, text=True)
+    found = re.search(r"^  together +(.*)$", done.stdout, re.MULTILINE)
+    return f"{found[1]} estimated, does not fit" if found else ""
 
 
 def line(size: int, way: str, record: dict) -> str:
@@ -71,7 +82,7 @@ def main() -> None:
                 command += ["--steps", str(options.steps), *options.flags.split(), *flags(way)]
                 record, reason = measure(command, Path(folder) / "out.png")
                 if record is None:
-                    reason = re.sub(r"^nst-jax: error: ", "", reason)
+                    reason = estimate(command) or re.sub(r"^nst-jax: error: ", "", reason)
                     print(f"{size:>6} {way:>6} {reason}", flush=True)
                 else:
                     print(line(size, way, record), flush=True)
