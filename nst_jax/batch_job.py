@@ -17,7 +17,7 @@ from nst_jax.batch_records import BatchJob, Loaded, job_fingerprint, leave_out, 
 from nst_jax.errors import InputError
 from nst_jax.images import load_picture
 from nst_jax.inputs import check_pictures
-from nst_jax.job import explained, is_out_of_memory
+from nst_jax.job_plan import explained, is_out_of_memory
 from nst_jax.lane_memory import (
     batch_that_fits,
     picture_memory,

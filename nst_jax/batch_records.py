@@ -15,7 +15,7 @@ from nst_jax.batch_inputs import Item
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
-from nst_jax.job import settings_record
+from nst_jax.job_records import settings_record
 from nst_jax.lanes import each_result
 from nst_jax.manifest import append_record, fingerprint
 from nst_jax.transfer import Result

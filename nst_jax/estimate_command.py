@@ -7,8 +7,8 @@ from nst_jax.choices import choice_in_words
 from nst_jax.errors import InputError
 from nst_jax.images import picture_shape
 from nst_jax.inputs import check_shape
-from nst_jax.job import explained
 from nst_jax.job_inputs import check_size, obtain_weights
+from nst_jax.job_plan import explained
 from nst_jax.memory import free_bytes, in_gib, own_memory
 from nst_jax.memory_plan import Task, choose
 from nst_jax.objective import check_learned

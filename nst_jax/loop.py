@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from nst_jax.allocator import bytes_in_use
 from nst_jax.types import Array, Info, State
 
 CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
 CHUNK_SIZE = 64
-RELEASE_SECONDS = 0.01
+# How long to wait for scratch memory to be freed: at most, and where nobody tells.
+RELEASE_SECONDS, BLIND_SECONDS = 1.0, 0.01
+SLACK = 2**26  # bytes that other things may have taken meanwhile
 
 
 class Progress(NamedTuple):
@@ -81,9 +84,10 @@ def iterate(
     """
     started = time.perf_counter() if started is None else started
     # A run of no steps compiles the loop, so that its time is known apart.
+    before_chunk = bytes_in_use()
     state, _ = take(state, num_steps=0, chunk_size=CHUNK_SIZE)
     jax.block_until_ready(state)
-    _let_go()
+    _let_go(before_chunk)
     compile_s = time.perf_counter() - started
 
     chunks: list[Info] = []
@@ -92,7 +96,7 @@ def iterate(
         chunk = min(chunk, steps - done)
         if callback_every:
             chunk = min(chunk, callback_every - (before + done) % callback_every)
-        chunk_started = time.perf_counter()
+        before_chunk, chunk_started = bytes_in_use(), time.perf_counter()
         state, info = take(state, num_steps=chunk, chunk_size=CHUNK_SIZE)
         count, frozen, info = jax.device_get((state.count, state.frozen, info))
         elapsed = time.perf_counter() - chunk_started
@@ -102,7 +106,7 @@ def iterate(
         done += taken
         if np.all(frozen):
             status = "diverged"
-        _let_go()
+        _let_go(before_chunk)
         if callback is not None:
             last = jax.tree.map(operator.itemgetter(-1), chunks[-1])
             progress = Progress(done, steps, last, state.image, elapsed / taken, compile_s)
@@ -118,11 +122,21 @@ def iterate(
     )
 
 
-def _let_go() -> None:
+def _let_go(in_use: int | None) -> None:
     """Wait for a chunk's scratch memory to be freed.
 
-    On CPUs that is a moment after its results are there, and a next chunk that begins before takes
-    as much again.
+    On CPUs that is some time after its results are there, on a busy machine a long one, and a next
+    chunk that begins before takes as much again.
+
+    Args:
+      in_use: ``allocator.bytes_in_use()`` before the chunk; all that it leaves is in the place of
+        what was there.
     """
-    if jax.default_backend() == "cpu":
-        time.sleep(RELEASE_SECONDS)
+    if jax.default_backend() != "cpu":
+        return
+    if in_use is None:
+        time.sleep(BLIND_SECONDS)
+        return
+    end = time.perf_counter() + RELEASE_SECONDS
+    while (bytes_in_use() or 0) > in_use + SLACK and time.perf_counter() < end:
+        time.sleep(BLIND_SECONDS / 10)

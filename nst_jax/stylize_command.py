@@ -13,8 +13,10 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, load_picture, picture_shape
 from nst_jax.inputs import check_pictures
-from nst_jax.job import Job, execute, make_mesh_of
+from nst_jax.job import execute
 from nst_jax.job_inputs import check_outputs, check_room, check_size, load_init
+from nst_jax.job_plan import make_mesh_of
+from nst_jax.job_records import Job
 from nst_jax.layer_factors import parse_layers
 from nst_jax.options import Reconstruct, RegionOptions, RunOptions, StyleOptions, Stylize, Texture
 from nst_jax.presets import get_preset

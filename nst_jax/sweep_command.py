@@ -18,7 +18,6 @@ from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image
 from nst_jax.inputs import check_pictures
 from nst_jax.interrupt import stop_on_interrupt
-from nst_jax.job import EXIT_CODES, explained, not_written, settings_record
 from nst_jax.job_inputs import (
     check_outputs,
     check_size,
@@ -27,6 +26,8 @@ from nst_jax.job_inputs import (
     obtain_weights,
     tell_of_slim,
 )
+from nst_jax.job_plan import explained
+from nst_jax.job_records import EXIT_CODES, not_written, settings_record
 from nst_jax.lane_memory import picture_memory, pictures_in_words, refusal, times
 from nst_jax.lane_plans import Lane
 from nst_jax.lanes import check_single, each_result, structure, stylize_lanes

@@ -48,6 +48,8 @@ LEVELS = [
     {"options"},
     {"batch_options"},
     {"job_inputs", "region_inputs"},
+    {"job_records"},
+    {"job_plan"},
     {"job"},
     {"batch_records"},
     {"batch_job", "batch_checks"},

@@ -21,7 +21,7 @@ from conftest import smooth_picture
 from PIL import Image
 
 import nst_jax
-from nst_jax import cli, convolution, job, problem, transfer, weights, weights_command
+from nst_jax import cli, convolution, job, job_plan, problem, transfer, weights, weights_command
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
@@ -595,7 +595,8 @@ class TestInterrupt:
         """Also while the plan compiles the loop."""
         press(0)
         before = listing(desk)
-        monkeypatch.setattr(job, stage, lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        module = job if stage == "stylize" else job_plan
+        monkeypatch.setattr(module, stage, lambda *_, **__: signal.raise_signal(signal.SIGINT))
         code, out, err = run()
         *plan, last = err.splitlines()
         assert (code, out, last) == (130, "", "nst-jax: interrupted")

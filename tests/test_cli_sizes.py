@@ -27,7 +27,7 @@ from test_cli import (
     words,
 )
 
-from nst_jax import estimate_command, job, memory_plan
+from nst_jax import estimate_command, job, job_plan, memory_plan
 from nst_jax.cli import main
 from nst_jax.images import load_picture, save_image
 
@@ -196,7 +196,7 @@ class TestWays:
     @pytest.mark.parametrize("free, computed", [(0.08, "the whole.*30 pairs"), (0.03, "tiles of")])
     def test_with_less_memory(self, run, monkeypatch, free, computed):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
-        monkeypatch.setattr(job, "free_bytes", lambda device: int(free * GIB))
+        monkeypatch.setattr(job_plan, "free_bytes", lambda device: int(free * GIB))
         code, _, err = run(size=300, **SHALLOW, steps=30)
         told = err.splitlines()[0]
         assert code == 0 and re.search(f"iB; {computed}", told)
@@ -205,7 +205,7 @@ class TestWays:
         assert re.match(computed, scale["computed"]) and scale["computed"] in told
 
     def test_what_does_not_fit_is_refused(self, run, desk, monkeypatch):
-        monkeypatch.setattr(job, "free_bytes", lambda device: int(0.012 * GIB))
+        monkeypatch.setattr(job_plan, "free_bytes", lambda device: int(0.012 * GIB))
         match = "300x225 px needs about .*: a longer side of about [0-9]+ px would fit"
         check_refused(desk, match, lambda: run(size=300, **SHALLOW))
 

@@ -1,0 +1,75 @@
+"""Where and how a run of the command line is computed, and what to say where it does not fit."""
+
+import jax
+from jax.sharding import Mesh
+
+from nst_jax.allocator import give_back_large_blocks, reserve
+from nst_jax.errors import InputError
+from nst_jax.inputs import as_picture
+from nst_jax.job_records import Job
+from nst_jax.mask_checks import check_guidance
+from nst_jax.memory import USABLE, free_bytes
+from nst_jax.memory_plan import Plan, Task, as_shape, choose
+from nst_jax.parallel import make_mesh
+from nst_jax.rows import rows_mesh
+from nst_jax.weights import Weights
+
+
+def make_mesh_of(spread: str | None) -> Mesh | None:
+    """The mesh of all devices that a way to divide a picture wants.
+
+    Raises:
+      InputError: where there is one device only.
+    """
+    if spread is None:
+        return None
+    if len(jax.local_devices()) == 1:
+        raise InputError(
+            f"spread {spread} divides a picture among several devices, and there is one only: "
+            "leave it out"
+        )
+    return rows_mesh() if spread == "rows" else make_mesh()
+
+
+def make_plan(job: Job, weights: Weights) -> Plan | None:
+    """What the last scale will need, and how it is to be computed.
+
+    Raises:
+      InputError: where it does not fit in any way.
+    """
+    given = {name: value for name, value in job.controls.items() if value is not None}
+    masks = {name: given.pop(name, None) for name in ("content_masks", "style_masks", "keep")}
+    if any(value is not None for value in masks.values()):
+        content, *styles = [as_picture(picture) for picture in (job.content, *job.styles)]
+        given |= check_guidance(content, styles, config=job.config.loss, **masks)
+    task = Task(
+        weights.variables,
+        as_shape(job.content),
+        [as_shape(style) for style in job.styles],
+        job.config,
+        {name: value for name, value in given.items() if value is not None},
+    )
+    plan = choose(task, free=free_bytes(jax.local_devices()[0]))
+    if plan is not None and jax.default_backend() == "cpu":
+        # Twice the scratch: it may get a second place, see ``keep_to_place``.
+        room = sum(plan.needs) + plan.needs.scratch
+        if plan.free is None or room <= USABLE * plan.free:
+            reserve(room)
+        else:
+            give_back_large_blocks()
+    return plan
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of the computation is one of too little memory."""
+    return "out of memory" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def explained(error: Exception, *, width: int, height: int, advice: str = "") -> Exception:
+    """An error of the computation as one of the input, where it is one of too little memory."""
+    if not is_out_of_memory(error):
+        return error
+    return InputError(
+        f"out of memory at {width}x{height} px: choose a smaller --size, {advice}or for L-BFGS a "
+        "smaller --memory-size"
+    )
