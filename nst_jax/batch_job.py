@@ -127,7 +127,7 @@ def run_job(
                 free = free_bytes(devices[0]) if free is None else free
                 process = own_memory() if process is None else process
                 with explaining(shape):
-                    memory = picture_memory(first[1])
+                    memory = picture_memory(first[1], free=free)
                 most = choose_width(job, memory, shape=shape, devices=devices, free=free)
                 width = even_width(most, count=counts[shape[:2]])
                 if memory is not None:

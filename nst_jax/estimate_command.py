@@ -10,9 +10,10 @@ from nst_jax.inputs import check_shape
 from nst_jax.job_inputs import check_size, obtain_weights
 from nst_jax.job_plan import explained
 from nst_jax.memory import free_bytes, in_gib, own_memory
-from nst_jax.memory_plan import Task, choose
+from nst_jax.memory_plan import choose
 from nst_jax.objective import check_learned
 from nst_jax.options import Estimate
+from nst_jax.plan_words import Task
 from nst_jax.problem import check_precision
 from nst_jax.scales import make_scales
 
@@ -45,7 +46,10 @@ def estimate(options: Estimate) -> int:
         shape = (options.styled_regions, height, width)
         controls["content_masks"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     device = jax.local_devices()[0]
-    free = free_bytes(device) if options.memory is None else int(options.memory * 2**30)
+    process = own_memory()
+    free = free_bytes(device)
+    if options.memory is not None:
+        free = max(0, int(options.memory * 2**30) - process)
     task = Task(weights.variables, picture, [picture], config, controls)
     try:
         plan = choose(task, free=free)
@@ -55,7 +59,6 @@ def estimate(options: Estimate) -> int:
         raise InputError(f"XLA does not tell on {device.platform} what a program needs")
 
     needs = plan.needs
-    process = own_memory()
     parts = {
         "program, compiled": process,
         "network's kernels": needs.network,

@@ -30,9 +30,9 @@ from nst_jax.job_records import (
 )
 from nst_jax.loop import Progress
 from nst_jax.memory import own_memory, peak_memory
-from nst_jax.memory_plan import Plan, in_words
 from nst_jax.objective import check_learned
 from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.plan_words import Plan, in_words
 from nst_jax.problem import check_precision
 from nst_jax.progress import progress_display
 from nst_jax.rows import check_rows, divides_rows

@@ -9,8 +9,9 @@ from nst_jax.inputs import as_picture
 from nst_jax.job_records import Job
 from nst_jax.mask_checks import check_guidance
 from nst_jax.memory import USABLE, free_bytes
-from nst_jax.memory_plan import Plan, Task, as_shape, choose
+from nst_jax.memory_plan import as_shape, choose
 from nst_jax.parallel import make_mesh
+from nst_jax.plan_words import Plan, Task
 from nst_jax.rows import rows_mesh
 from nst_jax.weights import Weights
 

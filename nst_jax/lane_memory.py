@@ -5,17 +5,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from nst_jax.allocator import give_back_large_blocks
 from nst_jax.errors import InputError
 from nst_jax.memory import USABLE, LoopMemory, in_gib, loop_memory
-from nst_jax.memory_plan import Plan, in_words
+from nst_jax.plan_words import Plan, in_words
 from nst_jax.problem import Problem
 
 
-def picture_memory(problem: Problem) -> LoopMemory | None:
+def picture_memory(problem: Problem, *, free: int | None = None) -> LoopMemory | None:
     """What the loop of one picture takes, for pictures one after another in one process.
 
     The program is compiled for it. On CPUs scratch counts twice: when it is freed it stays with the
     process, see ``allocator``, and blocks that have got between may keep it from being used again.
+    Where that does not fit, large blocks are given back from now on, and it counts once.
+
+    Args:
+      problem: of the picture.
+      free: from ``memory.free_bytes``; None for no limit.
 
     Returns:
       The ``LoopMemory``, or None where the backend does not tell.
@@ -27,7 +33,11 @@ def picture_memory(problem: Problem) -> LoopMemory | None:
     memory = loop_memory(problem.solver, problem.shape, np.float32, *given)
     if memory is None or jax.default_backend() != "cpu":
         return memory
-    return memory._replace(scratch=2 * memory.scratch)
+    twice = memory._replace(scratch=2 * memory.scratch)
+    if free is None or twice.own <= USABLE * free:
+        return twice
+    give_back_large_blocks()
+    return memory
 
 
 def batch_that_fits(memory: LoopMemory, free: int, *, at_most: int) -> int:

@@ -80,16 +80,20 @@ def loop_memory(
     )
 
 
-def in_gib(count: float) -> str:
+def in_gib(count: float, *, digits: int = 2) -> str:
     """A number of bytes in words.
 
-    >>> in_gib(3.14 * 2**30), in_gib(2**28), in_gib(0)
-    ('3.1 GiB', '0.25 GiB', '0 GiB')
+    Args:
+      count: of bytes.
+      digits: that matter.
+
+    >>> in_gib(3.14 * 2**30), in_gib(2**28), in_gib(0), in_gib(1.234 * 2**30, digits=3)
+    ('3.1 GiB', '0.25 GiB', '0 GiB', '1.23 GiB')
     """
     gib = count / 2**30
     if 0 < gib < 0.095:
-        return f"{1024 * gib:.2g} MiB"
-    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib:.2g} GiB"
+        return f"{1024 * gib:.{digits}g} MiB"
+    return f"{gib:.{digits - 1}f} GiB" if gib >= 1 else f"{gib:.{digits}g} GiB"
 
 
 def free_bytes(device: jax.Device) -> int | None:  # type: ignore[valid-type]

@@ -8,24 +8,22 @@ rounding but for L-BFGS's memory.
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from nst_jax.choices import (
     Choice,
-    choice_in_words,
     config_loss,
     kernel_options,
     make_config_optimizer,
     structure,
 )
-from nst_jax.config import Config
 from nst_jax.convolution import prepare_kernels
-from nst_jax.errors import InputError
 from nst_jax.layers import deepest, stride
-from nst_jax.memory import USABLE, LoopMemory, in_gib, loop_memory, tree_bytes
+from nst_jax.memory import USABLE, LoopMemory, loop_memory, tree_bytes
 from nst_jax.objective import loss_weights, make_loss
+from nst_jax.plan_words import Plan, Task, refusal
 from nst_jax.solver import make_solver
 from nst_jax.tiling import Grid, make_grid
 from nst_jax.types import Solver, Targets, Variables
@@ -36,40 +34,8 @@ MEMORIES = ((20, None), (10, None), (10, "bfloat16"), (5, "bfloat16"))
 # A bound from above: below it nothing needs to be asked of the compiler. Measured: 2.4 kB for the
 # full network, 0.7 kB a region.
 BYTES_PER_PIXEL, BYTES_PER_REGION = 4000, 1000
-
-
-class Plan(NamedTuple):
-    """What a run will need.
-
-    Attributes:
-      choice: how it is computed.
-      needs: what the compiled loop takes.
-      free: bytes that were free for it, or None where that is not known.
-      whole: bytes of the whole picture's run as the settings have it, where it does not fit.
-    """
-
-    choice: Choice
-    needs: LoopMemory
-    free: int | None
-    whole: int | None = None
-
-
-class Task(NamedTuple):
-    """What a plan is made for.
-
-    Attributes:
-      variables: the network's, arrays or shapes.
-      content: the content picture, or its shape.
-      styles: likewise.
-      config: the settings.
-      controls: further keywords of ``Loss.targets``, or their shapes.
-    """
-
-    variables: Variables
-    content: Any
-    styles: Sequence[Any]
-    config: Config
-    controls: dict[str, Any]
+NEAR = 1.1  # of the limit: what is expected to take so much may take less
+SURE = 0.95  # likewise: what is expected to take less than that will hardly take more
 
 
 def as_shape(picture: Any) -> jax.ShapeDtypeStruct:
@@ -107,9 +73,8 @@ def _targets(task: Task, choice: Choice) -> Targets:
 
 def _solver(task: Task, choice: Choice) -> Solver:
     loss = config_loss(task.config, choice)
-    return make_solver(
-        loss, make_config_optimizer(task.config, choice), averaging=task.config.averaging
-    )
+    optimizer = task.optimizer or make_config_optimizer(task.config, choice)
+    return make_solver(loss, optimizer, averaging=task.config.averaging)
 
 
 def measure(task: Task, choice: Choice) -> LoopMemory | None:
@@ -128,6 +93,8 @@ def _state_bytes(task: Task, choice: Choice) -> int:
 
 def fits_surely(task: Task, *, free: int) -> bool:
     """Whether the whole picture fits so easily that nothing needs to be compiled to know it."""
+    if len(task.config.content_layers) > 2 or len(task.config.style_layers) > 6:
+        return False  # their features and differences are more than the bound allows for
     height, width, _ = task.content.shape
     masks = task.controls.get("content_masks")
     regions = 0 if masks is None else len(masks)
@@ -167,57 +134,100 @@ def choose(task: Task, *, free: int | None) -> Plan | None:
     if needed <= limit:
         return Plan(first, wanted, free)
 
-    # State is known at once, and scratch is about that of a window's pixels and some pictures.
+    off: dict[str, float] = {}  # what was measured of tiles and of remat, over what was expected
+    measured: dict[Choice, LoopMemory] = {}
     state_bytes = cache(partial(_state_bytes, task))
     targets_bytes = cache(
         lambda again: tree_bytes(_targets(task, first._replace(recompute_content=again)))
     )
-    # A gradient and its sum over windows; L-BFGS's update has some of its own.
-    pictures = 6 if task.config.optimizer.startswith("lbfgs") else 2
-    beside = pictures * task.content.size * task.content.dtype.itemsize
-    measured: dict[Choice, LoopMemory] = {}
-    off, sparing = 1.0, math.inf
-    last = list(_alternatives(task))[-1]  # measured before anything is refused
-    for choice in _alternatives(task):
+
+    def expect(choice: Choice, shape: Sequence[int]) -> LoopMemory:
+        """State and targets are known at once; scratch is that of a window's pixels, about."""
+        ratio = math.prod(shape[:2]) / math.prod(task.content.shape[:2])
+        scratch = _scratch(task, choice, shape, whole=wanted.scratch) * off.get(_kind(choice), 1)
+        parts = ratio * state_bytes(choice), ratio * targets_bytes(choice.recompute_content)
+        return LoopMemory(wanted.network, *map(int, (*parts, scratch)))
+
+    alternatives, sparing = list(_alternatives(task)), math.inf
+    ends = _ends(alternatives)
+    for choice in alternatives:
         # Scratch hardly depends on the number of pairs, but may on their type.
-        way = choice._replace(memory_size=None)
-        share = _window_share(task, choice)
-        scratch = int(share * wanted.scratch) + beside * bool(choice.tile)
-        expected = LoopMemory(
-            wanted.network,
-            state_bytes(choice),
-            targets_bytes(choice.recompute_content),
-            int(off * scratch),
-        )
+        way, kind = choice._replace(memory_size=None), _kind(choice)
+        expected = expect(choice, task.content.shape)
         if way == first:
             expected = expected._replace(scratch=wanted.scratch)
         elif way in measured:
             expected = measured[way]._replace(state=expected.state)
-        elif sum(expected) <= limit or choice == last:
+        elif sum(expected) <= NEAR * limit or choice in ends:
             found = measure(task, choice)
             assert found is not None  # or the first would have been None, too
-            off = found.scratch / scratch
+            off[kind] = found.scratch / max(1, _scratch(task, choice, whole=wanted.scratch))
             measured[way] = expected = found
         if way in (first, *measured) and sum(expected) <= limit:
             return Plan(choice, expected, free, whole=needed)
         sparing = min(sparing, sum(expected))
-    raise _refusal(task, wanted, sparing, limit=int(limit))
+
+    def fits(shape: tuple[int, int]) -> bool:
+        ways = _alternatives(task._replace(content=jax.ShapeDtypeStruct((*shape, 3), "float32")))
+        return any(sum(expect(choice, shape)) <= SURE * limit for choice in ways)
+
+    longer, other = max(task.content.shape[:2]), min(task.content.shape[:2])
+    sizes = (int(longer * 0.97**power) for power in range(1, 400))
+    scaled = {size: _shape_at(task, size) for size in sizes if size * other >= 64 * longer}
+    fitting = next((size for size, shape in scaled.items() if fits(shape)), None)
+    raise refusal(task, last=alternatives[-1], needed=sparing, limit=int(limit), fitting=fitting)
 
 
-def _window_share(task: Task, choice: Choice) -> float:
-    """A window's part of the picture; the whole, with activations computed twice, as on CPUs."""
+def _shape_at(task: Task, size: int) -> tuple[int, int]:
+    """Height and width of the task's picture at another longer side."""
+    height, width = task.content.shape[:2]
+    ratio = size / max(height, width)
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+
+def _kind(choice: Choice) -> str:
+    """What has a factor of its own between what is expected and what is measured."""
+    return "tile" if choice.tile else "remat" if choice.remat else "whole"
+
+
+def _ends(alternatives: Sequence[Choice]) -> set[Choice]:
+    """The first and the last way of each kind: they are measured, whatever is expected."""
+
+    def kind(choice: Choice) -> tuple[str, bool]:
+        return _kind(choice), choice.recompute_content
+
+    lasts = {kind(choice): choice for choice in alternatives}
+    firsts = {kind(choice): choice for choice in reversed(alternatives)}
+    return {*lasts.values(), *firsts.values()}
+
+
+def _scratch(
+    task: Task, choice: Choice, shape: Sequence[int] | None = None, *, whole: int
+) -> float:
+    """Scratch memory that is expected, of a picture of the task's shape or another one.
+
+    Args:
+      task, choice: what is computed, and how.
+      shape: of the picture, by default the task's.
+      whole: bytes for the task's whole picture.
+    """
+    own = task.content.shape[:2]
+    height, width = own if shape is None else shape[:2]
+    per_pixel = whole / math.prod(own)
     if not choice.tile:
-        return 0.8 if choice.remat else 1.0
-    height, width, _ = task.content.shape
-    grid = grid_of(task, choice)
-    return grid.size[0] * grid.size[1] / (height * width)
+        return per_pixel * height * width * (0.8 if choice.remat else 1)
+    picture = jax.ShapeDtypeStruct((height, width, 3), task.content.dtype)
+    window = grid_of(task._replace(content=picture), choice).size
+    # A gradient and its sum over windows; L-BFGS's update has some of its own.
+    pictures = 6 if task.config.optimizer.startswith("lbfgs") else 2
+    return per_pixel * math.prod(window) + pictures * picture.size * picture.dtype.itemsize
 
 
 def _alternatives(task: Task) -> Iterator[Choice]:
     """Ways to compute a run that need less than the settings' own, the quickest first."""
     config, first = task.config, given_choice(task)
     memories: list[tuple[int | None, str | None]] = [(None, None)]
-    if config.optimizer == "lbfgs":
+    if config.optimizer == "lbfgs" and task.optimizer is None:
         # More pairs than steps are never there.
         pairs = min(config.memory_size or 100, config.steps)
         memories = [(pairs, None), *((m, dtype) for m, dtype in MEMORIES if m < pairs)]
@@ -243,59 +253,3 @@ def _alternatives(task: Task) -> Iterator[Choice]:
     if not tiles:
         for pairs, dtype in memories:
             yield wholes[-1]._replace(memory_size=pairs, memory_dtype=dtype)
-
-
-def _refusal(task: Task, wanted: LoopMemory, sparing: float, *, limit: int) -> InputError:
-    """The error for a picture that does not fit in any way, with the size that would."""
-    height, width, _ = task.content.shape
-    config, last = task.config, list(_alternatives(task))[-1]
-    # What grows with the picture: without tiles all but the network.
-    growing = sparing - wanted.network
-    if last.tile:
-        growing = _state_bytes(task, last) + tree_bytes(_targets(task, last))
-        growing += 2 * task.content.size * task.content.dtype.itemsize
-    room = (limit - (sparing - growing)) / growing
-    size = int(0.97 * max(height, width) * math.sqrt(max(0.0, room)))
-    ways = {
-        "adam": config.optimizer != "adam",
-        "precision bfloat16": config.precision != "bfloat16",
-        "tile auto": not last.tile,
-    }
-    others = [name for name, new in ways.items() if new]
-    advice = f"a longer side of about {size} px would fit"
-    if size < 64:
-        advice = "choose a smaller size, or a device with more memory"
-    return InputError(
-        f"a picture of {width}x{height} px needs about {in_gib(sparing / USABLE)}"
-        + (" even in small tiles" if last.tile else "")
-        + f", {in_gib(limit / USABLE)} are free: {advice}"
-        + (f"; {' and '.join(others)} would need less" if others else "")
-    )
-
-
-def in_words(plan: Plan, *, shape: Sequence[int], process: int = 0, pictures: int = 1) -> str:
-    """A plan in one line.
-
-    Args:
-      plan: from ``choose``.
-      shape: of the picture, ``[H, W, 3]``.
-      process: bytes that the process has already, where these are of the same memory.
-      pictures: how many the plan is for.
-    """
-    needs, choice = plan.needs, plan.choice
-    parts = {
-        "program": process,
-        "network": needs.network,
-        "targets": needs.targets,
-        "picture and optimiser": needs.state,
-        "activations": needs.scratch,
-    }
-    listed = ", ".join(f"{name} {in_gib(size)}" for name, size in parts.items() if size)
-    where = "" if plan.free is None else f" of {in_gib(plan.free + process)}"
-    together = f", {pictures} pictures at once" if pictures > 1 else ""
-    return (
-        f"{shape[1]}x{shape[0]} px{together}: "
-        f"about {in_gib(sum(needs) + process)} ({listed}){where}; "
-        f"{choice_in_words(choice)}"
-        + (f", as the usual way would need {in_gib(plan.whole + process)}" if plan.whole else "")
-    )

@@ -137,7 +137,8 @@ class Estimate:
       content: The content picture; only its proportions matter.
       size: Longer side of the result in pixels.
       styled_regions: Number of regions with a style of their own, as by --content-mask.
-      memory: Plan for a device with so many free GiB in place of this one.
+      memory: Plan for a device or container with so many GiB in place of what is free here. On
+        CPUs the program itself takes some of them.
       run: Settings and weights.
     """
 

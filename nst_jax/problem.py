@@ -23,9 +23,10 @@ from nst_jax.inputs import as_picture, check_initial, check_pictures, initial_im
 from nst_jax.layers import TAPS
 from nst_jax.mask_checks import check_guidance
 from nst_jax.memory import free_bytes
-from nst_jax.memory_plan import Task, choose, fits_surely, given_choice, grid_of
+from nst_jax.memory_plan import choose, fits_surely, given_choice, grid_of
 from nst_jax.objective import as_sequence, check_learned, loss_weights, of_luminance
 from nst_jax.parallel import replicate
+from nst_jax.plan_words import Task
 from nst_jax.rows import check_rows, divides_rows, picture_sharding, targets_shardings
 from nst_jax.shares import check_blend
 from nst_jax.solver import make_solver
@@ -148,9 +149,8 @@ def make_problem(
     else:
         check_learned(variables, config.loss)
         if choice is None:
-            task = Task(variables, content, styles, config, given)
-            known = optimizer is None
-            choice = _choose(task, free, known) if mesh is None else _on_mesh(task, mesh)
+            task = Task(variables, content, styles, config, given, optimizer)
+            choice = _choose(task, free) if mesh is None else _on_mesh(task, mesh)
         if by_rows and choice.tile:
             raise InputError("tiles are cut out of whole pictures, not of divided rows")
         loss = config_loss(config, choice, mesh=None if by_rows else mesh)
@@ -198,16 +198,34 @@ def make_problem(
     return Problem(solver, kernels, targets, initial, content.shape, finish, choice)
 
 
-def _choose(task: Task, free: int | None, known: bool) -> Choice:
+def find_choice(
+    variables: Variables,
+    content: Any,
+    styles: Sequence[Any],
+    *,
+    config: Config,
+    optimizer: optax.GradientTransformation | None,
+    free: int | None,
+    **masks: Any,
+) -> Choice:
+    """How ``make_problem`` would compute a picture; the arguments are the same.
+
+    Raises:
+      InputError: where it does not fit into the memory.
+    """
+    controls = check_guidance(content, styles, config=config.loss, **masks)
+    return _choose(Task(variables, content, styles, config, controls, optimizer), free)
+
+
+def _choose(task: Task, free: int | None) -> Choice:
     """How to compute what the settings leave to the memory's room.
 
     Args:
       task: of one size.
       free: bytes, by default what the device has now.
-      known: whether the optimiser is the config's; of another one's state nothing is known.
     """
     free = free_bytes(jax.local_devices()[0]) if free is None else free
-    if not known or free is None or fits_surely(task, free=free):
+    if free is None or fits_surely(task, free=free):
         return given_choice(task)
     plan = choose(task, free=free)
     return given_choice(task) if plan is None else plan.choice

@@ -195,7 +195,7 @@ def tell(problem: Problem, *, lanes: int, free: int | None, process: int) -> Non
     Raises:
       InputError: where it does not fit, with the number of lanes that would.
     """
-    one = picture_memory(problem)
+    one = picture_memory(problem, free=free)
     if one is None:
         return
     # The targets are there once. On CPUs the pictures take their chunks of steps in turn.

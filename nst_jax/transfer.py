@@ -6,6 +6,7 @@ have; the result is neither clipped nor rounded.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from nst_jax.memory import free_bytes
 from nst_jax.objective import as_sequence
 from nst_jax.optimizers import set_learning_rate
 from nst_jax.parallel import replicate
-from nst_jax.problem import Problem, make_problem, start
+from nst_jax.problem import Problem, find_choice, make_problem, start
 from nst_jax.pyramid import rescale_moments, resize
 from nst_jax.rows import divides_rows, start_rows, state_shardings
 from nst_jax.scales import (
@@ -136,17 +137,25 @@ def stylize(
     pictures = [as_picture(style) for style in as_sequence(styles)]
     inputs = Inputs(as_picture(content), pictures, content_masks, style_masks, keep)
     init = None if init is None else as_picture(init)
+    if mesh is not None and divides_rows(mesh) and mesh.shape.get("data", 1) > 1:
+        raise InputError("a mesh with lanes is for stylize_batch: leave out lanes for one picture")
     layers = TAPS if loss else ()  # an objective of one's own may ask for any
     check_inputs(inputs, config=config, init=init, mesh=mesh, layers=layers)
     scales = make_scales(inputs.content.shape, config=config, mesh=mesh, layers=layers)
     # Once, for what a scale leaves free stays with the process.
     free, stopped = free_bytes(jax.local_devices()[0]), False
 
+    if len(scales) > 1 and choice is None and mesh is None and loss is None:
+        # Before the first scale takes a step.
+        given = inputs._asdict() | {"optimizer": optimizer, "free": free}
+        choice = find_choice(variables, config=config, **given)
+
     def make(scale: Scale, **options: Any) -> Problem:
+        own = replace(config, steps=scale.steps)
         given = at_scale(inputs, shape=scale.shape, config=config)._asdict() | options
         given |= {"blend": blend, "region_weights": region_weights, "mesh": mesh, "free": free}
         try:
-            return make_problem(variables, config=config, loss=loss, optimizer=optimizer, **given)
+            return make_problem(variables, config=own, loss=loss, optimizer=optimizer, **given)
         except InputError as error:
             if scale == scales[-1]:
                 raise

@@ -29,6 +29,7 @@ LEVELS = [
     {"loop", "parallel"},
     {"memory"},
     {"choices"},
+    {"plan_words"},
     {"memory_plan"},
     {"problem", "scales"},
     {"transfer"},

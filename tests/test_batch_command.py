@@ -351,7 +351,9 @@ class TestCompilation:
 
         monkeypatch.setattr(batch_job, "stylize_lanes", together)
         monkeypatch.setattr(batch_job, "choose_width", lambda *_, **__: 4)
-        monkeypatch.setattr(batch_job, "picture_memory", lambda _: None)  # traces that of one
+        monkeypatch.setattr(
+            batch_job, "picture_memory", lambda *_, **__: None
+        )  # traces that of one
         use_devices(monkeypatch, devices)
         assert run("many", style=style, pair=pair, **self.SMALL).code == 0
         assert len(traces) == 1
@@ -1050,7 +1052,9 @@ class TestMemory:
         for seed, name in enumerate("de"):
             save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed + 4))
         use_devices(monkeypatch, 4)
-        monkeypatch.setattr(batch_job, "picture_memory", lambda _: LoopMemory(0, 2**30, 0, 0))
+        monkeypatch.setattr(
+            batch_job, "picture_memory", lambda *_, **__: LoopMemory(0, 2**30, 0, 0)
+        )
         monkeypatch.setattr(batch_job, "free_bytes", lambda device: int((fit + 0.5) * 2**30 / 0.85))
         found = spy_widths(monkeypatch)
         code, _, err = run()
@@ -1063,7 +1067,7 @@ class TestMemory:
     def test_unknown(self, run, monkeypatch):
         """Where neither the memory nor the need of it is known."""
         monkeypatch.setattr(batch_job, "free_bytes", lambda device: None)
-        monkeypatch.setattr(batch_job, "picture_memory", lambda _: None)
+        monkeypatch.setattr(batch_job, "picture_memory", lambda *_, **__: None)
         widths = spy_widths(monkeypatch)
         code, _, err = run()
         assert code == 0 and widths == [2, 1] and "about" not in err

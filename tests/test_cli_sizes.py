@@ -114,8 +114,7 @@ class TestEstimate:
 
     def test_a_smaller_memory(self, estimate, monkeypatch):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
-        # Or in a process of many gibibytes its size is rounded to more than all else.
-        monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)
+        monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)  # this process is large
         options = {"size": 300, "steps": 30}
         whole, _ = gib(estimate(**options).out)
         assert whole["together"] > 0.85 * 0.09
@@ -134,8 +133,15 @@ class TestEstimate:
         code, out, _ = estimate(memory=0.03, **adam, **options)
         assert code == 0 and gib(out)[1][-1] == "computed as: the whole picture"
 
+    def test_the_program_takes_its_part(self, estimate, desk, monkeypatch):
+        monkeypatch.setattr(estimate_command, "own_memory", lambda: GIB // 2)
+        figures, _ = gib(estimate(memory=1).out)
+        assert figures["program, compiled"] == 0.5 and figures["of"] == 1
+        check_refused(desk, "0 GiB are free", lambda: estimate(memory=0.4))
+
     def test_what_does_not_fit(self, estimate, desk, monkeypatch):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
+        monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)
         match = r"300x225 px needs about .*, 12 MiB are free: a longer side of about \d+ px would"
         check_refused(desk, match, lambda: estimate(size=300, memory=12 / 1024))
         match = "1 MiB are free: choose a smaller size"

@@ -10,6 +10,7 @@ import pytest
 from conftest import smooth_picture
 from test_transfer import count_traces
 
+from nst_jax import transfer
 from nst_jax.choices import Choice
 from nst_jax.config import Config
 from nst_jax.errors import InputError
@@ -71,6 +72,20 @@ def by_hand(variables, config, *, content=CONTENT, styles=STYLES[:1], init=None,
             if config.optimizer == "adam":
                 moments = rescale_moments(state.opt_state, old_shape=shape, new_shape=SHAPES[1])
     return losses, problem.finish(state.best_image)
+
+
+def test_what_does_not_fit_ends_before_the_first_scale(variables, monkeypatch):
+    monkeypatch.setattr(transfer, "free_bytes", lambda device: 200_000)
+    seen = []
+    config = replace(ADAM, min_size=8, scale_factor=2.0)
+    with pytest.raises(InputError, match="^a picture of 32x24 px needs about"):
+        stylize(variables, CONTENT, STYLES[:1], config=config, callback=seen.append)
+    assert not seen
+
+
+def test_a_mesh_of_lanes_is_for_batches(variables):
+    with pytest.raises(InputError, match="lanes is for stylize_batch"):
+        stylize(variables, CONTENT, STYLES[:1], config=alone(ADAM), mesh=rows_mesh(lanes=2))
 
 
 CASES = {

@@ -531,7 +531,7 @@ class TestMemory:
 
     @pytest.mark.parametrize("lanes, free", [(3, 350), (2, 250), (1, 150)])
     def test_more_lanes_than_fit(self, run, desk, monkeypatch, lanes, free):
-        monkeypatch.setattr(sweep_command, "picture_memory", lambda _: self.one)
+        monkeypatch.setattr(sweep_command, "picture_memory", lambda *_, **__: self.one)
         monkeypatch.setattr(sweep_command, "free_bytes", lambda device: int(free / USABLE) + 1)
         weights = ",".join(map(str, range(1, lanes + 2)))
         assert run(f"style_weight={weights}", lanes=lanes, output="some.png").code == 0
@@ -542,7 +542,7 @@ class TestMemory:
         assert re.fullmatch(rf"{said}: choose --lanes {lanes}\n", err)
 
     def test_not_even_one_fits(self, run, desk, monkeypatch):
-        monkeypatch.setattr(sweep_command, "picture_memory", lambda _: self.one)
+        monkeypatch.setattr(sweep_command, "picture_memory", lambda *_, **__: self.one)
         monkeypatch.setattr(sweep_command, "free_bytes", lambda device: 100)
         before = listing(desk)
         code, out, err = run("style_weight=1,100")
@@ -550,7 +550,7 @@ class TestMemory:
         assert err.startswith("nst-jax: error: a picture of 32x24 px needs about ")
 
     def test_unknown(self, run, monkeypatch):
-        monkeypatch.setattr(sweep_command, "picture_memory", lambda _: None)
+        monkeypatch.setattr(sweep_command, "picture_memory", lambda *_, **__: None)
         code, _, err = run("style_weight=1,100")
         assert code == 0 and "about" not in err
 
