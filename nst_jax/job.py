@@ -76,6 +76,13 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     if plan is not None:
         words = in_words(plan, shape=job.content.shape, process=process)
     print(f"nst-jax: {words}", file=sys.stderr)
+    if job.config.min_size is not None and len(scales) == 1:
+        height, width = scales[0].shape
+        print(
+            f"nst-jax: min_size {job.config.min_size} leaves no scale before the last of "
+            f"{width}x{height} px",
+            file=sys.stderr,
+        )
 
     result, frames = optimise(
         job,

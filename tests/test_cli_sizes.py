@@ -268,6 +268,14 @@ class TestScales:
         assert err.splitlines()[0].startswith("nst-jax: 32x24 px: about ")
         assert "step 7/7" in err.splitlines()[-1]
 
+    @pytest.mark.parametrize("min_size, told", [(None, 0), (16, 0), (32, 1), (64, 1)])
+    def test_no_scale_before_the_last(self, run, min_size, told):
+        code, _, err = run(**ADAM, min_size=min_size)
+        line = f"nst-jax: min_size {min_size} leaves no scale before the last of 32x24 px"
+        assert code == 0 and err.splitlines().count(line) == told == err.count("min_size")
+        assert not told or err.splitlines()[1] == line
+        assert (len(record()["scales"]) == 1) == (min_size != 16)
+
     @pytest.mark.parametrize(
         "command, name",
         [
