@@ -444,10 +444,8 @@ class TestSpread:
     @pytest.mark.parametrize(
         "options, match",
         [
-            ({"spread": "rows", "tile": 64}, "tile is 64, but tiles are cut out of whole pictures"),
+            ({"spread": "rows", "tile": 64}, "tile is 64, but .* among the devices \\(--spread"),
             ({"spread": "rows", "convolution": "winograd"}, "winograd"),
-            ({"spread": "tiles", "tile": "off"}, "without tiles there is nothing to divide"),
-            ({"spread": "tiles", "remat": "on"}, "without tiles there is nothing to divide"),
         ],
     )
     def test_what_does_not_go_together(self, run, desk, options, match):
@@ -456,6 +454,19 @@ class TestSpread:
         code, out, err = run(size=80, **ADAM, **options)
         assert (code, out) == (2, "") and listing(desk) == before
         assert re.search(match, err.splitlines()[-1])
+
+    @pytest.mark.parametrize(
+        "options, flags",
+        [
+            ({"tile": "off"}, "--tile off"),
+            ({"remat": "on"}, "--remat on"),
+            ({"tile": "off", "remat": "on"}, "--tile off and --remat on"),
+        ],
+    )
+    def test_tiles_without_tiles(self, run, desk, options, flags):
+        """Refused before anything else is said."""
+        match = f"--spread tiles divides tiles .* with {flags} there are none: leave out {flags}, "
+        check_refused(desk, match, lambda: run(**ADAM, spread="tiles", **options))
 
     def test_coarse_to_fine_by_rows(self, run, desk):
         save_image("content.png", smooth_picture(64, 80, seed=1))
