@@ -426,7 +426,7 @@ class TestSpread:
         same("out.png", "alone.png")
         found = record()
         assert found["settings"]["spread"] == spread
-        assert found["memory"]["estimated_bytes"] is None
+        assert found["memory"]["estimated_bytes"] is None and found["timing"]["plan_s"] == 0
         (scale,) = found["scales"]
         computed = {"rows": "the whole picture", "tiles": "tiles of 128 px"}
         assert scale["computed"] == computed[spread]
