@@ -108,7 +108,8 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     except OSError as error:
         raise not_written(error, job.output) from None
     if result.status != "done":
-        print(f"nst-jax: {closing_words(result)}", file=sys.stderr)
+        told = closing_words(result, averaging=job.config.averaging)
+        print(f"nst-jax: {told}", file=sys.stderr)
     print(job.output)
     return EXIT_CODES[result.status]
 

@@ -344,6 +344,13 @@ class TestScales:
         assert code == 130 and err.endswith("step 5: wrote the best picture so far\n")
         assert [scale["steps"] for scale in record()["scales"]] == [4, 1]
 
+    @pytest.mark.parametrize("step, scaled", [(2, ", enlarged from 16x12 px"), (5, "")])
+    def test_stopped_with_an_average(self, run, press, step, scaled):
+        press(step)
+        code, _, err = run(**ADAM | COARSE | {"scale_steps": 4}, averaging=0.5, save_every=1)
+        last = f"nst-jax: stopped at step {step}: wrote the average so far{scaled}"
+        assert code == 130 and err.splitlines()[-1] == last
+
     def test_diverged_at_a_coarse_scale(self, run):
         code, _, err = run(**ADAM | COARSE | {"steps": 3}, learning_rate=1e30)
         assert code == 1 and "diverged at step 2" in err.splitlines()[-1]
