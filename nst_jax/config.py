@@ -194,7 +194,11 @@ def _is_count(value: object) -> bool:
 def _check_scales(config: Config) -> None:
     """Check what concerns the sizes of the scales and their steps."""
     if not 1.05 <= config.scale_factor <= FLOAT32_MAX:  # each scale is compiled for itself
-        raise InputError(f"scale_factor is {config.scale_factor}: expected a number from 1.05 on")
+        raise InputError(
+            f"scale_factor is {config.scale_factor}: expected a finite number from 1.05 on"
+        )
+    if config.scale_factor != Config.scale_factor and config.min_size is None:
+        raise InputError("scale_factor has no meaning for one scale: name its coarsest by min_size")
     if not isinstance(config.scale_steps, tuple) or not all(map(_is_count, config.scale_steps)):
         raise InputError(f"scale_steps is {config.scale_steps}: expected whole numbers, 1 or more")
     if config.scale_steps and config.min_size is None:

@@ -34,7 +34,7 @@ from nst_jax.objective import check_learned
 from nst_jax.options import RunOptions, WatchOptions
 from nst_jax.plan_words import Plan, in_words
 from nst_jax.problem import check_precision
-from nst_jax.progress import progress_display
+from nst_jax.progress import planning_display, progress_display
 from nst_jax.rows import check_rows, divides_rows
 from nst_jax.scales import make_scales
 from nst_jax.transfer import Result, stylize
@@ -67,15 +67,25 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     scales = make_scales(job.content.shape, config=job.config, mesh=mesh)
     use_compilation_cache()  # only now: bad input leaves nothing behind
     load_s = time.perf_counter() - started
+    planned = time.perf_counter()
     try:
-        plan, process = None if mesh is not None else make_plan(job, weights), own_memory()
+        with planning_display():
+            plan, process = None if mesh is not None else make_plan(job, weights), own_memory()
     except jax.errors.JaxRuntimeError as error:
         raise explained(error, width=job.content.shape[1], height=job.content.shape[0]) from None
+    plan_s = 0.0 if mesh is not None else time.perf_counter() - planned
     words = f"{job.content.shape[1]}x{job.content.shape[0]} px: what it needs of the memory is not "
     words += "planned on several devices" if mesh is not None else "told here"
     if plan is not None:
         words = in_words(plan, shape=job.content.shape, process=process)
     print(f"nst-jax: {words}", file=sys.stderr)
+    if job.config.min_size is not None and len(scales) == 1:
+        height, width = scales[0].shape
+        print(
+            f"nst-jax: min_size {job.config.min_size} leaves no scale before the last of "
+            f"{width}x{height} px",
+            file=sys.stderr,
+        )
 
     result, frames = optimise(
         job,
@@ -90,7 +100,7 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     record = make_record(job, weights, result, run=run)
     estimated = None if plan is None else {"program": process} | plan.needs._asdict()
     record["memory"] = {"estimated_bytes": estimated, "peak_bytes": peak_memory()}
-    record["timing"] = {"load_s": load_s} | result.timing
+    record["timing"] = {"load_s": load_s, "plan_s": plan_s} | result.timing
     try:
         write_pictures(record, result.image, job=job, watch=watch, frames=frames)
         record["timing"]["total_s"] = time.perf_counter() - started
@@ -98,7 +108,8 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     except OSError as error:
         raise not_written(error, job.output) from None
     if result.status != "done":
-        print(f"nst-jax: {closing_words(result)}", file=sys.stderr)
+        told = closing_words(result, averaging=job.config.averaging)
+        print(f"nst-jax: {told}", file=sys.stderr)
     print(job.output)
     return EXIT_CODES[result.status]
 

@@ -4,6 +4,7 @@ import jax
 from jax.sharding import Mesh
 
 from nst_jax.allocator import give_back_large_blocks, reserve
+from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture
 from nst_jax.job_records import Job
@@ -16,11 +17,11 @@ from nst_jax.rows import rows_mesh
 from nst_jax.weights import Weights
 
 
-def make_mesh_of(spread: str | None) -> Mesh | None:
+def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
     """The mesh of all devices that a way to divide a picture wants.
 
     Raises:
-      InputError: where there is one device only.
+      InputError: where there is one device only; for tiles with settings that leave none.
     """
     if spread is None:
         return None
@@ -29,7 +30,16 @@ def make_mesh_of(spread: str | None) -> Mesh | None:
             f"spread {spread} divides a picture among several devices, and there is one only: "
             "leave it out"
         )
-    return rows_mesh() if spread == "rows" else make_mesh()
+    if spread == "rows":
+        return rows_mesh()
+    without = ["--tile off"] * (config.tile == "off") + ["--remat on"] * (config.remat == "on")
+    if without:
+        flags = " and ".join(without)
+        raise InputError(
+            f"--spread tiles divides tiles among the devices, and with {flags} there are none: "
+            f"leave out {flags}, or take --spread rows"
+        )
+    return make_mesh()
 
 
 def make_plan(job: Job, weights: Weights) -> Plan | None:

@@ -77,14 +77,15 @@ def write_pictures(
         report.write_plot(watch.plot, record["history"])
 
 
-def closing_words(result: Result) -> str:
-    """What to tell of a run that did not end as asked."""
+def closing_words(result: Result, *, averaging: float = 0.0) -> str:
+    """What to tell of a run, with this ``averaging``, that did not end as asked."""
     step = len(result.history.loss)
     if result.status == "stopped":
         height, width = result.scales[-1].shape
         coarse = (height, width) != result.image.shape[:2]
         scaled = f", enlarged from {width}x{height} px" if coarse else ""
-        return f"stopped at step {step}: wrote the best picture so far{scaled}"
+        picture = "the average" if averaging else "the best picture"
+        return f"stopped at step {step}: wrote {picture} so far{scaled}"
     picture = "the best picture before that"
     if not np.isfinite(result.loss):
         picture = "the initial picture, as none had a finite loss"

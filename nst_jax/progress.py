@@ -12,6 +12,17 @@ from nst_jax.loop import Progress
 
 
 @contextmanager
+def planning_display() -> Iterator[None]:
+    """Say on a terminal, while it is so, that a run is being planned."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("planning"):
+        yield
+
+
+@contextmanager
 def progress_display(steps: int) -> Iterator[Callable[[Progress], None]]:
     """Give a function that shows a ``Progress``.
 

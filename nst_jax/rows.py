@@ -92,7 +92,8 @@ def check_rows(
     if isinstance(config.tile, int):
         raise InputError(
             f"tile is {config.tile}, but tiles are cut out of whole pictures, which are divided by "
-            "rows here: use tile off, or a mesh of tiles"
+            "rows here: use tile off, or divide the tiles among the devices (--spread tiles, in "
+            "Python a mesh of make_mesh)"
         )
     if config.optimizer == "lbfgs-linesearch" and mesh.shape.get("data", 1) > 1:
         raise InputError(

@@ -106,10 +106,14 @@ def make_scales(
             "shallower layers"
         )
     given = config.scale_steps or (config.steps,)
-    if len(config.scale_steps) > len(shapes) - 1:
+    before = len(shapes) - 1
+    if len(config.scale_steps) > before:
+        numbers = "1 number" if len(given) == 1 else f"{len(given)} numbers"
+        come = {0: "no scale comes", 1: "only 1 scale comes"}
         raise InputError(
-            f"scale_steps has {len(given)} numbers, but only {len(shapes) - 1} scales come before "
-            "the last: give fewer, or choose a smaller min_size"
+            f"scale_steps has {numbers}, but {come.get(before, f'only {before} scales come')} "
+            f"before the last: {'give fewer' if before else 'leave it out'}, or choose a smaller "
+            "min_size"
         )
     steps = [given[min(index, len(given) - 1)] for index in range(len(shapes) - 1)]
     return [Scale(*pair) for pair in zip(shapes, [*steps, config.steps], strict=True)]

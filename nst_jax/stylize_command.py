@@ -40,7 +40,7 @@ def stylize(options: Stylize) -> int:
     check_size(options.size)
     check_region_options(options.regions, options.styles, config=config)
     inputs = [options.content, *style_files(options.styles, options.regions)]
-    mesh = make_mesh_of(options.spread)
+    mesh = make_mesh_of(options.spread, config=config)
     if options.size > LARGE:
         check_room(picture_shape(options.content, size=options.size))
     steps = steps_of(options.content, size=options.size, config=config, mesh=mesh)

@@ -66,6 +66,8 @@ def combinations(
             f"--over asks for {count} pictures: expected at most {MAX_COMBINATIONS}; leave out "
             "some values"
         )
+    if "scale_factor" in swept and config.min_size is None and "min_size" not in swept:
+        raise InputError("--over scale_factor has no effect without min_size: leave it out")
     words = itertools.product(*swept.values())
     values = itertools.product(*parsed.values())
     result = [
@@ -78,8 +80,6 @@ def combinations(
         )
         for texts, numbers in zip(words, values, strict=True)
     ]
-    if "scale_factor" in swept and all(item.config.min_size is None for item in result):
-        raise InputError("--over scale_factor has no effect without min_size: leave it out")
     inits = {item.config.init for item in result}
     for name in swept:
         needed = {"blend"} if name == "noise_ratio" else {"noise", "blend"}

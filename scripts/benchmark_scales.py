@@ -39,7 +39,8 @@ def compare(run, config: Config) -> tuple[Result, Result, float]:
     """The results from coarse to fine and at one scale, and the seconds that each took."""
     clock = Clock()
     coarse = run(config=config, callback=clock)
-    alone = replace(config, min_size=None, scale_steps=(), steps=100_000)
+    one = {"min_size": None, "scale_factor": Config.scale_factor, "scale_steps": ()}
+    alone = replace(config, steps=100_000, **one)
     fine = run(config=alone, callback=Clock(clock.seconds))
     return coarse, fine, clock.seconds
 

@@ -150,7 +150,7 @@ class TestResult:
         assert found["status"] == "done" and found["steps"] == found["evaluations"] == 5
 
         timing = found["timing"]
-        assert set(timing) == {"load_s", "compile_s", "steps_s", "total_s"}
+        assert set(timing) == {"load_s", "plan_s", "compile_s", "steps_s", "total_s"}
         assert min(timing.values()) > 0
         assert sum(timing.values()) - timing["total_s"] <= timing["total_s"] <= elapsed
 

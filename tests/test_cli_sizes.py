@@ -274,6 +274,14 @@ class TestScales:
         assert err.splitlines()[0].startswith("nst-jax: 32x24 px: about ")
         assert "step 7/7" in err.splitlines()[-1]
 
+    @pytest.mark.parametrize("min_size, told", [(None, 0), (16, 0), (32, 1), (64, 1)])
+    def test_no_scale_before_the_last(self, run, min_size, told):
+        code, _, err = run(**ADAM, min_size=min_size)
+        line = f"nst-jax: min_size {min_size} leaves no scale before the last of 32x24 px"
+        assert code == 0 and err.splitlines().count(line) == told == err.count("min_size")
+        assert not told or err.splitlines()[1] == line
+        assert (len(record()["scales"]) == 1) == (min_size != 16)
+
     @pytest.mark.parametrize(
         "command, name",
         [
@@ -341,6 +349,13 @@ class TestScales:
         code, _, err = run(**ADAM | COARSE | {"scale_steps": 4}, save_every=1)
         assert code == 130 and err.endswith("step 5: wrote the best picture so far\n")
         assert [scale["steps"] for scale in record()["scales"]] == [4, 1]
+
+    @pytest.mark.parametrize("step, scaled", [(2, ", enlarged from 16x12 px"), (5, "")])
+    def test_stopped_with_an_average(self, run, press, step, scaled):
+        press(step)
+        code, _, err = run(**ADAM | COARSE | {"scale_steps": 4}, averaging=0.5, save_every=1)
+        last = f"nst-jax: stopped at step {step}: wrote the average so far{scaled}"
+        assert code == 130 and err.splitlines()[-1] == last
 
     def test_diverged_at_a_coarse_scale(self, run):
         code, _, err = run(**ADAM | COARSE | {"steps": 3}, learning_rate=1e30)
@@ -424,7 +439,7 @@ class TestSpread:
         same("out.png", "alone.png")
         found = record()
         assert found["settings"]["spread"] == spread
-        assert found["memory"]["estimated_bytes"] is None
+        assert found["memory"]["estimated_bytes"] is None and found["timing"]["plan_s"] == 0
         (scale,) = found["scales"]
         computed = {"rows": "the whole picture", "tiles": "tiles of 128 px"}
         assert scale["computed"] == computed[spread]
@@ -442,10 +457,8 @@ class TestSpread:
     @pytest.mark.parametrize(
         "options, match",
         [
-            ({"spread": "rows", "tile": 64}, "tile is 64, but tiles are cut out of whole pictures"),
+            ({"spread": "rows", "tile": 64}, "tile is 64, but .* among the devices \\(--spread"),
             ({"spread": "rows", "convolution": "winograd"}, "winograd"),
-            ({"spread": "tiles", "tile": "off"}, "without tiles there is nothing to divide"),
-            ({"spread": "tiles", "remat": "on"}, "without tiles there is nothing to divide"),
         ],
     )
     def test_what_does_not_go_together(self, run, desk, options, match):
@@ -454,6 +467,19 @@ class TestSpread:
         code, out, err = run(size=80, **ADAM, **options)
         assert (code, out) == (2, "") and listing(desk) == before
         assert re.search(match, err.splitlines()[-1])
+
+    @pytest.mark.parametrize(
+        "options, flags",
+        [
+            ({"tile": "off"}, "--tile off"),
+            ({"remat": "on"}, "--remat on"),
+            ({"tile": "off", "remat": "on"}, "--tile off and --remat on"),
+        ],
+    )
+    def test_tiles_without_tiles(self, run, desk, options, flags):
+        """Refused before anything else is said."""
+        match = f"--spread tiles divides tiles .* with {flags} there are none: leave out {flags}, "
+        check_refused(desk, match, lambda: run(**ADAM, spread="tiles", **options))
 
     def test_coarse_to_fine_by_rows(self, run, desk):
         save_image("content.png", smooth_picture(64, 80, seed=1))

@@ -42,7 +42,7 @@ CONTROLS = dict(
 
 def alone(config):
     """The settings of one scale."""
-    return replace(config, min_size=None, scale_steps=())
+    return replace(config, min_size=None, scale_factor=Config.scale_factor, scale_steps=())
 
 
 def by_hand(variables, config, *, content=CONTENT, styles=STYLES[:1], init=None, **given):

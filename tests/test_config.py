@@ -45,10 +45,18 @@ def test_noise_ratio_is_a_share(bad):
 
 @pytest.mark.parametrize("bad", [NAN, INFINITE, -INFINITE, 1.0, 1, 0.5, 0, -2.0, True, 1e39])
 def test_scale_factor_enlarges(bad):
-    message = re.escape(f"scale_factor is {bad}: expected a number from 1.05 on")
+    message = re.escape(f"scale_factor is {bad}: expected a finite number from 1.05 on")
     refused(message, scale_factor=bad)
     refused(message, scale_factor=bad, min_size=64)
-    assert Config(scale_factor=1.5).scale_factor == 1.5
+    assert Config(scale_factor=1.5, min_size=64).scale_factor == 1.5
+
+
+def test_scale_factor_of_one_scale():
+    message = "scale_factor has no meaning for one scale: name its coarsest by min_size"
+    refused(message, scale_factor=2.0)
+    default = Config().scale_factor
+    assert Config(scale_factor=default) == Config()
+    refused(message, **vars(Config(scale_factor=2.0, min_size=64)) | {"min_size": None})
 
 
 @pytest.mark.parametrize("bad", [NAN, INFINITE, -INFINITE, -0.1, 1.0, 1, 99.0, True])

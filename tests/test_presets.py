@@ -167,7 +167,7 @@ CHOICES = {
     "preconditioner": ("none", "spectral"),
 }
 # What a setting has a meaning with only.
-NEEDED = {"scale_steps": {"min_size": 64}}
+NEEDED = {name: {"min_size": 64} for name in ("scale_steps", "scale_factor")}
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,8 @@ def test_the_parser_refuses_what_is_no_value(capsys, words):
         ("--min-size 0", "min_size is 0: expected a whole number, 1 or more"),
         ("--scale-steps 100 50", "scale_steps has no meaning for one scale"),
         ("--min-size 64 --scale-steps 9 0", "scale_steps is (9, 0): expected whole numbers"),
-        ("--scale-factor nan", "scale_factor is nan: expected a number from 1.05 on"),
+        ("--scale-factor 2", "scale_factor has no meaning for one scale"),
+        ("--scale-factor nan", "scale_factor is nan: expected a finite number from 1.05 on"),
         ("--averaging 1", "averaging is 1.0: expected 0 to 0.9999"),
         ("--precision bfloat16 --convolution winograd", "convolution winograd is too coarse"),
     ],

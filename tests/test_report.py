@@ -180,3 +180,15 @@ def test_progress_on_a_terminal(capsys, monkeypatch):
     assert out == "" and "compiling" in err and "compiled in 2.2 s" in err
     last = err[err.rindex("stylizing") :]
     assert "100/100" in last and "loss 10, 0.5 s/step" in last
+
+
+def test_planning_is_said_on_terminals_alone(capsys, monkeypatch):
+    with progress_module.planning_display():
+        pass
+    assert capsys.readouterr() == ("", "")
+    terminal = partial(Console, force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(progress_module, "Console", terminal)
+    with progress_module.planning_display():
+        pass
+    out, err = capsys.readouterr()
+    assert out == "" and "planning" in err and err.endswith("\x1b[2K")  # erased at the end

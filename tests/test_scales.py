@@ -39,7 +39,11 @@ class TestMakeScales:
     def test_more_numbers_than_scales(self):
         with pytest.raises(InputError, match="has 3 numbers, but only 2 scales come before"):
             scales(scale_steps=(5, 6, 7))
-        with pytest.raises(InputError, match="has 1 numbers, but only 0 scales"):
+        match = "has 2 numbers, but only 1 scale comes before the last: give fewer, or"
+        with pytest.raises(InputError, match=match):
+            scales(scale_steps=(5, 6), min_size=64)
+        match = "has 1 number, but no scale comes before the last: leave it out, or choose"
+        with pytest.raises(InputError, match=match):
             scales(scale_steps=(5,), min_size=200)
 
     def test_the_last_of_few_numbers_holds_for_the_rest(self):
@@ -47,7 +51,8 @@ class TestMakeScales:
 
     @pytest.mark.parametrize("min_size", [None, 65, 128, 129, 5000])
     def test_one_scale(self, min_size):
-        assert scales(min_size=min_size) == ([(96, 128)], [9])
+        factor = 2.0 if min_size else Config.scale_factor
+        assert scales(min_size=min_size, scale_factor=factor) == ([(96, 128)], [9])
 
     def test_a_factor_of_its_own(self):
         found, _ = scales((90, 60), min_size=30, scale_factor=1.5)
