@@ -319,7 +319,7 @@ class TestOrder:
             choose(task, free=40_000_000)
         size = int(re.search(r"about (\d+) px would fit", str(caught.value))[1])
         plan = chosen(make_task(variables, (round(size * 0.75), size), ADAM), 40_000_000)
-        assert plan.choice == Choice() and sum(plan.needs) > 0.8 * limit_of(plan.free)
+        assert not plan.choice.tile and sum(plan.needs) > 0.8 * limit_of(plan.free)
 
     def test_refusal_where_no_size_would(self, variables, figures):
         figures()
