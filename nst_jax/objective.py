@@ -148,7 +148,7 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
         """Sums of outer products in each region, ``[R, C, C]``."""
         regions, own = targets.regions, owned(name, tap, targets)
         if regions is None:
-            return gram_sum(tap, mask=own)[None]
+            return gram_sum(tap, mask=None if own is None else own > 0)[None]
         # Unrolled: lax.map needs less memory from four regions on, but a quarter more time.
         masks = [guide if own is None else guide * own for guide in regions.guides[name]]
         return jnp.stack([gram_sum(tap, mask=mask) for mask in masks])
