@@ -93,7 +93,7 @@ class Config:
         nothing else (inside), or with all that see anything of the region (all).
       padding: What the network sees beyond a picture's border, the styles' too: zero, or (circular)
         the opposite border, so that the result tiles; its sides must then be multiples of the
-        deepest layer's stride.
+        deepest layer's stride, and those of styles are cropped to such.
       color: Colours of the result: the content's kept afterwards (keep-...: its chroma under the
         result's luminance), the style's matched to the content's before (match-...), or (luminance)
         transfer of luminance only.

@@ -9,7 +9,7 @@ whole's, and for hard masks nothing differs.
 
 import jax.numpy as jnp
 
-from nst_jax.layers import CONVS, block_of, deepest
+from nst_jax.layers import CONVS, block_of, deepest, stride
 from nst_jax.types import Array
 
 
@@ -63,6 +63,27 @@ def _of_neighbours(mask: Array, reduce, *, padding: str) -> Array:
     padded = jnp.pad(mask, 1, mode="wrap" if padding == "circular" else "edge")
     rows = reduce(jnp.stack([padded[i : i + height] for i in range(3)]), axis=0)
     return reduce(jnp.stack([rows[:, i : i + width] for i in range(3)]), axis=0)
+
+
+def whole_strides(x: Array, layers: tuple[str, ...]) -> Array:
+    """A picture or mask without the last rows and columns that the deepest layer leaves out.
+
+    Where opposite borders are neighbours, features of all layers then meet at the same places.
+
+    Args:
+      x: ``[H, W, ...]``.
+      layers: names of taps.
+
+    Returns:
+      ``[h, w, ...]`` with sides that are multiples of the deepest layer's stride, so at most 15
+      shorter; a side below the stride is left as it is.
+
+    >>> whole_strides(jnp.ones((7, 4)), ("relu1_1", "relu2_1")).shape
+    (6, 4)
+    """
+    step = stride(deepest(layers))
+    height, width = (max(step, side // step * step) for side in x.shape[:2])
+    return x[:height, :width]
 
 
 def lay_over(image: Array, content: Array, mask: Array) -> Array:

@@ -19,7 +19,7 @@ from nst_jax.types import Array
 @jax.custom_jvp
 def _outer_products(flat: Array, mask: Array | None) -> Array:
     dtype = jnp.promote_types(flat.dtype, jnp.float32)
-    masked = flat if mask is None else flat * mask[:, None]
+    masked = flat if mask is None else flat * mask[:, None]  # as wide as the mask
     return jnp.matmul(flat.T, masked, precision="highest", preferred_element_type=dtype)
 
 
@@ -42,19 +42,23 @@ def gram_sum(features: Features, *, mask: Array | None = None) -> Array:
     G_ij = sum_k m_k F_ik F_jk
 
     Additive over pixels and over masks. Products are summed in float32 or wider at full precision:
-    TF32 and bfloat16 sums are too coarse for the differences that the style term squares.
+    TF32 and bfloat16 sums are too coarse for the differences that the style term squares. A soft
+    mask is multiplied in float32 or wider, too: rounded, it would not fit its sum, the divisor.
 
     Args:
       features: ``[h, w, C]``, or a product S K + 1 b^T of as many positions, whose sum is
         K^T (sum m s s^T) K + (K^T sum m s) b^T + b (K^T sum m s)^T + (sum m) b b^T.
-      mask: m, ``[h, w]``, a constant; 1 where it is left out.
+      mask: m, ``[h, w]``, a constant; 1 where it is left out. One of booleans is exact in the
+        features' own type, and taken in it.
 
     Returns:
       ``[C, C]``.
     """
     own = features.own if isinstance(features, Lifted) else features
     flat = own.reshape(-1, own.shape[-1])
-    mask = None if mask is None else mask.astype(flat.dtype).reshape(-1)
+    if mask is not None:
+        soft = jnp.promote_types(flat.dtype, jnp.float32)
+        mask = mask.reshape(-1).astype(flat.dtype if mask.dtype == bool else soft)
     own_gram = _outer_products(flat, mask)
     if not isinstance(features, Lifted):
         return own_gram

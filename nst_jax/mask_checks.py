@@ -13,7 +13,7 @@ import numpy as np
 
 from nst_jax.config import LossConfig
 from nst_jax.errors import InputError
-from nst_jax.guides import layer_guides
+from nst_jax.guides import layer_guides, whole_strides
 from nst_jax.shares import is_weights
 from nst_jax.types import Array
 
@@ -134,6 +134,8 @@ def check_reach(controls: dict[str, Any], config: LossConfig, *, names: Sequence
         _check_sums(name, sums(mask), config)
     for number, mask in enumerate(controls["style_masks"] or [], start=1):
         if mask is not None:
+            if config.padding == "circular":  # as ``objective`` crops it
+                mask = whole_strides(mask, config.style_layers)
             _check_sums(f"style mask {number}", sums(mask), config)
 
 

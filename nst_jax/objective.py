@@ -23,8 +23,8 @@ from jax.sharding import Mesh
 from nst_jax.color_matching import grey
 from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
-from nst_jax.guides import lay_over, layer_guides
-from nst_jax.layers import check_sides, deepest, stride
+from nst_jax.guides import lay_over, layer_guides, whole_strides
+from nst_jax.layers import check_sides, stride
 from nst_jax.lift import Features, check_lifted, dense, map_shape, widened
 from nst_jax.losses import (
     gram_sum,
@@ -49,7 +49,8 @@ from nst_jax.types import (
 from nst_jax.vgg import network_features
 from nst_jax.windows import counted
 
-STYLE_TILE = 1024  # of large styles: what they need shall not be more than what a run needs
+# Of large styles, whose forward pass as a whole takes more memory than runs of usual sizes.
+STYLE_TILE = 512
 NO_WEIGHTS = LossWeights(None, None, None, {}, {})
 
 
@@ -112,6 +113,8 @@ def make_loss(config: LossConfig, *, mesh: Mesh | None = None) -> Loss:
         there the content's;
       - ``grams``: the styles' Gram matrices, ``Targets.style`` of an earlier call, in place of the
         style pictures.
+
+      With circular padding styles and their masks are cropped, see ``guides.whole_strides``.
     """
     return _make_loss(config, mesh)
 
@@ -145,7 +148,7 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
         """Sums of outer products in each region, ``[R, C, C]``."""
         regions, own = targets.regions, owned(name, tap, targets)
         if regions is None:
-            return gram_sum(tap, mask=own)[None]
+            return gram_sum(tap, mask=None if own is None else own > 0)[None]
         # Unrolled: lax.map needs less memory from four regions on, but a quarter more time.
         masks = [guide if own is None else guide * own for guide in regions.guides[name]]
         return jnp.stack([gram_sum(tap, mask=mask) for mask in masks])
@@ -164,10 +167,13 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
     def style_target(variables: Variables, style: Array, mask: Array | None) -> dict[str, Array]:
         # A style has the picture's padding, or else the picture would imitate what the network
         # answers to a border that it has not.
+        if config.padding == "circular" and config.style_layers:
+            style = whole_strides(style, config.style_layers)
+            mask = None if mask is None else whole_strides(mask, config.style_layers)
         regions = None if mask is None else make_regions(mask[None], None)
         take, pixels = style_sums, style.shape[0] * style.shape[1]
         tile = config.tile or (STYLE_TILE if pixels > 2 * STYLE_TILE**2 else 0)
-        if tile and config.style_layers and not cannot_tile(style.shape):
+        if tile and config.style_layers:
             take = tiled(style_sums, layers=config.style_layers, tile=tile, padding=config.padding)
         sums = take(variables, style, Targets({}, {}, {}, NO_WEIGHTS, {}, regions=regions))
         return {
@@ -178,11 +184,6 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
             )
             for name, gram in sums.items()
         }
-
-    def cannot_tile(shape: Sequence[int]) -> bool:
-        """Whether a style's opposite borders do not meet at multiples of the strides."""
-        step = stride(deepest(config.style_layers))
-        return config.padding == "circular" and any(side % step for side in shape[:2])
 
     def count(image: Array, name: str) -> int:
         return (image.shape[0] // stride(name)) * (image.shape[1] // stride(name))

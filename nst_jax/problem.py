@@ -3,7 +3,6 @@
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
 from nst_jax.guides import lay_over
 from nst_jax.inputs import as_picture, check_initial, check_pictures, initial_image
-from nst_jax.layers import TAPS
+from nst_jax.layers import TAPS, deepest, stride
 from nst_jax.mask_checks import check_guidance
 from nst_jax.memory import free_bytes
 from nst_jax.memory_plan import choose, fits_surely, given_choice, grid_of
@@ -137,7 +136,9 @@ def make_problem(
     weights = None if region_weights is None else np.asarray(region_weights, float)
     given = {"blend": blend, "region_weights": weights} | controls
     if loss is not None:
-        if config.loss.tile or config.loss.remat or choice or (mesh is not None and not by_rows):
+        by_tiles = mesh is not None and not by_rows
+        chosen_way = choice not in (None, Choice())
+        if config.loss.tile or config.loss.remat or chosen_way or by_tiles:
             raise InputError(
                 "tile and remat, or devices for tiles, are for the config's own objective: leave "
                 "them out"
@@ -232,7 +233,13 @@ def _choose(task: Task, free: int | None) -> Choice:
 
 
 def _on_mesh(task: Task, mesh: Mesh) -> Choice:
-    """How to compute on several devices: by rows as it is, or else in a tile for each at least."""
+    """How to compute on several devices: by rows as it is, or else in tiles that divide well.
+
+    Windows are of one size and each device takes as many, so that a step takes as long as
+    ceil(windows / devices) * height * width of a window: the tile, from 128 px on, for which that
+    is least, of several the smallest. Smaller ones have more overlap, larger ones leave devices
+    without work.
+    """
     choice = given_choice(task)
     if divides_rows(mesh) or choice.tile:
         return choice
@@ -241,10 +248,17 @@ def _on_mesh(task: Task, mesh: Mesh) -> Choice:
             "without tiles there is nothing to divide among the devices: leave out tile off and "
             "remat on, or divide the picture by rows"
         )
-    pixels = task.content.shape[0] * task.content.shape[1]
-    choice = Choice(tile=max(128, math.ceil(math.sqrt(pixels / mesh.size))))
-    # A small picture, as of a coarse scale, is computed whole by each.
-    return choice if grid_of(task, choice).count > 1 else Choice()
+    layers = task.config.loss.content_layers + task.config.loss.style_layers
+    tiles = range(128, max(task.content.shape[:2]) + 1, stride(deepest(layers)))
+    grids = {tile: grid_of(task, Choice(tile=tile)) for tile in tiles}
+
+    def work(tile: int) -> int:
+        grid = grids[tile]
+        return -(-grid.count // mesh.size) * grid.size[0] * grid.size[1]
+
+    # A small picture, as of a coarse scale, is computed whole by each, and any by a single device.
+    dividing = [tile for tile in tiles if grids[tile].count > 1 and mesh.size > 1]
+    return Choice(tile=min(dividing, key=work)) if dividing else Choice()
 
 
 def check_precision(config: Config) -> None:

@@ -4,15 +4,18 @@ Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``; a mask is ``[H, W]``;
 (height, width).
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nst_jax.types import Array
+
+Taps = tuple[np.ndarray, np.ndarray]  # first positions and weights, see ``_taps``
 
 
 def scale_shapes(
@@ -83,7 +86,7 @@ def resize(image: Array, *, shape: tuple[int, int], method: str = "cubic") -> Ar
     as much; at the borders its weights are normalised. Both as in Pillow.
 
     Args:
-      image: floats ``[H, W, C]`` or ``[H, W]``.
+      image: floats ``[H, W, C]`` or ``[H, W]``; other numbers become float32.
       shape: height and width of the result.
       method: ``"cubic"`` or ``"linear"``.
 
@@ -98,19 +101,87 @@ def resize(image: Array, *, shape: tuple[int, int], method: str = "cubic") -> Ar
         raise ValueError(f"method is {method!r}: expected 'cubic' or 'linear'")
     if image.shape[:2] == tuple(shape):
         return image
-    return _resize(image, shape=tuple(shape), method=method)
+    rows, columns = (
+        _taps(old, new, method) for old, new in zip(image.shape[:2], shape, strict=True)
+    )
+    return _resize(image, rows, columns, method=method)
 
 
-@partial(jax.jit, static_argnames=("shape", "method"))
-def _resize(image: Array, *, shape: tuple[int, int], method: str) -> Array:
-    whole = (*shape, *image.shape[2:])
-    # In full precision also where the device would multiply in less.
-    precision = jax.lax.Precision.HIGHEST
-    resized = jax.image.resize(image, whole, method, antialias=True, precision=precision)
+@partial(jax.jit, static_argnames="method")
+def _resize(image: Array, rows: Taps, columns: Taps, *, method: str) -> Array:
+    resized = image.astype(jnp.promote_types(image.dtype, jnp.float32))
+    if not jnp.issubdtype(image.dtype, jnp.floating):  # masks of booleans or whole numbers
+        image = resized
+    for axis, taps in enumerate((rows, columns)):
+        resized = _along(resized, axis, taps)
+    resized = resized.astype(image.dtype)
     if method == "linear":
         # Weights add up to 1 to rounding only, and a mask of 1 + 1e-7 is none.
         resized = jnp.clip(resized, image.min(), image.max())
     return resized
+
+
+def _along(x: Array, axis: int, taps: Taps) -> Array:
+    """Weighted sums along an axis, tap by tap, in the memory of some pictures.
+
+    ``jax.image.resize`` multiplies by a dense matrix, old by new side: of long pictures it is many
+    times as large as they are.
+
+    Args:
+      x: ``[H, W, ...]``.
+      axis: 0 or 1.
+      taps: see ``_taps``.
+
+    Returns:
+      ``x`` with ``new`` positions along the axis.
+    """
+
+    first, weights = taps
+    others = [i for i in range(x.ndim) if i != axis]
+
+    def add(number: Array, total: Array) -> Array:
+        weight = jnp.expand_dims(jnp.asarray(weights, x.dtype)[number], others)
+        return total + weight * jnp.take(x, first + number, axis, mode="clip")
+
+    zeros = jnp.zeros((*x.shape[:axis], len(first), *x.shape[axis + 1 :]), x.dtype)
+    return jax.lax.fori_loop(0, len(weights), add, zeros)
+
+
+@lru_cache(maxsize=4)  # pictures of a run have the same few
+def _taps(old: int, new: int, method: str) -> Taps:
+    """Which neighbouring old positions a new one is made of, and their weights, of sum 1.
+
+    w_ij ~ k((j + 1/2 - (i + 1/2) old / new) / max(1, old / new))
+
+    with the kernel k, of j inside the picture.
+
+    Args:
+      old, new: sides.
+      method: ``"cubic"`` or ``"linear"``.
+
+    Returns:
+      The first positions ``[new]`` and the weights of these and the next ones, ``[taps, new]``: 0
+      outside of the kernel or of the picture.
+    """
+    kernel, radius = (_cubic, 2) if method == "cubic" else (_triangle, 1)
+    width = max(1.0, old / new)
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.ceil(centres - radius * width).astype(np.int32)
+    indices = first + np.arange(int(2 * radius * width) + 1)[:, None]
+    inside = (indices >= 0) & (indices < old)
+    weights = np.where(inside, kernel(np.abs(indices - centres) / width), 0.0)
+    return first, weights / weights.sum(axis=0)
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    """The kernel of linear interpolation, at distances x."""
+    return np.maximum(0.0, 1 - x)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """That of cubic interpolation (Keys 1981, a = -1/2)."""
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
 def rescale_moments(

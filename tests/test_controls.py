@@ -17,6 +17,7 @@ from nst_jax import losses, problem
 from nst_jax.color import MODES
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.layers import deepest, stride
 from nst_jax.lift import Lifted
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.transfer import stylize
@@ -92,6 +93,15 @@ def numpy_terms(
     if keep is not None:
         alpha = np.float64(keep)[..., None]
         image = alpha * content + (1 - alpha) * image
+    if config.padding == "circular":  # opposite borders of styles meet, as those of the picture
+        step = stride(deepest(config.loss.style_layers))
+        styles, style_masks = (
+            [
+                x if x is None else x[: x.shape[0] // step * step, : x.shape[1] // step * step]
+                for x in given
+            ]
+            for given in (styles, style_masks or [None] * len(styles))
+        )
     # All pictures with the same padding: the network answers to a border too.
     picture, wanted, *grams = (
         flat_features(variables, x, config, padding=config.padding)

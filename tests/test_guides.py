@@ -325,6 +325,18 @@ class TestCheckReach:
         with pytest.raises(InputError, match="content mask 1 leaves nothing in layer relu3_1"):
             check_reach(checked(content_masks=[edge]), circular)
 
+    @pytest.mark.parametrize("padding", ["zero", "circular"])
+    def test_a_style_mask_of_what_is_cropped(self, padding):
+        """Its last row reaches every layer but where opposite borders are to meet."""
+        last = np.zeros((34, 48))
+        last[33] = 1
+        structure = LossConfig(style_layers=("relu1_1", "relu3_1"), guides="all", padding=padding)
+        masks = checked(style_masks=[last], styles=[jnp.zeros((34, 48, 3))])
+        if padding == "zero":
+            return check_reach(masks, structure)
+        with pytest.raises(InputError, match="style mask 1 leaves nothing in layer relu1_1"):
+            check_reach(masks, structure)
+
     def test_a_mask_that_only_dropped_pixels_have(self):
         last = np.zeros((32, 48))
         last[-1, -1] = 1

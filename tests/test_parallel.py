@@ -1,6 +1,8 @@
 """Meshes: which axis is divided, where arrays are, and the loop on every device."""
 
+import math
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,14 @@ import numpy as np
 import optax
 import pytest
 from conftest import smooth_picture
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from nst_jax.choices import Choice
 from nst_jax.config import Config
+from nst_jax.errors import InputError
 from nst_jax.lane_solver import field_specs, lanes_solver, own_fields, stack_fields
+from nst_jax.memory_plan import Task
+from nst_jax.objective import make_loss
 from nst_jax.parallel import (
     at_axis,
     copy_on,
@@ -21,7 +27,8 @@ from nst_jax.parallel import (
     replicate,
     run_spread,
 )
-from nst_jax.problem import make_problem, start
+from nst_jax.problem import _on_mesh, make_problem, start
+from nst_jax.tiling import make_grid
 
 DESCENT = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
 CONFIG = Config(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
@@ -152,3 +159,39 @@ def test_each_device_ends_for_itself(four):
     assert np.isfinite(info.loss[:5, 2]).all() and not info.loss[5:].any()
     assert np.isinf(info.loss[1, :2]).all() | np.isnan(info.loss[1, :2]).all()
     assert not info.loss[2:, :2].any()
+
+
+@pytest.mark.parametrize(
+    "devices, height, width", [(4, 384, 512), (8, 2048, 2048), (2, 512, 512), (3, 700, 1500)]
+)
+@pytest.mark.parametrize("layers", [("relu5_1", "relu4_2"), ("relu3_1",)])
+def test_tiles_divide_the_work_well(devices, height, width, layers):
+    """No other tile from 128 px on gives the busiest device less to compute."""
+    config = Config(content_layers=[], style_layers=list(layers))
+    task = Task({}, jax.ShapeDtypeStruct((height, width, 3), "float32"), [], config, {})
+    choice = _on_mesh(task, AbstractMesh((devices,), ("data",)))
+
+    def grid(tile):
+        return make_grid((height, width), layers=layers, tile=tile)
+
+    def work(tile):
+        return math.ceil(grid(tile).count / devices) * math.prod(grid(tile).size)
+
+    others = [tile for tile in range(128, max(height, width)) if grid(tile).count > 1]
+    assert choice == Choice(tile=choice.tile) and grid(choice.tile).count > 1
+    assert work(choice.tile) == min(map(work, others)) < height * width
+
+
+@pytest.mark.parametrize("devices, side", [(4, 200), (1, 2048)])
+def test_what_is_not_worth_dividing(devices, side):
+    task = Task({}, jax.ShapeDtypeStruct((side, side, 3), "float32"), [], Config(), {})
+    assert _on_mesh(task, AbstractMesh((devices,), ("data",))) == Choice()
+
+
+def test_an_objective_of_ones_own_is_computed_as_it_is(variables):
+    """Which the usual choice says, too."""
+    pictures = smooth_picture(16, 16, seed=0), smooth_picture(16, 16, seed=1)
+    run = partial(make_problem, variables, *pictures, config=CONFIG, loss=make_loss(CONFIG.loss))
+    assert run(choice=Choice()).choice == run().choice == Choice()
+    with pytest.raises(InputError, match="tile and remat, .* leave them out"):
+        run(choice=Choice(remat=True))

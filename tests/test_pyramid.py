@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from nst_jax import pyramid
 from nst_jax.optimizers import make_optimizer
 from nst_jax.pyramid import rescale_moments, resize, scale_shapes
 
@@ -124,6 +125,34 @@ class TestResize:
         np.testing.assert_allclose(resized, expected, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("channels", [(), (3,)])
+    @pytest.mark.parametrize("old, new", [((31, 47), (47, 31)), ((61, 3), (2, 64))])
+    def test_matches_jax(self, x64, old, new, channels, method):
+        """Of which it takes the memory of some pictures only."""
+        image = jnp.asarray(np.random.default_rng(0).normal(size=(*old, *channels)))
+        expected = jax.image.resize(
+            image, (*new, *channels), method, antialias=True, precision="highest"
+        )
+        for dtype, atol in (("float64", 1e-12), ("float32", 1e-6)):
+            found = resize(image.astype(dtype), shape=new, method=method)
+            if method == "linear":
+                expected = jnp.clip(expected, image.min(), image.max())
+            np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("old, new", [((16, 30000), (11, 21213)), ((11, 21213), (16, 30000))])
+    def test_memory_of_a_long_picture(self, old, new, method):
+        jax.config.update("jax_disable_most_optimizations", False)  # as compiled for use
+        try:
+            image = jax.ShapeDtypeStruct((*old, 3), "float32")
+            taps = (pyramid._taps(*sides, method) for sides in zip(old, new, strict=True))
+            compiled = pyramid._resize.lower(image, *taps, method=method).compile()
+            needs = compiled.memory_analysis().temp_size_in_bytes
+        finally:
+            jax.config.update("jax_disable_most_optimizations", True)
+        assert needs < 6 * 4 * 3 * 16 * 30000
+
+    @pytest.mark.parametrize("method", METHODS)
     def test_transforms(self, variant, method):
         image = smooth_picture(12, 15, seed=0)
         resized = variant(lambda image: resize(image, shape=(9, 21), method=method), image)
@@ -169,6 +198,14 @@ class TestResize:
         for shape, expected in [((5, 4), (3, 7)), ((5, 4, 2), (3, 7, 2))]:
             resized = resize(jnp.ones(shape, dtype), shape=(3, 7), method=method)
             assert resized.shape == expected and resized.dtype == dtype
+
+    @pytest.mark.parametrize("dtype", ["bool", "uint8", "int32"])
+    def test_other_numbers_become_floats(self, dtype):
+        mask = np.arange(20).reshape(5, 4) % 2
+        resized = resize(jnp.asarray(mask, dtype), shape=(3, 7), method="linear")
+        expected = resize(jnp.asarray(mask, "float32"), shape=(3, 7), method="linear")
+        assert resized.dtype == "float32"
+        np.testing.assert_array_equal(resized, expected)
 
     def test_other_methods(self):
         for shape in [(4, 4), (8, 8)]:

@@ -13,7 +13,7 @@ from conftest import smooth_picture
 from jax.sharding import Mesh
 from test_guides import quick_compilation  # noqa: F401
 
-from nst_jax import tiling, windows
+from nst_jax import objective, tiling, windows
 from nst_jax.choices import Choice
 from nst_jax.config import Config
 from nst_jax.images import load_image
@@ -128,7 +128,7 @@ CASES = {
         replace(LOW, guides="all", padding="circular", tv_order=2),
         (64, 76),
         16,
-        WITH_ALL | {"styles": [smooth_picture(48, 88, seed=15), STYLES[0]], "again": True},
+        WITH_ALL | {"again": True},
     ),
     "circular, windows wider than the picture": (
         replace(LOW, padding="circular"),
@@ -178,6 +178,35 @@ def test_tiles_are_the_whole(x64, networks, case):
     options = {name: value for name, value in options.items() if name != "guided"}
     assert count_of(size, config, tile) > 1
     assert error_of_tiles(config, networks["full"], size, tile=tile, **options) < 1e-12
+
+
+@pytest.mark.parametrize("padding", ["zero", "circular"])
+def test_large_styles_by_tiles(x64, networks, monkeypatch, padding):
+    """Of sides that are no multiples of the stride, while the picture itself is taken whole."""
+    config = replace(LOW, padding=padding)
+    given = {"styles": STYLES, "style_masks": [masks_of(*STYLES[0].shape[:2], 1)[0], None]}
+    _, whole = evaluate(config.loss, config, networks["full"], (16, 16), **dict(given))
+    sizes = []
+
+    def counted_tiles(*args, **options):
+        sizes.append(options["tile"])
+        return tiling.tiled(*args, **options)
+
+    monkeypatch.setattr(objective, "tiled", counted_tiles)
+    monkeypatch.setattr(objective, "STYLE_TILE", 16)
+    _, found = evaluate(config.loss, config, networks["full"], (16, 16), **dict(given))
+    assert sizes == [16, 16] and difference(found, whole) < 1e-12
+
+
+def test_a_circular_style_is_cropped_to_the_stride(x64, networks):
+    """As though it had been given so, whatever the rows beyond are."""
+    config = replace(LOW, padding="circular")
+    style, mask = STYLES[0], masks_of(*STYLES[0].shape[:2], 1)[0]  # 75x66 px, stride 4
+    expected, *others = (
+        evaluate(config.loss, config, networks["full"], (16, 16), styles=[one], style_masks=[of])[1]
+        for one, of in ((style[:72, :64], mask[:72, :64]), (style, mask), (style[:73], mask[:73]))
+    )
+    assert difference(others, [expected, expected]) == 0
 
 
 def test_tiles_of_a_slim_network(x64, networks):
