@@ -83,6 +83,23 @@ def test_what_does_not_fit_ends_before_the_first_scale(variables, monkeypatch):
     assert not seen
 
 
+def test_coarse_scales_have_no_memory_for_more_pairs_than_steps(variables, monkeypatch):
+    """Nor does it change the run: the same with the default's hundred by hand."""
+    given = []
+
+    def spy(*args, **options):
+        given.append((options["config"].steps, options["config"].memory_size))
+        return make_problem(*args, **options)
+
+    monkeypatch.setattr(transfer, "make_problem", spy)
+    config = replace(LBFGS, memory_size=None)
+    result = stylize(variables, CONTENT, STYLES[:1], config=config)
+    assert given == [(4, 4), (5, None)]
+    losses, image = by_hand(variables, config)
+    np.testing.assert_array_equal(result.history.loss, np.float32(losses))
+    np.testing.assert_array_equal(result.image, image)
+
+
 def test_a_mesh_of_lanes_is_for_batches(variables):
     with pytest.raises(InputError, match="lanes is for stylize_batch"):
         stylize(variables, CONTENT, STYLES[:1], config=alone(ADAM), mesh=rows_mesh(lanes=2))
