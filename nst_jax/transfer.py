@@ -152,10 +152,10 @@ def stylize(
 
     def make(scale: Scale, **options: Any) -> Problem:
         own = replace(config, steps=scale.steps)
-        if config.optimizer == "lbfgs" and scale != scales[-1]:
+        if config.optimizer == "lbfgs" and config.memory_size is None and scale != scales[-1]:
             # More pairs than steps are never there, and the last scale's plan does not allow for
-            # the memory of those.
-            own = replace(own, memory_size=min(config.memory_size or 100, scale.steps))
+            # their memory. (One program for all numbers of steps has who names the pairs.)
+            own = replace(own, memory_size=min(100, scale.steps))
         given = at_scale(inputs, shape=scale.shape, config=config)._asdict() | options
         given |= {"blend": blend, "region_weights": region_weights, "mesh": mesh, "free": free}
         try:

@@ -203,7 +203,8 @@ OTHERS = (
         borders fit each other. Both are laid out twice by twice here: look for the seams. For
         wallpapers and game surfaces. `--tileable` is `--padding circular`, which the other
         commands take too, where the picture's sides are multiples of the deepest layer's stride
-        (16 for relu5_1). `--style-size` sets how large the strokes are.""",
+        (16 for relu5_1); styles are cropped to such. `--style-size` sets how large the strokes
+        are.""",
         pictures=(
             ("without", f"{TEXTURE} -o texture.png"),
             ("tileable", f"{TEXTURE} --tileable -o tile.png"),
