@@ -54,6 +54,8 @@ def make_config_optimizer(config: Config, choice: Choice = Choice()) -> Any:
         pixel_range=config.pixel_range,
         preconditioner=config.preconditioner,
         memory_dtype=choice.memory_dtype,
+        betas=(config.adam_beta1, config.adam_beta2),
+        epsilon=config.adam_epsilon,
     )
 
 

@@ -17,6 +17,7 @@ from nst_jax.batch_options import Batch
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.layer_factors import Layers, parse_layers
+from nst_jax.loss_factors import Losses, parse_losses
 from nst_jax.options import (
     Estimate,
     Presets,
@@ -44,6 +45,9 @@ ONCE = (
     "--region-weights",
     "--content-layers",
     "--style-layers",
+    "--content-losses",
+    "--style-losses",
+    "--histogram-layers",
     "--layer",
     "--color",
 )
@@ -53,13 +57,14 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
-    def layers(info: tyro.constructors.PrimitiveTypeInfo):
-        if info.type != Layers:
+    def factors(info: tyro.constructors.PrimitiveTypeInfo):
+        parse = {Layers: parse_layers, Losses: parse_losses}.get(info.type)
+        if parse is None:
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs="*",
             metavar="NAME[=FACTOR]",
-            instance_from_str=lambda items: parse_layers(",".join(items)),
+            instance_from_str=lambda items: parse(",".join(items)),
             is_instance=lambda value: isinstance(value, tuple),
             str_from_instance=lambda value: [
                 name if factor == 1 else f"{name}={factor:g}" for name, factor in value

@@ -10,17 +10,19 @@ from typing import Literal, get_args
 
 from nst_jax.errors import InputError
 from nst_jax.layer_factors import FLOAT32_MAX, STYLE_LAYERS, Layers, as_layers, check_weight
+from nst_jax.loss_factors import CONTENT_LOSSES, STYLE_LOSSES, Losses, LossFactor, as_losses
 
-Pooling = Literal["max", "average"]
+Pooling = Literal["max", "average", "average-scaled", "l2"]
 GramNormalization = Literal["chw", "hw"]
-TVOrder = Literal[1, 2]
+TVForm = Literal["anisotropic", "isotropic", "nine-point"]
+TVReduction = Literal["sum", "mean"]
 Optimizer = Literal["lbfgs", "lbfgs-linesearch", "adam"]
 Noise = Literal["normal", "uniform"]
 Preconditioner = Literal["none", "spectral"]
 Convolution = Literal["auto", "direct", "winograd"]
 StyleMixing = Literal["average", "sum"]
 Guides = Literal["simple", "inside", "all"]
-Padding = Literal["zero", "circular"]
+Padding = Literal["zero", "reflect", "replicate", "replicate-input", "circular"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 Tile = int | Literal["auto", "off"]
 Remat = Literal["auto", "on", "off"]
@@ -37,6 +39,7 @@ Color = Literal[
 ]
 
 INITS = ("content", "noise", "blend")
+HISTOGRAM_LAYERS = ("relu1_1", "relu4_1")  # those of Risser et al. 2017
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,10 @@ class LossConfig:
 
     Attributes:
       content_layers, style_layers: names of the layers compared.
-      pooling, gram_normalization, tv_order, mse_factor, pixel_range, style_mixing, guides, padding,
-        precision: as in ``Config``.
+      content_losses, style_losses: names of the losses that make up the two terms.
+      histogram_layers, covariance_eps, pooling, gram_normalization, tv_form, tv_order,
+        tv_reduction, mse_factor, pixel_range, style_mixing, guides, padding, precision: as in
+        ``Config``.
       tile: the longest side of a tile where the picture is taken in tiles, else 0.
       remat: whether the gradient computes the activations within a block of the network again.
       recompute_content: whether the content's features are computed again at every step.
@@ -54,9 +59,15 @@ class LossConfig:
 
     content_layers: tuple[str, ...] = ("relu4_2",)
     style_layers: tuple[str, ...] = tuple(name for name, _ in STYLE_LAYERS)
+    content_losses: tuple[str, ...] = ("features",)
+    style_losses: tuple[str, ...] = ("gram",)
+    histogram_layers: tuple[str, ...] = HISTOGRAM_LAYERS
+    covariance_eps: float = 1e-4
     pooling: Pooling = "max"
     gram_normalization: GramNormalization = "chw"
-    tv_order: TVOrder = 1
+    tv_form: TVForm = "anisotropic"
+    tv_order: float = 1
+    tv_reduction: TVReduction = "sum"
     mse_factor: float = 1.0
     pixel_range: float = 255.0
     style_mixing: StyleMixing = "average"
@@ -78,22 +89,38 @@ class Config:
       content_layers: Layers of the content term; with factors as NAME=FACTOR.
       style_layers: Layers of the style term; with factors as NAME=FACTOR, or after the name of a
         scheme: equal, 1/C2, geometric, course.
+      content_losses: What the content term compares, with factors as NAME=FACTOR: features, the
+        self-similarity of features (STROTSS), and Laplacians of the picture averaged over
+        squares of 4 or 16 pixels (laplacian4, laplacian16).
+      style_losses: What the style term compares, likewise: Gram matrices (gram) or those of
+        centred features (covariance), means and standard deviations of channels (mean-std),
+        Gaussians by their 2-Wasserstein distance (wasserstein), histograms of channels (histogram).
+      histogram_layers: Style layers of the histogram loss.
+      covariance_eps: What wasserstein adds to the diagonal of covariance matrices, in squared
+        units of the features.
       content_weight: Factor of the content term.
       style_weight: Factor of the style term.
       tv_weight: Factor of the total variation, for pixels in [0, pixel_range].
-      pooling: Pooling of the network.
+      pooling: Pooling of the network: the greatest or the average of four values, twice the average
+        (average-scaled), or 0.78 times the root of the sum of squares (l2); the last two keep about
+        the activations' size under max.
       gram_normalization: Divisor of the Gram matrices: the h*w (hw) or C*h*w (chw) of their
         layer.
-      tv_order: Total variation of absolute (1) or half squared (2) differences.
+      tv_form: Total variation of horizontal and vertical differences apart (anisotropic), together
+        as the gradient's length (isotropic), or of those to all eight neighbours (nine-point).
+      tv_order: Power p of the differences: anisotropic sums |d|^p / p for p = 1 or 2, isotropic
+        (dx^2 + dy^2)^(p/2), nine-point squares only (2).
+      tv_reduction: Sum over all pixels, or mean over all values.
       mse_factor: Factor of every mean squared error; 1/4 in the course version.
       pixel_range: Range of pixels for the total variation and the optimiser's units.
       style_mixing: Several styles by the average of their Gram matrices, or by the sum of
         their losses; with the same shares both have the same gradient.
       guides: How masks reach a layer: averaged (simple), or with those features only that see
         nothing else (inside), or with all that see anything of the region (all).
-      padding: What the network sees beyond a picture's border, the styles' too: zero, or (circular)
-        the opposite border, so that the result tiles; its sides must then be multiples of the
-        deepest layer's stride, and those of styles are cropped to such.
+      padding: What the network sees beyond a picture's border, the styles' too: zero, the mirrored
+        picture (reflect), the border repeated (replicate, or replicate-input at the first layer
+        alone), or (circular) the opposite border, so that the result tiles; its sides must then be
+        multiples of the deepest layer's stride, and those of styles are cropped to such.
       color: Colours of the result: the content's kept afterwards (keep-...: its chroma under the
         result's luminance), the style's matched to the content's before (match-...), or (luminance)
         transfer of luminance only.
@@ -101,6 +128,9 @@ class Config:
       learning_rate: Step size for pixels in [0, pixel_range]. Default 1 for lbfgs and 10/255 of
         the range for adam; not for lbfgs-linesearch.
       memory_size: Pairs that L-BFGS remembers. Default 100, with line search 10; not for adam.
+      adam_beta1, adam_beta2, adam_epsilon: Of adam: decay of its moments, and what it adds to the
+        root of the second.
+      clip: Keep pixels in [0, 1] after each step of adam.
       preconditioner: Coordinates in which the optimiser works: the pixels themselves, or (spectral)
         frequencies and colours scaled so that fewer steps are needed.
       steps: Optimisation steps; each evaluates loss and gradient once (line search: at
@@ -133,12 +163,18 @@ class Config:
 
     content_layers: Layers = (("relu4_2", 1.0),)
     style_layers: Layers = STYLE_LAYERS
+    content_losses: Losses = (LossFactor("features", 1.0),)
+    style_losses: Losses = (LossFactor("gram", 1.0),)
+    histogram_layers: tuple[str, ...] = HISTOGRAM_LAYERS
+    covariance_eps: float = 1e-4
     content_weight: float = 5.0
     style_weight: float = 100.0
     tv_weight: float = 1e-3
     pooling: Pooling = "max"
     gram_normalization: GramNormalization = "chw"
-    tv_order: TVOrder = 1
+    tv_form: TVForm = "anisotropic"
+    tv_order: float = 1
+    tv_reduction: TVReduction = "sum"
     mse_factor: float = 1.0
     pixel_range: float = 255.0
     style_mixing: StyleMixing = "average"
@@ -148,6 +184,10 @@ class Config:
     optimizer: Optimizer = "lbfgs"
     learning_rate: float | None = None
     memory_size: int | None = None
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    clip: bool = False
     preconditioner: Preconditioner = "none"
     steps: int = 1000
     min_size: int | None = None
@@ -166,8 +206,11 @@ class Config:
     def __post_init__(self) -> None:
         object.__setattr__(self, "content_layers", as_layers(self.content_layers))
         object.__setattr__(self, "style_layers", as_layers(self.style_layers))
-        if isinstance(self.scale_steps, list):  # as JSON has it
-            object.__setattr__(self, "scale_steps", tuple(self.scale_steps))
+        for name, allowed in (("content_losses", CONTENT_LOSSES), ("style_losses", STYLE_LOSSES)):
+            object.__setattr__(self, name, as_losses(getattr(self, name), allowed=allowed))
+        for name in ("scale_steps", "histogram_layers"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         _check(self)
 
     @property
@@ -183,7 +226,8 @@ class Config:
         given["tile"] = self.tile if isinstance(self.tile, int) else 0
         given["remat"] = self.remat == "on" and not given["tile"]
         given["content_layers"] = tuple(name for name, _ in self.content_layers)
-        given["style_layers"] = tuple(name for name, _ in self.style_layers)
+        for name in ("style_layers", "content_losses", "style_losses"):
+            given[name] = tuple(part for part, _ in getattr(self, name))
         return LossConfig(**given)
 
 
@@ -207,6 +251,48 @@ def _check_scales(config: Config) -> None:
         raise InputError(f"averaging is {config.averaging}: expected 0 to 0.9999")
 
 
+def _check_losses(config: Config) -> None:
+    """Check what concerns single losses."""
+    orders = {"anisotropic": (1, 2), "nine-point": (2,)}.get(config.tv_form)
+    if orders is not None and config.tv_order not in orders:
+        raise InputError(
+            f"tv_order is {config.tv_order:g}: expected {' or '.join(map(str, orders))} for "
+            f"tv_form {config.tv_form}"
+        )
+    if not 1 <= config.tv_order <= 4:
+        raise InputError(f"tv_order is {config.tv_order:g}: expected 1 to 4")
+    given = [name for name, _ in config.content_losses + config.style_losses]
+    for setting, loss in (("histogram_layers", "histogram"), ("covariance_eps", "wasserstein")):
+        if loss not in given and getattr(config, setting) != getattr(Config, setting):
+            raise InputError(f"{setting} has no meaning without {loss} among the style losses")
+    if not 0 <= config.covariance_eps <= FLOAT32_MAX:
+        raise InputError(
+            f"covariance_eps is {config.covariance_eps}: expected a finite number, 0 or more"
+        )
+    layers = [name for name, _ in config.style_layers]
+    if "histogram" in given and layers:
+        other = [name for name in config.histogram_layers if name not in layers]
+        if other or not config.histogram_layers:
+            raise InputError(
+                f"histogram_layers are {', '.join(config.histogram_layers) or 'none'}: expected "
+                f"some of the style layers, {', '.join(layers)}"
+            )
+
+
+def _check_adam(config: Config) -> None:
+    """Check Adam's own settings."""
+    own = ("adam_beta1", "adam_beta2", "adam_epsilon", "clip")
+    given = [name for name in own if getattr(config, name) != getattr(Config, name)]
+    if config.optimizer != "adam" and given:
+        raise InputError(
+            f"{given[0]} has no meaning for {config.optimizer}: leave it out, or choose adam"
+        )
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(config, name) <= 0.999999:
+            raise InputError(f"{name} is {getattr(config, name)}: expected 0 to 0.999999")
+    _check_positive("adam_epsilon", config.adam_epsilon)
+
+
 def _check_positive(name: str, value: float) -> None:
     if not 0 < value <= FLOAT32_MAX:
         raise InputError(f"{name} is {value}: expected a finite number (in float32) above 0")
@@ -223,7 +309,8 @@ def _check(config: Config) -> None:
     choices = {
         "pooling": Pooling,
         "gram_normalization": GramNormalization,
-        "tv_order": TVOrder,
+        "tv_form": TVForm,
+        "tv_reduction": TVReduction,
         "style_mixing": StyleMixing,
         "guides": Guides,
         "padding": Padding,
@@ -240,6 +327,8 @@ def _check(config: Config) -> None:
         if getattr(config, name) not in allowed:
             expected = ", ".join(map(str, allowed))
             raise InputError(f"{name} is {getattr(config, name)!r}: expected one of {expected}")
+    _check_losses(config)
+    _check_adam(config)
     if not config.content_layers and not config.style_layers:
         raise InputError("no layers: expected at least one content or style layer")
     for name in ("steps", "memory_size", "min_size"):

@@ -44,8 +44,8 @@ def structure(config: Config) -> Config:
     False
     """
     plain = {
-        name: tuple((layer, 1.0) for layer, _ in getattr(config, name))
-        for name in ("content_layers", "style_layers")
+        name: tuple((part, 1.0) for part, _ in getattr(config, name))
+        for name in ("content_layers", "style_layers", "content_losses", "style_losses")
     }
     return replace(config, **LANE_NUMBERS, **plain)
 

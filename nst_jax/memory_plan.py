@@ -74,7 +74,7 @@ def _targets(task: Task, choice: Choice) -> Targets:
 def _solver(task: Task, choice: Choice) -> Solver:
     loss = config_loss(task.config, choice)
     optimizer = task.optimizer or make_config_optimizer(task.config, choice)
-    return make_solver(loss, optimizer, averaging=task.config.averaging)
+    return make_solver(loss, optimizer, averaging=task.config.averaging, clip=task.config.clip)
 
 
 def measure(task: Task, choice: Choice) -> LoopMemory | None:

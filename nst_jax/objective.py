@@ -62,6 +62,8 @@ def loss_weights(config: Config) -> LossWeights:
         tv=config.tv_weight,
         content_layers=dict(config.content_layers),
         style_layers=dict(config.style_layers),
+        content_losses=dict(config.content_losses),
+        style_losses=dict(config.style_losses),
     )
 
 

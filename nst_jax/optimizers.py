@@ -45,6 +45,8 @@ def make_optimizer(
     pixel_range: float = 255.0,
     preconditioner: Preconditioner = "none",
     memory_dtype: str | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """Build an optimiser; equal arguments give the same object.
 
@@ -56,6 +58,7 @@ def make_optimizer(
         then begins with a step of 0.02 in those coordinates in place of Torch's tiny one, and
         takes twice the usual guess of the inverse curvature.
       memory_dtype: of what ``"lbfgs"`` remembers, see ``lbfgs.scale_by_torch_lbfgs``.
+      betas, epsilon: of ``"adam"``: decay of its moments, and what it adds to the second's root.
 
     Returns:
       A transformation whose learning rate, where it has one, is part of its state.
@@ -63,7 +66,8 @@ def make_optimizer(
     spectral = preconditioner == "spectral"
     coordinates = in_spectral_coordinates if spectral else optax.with_extra_args_support
     if name == "adam":
-        adam = optax.inject_hyperparams(optax.adam)(learning_rate=1.0)
+        make = optax.inject_hyperparams(optax.adam, static_args=("b1", "b2", "eps"))
+        adam = make(learning_rate=1.0, b1=betas[0], b2=betas[1], eps=epsilon)
         return in_pixel_units(coordinates(adam), pixel_range)
     if name == "lbfgs":
         # L-BFGS itself does not depend on the pixels' unit, its first step apart.

@@ -6,6 +6,7 @@ z = 255 x the pixels.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nst_jax.config import STYLE_LAYERS, Config
 from nst_jax.errors import InputError
@@ -182,21 +183,35 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def own_numbers(config: Config, optimizer: str, *, preset: Config) -> dict[str, None]:
+# What belongs to one optimiser and means nothing to another.
+OPTIMIZER_NUMBERS = (
+    "learning_rate",
+    "memory_size",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "clip",
+)
+
+
+def own_numbers(config: Config, optimizer: str, *, preset: Config) -> dict[str, Any]:
     """What of a preset's numbers another optimiser does not take over.
 
     A learning rate is an optimiser's own, and so is a memory size. What is not the preset's was
     asked for, and stays.
 
     >>> own_numbers(COURSE.config, "lbfgs", preset=COURSE.config)
-    {'learning_rate': None, 'memory_size': None}
+    {'learning_rate': None}
     >>> own_numbers(replace(COURSE.config, learning_rate=1.0), "lbfgs", preset=COURSE.config)
-    {'memory_size': None}
+    {}
     """
     if optimizer == config.optimizer:
         return {}
-    names = ("learning_rate", "memory_size")
-    return {name: None for name in names if getattr(config, name) == getattr(preset, name)}
+    return {
+        name: getattr(Config, name)
+        for name in OPTIMIZER_NUMBERS
+        if getattr(config, name) == getattr(preset, name) != getattr(Config, name)
+    }
 
 
 def get_preset(name: str) -> Preset:

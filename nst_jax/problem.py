@@ -156,7 +156,7 @@ def make_problem(
             raise InputError("tiles are cut out of whole pictures, not of divided rows")
         loss = config_loss(config, choice, mesh=None if by_rows else mesh)
     chosen = optimizer or make_config_optimizer(config, choice)
-    solver = make_solver(loss, chosen, averaging=config.averaging)
+    solver = make_solver(loss, chosen, averaging=config.averaging, clip=config.clip)
 
     original, keep = content, controls["keep"]
     content, styles = prepare_colors(content, styles, mode=config.color)

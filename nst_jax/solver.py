@@ -15,7 +15,11 @@ from nst_jax.types import Array, Info, Loss, Solver, State, Targets, Variables
 
 
 def make_solver(
-    loss: Loss, optimizer: optax.GradientTransformation, *, averaging: float = 0.0
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    averaging: float = 0.0,
+    clip: bool = False,
 ) -> Solver:
     """Bind an optimiser to a loss; equal arguments give the same object.
 
@@ -24,6 +28,7 @@ def make_solver(
       optimizer: any optax transformation. Value, gradient and function go to its ``update`` as
         ``value``, ``grad`` and ``value_fn``, as line searches want them.
       averaging: decay d of the pictures' running average, see ``averaged``; 0 for none.
+      clip: whether pixels are kept in [0, 1] after each step.
 
     Returns:
       ``Solver(init, step)``. ``step`` evaluates loss and gradient at ``state.image`` and then
@@ -32,11 +37,13 @@ def make_solver(
       picture stays and ``state.frozen`` is set. A line search evaluates its accepted point again
       in the next step, whose terms it does not know.
     """
-    return _make_solver(loss, optimizer, averaging)
+    return _make_solver(loss, optimizer, averaging, clip)
 
 
 @lru_cache(maxsize=64)
-def _make_solver(loss: Loss, optimizer: optax.GradientTransformation, averaging: float) -> Solver:
+def _make_solver(
+    loss: Loss, optimizer: optax.GradientTransformation, averaging: float, clip: bool
+) -> Solver:
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(image: Array, variables: Variables, targets: Targets) -> State:
@@ -77,6 +84,7 @@ def _make_solver(loss: Loss, optimizer: optax.GradientTransformation, averaging:
         better = ~frozen & (value < state.best_loss)
         searched = optax.tree.get(opt_state, "num_linesearch_steps", 0)
         updated = (state.image + updates).astype(state.image.dtype)
+        updated = jnp.clip(updated, 0, 1) if clip else updated
         image = jnp.where(frozen, state.image, updated)
         average = state.average
         if average is not None:

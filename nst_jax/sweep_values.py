@@ -9,6 +9,7 @@ from nst_jax.config import Config, Tile
 from nst_jax.errors import InputError
 from nst_jax.lanes import structure
 from nst_jax.layer_factors import Layers, parse_layers
+from nst_jax.loss_factors import Losses, parse_losses
 from nst_jax.presets import own_numbers
 
 MAX_COMBINATIONS = 200
@@ -108,7 +109,13 @@ def _parse(name: str, text: str) -> Any:
         raise InputError(f"--over names {name!r}: expected seed or one of {', '.join(names)}")
     if name != "seed" and hints[name] == Layers:
         return parse_layers(text.replace("+", ","))
-    hint = int if name in ("seed", "tv_order") else hints[name]
+    if name != "seed" and hints[name] == Losses:
+        return parse_losses(text.replace("+", ","))
+    hint = int if name == "seed" else hints[name]
+    if hint == tuple[str, ...]:
+        return tuple(text.split("+"))
+    if hint is bool:
+        return _boolean(name, text)
     if hint == tuple[int, ...]:
         return tuple(_number(name, item, kind=int) for item in text.split("+"))
     if hint == Tile:
@@ -121,6 +128,12 @@ def _parse(name: str, text: str) -> Any:
     if name == "seed" and not 0 <= value < 2**32:
         raise InputError(f"seed is {value}: expected 0 to {2**32 - 1}")
     return value
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise InputError(f"--over {name}: {text!r} is neither true nor false")
+    return text.lower() == "true"
 
 
 def _number(name: str, text: str, *, kind: type) -> Any:

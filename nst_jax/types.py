@@ -21,6 +21,7 @@ class LossWeights(NamedTuple):
     Attributes:
       content, style, tv: scalar factors of the three terms.
       content_layers, style_layers: layer name -> scalar factor within its term.
+      content_losses, style_losses: loss name -> scalar factor within its term, 1 where left out.
     """
 
     content: Any
@@ -28,6 +29,8 @@ class LossWeights(NamedTuple):
     tv: Any
     content_layers: dict[str, Any]
     style_layers: dict[str, Any]
+    content_losses: dict[str, Any] = {}
+    style_losses: dict[str, Any] = {}
 
 
 class Regions(NamedTuple):

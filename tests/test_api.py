@@ -17,6 +17,7 @@ LEVELS = [
     {"errors"},
     {"layers", "files", "interrupt", "allocator"},
     {"layer_factors", "types", "pairing"},
+    {"loss_factors"},
     {"config"},
     {"presets"},
     {"lift", "guides", "shares", "color_matching", "pyramid", "windows"},
@@ -98,7 +99,15 @@ def test_only_one_file_imports_linen():
 
 def test_settings_need_only_the_standard_library():
     allowed = sys.stdlib_module_names | {"nst_jax"}
-    for module in ("errors", "layers", "files", "layer_factors", "config", "presets"):
+    for module in (
+        "errors",
+        "layers",
+        "files",
+        "layer_factors",
+        "loss_factors",
+        "config",
+        "presets",
+    ):
         roots = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py")}
         assert roots <= allowed
 
