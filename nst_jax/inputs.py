@@ -53,11 +53,16 @@ def check_shape(height: int, width: int, *, config: Config) -> None:
       InputError: with what is wrong and what was expected.
     """
     names = config.loss
-    layers = names.content_layers + names.style_layers
     what = "content picture" if names.content_layers else "picture"  # may be a mere canvas
-    check_sides(height, width, layers, what=what)
+    check_sides(height, width, names.layers, what=what)
+    for name, side in names.laplacians.items():
+        if min(height, width) < side:
+            raise InputError(
+                f"the {what} is {width}x{height} px, but {name} averages squares of {side} px: use "
+                "a larger size, or leave it out"
+            )
     if names.padding == "circular":
-        check_multiple(height, width, layers)
+        check_multiple(height, width, names.aligned_layers)
 
 
 def check_style(style: Any, *, config: Config) -> None:

@@ -16,6 +16,7 @@ CONVS: tuple[str, ...] = tuple(
     for block, count in enumerate(CONVS_PER_BLOCK, start=1)
     for index in range(1, count + 1)
 )
+LAPLACIANS = {"laplacian4": 4, "laplacian16": 16}  # sides of the squares that are averaged
 TAPS: tuple[str, ...] = tuple(tap for conv in CONVS for tap in (conv, conv.replace("conv", "relu")))
 
 

@@ -87,7 +87,7 @@ def make_scales(
       InputError: where ``scale_steps`` has numbers for more scales than there are, and where
         ``min_size`` is too small for the layers.
     """
-    own = config.loss.content_layers + config.loss.style_layers
+    own = config.loss.aligned_layers
     tap, step = deepest(own), stride(deepest(own))
     height, width = shape[0], shape[1]
     rows = columns = step if config.padding == "circular" else 1
