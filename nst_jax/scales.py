@@ -103,8 +103,8 @@ def make_scales(
     if min(shapes[0]) < least <= min(height, width):
         raise InputError(
             f"min_size is {config.min_size}, with a scale of {shapes[0][1]}x{shapes[0][0]} px, but "
-            f"layer {tap} needs a shorter side of at least {least} px: choose a larger min_size, or "
-            "shallower layers"
+            f"layer {tap} needs a shorter side of at least {least} px: choose a larger min_size, "
+            "or shallower layers"
         )
     given = config.scale_steps or (config.steps,)
     before = len(shapes) - 1

@@ -21,24 +21,24 @@ from nst_jax.types import Array, Taps, Variables
 
 # How exactly accelerators multiply, in JAX's words; CPUs always do it in full.
 MATMUL_PRECISION = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}
-# What lies beyond a border that is not zero, in ``jnp.pad``'s words.
-BORDERS = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+# The rows, and columns, that lie before the first and behind the last where these are not zero.
+BORDERS = {"reflect": (1, -2), "replicate": (0, -1), "circular": (-1, 0)}
 
 
-def _length(windows: Array, axis: tuple[int, ...]) -> Array:
-    """Root of the sum of squares; where that is 0 so is its gradient, which has no limit there."""
+def _scaled_length(windows: Array, axis: tuple[int, ...]) -> Array:
+    """0.78 times the root of the sum of squares; where that is 0 so is its gradient."""
     squares = jnp.sum(jnp.square(widened(windows)), axis)
     some = squares > 0
-    # Twice: a gradient that is infinite is NaN, not 0, where only its result is left out.
+    # Twice: the root's gradient at 0 is infinite, and NaN where its result alone is left out.
     lengths = jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0)
-    return lengths.astype(windows.dtype)
+    return (0.78 * lengths).astype(windows.dtype)
 
 
 POOLINGS: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
     "max": jnp.max,
     "average": jnp.mean,
     "average-scaled": lambda windows, axis: 2 * jnp.mean(windows, axis),
-    "l2": lambda windows, axis: 0.78 * _length(windows, axis),
+    "l2": _scaled_length,
 }
 
 
@@ -70,6 +70,15 @@ def pool(x: Array, *, pooling: str) -> Array:
     return POOLINGS[pooling](windows, (-4, -2))
 
 
+def _surrounded(x: Array, *, padding: str) -> Array:
+    """Features ``[1, H, W, C]`` with what lies beyond their borders, ``[1, H + 2, W + 2, C]``."""
+    before, behind = BORDERS[padding]
+    for axis in (1, 2):  # not jnp.pad: the gradient of its "edge" takes half as much memory more
+        first, last = (jax.lax.index_in_dim(x, index, axis) for index in (before, behind))
+        x = jnp.concatenate([first, x, last], axis)
+    return x
+
+
 def _linen_conv(
     x: Array,
     kernel: Array,
@@ -86,8 +95,8 @@ def _linen_conv(
     if padding == "zero":
         return conv(x, kernel, **pair, precision=precise)
     # Of a picture with what lies beyond its borders only the inside is right, and wanted.
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=BORDERS[padding])
-    return cast(Array, conv(padded, kernel, **pair, precision=precise))[:, 1:-1, 1:-1]
+    x = _surrounded(x, padding=padding)
+    return cast(Array, conv(x, kernel, **pair, precision=precise))[:, 1:-1, 1:-1]
 
 
 class VGG19(nn.Module):
