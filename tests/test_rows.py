@@ -40,6 +40,7 @@ DEEP = Config(optimizer="adam", convolution="direct")
 SHALLOW = replace(
     DEEP, content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"], gram_normalization="hw"
 )
+OF_DEEP = {name: getattr(DEEP, name) for name in ("content_layers", "style_layers")}
 STYLES = [smooth_picture(40, 33, seed=2), smooth_picture(24, 36, seed=3)]
 SOFT = smooth_picture(64, 48, seed=4)
 MASKS = [SOFT[..., 0], SOFT[..., 1]]
@@ -214,6 +215,10 @@ class TestLossAndGradient:
             dict(styles=STYLES, blend=[1.0, 3.0]),
         ),
         "circular": (dict(padding="circular", style_mixing="sum"), dict(styles=STYLES)),
+        "reflect": (dict(padding="reflect", pooling="l2", guides="all"), dict(content_masks=MASKS)),
+        "replicate": (dict(padding="replicate", pooling="average-scaled"), {}),
+        "replicate-input": (dict(padding="replicate-input", remat="on"), {}),
+        "reflect, a row of the deepest layer each": (dict(padding="reflect", **OF_DEEP), {}),
         "regions": (dict(guides="inside"), dict(styles=STYLES, content_masks=MASKS, keep=KEEP)),
         "remat": (dict(remat="on"), dict(content_masks=MASKS[:1], region_weights=[2.0])),
     }

@@ -218,24 +218,25 @@ MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap", "zero": 
 
 
 @pytest.mark.parametrize("padding", [*MODES, "replicate-input"])
-def test_paddings_are_those_of_numpy(x64, variables, padding, variant):
-    """Of two layers, down to the smallest maps; no corner is forgotten."""
+def test_paddings_are_those_of_numpy(x64, variables, padding):
+    """Of two layers and maps as small as they come, one or several under ``vmap``."""
     variables = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
-    image = smooth_picture(2, 5, seed=1).astype(np.float64)
+    images = np.stack([smooth_picture(2, 5, seed=seed) for seed in (1, 2)]).astype(np.float64)
     modes = ["edge", "constant"] if padding == "replicate-input" else [MODES[padding]] * 2
-    preprocessing = variables["preprocessing"]
-    x = (image - preprocessing["mean"]) / preprocessing["std"]
+    x = (images - variables["preprocessing"]["mean"]) / variables["preprocessing"]["std"]
     for name, mode in zip(("conv1_1", "conv1_2"), modes, strict=True):
-        around = np.pad(
-            np.maximum(x, 0) if name == "conv1_2" else x, ((1, 1), (1, 1), (0, 0)), mode
-        )
-        layer = variables["params"][name]
+        layer, seen = variables["params"][name], x if name == "conv1_1" else np.maximum(x, 0)
+        seen = np.pad(seen, ((0, 0), (1, 1), (1, 1), (0, 0)), mode)
         x = layer["bias"] + sum(
-            around[i : i + 2, j : j + 5] @ layer["kernel"][i, j] for i in range(3) for j in range(3)
+            seen[:, i : i + 2, j : j + 5] @ layer["kernel"][i, j]
+            for i in range(3)
+            for j in range(3)
         )
     take = partial(vgg.features, layers=("conv1_2",), padding=padding)
-    found = variant(lambda image: take(variables, image)["conv1_2"], image)
-    np.testing.assert_allclose(found, x, rtol=1e-10, atol=1e-10 * np.abs(x).max())
+    batch = jax.vmap(take, in_axes=(None, 0))(variables, images)["conv1_2"]
+    single = take(variables, images[0])["conv1_2"]
+    np.testing.assert_allclose(batch, x, atol=1e-12 * np.abs(x).max())
+    np.testing.assert_allclose(single, x[0], atol=1e-12 * np.abs(x).max())
 
 
 def worst_relative_error(variables, image, **options):
