@@ -40,7 +40,6 @@ DEEP = Config(optimizer="adam", convolution="direct")
 SHALLOW = replace(
     DEEP, content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"], gram_normalization="hw"
 )
-OF_DEEP = {name: getattr(DEEP, name) for name in ("content_layers", "style_layers")}
 STYLES = [smooth_picture(40, 33, seed=2), smooth_picture(24, 36, seed=3)]
 SOFT = smooth_picture(64, 48, seed=4)
 MASKS = [SOFT[..., 0], SOFT[..., 1]]
@@ -218,7 +217,10 @@ class TestLossAndGradient:
         "reflect": (dict(padding="reflect", pooling="l2", guides="all"), dict(content_masks=MASKS)),
         "replicate": (dict(padding="replicate", pooling="average-scaled"), {}),
         "replicate-input": (dict(padding="replicate-input", remat="on"), {}),
-        "reflect, a row of the deepest layer each": (dict(padding="reflect", **OF_DEEP), {}),
+        "reflect, a row of the deepest layer each": (
+            dict(padding="reflect", content_layers=["relu3_1"], style_layers=["relu2_2"]),
+            dict(height=16),
+        ),
         "regions": (dict(guides="inside"), dict(styles=STYLES, content_masks=MASKS, keep=KEEP)),
         "remat": (dict(remat="on"), dict(content_masks=MASKS[:1], region_weights=[2.0])),
     }
