@@ -144,8 +144,8 @@ class Config:
       style_weight: Factor of the style term.
       tv_weight: Factor of the total variation, for pixels in [0, pixel_range].
       pooling: Pooling of the network: the greatest or the average of four values, twice the average
-        (average-scaled), or 0.78 times the root of the sum of squares (l2); the last two keep about
-        the activations' size under max.
+        (average-scaled), or 0.78 times the root of the sum of squares (l2); the last two make up
+        for an average's smaller activations, and more.
       gram_normalization: Divisor of the Gram matrices: the h*w (hw) or C*h*w (chw) of their
         layer.
       tv_form: Total variation of horizontal and vertical differences apart (anisotropic), together

@@ -54,7 +54,7 @@ def check_shape(height: int, width: int, *, config: Config) -> None:
     """
     names = config.loss
     what = "content picture" if names.content_layers else "picture"  # may be a mere canvas
-    check_sides(height, width, names.layers, what=what)
+    check_sides(height, width, names.layers, what=what, padding=names.padding)
     for name, side in names.laplacians.items():
         if min(height, width) < side:
             raise InputError(
@@ -73,7 +73,13 @@ def check_style(style: Any, *, config: Config) -> None:
     """
     _check_picture("style picture", style)
     if config.style_layers:
-        check_sides(style.shape[0], style.shape[1], config.loss.style_layers, what="style picture")
+        check_sides(
+            style.shape[0],
+            style.shape[1],
+            config.loss.style_layers,
+            what="style picture",
+            padding=config.padding,
+        )
 
 
 def check_initial(init: Any, *, shape: tuple[int, ...]) -> None:

@@ -182,7 +182,7 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
         pictures = as_sequence(styles)
         if config.style_layers and not pictures and grams is None:
             raise InputError("no style picture: expected at least one")
-        check_sides(content.shape[0], content.shape[1], layers)
+        check_sides(content.shape[0], content.shape[1], layers, padding=config.padding)
         masks = [None] * len(pictures) if style_masks is None else style_masks
         if grams is None:
             of_style = partial(style_moments, variables, config=config, make_regions=make_regions)

@@ -1,7 +1,7 @@
 """A picture as overlapping windows, each of which counts what it alone owns.
 
 Windows are of one size, so that one program serves all, and lie inside the picture, so that the
-network's zero padding is met at the picture's true borders only. They begin at multiples of the
+network's padding is met at the picture's true borders only. They begin at multiples of the
 deepest layer's stride, so that features are the same in a window and in the whole, and reach far
 enough (``halo``) beyond what they own for every owned feature to see all that it sees in the whole.
 """

@@ -232,5 +232,9 @@ def test_shortest_side():
     with pytest.raises(InputError, match="style is 40x15 px.*relu5_1 .*at least 16 px"):
         check_sides(15, 40, ("relu5_1", "relu1_1"), what="style")
     check_sides(8, 9, ("conv4_4",))
+    check_sides(16, 40, ("conv4_4",), padding="reflect")
+    message = "style is 40x15 px, but with reflect padding layer conv4_4 .*at least 16 px.* padding"
+    with pytest.raises(InputError, match=message):
+        check_sides(15, 40, ("relu1_1", "conv4_4"), what="style", padding="reflect")
     with pytest.raises(InputError, match="conv4_4 .*at least 8 px"):
         check_sides(9, 7, ("relu1_1", "conv4_4"))
