@@ -16,7 +16,7 @@ class Normalization:
 
     Attributes:
       pictures: over how many pictures the means were taken.
-      pooling: with which pooling; with another the means are near 1 only.
+      pooling: with which pooling; with another the means are others.
       inactive: layer -> number of its channels that were not active, and are as they were.
     """
 
