@@ -36,7 +36,7 @@ def check_pictures(
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    _check_picture("content picture", content)
+    check_picture("content picture", content)
     if init is not None:
         check_initial(init, shape=content.shape)
     if config.style_layers and not styles:
@@ -71,7 +71,7 @@ def check_style(style: Any, *, config: Config) -> None:
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    _check_picture("style picture", style)
+    check_picture("style picture", style)
     if config.style_layers:
         check_sides(
             style.shape[0],
@@ -88,14 +88,19 @@ def check_initial(init: Any, *, shape: tuple[int, ...]) -> None:
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    _check_picture("initial picture", init)
+    check_picture("initial picture", init)
     if init.shape != shape:
         raise InputError(
             f"the initial picture has shape {init.shape}: expected the content's {shape}"
         )
 
 
-def _check_picture(what: str, picture: Any) -> None:
+def check_picture(what: str, picture: Any) -> None:
+    """Check that an array is a picture.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
     if picture.ndim != 3 or picture.shape[-1] != 3:
         raise InputError(f"the {what} has shape {picture.shape}: expected [height, width, 3]")
     if not jnp.issubdtype(picture.dtype, jnp.floating):
