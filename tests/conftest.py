@@ -67,6 +67,20 @@ def slim_variables(variables):
 
 
 @pytest.fixture(scope="session")
+def networks(slim_variables):
+    """A small one with biases and a slim one in float64; tests with them ask for ``x64``."""
+    from nst_jax.vgg import init_variables
+
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        small = init_variables(jax.random.key(0), channels=(3, 4, 5, 6, 6))
+        for layer in small["params"].values():
+            layer["bias"] = layer["bias"] + rng.normal(scale=0.1, size=layer["bias"].shape)
+        both = {"full": small, "slim": slim_variables}
+        return jax.tree.map(lambda x: jax.numpy.asarray(np.asarray(x, np.float64)), both)
+
+
+@pytest.fixture(scope="session")
 def tiny_weights_file(variables, tmp_path_factory):
     """The small network as a canonical weights file, for the command line."""
     from nst_jax.weights import Weights, WeightsInfo, save_weights

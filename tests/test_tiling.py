@@ -36,16 +36,6 @@ def as_float64(tree):
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), tree)
 
 
-@pytest.fixture(scope="session")
-def networks(variables, slim_variables):
-    """A small one with biases and a slim one in float64; tests with them ask for ``x64``."""
-    with jax.enable_x64(True):
-        small = init_variables(jax.random.key(0), channels=(3, 4, 5, 6, 6))
-        for layer in small["params"].values():
-            layer["bias"] = layer["bias"] + generator.normal(scale=0.1, size=layer["bias"].shape)
-        return as_float64({"full": small, "slim": slim_variables})
-
-
 def masks_of(height, width, count):
     """Soft masks, in parts exactly 0 and 1."""
     masks = np.stack([smooth_picture(height, width, seed=30 + i)[..., 0] for i in range(count)])
