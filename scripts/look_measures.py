@@ -35,7 +35,7 @@ def sliced_wasserstein(features: np.ndarray, others: np.ndarray, vectors: np.nda
       The distance, in units of the features.
 
     >>> line = np.arange(6.0).reshape(2, 3, 1)
-    >>> sliced_wasserstein(line, line[::-1] + 2, np.ones((1, 1)))
+    >>> round(sliced_wasserstein(line, line[::-1] + 2, np.ones((1, 1))), 6)
     2.0
     """
     first, second = (
@@ -60,7 +60,8 @@ def style_distance(
     The mean over layers of SW(result, style) / SW(content, style).
 
     Args:
-      result, style, content: layer -> ``[h, w, C]``; sizes of pictures may differ.
+      result, style, content: layer -> ``[h, w, C]``; the pictures may have different sizes, and
+        content and style must not be the same.
     """
     ratios = []
     for layer, features in style.items():
@@ -94,7 +95,7 @@ def self_similarity(layers: Sequence[np.ndarray], *, grid: int = GRID) -> np.nda
 
     D_ij = 1 - cos(f_i, f_j), D_ij / sum_i D_ij, of hypercolumns f: the features of all layers at
     a place, one after the other (Kolkin, Salavon and Shakhnarovich 2019, "Style Transfer by Relaxed
-    Optimal Transport and Self-Similarity", eq. 6).
+    Optimal Transport and Self-Similarity", arXiv:1904.12785, the content loss).
 
     Args:
       layers: ``[h, w, C]`` each, of one picture.
@@ -116,7 +117,7 @@ def content_change(
     """How much of the content's self-similarity a result has lost, where another picture is at 1.
 
     S(result, content) / S(other, content), S the mean absolute difference of the two pictures'
-    ``self_similarity`` (Kolkin et al. 2019, eq. 7).
+    ``self_similarity``, which is the content loss of Kolkin et al. (2019).
 
     Args:
       result, content, other: ``[h, w, C]`` of each layer; the other picture is the style's, say.

@@ -115,7 +115,7 @@ def normals(p):
     e = 0.004
     tips = ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1))  # of a tetrahedron
     arms = [np.array(tip, np.float32)[:, None] for tip in tips]
-    n = sum(arm * surface(p + e * arm) for arm in arms)
+    n = np.sum([arm * surface(p + e * arm) for arm in arms], axis=0)
     return n / np.sqrt((n**2).sum(axis=0))
 
 
@@ -189,7 +189,7 @@ def draw_portrait(seed: int = 21) -> np.ndarray:
     light = np.array([[-0.62], [0.42], [0.66]], np.float32)
     light /= np.sqrt((light**2).sum())
     _, open_ = march(p + 0.012 * n, light, 26, 1.2)
-    hollow = sum(surface(p + d * n).clip(0, d) / d for d in (0.03, 0.08, 0.16)) / 3
+    hollow = np.mean([surface(p + d * n).clip(0, d) / d for d in (0.03, 0.08, 0.16)], axis=0)
     facing = (n * light).sum(axis=0)
     lit = np.clip((facing + 0.15) / 1.15, 0, 1) * (0.12 + 0.88 * open_)
     half = light + np.array([[0], [0], [1]], np.float32)
