@@ -19,17 +19,14 @@ Written into OUTPUT: the pictures, a sheet for each content and network, looks.m
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import tyro
-from look_measures import content_change, style_distance
+from look_judge import CONTENT_JUDGES, STYLE_JUDGES, make_judge
 from look_pictures import CONTENTS, STYLES, write_pictures
 from look_report import Found, caption, pair_table, sheet, summary, summary_table
 from look_settings import Setting, measure_settings, parse_setting, planned, run_setting
@@ -38,14 +35,11 @@ from nst_jax import report
 from nst_jax.allocator import keep_freed_memory
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
-from nst_jax.images import load_image, resize_to, save_image, to_uint8
+from nst_jax.images import load_image, save_image, to_uint8
 from nst_jax.inputs import check_pictures
 from nst_jax.objective import check_learned
-from nst_jax.vgg import features
 from nst_jax.weights import find_weights, load_weights
 
-STYLE_JUDGES = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
-CONTENT_JUDGES = ("relu3_3", "relu4_3")
 Network = Literal["full", "slim"]
 MODELS = {"full": "vgg19", "slim": "vgg19-slim"}
 
@@ -108,38 +102,6 @@ def load_networks(options: Options) -> dict[str, Any]:
         name: load_weights(find_weights(path=given[name], model=MODELS[name])).variables
         for name in dict.fromkeys(options.networks)
     }
-
-
-def make_judge(
-    variables: Any, pictures: dict[str, np.ndarray]
-) -> Callable[[np.ndarray, str, str], Found]:
-    """A function ``(picture, content name, style name) -> measures``, by a network's features."""
-    layers = tuple(dict.fromkeys(STYLE_JUDGES + CONTENT_JUDGES))
-    take = jax.jit(partial(features, layers=layers))
-    known: dict[Any, dict[str, np.ndarray]] = {}
-
-    def of(picture: np.ndarray) -> dict[str, np.ndarray]:
-        return jax.device_get(take(variables, picture))
-
-    def of_input(name: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-        if (name, shape) not in known:
-            known[name, shape] = of(resize_to(pictures[name], shape=shape))
-        return known[name, shape]
-
-    def judge(picture: np.ndarray, content: str, style: str) -> Found:
-        found, shape = of(picture), (picture.shape[0], picture.shape[1])
-        own, style_shape = of_input(content, shape), pictures[style].shape
-        painted = of_input(style, (style_shape[0], style_shape[1]))
-        over_content = of_input(style, shape)  # place by place
-        columns = ([taps[name] for name in CONTENT_JUDGES] for taps in (found, own, over_content))
-        return {
-            "style": style_distance(
-                *({name: taps[name] for name in STYLE_JUDGES} for taps in (found, painted, own))
-            ),
-            "content_change": content_change(*columns),
-        }
-
-    return judge
 
 
 def check(
