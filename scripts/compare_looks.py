@@ -5,7 +5,8 @@
 
 Every content is stylized with every style by every setting and network, each for the same time:
 first the seconds of a step are measured, then each run gets the steps that fit. Compilation is
-apart. A setting is ``[LABEL=]PRESET[:NAME=VALUE,...]``, with any setting of ``Config``; lists are
+apart. Other work on the machine makes both unreliable: the table says what each run took. A
+setting is ``[LABEL=]PRESET[:NAME=VALUE,...]``, with any setting of ``Config``; lists are
 joined by ``+``, as in ``style_losses=gram+mean-std=10``. The steps that it has itself only give
 the proportion of its scales.
 
@@ -15,7 +16,8 @@ where it is there, else by the slim one, at layers that are not among the preset
 - style: sliced Wasserstein distance to the style; 0 is the style itself, 1 the content;
 - content: change of the content's self-similarity; 0 is the content, 1 the style picture.
 
-Written into OUTPUT: the pictures, a sheet for each content and network, looks.md and looks.json.
+Written into OUTPUT: the pictures, a sheet for each content and network, looks.md and looks.json,
+these two again after each sheet.
 """
 
 import sys
@@ -70,7 +72,7 @@ class Options:
     slim: Path | None = None
     size: int = 256
     seconds: float = 20.0
-    rounds: int = 3
+    rounds: int = 5
 
 
 def load_pictures(options: Options) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
@@ -112,8 +114,8 @@ def check(
     Raises:
       InputError: where one cannot.
     """
-    labels = [setting.label for setting in settings]
-    if len(set(labels)) < len(labels) or any("/" in label for label in labels):
+    labels = {file_words(setting.label) for setting in settings}
+    if len(labels) < len(settings) or any("/" in label for label in labels):
         raise InputError("settings are told by their labels: expected different ones, without /")
     notes = []
     for setting in settings:
@@ -152,6 +154,21 @@ def compare(options: Options) -> dict[str, Any]:
     timings = measure_settings(networks, settings, *first, rounds=options.rounds)
 
     results: list[Found] = []
+    record = {
+        "size": options.size,
+        "seconds": options.seconds,
+        "judge": {
+            "network": judging,
+            "style_layers": STYLE_JUDGES,
+            "content_layers": CONTENT_JUDGES,
+        },
+        "step_seconds": {" ".join(key): timing for key, timing in timings.items()},
+        "settings": {setting.label: setting.words for setting in settings},
+        "notes": notes,
+        "device": report.device(),
+        "versions": report.versions(),
+        "results": results,
+    }
     for content, (network, variables) in product(contents, networks.items()):
         shown, captions = {}, {}
         for style, setting in product(styles, settings):
@@ -178,38 +195,39 @@ def compare(options: Options) -> dict[str, Any]:
         labels = [setting.label for setting in settings]
         page = sheet(rows, pictures, shown, captions, settings=labels, title=title)
         save_image(options.output / f"sheet_{content}__{network}.png", page)
-    judges = {"network": judging, "style_layers": STYLE_JUDGES, "content_layers": CONTENT_JUDGES}
-    return {
-        "size": options.size,
-        "seconds": options.seconds,
-        "judge": judges,
-        "settings": {setting.label: setting.words for setting in settings},
-        "notes": notes,
-        "device": report.device(),
-        "versions": report.versions(),
-        "summary": summary(results),
-        "results": results,
-    }
+        write(record, options.output)
+    return record
+
+
+def write(record: dict[str, Any], output: Path) -> str:
+    """Write what is known so far, looks.json and looks.md; returns the tables."""
+    means = summary(record["results"])
+    tables = [summary_table(means), pair_table(record["results"]), *record["notes"]]
+    text = "\n\n".join(tables) + "\n"
+    with atomic_write(output / "looks.md") as temporary:
+        temporary.write_text(text, "utf-8")
+    report.write_json(output / "looks.json", record | {"summary": means})
+    return text
 
 
 def picture_name(found: Found) -> str:
     """The file of a result."""
     parts = (found[name] for name in ("content", "style_picture", "network", "setting"))
-    return "__".join(parts).replace(":", "_").replace(",", "_") + ".png"
+    return file_words("__".join(parts)) + ".png"
+
+
+def file_words(text: str) -> str:
+    """A text without what is awkward in the names of files."""
+    return text.replace(":", "_").replace(",", "_")
 
 
 def main() -> int:
     options = tyro.cli(Options)
     try:
-        record = compare(options)
+        print("\n" + write(compare(options), options.output))
     except InputError as error:
         print(f"compare_looks: error: {error}", file=sys.stderr)
         return 2
-    tables = [summary_table(record["summary"]), pair_table(record["results"]), *record["notes"]]
-    with atomic_write(options.output / "looks.md") as temporary:
-        temporary.write_text("\n\n".join(tables) + "\n", "utf-8")
-    report.write_json(options.output / "looks.json", record)
-    print("\n\n".join(tables))
     return 0
 
 

@@ -116,8 +116,9 @@ def test_what_cannot_be_compared_is_refused_before_the_work(
     assert not list((tmp_path / "out").glob("*.json"))
 
 
-def test_a_setting_that_optimises_what_judges_is_told(arguments, monkeypatch, tmp_path):
-    words = ["--networks", "full", "--settings", "x:style_layers=relu2_2,content_layers=relu3_3"]
-    assert run([*arguments, *words], monkeypatch) == 0
-    notes = json.loads((tmp_path / "out" / "looks.json").read_text())["notes"]
-    assert [note.split(" optimises ")[1][:7] for note in notes] == ["relu2_2", "relu3_3"]
+def test_a_setting_that_optimises_what_judges_is_told():
+    settings = [parse_setting("gatys"), parse_setting("x=gatys:style_layers=relu2_2+relu2_1")]
+    (note,) = compare_looks.check(settings, {}, {})
+    assert note == "x optimises relu2_2, at which it is judged, too"
+    (note,) = compare_looks.check([parse_setting("y=fast:content_layers=relu3_3")], {}, {})
+    assert note.startswith("y optimises relu3_3")
