@@ -24,16 +24,16 @@ NETWORK = "full"
 WIDEST = 1400  # pixels of the sheet, about
 TEXT = """
 TO BE WRITTEN AFTER THE COMPARISON: which setting the command line takes where none is named, and
-why. Every setting had {seconds:g} s of steps a picture at {size} px on the same machine
-({device}), compilation apart, so that cheap steps may be many. Two numbers judge each result by
+why. Every setting had as many steps as fit into {seconds:g} s at {size} px by the time of its
+steps on one machine ({device}), compilation apart; the seconds of the table are what they took
+then. Two numbers judge each result by
 features of the {judge} network that none of these settings optimises. *Style* is the sliced
 Wasserstein distance to the style picture: 0 is the style itself, 1 the content. *Content* is the
 change of the content's self-similarity: 0 is the content, 1 the style picture. Less is better in
 both, but a picture that has changed little keeps the content best, so that they are to be read
 together, and with the sheet. Means and worst values are those of all pairs of {contents} with
-{styles}; the sheet shows some of them. Made by `python scripts/compare_looks.py --output FOLDER
---seconds {seconds:g} --size {size}` and `python scripts/gallery.py --looks FOLDER --only
-default-look`.
+{styles}; the sheet shows some of them. Made by `python scripts/compare_looks.py` with these
+pictures and settings and `python scripts/gallery.py --looks FOLDER --only default-look`.
 """
 KEPT = ("size", "seconds", "judge", "settings", "device", "versions", "summary")
 

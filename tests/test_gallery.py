@@ -116,7 +116,9 @@ def test_the_look_is_taken_from_a_comparison(comparison, tmp_path):
     draw(Options(only=(gallery_looks.LOOK,), output=output, looks=comparison))
     assert {path.name for path in output.iterdir()} == {"gallery.md", "looks.json", "images"}
     text = (output / "gallery.md").read_text("utf-8")
-    assert text == page(output) and "had 2 s of steps a picture at 400 px" in " ".join(text.split())
+    assert text == page(output) and "as many steps as fit into 2 s at 400 px" in " ".join(
+        text.split()
+    )
     for row in summary(json.loads((comparison / "looks.json").read_text())["results"]):
         assert f"| full | `{row['setting']}` | {row['steps']} | 2.0 | {row['style']:.3f} |" in text
     with Image.open(output / "images" / "gallery" / "default-look.jpg") as sheet:
