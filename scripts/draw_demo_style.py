@@ -143,19 +143,18 @@ def paint_stroke(rng, draw, emboss, path, tint, width):
         emboss.line(points, int(np.clip(level, 0, 255)), 3)
 
 
-def style_picture(seed=5):
-    rng = np.random.default_rng(seed)
-    plan, angle = plan_farm_and_trees(*plan_river(*plan_fields(*plan_sky(rng))))
+def paint(rng, plan, angle, brushes=BRUSHES, ground=(176, 116, 52), scatter=0.04):
+    """Paint a plan's colours, scattered, along its directions on a ground, brush by brush."""
     blurred = np.asarray(to_image(plan).filter(ImageFilter.GaussianBlur(9)), float) / 255
     detail = np.abs(plan - blurred).sum(axis=-1)
-    canvas, height = Image.new("RGB", (W, H), (176, 116, 52)), Image.new("L", (W, H), 40)
+    canvas, height = Image.new("RGB", (W, H), ground), Image.new("L", (W, H), 40)
     draw, emboss = ImageDraw.Draw(canvas), ImageDraw.Draw(height)
-    for width, length, count, least in BRUSHES:
+    for width, length, count, least in brushes:
         x, y = rng.uniform(0, W, count), rng.uniform(0, H, count)
         at = y.astype(int), x.astype(int)
         keep = (detail[at] >= least) | (rng.random(count) < 0.08)
         x, y, colours = x[keep], y[keep], plan[at][keep]
-        colours = colours * rng.normal(1, 0.09, (len(x), 1)) + rng.normal(0, 0.04, (len(x), 3))
+        colours = colours * rng.normal(1, 0.09, (len(x), 1)) + rng.normal(0, scatter, (len(x), 3))
         halves = (trace(angle, x, y, 4, sign * length / 8) for sign in (-1, 1))
         paths = np.concatenate([next(halves)[:0:-1], next(halves)])
         for k in range(len(x)):
@@ -164,6 +163,12 @@ def style_picture(seed=5):
     relief = np.asarray(height.filter(ImageFilter.GaussianBlur(1.2)), float) / 255
     slope = np.clip(-1.6 * sum(np.gradient(relief)), -0.3, 0.3)[..., None]
     return np.asarray(canvas, float) / 255 * (1 + 0.9 * slope) + 0.22 * slope.clip(0)
+
+
+def style_picture(seed=5):
+    rng = np.random.default_rng(seed)
+    plan, angle = plan_farm_and_trees(*plan_river(*plan_fields(*plan_sky(rng))))
+    return paint(rng, plan, angle)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Draw the gallery: docs/gallery.md and its pictures, from the commands that the page shows.
 
-    python scripts/gallery.py [--only NAME ...] [--output docs] [--work FOLDER]
+    python scripts/gallery.py [--only NAME ...] [--output docs] [--work FOLDER] [--looks FOLDER]
 
 The commands run one after the other in this process, with the slim weights that come with the
-package, in a folder of their own, which ``--work`` names and keeps.
+package, in a folder of their own, which ``--work`` names and keeps. The default look alone is
+taken from a comparison, see ``gallery_looks.py``.
 """
 
 import os
@@ -20,6 +21,7 @@ from textwrap import fill
 import numpy as np
 import tyro
 from gallery_controls import OTHERS, STYLES, Control
+from gallery_looks import LOOK, LOOK_TITLE, RECORD, draw_looks, section, take_record
 from gallery_pictures import INPUTS, write_inputs
 from gallery_regions import REGIONS
 from PIL import Image
@@ -34,7 +36,7 @@ from nst_jax.mask_files import load_mask
 from nst_jax.weights import WEIGHTS_VARIABLE, find_weights
 
 CONTROLS = (*STYLES, *REGIONS, *OTHERS)
-NAMES = ("inputs", *(control.name for control in CONTROLS))
+NAMES = ("inputs", *(control.name for control in CONTROLS), LOOK)
 QUALITY = 85
 KEPT_DIFFERENCE = 2 / 255  # of a part that is kept, at most
 
@@ -45,7 +47,7 @@ What each control does, with and without it. Each sheet is made by the commands 
 order of its pictures, in a folder with the files of the first section; a command that stands here
 several times need run only once. All use the slim weights that come with nst_jax: where the full
 VGG-19 is on your machine, add `--model vgg19-slim` for the same pictures. The page and all
-pictures are made by `python scripts/gallery.py`.
+pictures but the last are made by `python scripts/gallery.py`.
 
 ## Pictures and masks
 
@@ -62,15 +64,18 @@ class Options:
       only: The sheets to draw, by name; by default all. The page is always written.
       output: The folder of gallery.md and images/gallery.
       work: The folder where the commands run; by default one that is removed afterwards.
+      looks: The folder of a comparison by compare_looks.py, whose sheet and table are then taken
+        anew; by default they stay as they are.
     """
 
     only: tuple[str, ...] = ()
     output: Path = Path(__file__).resolve().parent.parent / "docs"
     work: Path | None = None
+    looks: Path | None = None
 
 
-def page() -> str:
-    """The text of gallery.md."""
+def page(docs: Path) -> str:
+    """The text of gallery.md, in a folder that holds looks.json."""
     parts = [HEAD.strip(), picture_link("inputs", "all files that the commands read")]
     for control in CONTROLS:
         commands = dict.fromkeys(command for _, command in control.pictures)
@@ -81,6 +86,7 @@ def page() -> str:
             "```bash\n" + "\n".join(map(shell_lines, commands)) + "\n```",
             picture_link(control.name, shown or control.title.lower()),
         ]
+    parts += [*section(docs), picture_link(LOOK, LOOK_TITLE.lower())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -136,6 +142,14 @@ def draw_inputs() -> np.ndarray:
     return contact_sheet(pictures, labels=list(INPUTS.values()), columns=5)
 
 
+def draw_any(name: str, done: dict[str, Path], looks: Path | None) -> np.ndarray:
+    """The sheet of a name; ``looks`` is the folder of a comparison."""
+    if name == LOOK and looks is not None:
+        return draw_looks(looks)
+    sheets = {control.name: control for control in CONTROLS}
+    return draw_sheet(sheets[name], done) if name in sheets else draw_inputs()
+
+
 def kept_difference() -> float:
     """Mean difference of the kept tower from the content."""
     kept = load_image("kept.png")
@@ -152,19 +166,26 @@ def draw(options: Options) -> None:
     for name in options.only:
         if name not in NAMES:
             raise InputError(f"no sheet is named {name!r}: expected one of {', '.join(NAMES)}")
+    if LOOK in options.only and options.looks is None:
+        raise InputError(f"{LOOK} is taken from a comparison: name its folder by --looks")
+    looks = options.looks and options.looks.resolve()  # the commands run in another folder
     folder = (options.output / "images" / "gallery").resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if looks is not None:
+        take_record(looks, options.output)
+    docs = options.output if (options.output / RECORD).exists() else Options().output
     with atomic_write(options.output / "gallery.md") as temporary:
-        temporary.write_text(page(), "utf-8")
+        temporary.write_text(page(docs), "utf-8")
     if options.work is not None:
         options.work.mkdir(parents=True, exist_ok=True)
     started, total, done = time.perf_counter(), 0, {}
     place = nullcontext(options.work) if options.work else tempfile.TemporaryDirectory()
     with place as work, chdir(work):
         write_inputs(Path())
-        sheets = {control.name: control for control in CONTROLS}
         for name in options.only or NAMES:
-            sheet = draw_sheet(sheets[name], done) if name in sheets else draw_inputs()
+            if name == LOOK and looks is None:
+                continue
+            sheet = draw_any(name, done, looks)
             path = folder / f"{name}.jpg"
             Image.fromarray(to_uint8(sheet)).save(path, quality=QUALITY, optimize=True)
             total += path.stat().st_size

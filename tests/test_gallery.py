@@ -1,18 +1,23 @@
 """The gallery page shows every control, with commands that parse and pictures that are there."""
 
+import json
 import re
 import shlex
 from dataclasses import fields
 from typing import get_args, get_type_hints
 
+import gallery_looks
+import numpy as np
 import pytest
 from gallery import CONTROLS, NAMES, Options, draw, page, shell_lines
 from gallery_pictures import INPUTS, content_masks
+from look_report import summary
 from PIL import Image
 
 from nst_jax.cli import parse
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
+from nst_jax.images import save_image
 from nst_jax.options import RegionOptions, StyleOptions
 
 DOCS = Options().output
@@ -22,7 +27,7 @@ SHOWN = ("style_layers", "content_layers", "style_mixing", "guides", "padding", 
 
 
 def test_the_page_is_what_the_script_writes():
-    assert page() == PAGE, "run python scripts/gallery.py"
+    assert page(DOCS) == PAGE, "run python scripts/gallery.py"
 
 
 def test_the_page_names_every_control():
@@ -80,6 +85,58 @@ def test_masks_of_the_content_are_a_partition():
     assert (sum(masks[name].astype(int) for name in ("lake", "land", "sky")) == 1).all()
     # The tower stands on the headland, which hides its foot in the drawing's grass only.
     assert (masks["tower"] <= ~masks["sky"]).all() and 0.005 < masks["tower"].mean() < 0.05
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    """A folder as compare_looks.py leaves it; each picture has a grey of its own."""
+    folder = tmp_path / "looks"
+    (folder / "inputs").mkdir(parents=True)
+    results = []
+    for content, style in gallery_looks.PAIRS:
+        for name in (content, style):
+            save_image(folder / "inputs" / f"{name}.png", np.full((300, 400, 3), 0.95))
+        for setting in gallery_looks.SHOWN:
+            grey = (len(results) + 1) / 20
+            found = {"content": content, "style_picture": style, "setting": setting}
+            found |= {"network": "full", "steps": 10 + len(results), "seconds": 2.0}
+            found |= {"status": "done", "style": grey, "content_change": 0.5}
+            results.append(found | {"picture": f"{len(results)}.png"})
+            save_image(folder / results[-1]["picture"], np.full((300, 400, 3), grey))
+    judge = {"network": "full"}
+    record = {"size": 400, "seconds": 2.0, "judge": judge, "device": {"platform": "cpu"}}
+    record |= {"settings": {name: name for name in gallery_looks.SHOWN}, "versions": {}}
+    record |= {"results": results, "summary": summary(results)}
+    (folder / "looks.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_the_look_is_taken_from_a_comparison(comparison, tmp_path):
+    output = tmp_path / "docs"
+    draw(Options(only=(gallery_looks.LOOK,), output=output, looks=comparison))
+    assert {path.name for path in output.iterdir()} == {"gallery.md", "looks.json", "images"}
+    text = (output / "gallery.md").read_text("utf-8")
+    assert text == page(output) and "as many steps as fit into 2 s at 400 px" in " ".join(
+        text.split()
+    )
+    for row in summary(json.loads((comparison / "looks.json").read_text())["results"]):
+        assert f"| full | `{row['setting']}` | {row['steps']} | 2.0 | {row['style']:.3f} |" in text
+    with Image.open(output / "images" / "gallery" / "default-look.jpg") as sheet:
+        assert sheet.width < 1500
+        pixels = np.asarray(sheet.convert("L"), float) / 255
+    for grey in np.arange(1, 10) / 20:  # every result is there
+        assert (np.abs(pixels - grey) < 0.012).mean() > 0.02
+
+
+def test_a_look_without_its_comparison_is_refused(comparison, tmp_path):
+    with pytest.raises(InputError, match="name its folder by --looks"):
+        draw(Options(only=(gallery_looks.LOOK,), output=tmp_path / "docs"))
+    with pytest.raises(InputError, match="has no looks.json"):
+        gallery_looks.draw_looks(comparison / "inputs")
+    record = json.loads((comparison / "looks.json").read_text())
+    (comparison / "looks.json").write_text(json.dumps(record | {"results": record["results"][:-1]}))
+    with pytest.raises(InputError, match="has no picture of lake, fields, fast by the full"):
+        gallery_looks.draw_looks(comparison)
 
 
 def test_an_unknown_sheet_is_refused(tmp_path):
