@@ -413,3 +413,21 @@ def test_memory_of_each_device():
     one, two, four = (run_bytes(config, devices, shape=(256, 192, 3)) for devices in (1, 2, 4))
     assert (one / two > [1.9, 1.6]).all(), (one, two)
     assert (one / four > [3.6, 2.8]).all(), (one, four)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"style_losses": ["covariance", "mean-std", "wasserstein"]},
+        {"style_losses": ["histogram"]},
+        {"content_losses": ["self-similarity", "laplacian4"]},
+        {"tv_form": "nine-point", "tv_order": 2, "tv_reduction": "mean"},
+    ],
+    ids=lambda losses: "-".join(map(str, losses)),
+)
+def test_further_losses_gather_no_layer(x64, variables, losses):
+    error, found = compare(variables, replace(SHALLOW, **losses))
+    assert error < 1e-9
+    # Beyond borders and sums: histograms of channels, and features at the positions of a grid.
+    assert not {"all-gather", "all-to-all", "collective-broadcast"} & set(found)
+    assert largest({"": found["collective-permute"]}) < SMALL
