@@ -193,8 +193,8 @@ def tell_of_slim(run: RunOptions, weights: Weights) -> None:
 
 def network_of(info: WeightsInfo) -> str:
     """What network some weights are, in the presets' words, or a name of their own."""
-    normalized = info.preprocessing == "caffe" and getattr(info, "normalized", False)
-    return "caffe-normalized" if normalized else info.preprocessing
+    normalized = getattr(info, "normalized", None) is not None
+    return info.preprocessing + "-normalized" * normalized
 
 
 def tell_of_network(run: RunOptions, weights: Weights) -> None:
