@@ -269,9 +269,10 @@ def print_presets(options: Presets) -> int:
         return 0
     preset = get_preset(options.name)
     print(f"{fill(preset.notes, 88, break_on_hyphens=False)}\n\nSettings:")
-    for key, value in ({"size": preset.size} | asdict(preset.config)).items():
-        pairs = tuple(map(tuple, value)) if key.endswith("_losses") else value
-        print(f"  {key} = {pairs}")
+    settings: dict[str, Any] = {"size": preset.size} | asdict(preset.config)
+    for key, value in settings.items():
+        shown = tuple(map(tuple, value)) if key.endswith("_losses") else value
+        print(f"  {key} = {shown}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from nst_jax.config import STYLE_LAYERS, Config
+from nst_jax.loss_factors import LossFactor
 from nst_jax.preset_type import Preset
 from nst_jax.tool_presets import FIFTHS
 
@@ -88,8 +89,8 @@ SPST = Preset(
         "below 1366 px: --min-size None --steps 600. The tool halves the shorter side until it is "
         "under 1024 px; 683 px are the longer side of 512 at 4:3. It works on the content's full "
         "size and remembers 100 pairs at the coarsest scale and 10 after it. Its gradient of s is "
-        "NaN for a channel that is constant, and between the scales it rounds and clips the "
-        "picture to 8 bits; here neither happens."
+        "NaN for a channel that is constant, which 1e-5 added to s^2 prevents here, and between "
+        "the scales it rounds and clips the picture to 8 bits; here it stays as it is."
     ),
     weights="caffe",
     config=replace(
@@ -97,7 +98,7 @@ SPST = Preset(
         style_weight=1.0,
         style_layers=STYLE_LAYERS,
         gram_normalization="chw",
-        style_losses=(("gram", 1e3), ("mean-std", 1e4)),
+        style_losses=(LossFactor("gram", 1e3), LossFactor("mean-std", 1e4)),
         steps=200,
         min_size=683,
         scale_factor=2.0,

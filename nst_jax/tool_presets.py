@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from nst_jax.config import STYLE_LAYERS, Config
+from nst_jax.loss_factors import LossFactor
 from nst_jax.preset_type import Preset
 
 FIFTHS = tuple((name, 0.2) for name, _ in STYLE_LAYERS)
@@ -101,7 +102,7 @@ STYLE_TRANSFER_PYTORCH = Preset(
             (name, weight / 341)
             for (name, _), weight in zip(STYLE_LAYERS, (256, 64, 16, 4, 1), strict=True)
         ),
-        style_losses=(("wasserstein", 1.0),),
+        style_losses=(LossFactor("wasserstein", 1.0),),
         covariance_eps=1e-4,
         tv_weight=2.0,
         tv_form="nine-point",
