@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from nst_jax.convolution import prepare_kernels
     from nst_jax.errors import InputError
     from nst_jax.images import load_image, save_image
-    from nst_jax.losses import content_loss, gram_matrix, style_loss, total_variation
+    from nst_jax.losses import content_loss, gram_matrix, style_loss
     from nst_jax.objective import loss_weights, make_loss
     from nst_jax.optimizers import make_optimizer
     from nst_jax.presets import PRESETS, get_preset
     from nst_jax.solver import make_solver, run
     from nst_jax.transfer import stylize
     from nst_jax.types import Loss
+    from nst_jax.variation import total_variation
     from nst_jax.vgg import VGG19, features
     from nst_jax.weights import find_weights, load_weights, save_weights
 
@@ -33,7 +34,7 @@ _HOMES = {
     "content_loss": "losses",
     "gram_matrix": "losses",
     "style_loss": "losses",
-    "total_variation": "losses",
+    "total_variation": "variation",
     "make_loss": "objective",
     "loss_weights": "objective",
     "make_optimizer": "optimizers",

@@ -17,6 +17,7 @@ import numpy as np
 
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write, check_writable
+from nst_jax.normalization import Normalization, parse_normalization, to_entry
 from nst_jax.torch_forms import FORMAT
 
 VERSION = "1"
@@ -51,6 +52,7 @@ class Record:
     licence: str = "unknown"
     attribution: str = ""
     training: str = ""  # of slim weights: how trained, on what, and figures, as JSON
+    normalized: Normalization | None = None  # None: activations as trained, or not known
 
 
 _ARCHITECTURE = "VGG-19, convolutions only; kernels [height, width, in, out], input RGB"
@@ -83,6 +85,7 @@ def make_header(arrays: Mapping[str, np.ndarray], record: Record) -> dict[str, s
         "licence": record.licence,
         "attribution": record.attribution,
         **({"training": record.training} if record.training else {}),
+        **to_entry(record.normalized),
         "contents_sha256": digest(arrays),
     }
 
@@ -120,6 +123,7 @@ def parse_header(header: Mapping[str, str]) -> Record:
     return Record(
         name=header.get("name", ""),
         preprocessing=preprocessing,
+        normalized=parse_normalization(header),
         **{key: str(header.get(key, "")) for key in texts},
     )
 

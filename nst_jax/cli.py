@@ -115,7 +115,9 @@ def preset_config(
     if optimizer is not None:
         config = replace(config, **own_numbers(config, optimizer, preset=config))
     if command == "texture":
-        return replace(config, content_layers=(), init="noise")
+        return replace(
+            config, content_layers=(), content_losses=Config.content_losses, init="noise"
+        )
     if command == "reconstruct":
         return replace(config, style_layers=(), tv_weight=0.0, init="noise")
     return config

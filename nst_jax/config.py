@@ -6,10 +6,11 @@ someone may sweep (weights, learning rate) stays outside, so that changing one d
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from nst_jax.errors import InputError
 from nst_jax.layer_factors import FLOAT32_MAX, STYLE_LAYERS, Layers, as_layers, check_weight
+from nst_jax.layers import LAPLACIANS
 from nst_jax.loss_factors import CONTENT_LOSSES, STYLE_LOSSES, Losses, LossFactor, as_losses
 
 Pooling = Literal["max", "average", "average-scaled", "l2"]
@@ -78,6 +79,46 @@ class LossConfig:
     remat: bool = False
     recompute_content: bool = False
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """All layers that are asked for; one of both terms stands once."""
+        return tuple(dict.fromkeys(self.content_layers + self.style_layers))
+
+    @property
+    def aligned_layers(self) -> tuple[str, ...]:
+        """Layers whose strides pieces of the picture must keep to.
+
+        Those of the network, and for each Laplacian one with the stride of its squares.
+        """
+        squares = {side: f"relu{block}_1" for block, side in enumerate((1, 2, 4, 8, 16), start=1)}
+        return self.layers + tuple(squares[side] for side in self.laplacians.values())
+
+    @property
+    def laplacians(self) -> dict[str, int]:
+        """The Laplacians that are compared, with the sides of their squares."""
+        return {name: LAPLACIANS[name] for name in self.content_losses if name in LAPLACIANS}
+
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        """Content layers that are compared position by position."""
+        return self.content_layers if "features" in self.content_losses else ()
+
+    @property
+    def similar_layers(self) -> tuple[str, ...]:
+        """Content layers whose self-similarity is compared."""
+        return self.content_layers if "self-similarity" in self.content_losses else ()
+
+    @property
+    def matched_layers(self) -> tuple[str, ...]:
+        """Style layers whose histograms are compared."""
+        matched = self.histogram_layers if "histogram" in self.style_losses else ()
+        return tuple(name for name in self.style_layers if name in matched)
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """How the network computes, as ``vgg.network_features`` takes it."""
+        return {"pooling": self.pooling, "padding": self.padding, "precision": self.precision}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -95,15 +136,16 @@ class Config:
       style_losses: What the style term compares, likewise: Gram matrices (gram) or those of
         centred features (covariance), means and standard deviations of channels (mean-std),
         Gaussians by their 2-Wasserstein distance (wasserstein), histograms of channels (histogram).
-      histogram_layers: Style layers of the histogram loss.
+      histogram_layers: Style layers of the histogram loss; by default relu1_1 and relu4_1 as far as
+        they are style layers.
       covariance_eps: What wasserstein adds to the diagonal of covariance matrices, in squared
         units of the features.
       content_weight: Factor of the content term.
       style_weight: Factor of the style term.
       tv_weight: Factor of the total variation, for pixels in [0, pixel_range].
       pooling: Pooling of the network: the greatest or the average of four values, twice the average
-        (average-scaled), or 0.78 times the root of the sum of squares (l2); the last two keep about
-        the activations' size under max.
+        (average-scaled), or 0.78 times the root of the sum of squares (l2); the last two make up
+        for an average's smaller activations, and more.
       gram_normalization: Divisor of the Gram matrices: the h*w (hw) or C*h*w (chw) of their
         layer.
       tv_form: Total variation of horizontal and vertical differences apart (anisotropic), together
@@ -253,14 +295,15 @@ def _check_scales(config: Config) -> None:
 
 def _check_losses(config: Config) -> None:
     """Check what concerns single losses."""
-    orders = {"anisotropic": (1, 2), "nine-point": (2,)}.get(config.tv_form)
-    if orders is not None and config.tv_order not in orders:
-        raise InputError(
-            f"tv_order is {config.tv_order:g}: expected {' or '.join(map(str, orders))} for "
-            f"tv_form {config.tv_form}"
-        )
-    if not 1 <= config.tv_order <= 4:
-        raise InputError(f"tv_order is {config.tv_order:g}: expected 1 to 4")
+    order, orders = config.tv_order, {"anisotropic": (1, 2), "nine-point": (2,)}
+    if config.tv_form in orders:
+        expected = "one of " + ", ".join(map(str, orders[config.tv_form]))
+        right = order in orders[config.tv_form]
+    else:
+        expected, right = "1 to 4", isinstance(order, int | float) and 1 <= order <= 4
+    if not right:
+        shown = f"{order:g}" if isinstance(order, int | float) else repr(order)
+        raise InputError(f"tv_order is {shown}: expected {expected} for tv_form {config.tv_form}")
     given = [name for name, _ in config.content_losses + config.style_losses]
     for setting, loss in (("histogram_layers", "histogram"), ("covariance_eps", "wasserstein")):
         if loss not in given and getattr(config, setting) != getattr(Config, setting):
@@ -272,7 +315,8 @@ def _check_losses(config: Config) -> None:
     layers = [name for name, _ in config.style_layers]
     if "histogram" in given and layers:
         other = [name for name in config.histogram_layers if name not in layers]
-        if other or not config.histogram_layers:
+        default = config.histogram_layers == HISTOGRAM_LAYERS and len(other) < 2
+        if (other and not default) or not config.histogram_layers:
             raise InputError(
                 f"histogram_layers are {', '.join(config.histogram_layers) or 'none'}: expected "
                 f"some of the style layers, {', '.join(layers)}"

@@ -26,7 +26,8 @@ def layer_guides(
       mask: ``[H, W]`` in [0, 1].
       layers: names of taps.
       method: ``"simple"``, ``"inside"`` or ``"all"``.
-      padding: the network's; for ``"circular"`` receptive fields reach over the border.
+      padding: the network's; for ``"circular"`` receptive fields reach over the border. Whatever
+        else lies beyond it, zero, repeated or mirrored, is no pixel, or one that is seen anyway.
 
     Returns:
       ``{layer: [h, w]}``, with sizes as those of ``features``.
@@ -59,7 +60,7 @@ def layer_guides(
 def _of_neighbours(mask: Array, reduce, *, padding: str) -> Array:
     """The least or greatest of each position's 3x3 neighbours, which a convolution sees."""
     height, width = mask.shape
-    # A repeated border changes no extreme.
+    # A border repeated once more changes no extreme, and its mirrored neighbour would not either.
     padded = jnp.pad(mask, 1, mode="wrap" if padding == "circular" else "edge")
     rows = reduce(jnp.stack([padded[i : i + height] for i in range(3)]), axis=0)
     return reduce(jnp.stack([rows[:, i : i + width] for i in range(3)]), axis=0)

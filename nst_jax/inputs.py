@@ -36,7 +36,7 @@ def check_pictures(
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    _check_picture("content picture", content)
+    check_picture("content picture", content)
     if init is not None:
         check_initial(init, shape=content.shape)
     if config.style_layers and not styles:
@@ -53,11 +53,16 @@ def check_shape(height: int, width: int, *, config: Config) -> None:
       InputError: with what is wrong and what was expected.
     """
     names = config.loss
-    layers = names.content_layers + names.style_layers
     what = "content picture" if names.content_layers else "picture"  # may be a mere canvas
-    check_sides(height, width, layers, what=what)
+    check_sides(height, width, names.layers, what=what, padding=names.padding)
+    for name, side in names.laplacians.items():
+        if min(height, width) < side:
+            raise InputError(
+                f"the {what} is {width}x{height} px, but {name} averages squares of {side} px: use "
+                "a larger size, or leave it out"
+            )
     if names.padding == "circular":
-        check_multiple(height, width, layers)
+        check_multiple(height, width, names.aligned_layers)
 
 
 def check_style(style: Any, *, config: Config) -> None:
@@ -66,9 +71,15 @@ def check_style(style: Any, *, config: Config) -> None:
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    _check_picture("style picture", style)
+    check_picture("style picture", style)
     if config.style_layers:
-        check_sides(style.shape[0], style.shape[1], config.loss.style_layers, what="style picture")
+        check_sides(
+            style.shape[0],
+            style.shape[1],
+            config.loss.style_layers,
+            what="style picture",
+            padding=config.padding,
+        )
 
 
 def check_initial(init: Any, *, shape: tuple[int, ...]) -> None:
@@ -77,14 +88,19 @@ def check_initial(init: Any, *, shape: tuple[int, ...]) -> None:
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    _check_picture("initial picture", init)
+    check_picture("initial picture", init)
     if init.shape != shape:
         raise InputError(
             f"the initial picture has shape {init.shape}: expected the content's {shape}"
         )
 
 
-def _check_picture(what: str, picture: Any) -> None:
+def check_picture(what: str, picture: Any) -> None:
+    """Check that an array is a picture.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
     if picture.ndim != 3 or picture.shape[-1] != 3:
         raise InputError(f"the {what} has shape {picture.shape}: expected [height, width, 3]")
     if not jnp.issubdtype(picture.dtype, jnp.floating):

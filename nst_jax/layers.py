@@ -16,6 +16,7 @@ CONVS: tuple[str, ...] = tuple(
     for block, count in enumerate(CONVS_PER_BLOCK, start=1)
     for index in range(1, count + 1)
 )
+LAPLACIANS = {"laplacian4": 4, "laplacian16": 16}  # sides of the squares that are averaged
 TAPS: tuple[str, ...] = tuple(tap for conv in CONVS for tap in (conv, conv.replace("conv", "relu")))
 
 
@@ -40,12 +41,22 @@ def deepest(taps: tuple[str, ...]) -> str:
 def stride(tap: str) -> int:
     """Pixels between neighbouring features of a tap: 1, 2, 4, 8 or 16 by block.
 
-    It is also the shortest side of a picture for which the tap is not empty.
-
     >>> stride("relu1_2"), stride("relu5_1")
     (1, 16)
     """
     return 2 ** (block_of(tap) - 1)
+
+
+def shortest_side(tap: str, *, padding: str = "zero") -> int:
+    """The shortest side of a picture for which a tap can be computed.
+
+    One feature is enough, but a mirror leaves the border itself out and shows its neighbour, which
+    must be there: with ``padding="reflect"`` it takes two.
+
+    >>> shortest_side("relu5_1"), shortest_side("relu5_1", padding="reflect")
+    (16, 32)
+    """
+    return (2 if padding == "reflect" else 1) * stride(tap)
 
 
 def reach(tap: str) -> int:
@@ -79,17 +90,27 @@ def check_tap(name: str) -> str:
     return name
 
 
-def check_sides(height: int, width: int, taps: tuple[str, ...], *, what: str = "picture") -> None:
+def check_sides(
+    height: int,
+    width: int,
+    taps: tuple[str, ...],
+    *,
+    what: str = "picture",
+    padding: str = "zero",
+) -> None:
     """Check that a picture is large enough for the deepest of ``taps``.
 
     Raises:
-      InputError: where the shorter side is under the stride of the deepest tap.
+      InputError: where the shorter side is under the ``shortest_side`` of the deepest tap.
     """
     tap = deepest(taps)
-    if min(height, width) < stride(tap):
+    least = shortest_side(tap, padding=padding)
+    if min(height, width) < least:
+        reflected = padding == "reflect"
         raise InputError(
-            f"the {what} is {width}x{height} px, but layer {tap} needs a shorter side of at "
-            f"least {stride(tap)} px: use a larger size or shallower layers"
+            f"the {what} is {width}x{height} px, but {'with reflect padding ' * reflected}layer "
+            f"{tap} needs a shorter side of at least {least} px: use a larger size"
+            f"{', another padding' * reflected} or shallower layers"
         )
 
 

@@ -46,7 +46,7 @@ def as_shape(picture: Any) -> jax.ShapeDtypeStruct:
 def grid_of(task: Task, choice: Choice) -> Grid:
     """The tiles of a chosen way."""
     config = task.config
-    layers = config.loss.content_layers + config.loss.style_layers
+    layers = config.loss.aligned_layers
     shape = task.content.shape[:2]
     return make_grid(shape, layers=layers, tile=choice.tile, padding=config.padding)
 
@@ -54,7 +54,7 @@ def grid_of(task: Task, choice: Choice) -> Grid:
 def given_choice(task: Task) -> Choice:
     """What the settings themselves say, with the whole picture for ``auto`` and for one tile."""
     config = task.config
-    step = stride(deepest(config.loss.content_layers + config.loss.style_layers))
+    step = stride(deepest(config.loss.aligned_layers))
     # As tiles are made, see ``tiling.make_grid``.
     choice = Choice(tile=-(-config.loss.tile // step) * step, remat=config.loss.remat)
     return choice._replace(tile=0) if choice.tile and grid_of(task, choice).count == 1 else choice
@@ -246,7 +246,7 @@ def _alternatives(task: Task) -> Iterator[Choice]:
     for whole in wholes:
         for pairs, dtype in roomy:
             yield whole._replace(memory_size=pairs, memory_dtype=dtype)
-    for again in (False, True) if tiles and config.content_layers else (False,):
+    for again in (False, True) if tiles and config.loss.feature_layers else (False,):
         for pairs, dtype in memories if first.tile else few:
             for tile in tiles:
                 yield Choice(tile, False, again, pairs, dtype)

@@ -1,14 +1,17 @@
 """The objective of style transfer as ``head(statistics(image))`` (Gatys et al. 2016, eq. 7).
 
-    L = content_weight * mse_factor * sum_l w_l mean (F_l - P_l)^2
-      + style_weight   * mse_factor * sum_l w_l sum_r v_r mean (G_lr - A_lr)^2
+    L = content_weight * mse_factor * content    with sum_l w_l mean (F_l - P_l)^2
+      + style_weight   * mse_factor * style      with sum_l w_l sum_r v_r mean (G_lr - A_lr)^2
       + tv_weight * TV(pixel_range * image)
 
-F_l are features of the picture, P_l of the content; G_lr are the picture's Gram matrices in region
-r, with factor v_r, and A_lr = sum_s b_lrs A_ls those of the styles mixed by shares b. The whole
-picture is one region where there are none. (``style_mixing="sum"`` has sum_s b_lrs mean (G_lr -
-A_ls)^2 in place of mean (G_lr - A_lr)^2.) ``statistics`` holds every sum over pixels and nothing
-else, so that a picture may be taken piece by piece; every divisor is a constant of the targets.
+where content and style are Gatys' own losses. F_l are features of the picture, P_l of the content;
+G_lr are the picture's Gram matrices in region r, with factor v_r, and A_lr = sum_s b_lrs A_ls those
+of the styles mixed by shares b. The whole picture is one region where there are none. The other
+losses of the two terms are in ``content_term`` and ``style_term``.
+
+``statistics`` holds every sum over pixels and nothing else, so that a picture may be taken piece by
+piece; every divisor is a constant of the targets. Histograms alone need the picture twice: what its
+values are taken to depends on all of them.
 """
 
 from collections.abc import Sequence
@@ -22,36 +25,45 @@ from jax.sharding import Mesh
 
 from nst_jax.color_matching import grey
 from nst_jax.config import Config, LossConfig
-from nst_jax.errors import InputError
-from nst_jax.guides import lay_over, layer_guides, whole_strides
-from nst_jax.layers import check_sides, stride
-from nst_jax.lift import Features, check_lifted, dense, map_shape, widened
-from nst_jax.losses import (
-    gram_sum,
-    mask_size,
-    mixed_style_loss,
-    normalize_gram,
-    total_variation,
+from nst_jax.content_term import (
+    content_targets,
+    content_value,
+    feature_maps,
+    feature_sum,
+    laplacian_sums,
+    samples,
 )
+from nst_jax.errors import InputError
+from nst_jax.guides import lay_over, layer_guides
+from nst_jax.layers import check_sides
+from nst_jax.lift import Features, check_lifted
+from nst_jax.losses import mask_size
+from nst_jax.moments import stacked
 from nst_jax.shares import style_shares
-from nst_jax.tiling import tiled, tiled_maps
+from nst_jax.style_term import (
+    layer_loss,
+    matchings,
+    position_count,
+    region_counts,
+    style_moments,
+    style_sums,
+)
+from nst_jax.tiling import tiled
 from nst_jax.types import (
     Array,
     Keep,
     Loss,
     LossWeights,
+    Moments,
     Regions,
     Statistics,
     Targets,
     Terms,
     Variables,
 )
+from nst_jax.variation import total_variation
 from nst_jax.vgg import network_features
 from nst_jax.windows import counted
-
-# Of large styles, whose forward pass as a whole takes more memory than runs of usual sizes.
-STYLE_TILE = 512
-NO_WEIGHTS = LossWeights(None, None, None, {}, {})
 
 
 def loss_weights(config: Config) -> LossWeights:
@@ -80,6 +92,11 @@ def of_luminance(loss: Loss) -> Loss:
 def as_sequence(styles: Any) -> list[Any]:
     """Style pictures as a list, from one picture or several."""
     return [styles] if isinstance(styles, (jax.Array, np.ndarray)) else list(styles)
+
+
+def style_count(moments: Any) -> int:
+    """How many styles ``Targets.style`` is of; 0 where there are none."""
+    return len(next(iter(jax.tree.leaves(moments)), ()))
 
 
 def check_learned(variables: Variables, config: LossConfig) -> None:
@@ -124,73 +141,15 @@ def make_loss(config: LossConfig, *, mesh: Mesh | None = None) -> Loss:
 @lru_cache(maxsize=64)
 def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
     # One pass serves both terms; a layer in both is computed once.
-    layers = tuple(dict.fromkeys(config.content_layers + config.style_layers))
-    of_picture = partial(
-        network_features,
-        pooling=config.pooling,
-        padding=config.padding,
-        precision=config.precision,
+    layers = config.layers
+    in_tiles: Any = partial(
+        tiled, layers=config.aligned_layers, tile=config.tile, padding=config.padding, mesh=mesh
     )
     of_masks = partial(
         layer_guides, layers=config.style_layers, method=config.guides, padding=config.padding
     )
-    by_tiles: dict[str, Any] = {"tile": config.tile, "padding": config.padding}
 
-    def content_features(variables: Variables, content: Array) -> dict[str, Array]:
-        taps = of_picture(variables, content, layers=config.content_layers)
-        return {name: dense(tap) for name, tap in taps.items()}
-
-    def owned(name: str, tap: Features, targets: Targets) -> Array | None:
-        """What of a layer's features counts, ``[h, w]``, or None for all."""
-        if targets.window is None:
-            return None
-        return counted(targets.window, shape=map_shape(tap), step=stride(name))
-
-    def region_grams(name: str, tap: Features, targets: Targets) -> Array:
-        """Sums of outer products in each region, ``[R, C, C]``."""
-        regions, own = targets.regions, owned(name, tap, targets)
-        if regions is None:
-            return gram_sum(tap, mask=None if own is None else own > 0)[None]
-        # Unrolled: lax.map needs less memory from four regions on, but a quarter more time.
-        masks = [guide if own is None else guide * own for guide in regions.guides[name]]
-        return jnp.stack([gram_sum(tap, mask=mask) for mask in masks])
-
-    def content_sum(name: str, tap: Features, target: Array, targets: Targets) -> Array:
-        """Sum over positions of the mean over channels of the squared difference."""
-        features, target = (widened(x) for x in (dense(tap), target))
-        differences, own = jnp.square(features - target), owned(name, tap, targets)
-        differences = differences if own is None else differences * own[..., None]
-        return jnp.sum(differences) / features.shape[-1]
-
-    def style_sums(variables: Variables, style: Array, targets: Targets) -> dict[str, Array]:
-        taps = of_picture(variables, style, layers=config.style_layers)
-        return {name: region_grams(name, tap, targets) for name, tap in taps.items()}
-
-    def style_target(variables: Variables, style: Array, mask: Array | None) -> dict[str, Array]:
-        # A style has the picture's padding, or else the picture would imitate what the network
-        # answers to a border that it has not.
-        if config.padding == "circular" and config.style_layers:
-            style = whole_strides(style, config.style_layers)
-            mask = None if mask is None else whole_strides(mask, config.style_layers)
-        regions = None if mask is None else make_regions(mask[None], None)
-        take, pixels = style_sums, style.shape[0] * style.shape[1]
-        tile = config.tile or (STYLE_TILE if pixels > 2 * STYLE_TILE**2 else 0)
-        if tile and config.style_layers:
-            take = tiled(style_sums, layers=config.style_layers, tile=tile, padding=config.padding)
-        sums = take(variables, style, Targets({}, {}, {}, NO_WEIGHTS, {}, regions=regions))
-        return {
-            name: normalize_gram(
-                gram[0],
-                positions=count(style, name) if regions is None else regions.sizes[name][0],
-                normalization=config.gram_normalization,
-            )
-            for name, gram in sums.items()
-        }
-
-    def count(image: Array, name: str) -> int:
-        return (image.shape[0] // stride(name)) * (image.shape[1] // stride(name))
-
-    def make_regions(masks: Array, region_weights: Any) -> Regions:
+    def make_regions(masks: Array, region_weights: Any = None) -> Regions:
         guides = jax.vmap(of_masks)(masks)
         weights = jnp.ones(len(masks)) if region_weights is None else region_weights
         return Regions(
@@ -199,13 +158,13 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
             weights=jnp.asarray(weights, masks.dtype),
         )
 
-    def content_targets(variables: Variables, content: Array) -> dict[str, Array]:
-        if config.recompute_content or not config.content_layers:
-            return {}
-        of_window = partial(content_features, variables)
-        if not config.tile:
-            return of_window(content)
-        return tiled_maps(of_window, content, layers=config.content_layers, **by_tiles)
+    def sizes(content: Array) -> dict[str, int]:
+        height, width = content.shape[:2]
+        return (
+            {name: position_count(content, name) for name in layers}
+            | {name: (height // p) * (width // p) for name, p in config.laplacians.items()}
+            | {"pixels": height * width, "corners": (height + 1) * (width + 1)}
+        )
 
     def targets(
         variables: Variables,
@@ -218,27 +177,28 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
         style_masks: Sequence[Array | None] | None = None,
         region_weights: Any = None,
         keep: Array | None = None,
-        grams: dict[str, Array] | None = None,
+        grams: dict[str, Moments] | None = None,
     ) -> Targets:
         pictures = as_sequence(styles)
         if config.style_layers and not pictures and grams is None:
             raise InputError("no style picture: expected at least one")
-        check_sides(content.shape[0], content.shape[1], layers)
+        check_sides(content.shape[0], content.shape[1], layers, padding=config.padding)
         masks = [None] * len(pictures) if style_masks is None else style_masks
         if grams is None:
-            each = [style_target(variables, *pair) for pair in zip(pictures, masks, strict=True)]
-            grams = {name: jnp.stack([gram[name] for gram in each]) for name in config.style_layers}
+            of_style = partial(style_moments, variables, config=config, make_regions=make_regions)
+            each = [of_style(x, mask=mask) for x, mask in zip(pictures, masks, strict=True)]
+            grams = stacked(each) if each else {}
         shares = style_shares(
             blend,
             layers=config.style_layers,
             regions=1 if content_masks is None else len(content_masks),
-            styles=len(next(iter(grams.values()), pictures)),
+            styles=style_count(grams) or len(pictures),
         )
-        again = config.recompute_content and config.content_layers
+        again = config.recompute_content and config.feature_layers
         return Targets(
-            content=content_targets(variables, content),
+            **content_targets(variables, content, config=config)._asdict(),
             style=grams,
-            sizes={name: jnp.asarray(count(content, name), content.dtype) for name in layers},
+            sizes=jax.tree.map(lambda x: jnp.asarray(float(x), content.dtype), sizes(content)),
             weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
             shares={name: table.astype(content.dtype) for name, table in shares.items()},
             regions=None if content_masks is None else make_regions(content_masks, region_weights),
@@ -246,67 +206,78 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
             picture=content if again else None,
         )
 
+    def compared(image: Array, targets: Targets) -> Array:
+        """The picture with the parts that are kept laid over it."""
+        if targets.keep is None:
+            return image
+        return lay_over(image, targets.keep.content, targets.keep.mask)
+
+    def counts(variables: Variables, image: Array, targets: Targets) -> dict[str, Array]:
+        image = compared(image, targets)
+        taps = network_features(variables, image, layers=config.matched_layers, **config.network)
+        return {name: region_counts(name, tap, targets) for name, tap in taps.items()}
+
     def of_window(variables: Variables, image: Array, targets: Targets) -> Statistics:
-        if targets.keep is not None:
-            image = lay_over(image, targets.keep.content, targets.keep.mask)
+        image = compared(image, targets)
         wanted = targets.content
         if targets.picture is not None:
-            wanted = content_features(variables, targets.picture)
+            wanted = feature_maps(variables, targets.picture, config=config)
 
-        def sums(name: str, tap: Features) -> tuple[Array | None, Array | None]:
-            return (
-                content_sum(name, tap, wanted[name], targets)
-                if name in config.content_layers
-                else None,
-                region_grams(name, tap, targets) if name in config.style_layers else None,
-            )
+        def sums(name: str, tap: Features) -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            if name in config.feature_layers:
+                found["content"] = feature_sum(name, tap, wanted[name], targets)
+            if name in config.similar_layers:
+                found["samples"] = samples(name, tap, targets)
+            if name in config.style_layers:
+                found["style"] = style_sums(name, tap, targets, config=config)
+            return found
 
-        found = of_picture(variables, image, layers=layers, remat=config.remat, reduce=sums)
+        found = network_features(
+            variables, image, layers=layers, remat=config.remat, reduce=sums, **config.network
+        )
         own = None if targets.window is None else counted(targets.window, shape=image.shape)
         return Statistics(
-            content={name: found[name][0] for name in config.content_layers},
-            style={name: found[name][1] for name in config.style_layers},
+            content={name: found[name]["content"] for name in config.feature_layers},
+            style={name: found[name]["style"] for name in config.style_layers},
             tv=total_variation(
                 image * config.pixel_range,
+                form=config.tv_form,
                 order=config.tv_order,
                 padding=config.padding,
                 mask=own,
+                corner=targets.sizes["pixels"] / targets.sizes["corners"],
             ),
+            samples={name: found[name]["samples"] for name in config.similar_layers},
+            laplacian=laplacian_sums(image, targets, config=config),
         )
 
-    statistics = (
-        tiled(of_window, layers=layers, mesh=mesh, **by_tiles) if config.tile else of_window
-    )
-
-    def style_layer(name: str, gram: Array, targets: Targets) -> Array:
-        """The style loss of one layer over its regions."""
-        regions = targets.regions
-        counts = targets.sizes[name][None] if regions is None else regions.sizes[name]
-        normalize = partial(normalize_gram, normalization=config.gram_normalization)
-        losses = mixed_style_loss(
-            jax.vmap(lambda gram, count: normalize(gram, positions=count))(gram, counts),
-            targets.style[name],
-            shares=targets.shares[name],
-            mixing=config.style_mixing,
-        )
-        return jnp.sum(losses if regions is None else regions.weights * losses)
+    def of_tiles(variables: Variables, image: Array, targets: Targets) -> Statistics:
+        if config.matched_layers:  # histograms of the whole first
+            found = in_tiles(counts)(variables, jax.lax.stop_gradient(image), targets)
+            goals = {
+                name: matchings(name, x, targets, mixing=config.style_mixing)
+                for name, x in found.items()
+            }
+            targets = targets._replace(matching=goals)
+        return in_tiles(of_window)(variables, image, targets)
 
     def head(statistics: Statistics, targets: Targets) -> tuple[Array, Terms]:
-        weights, sizes = targets.weights, targets.sizes
-        content = sum(
-            weights.content_layers[name] * statistics.content[name] / sizes[name]
-            for name in config.content_layers
-        )
+        weights = targets.weights
         style = sum(
-            weights.style_layers[name] * style_layer(name, statistics.style[name], targets)
-            for name in config.style_layers
+            weights.style_layers[name] * layer_loss(name, sums, targets, config=config)
+            for name, sums in statistics.style.items()
         )
+        content = content_value(statistics, targets, config=config)
+        variation = statistics.tv
+        if config.tv_reduction == "mean":
+            variation = variation / (3 * targets.sizes["pixels"])
         zero = jnp.zeros_like(statistics.tv)
         terms = Terms(
             content=zero + weights.content * config.mse_factor * content,
             style=zero + weights.style * config.mse_factor * style,
-            tv=weights.tv * statistics.tv,
+            tv=weights.tv * variation,
         )
         return terms.content + terms.style + terms.tv, terms
 
-    return Loss(targets=targets, statistics=statistics, head=head)
+    return Loss(targets=targets, statistics=of_tiles if config.tile else of_window, head=head)

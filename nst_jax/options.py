@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, UseAppendAction, arg
 
-from nst_jax.config import Config
+from nst_jax.config import Config, Pooling
 
 Output = Annotated[Path, arg(aliases=["-o"])]
 
@@ -265,6 +265,31 @@ class Convert:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Normalize:
+    """Scale weights so that every channel's mean activation over some pictures is 1.
+
+    The network is otherwise the same. Writes a canonical .safetensors file that says so.
+
+    Attributes:
+      source: Weights of the full VGG-19 in any known form.
+      output: The .safetensors file to write.
+      pictures: Pictures to measure on: files, folders, quoted patterns, or .txt lists.
+      size: Longer side in pixels to which the pictures are scaled.
+      pooling: Pooling of the network with which the mean is 1.
+      overwrite: Replace an existing file.
+      max_megapixels: Largest picture file to read, in millions of pixels.
+    """
+
+    source: Positional[Path]
+    output: Positional[Path]
+    pictures: Positional[tuple[Path, ...]]
+    size: int = 256
+    pooling: Pooling = "max"
+    overwrite: bool = False
+    max_megapixels: float = 89.5
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verify:
     """Check a weights file: form, shapes, values, preprocessing and checksums.
 
@@ -282,11 +307,12 @@ class ListWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Fetch, convert, verify and list VGG-19 weights."""
+    """Fetch, convert, normalize, verify and list VGG-19 weights."""
 
     action: OmitSubcommandPrefixes[
         Annotated[Fetch, tyro.conf.subcommand("fetch")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
+        | Annotated[Normalize, tyro.conf.subcommand("normalize")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[ListWeights, tyro.conf.subcommand("list")]
     ]

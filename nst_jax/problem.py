@@ -248,7 +248,7 @@ def _on_mesh(task: Task, mesh: Mesh) -> Choice:
             "without tiles there is nothing to divide among the devices: leave out tile off and "
             "remat on, or divide the picture by rows"
         )
-    layers = task.config.loss.content_layers + task.config.loss.style_layers
+    layers = task.config.loss.aligned_layers
     tiles = range(128, max(task.content.shape[:2]) + 1, stride(deepest(layers)))
     grids = {tile: grid_of(task, Choice(tile=tile)) for tile in tiles}
 

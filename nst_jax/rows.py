@@ -100,7 +100,7 @@ def check_rows(
             "line searches of several pictures gather whole layers where these are divided by "
             "rows: use lbfgs or adam, or a mesh of rows alone, one picture after another"
         )
-    tap = deepest(tuple(layers) or config.loss.content_layers + config.loss.style_layers)
+    tap = deepest(tuple(layers) or config.loss.aligned_layers)
     devices, longer = mesh.shape["rows"], max(height, width)
     step = devices * stride(tap)
     if height % step:

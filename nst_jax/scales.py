@@ -15,7 +15,7 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.guides import lay_over
 from nst_jax.inputs import check_pictures
-from nst_jax.layers import deepest, stride
+from nst_jax.layers import deepest, shortest_side, stride
 from nst_jax.mask_checks import check_guidance
 from nst_jax.pyramid import resize, scale_shapes
 from nst_jax.rows import check_rows, divides_rows
@@ -87,7 +87,7 @@ def make_scales(
       InputError: where ``scale_steps`` has numbers for more scales than there are, and where
         ``min_size`` is too small for the layers.
     """
-    own = config.loss.content_layers + config.loss.style_layers
+    own = config.loss.aligned_layers
     tap, step = deepest(own), stride(deepest(own))
     height, width = shape[0], shape[1]
     rows = columns = step if config.padding == "circular" else 1
@@ -99,11 +99,12 @@ def make_scales(
         factor=config.scale_factor,
         multiple=(rows, columns),
     )
-    if min(shapes[0]) < step <= min(height, width):
+    least = shortest_side(tap, padding=config.padding)
+    if min(shapes[0]) < least <= min(height, width):
         raise InputError(
             f"min_size is {config.min_size}, with a scale of {shapes[0][1]}x{shapes[0][0]} px, but "
-            f"layer {tap} needs a shorter side of at least {step} px: choose a larger min_size, or "
-            "shallower layers"
+            f"layer {tap} needs a shorter side of at least {least} px: choose a larger min_size, "
+            "or shallower layers"
         )
     given = config.scale_steps or (config.steps,)
     before = len(shapes) - 1
@@ -166,10 +167,10 @@ def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Input
         return inputs
     ratio = max(shape) / max(full)
     layers = config.loss.style_layers
-    least = stride(deepest(layers)) if layers else 1
+    least = shortest_side(deepest(layers), padding=config.padding) if layers else 1
 
     def shrunk(picture: Any) -> Array:
-        # A style that is smaller than the network's stride from the start is refused later.
+        # A style that is too small for the network from the start is refused later.
         height, width = (max(min(least, side), round(side * ratio)) for side in picture.shape[:2])
         return resize(picture, shape=(height, width), method="linear")
 

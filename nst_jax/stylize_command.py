@@ -80,8 +80,17 @@ def texture(options: Texture) -> int:
         config = replace(config, padding="circular")
     refuse_changes(
         run,
-        ("content_layers", "content_weight", "color", "guides", "noise_ratio"),
-        default=replace(get_preset(run.preset).config, content_layers=()),
+        (
+            "content_layers",
+            "content_losses",
+            "content_weight",
+            "color",
+            "guides",
+            "noise_ratio",
+        ),
+        default=replace(
+            get_preset(run.preset).config, content_layers=(), content_losses=Config.content_losses
+        ),
         reason="a texture has no content to compare or to blend with",
     )
     if config.init in ("content", "blend"):
@@ -122,6 +131,9 @@ def reconstruct(options: Reconstruct) -> int:
             "content_layers",
             "style_layers",
             "style_weight",
+            "style_losses",
+            "histogram_layers",
+            "covariance_eps",
             "style_mixing",
             "gram_normalization",
             "guides",

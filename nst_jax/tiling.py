@@ -73,7 +73,8 @@ def _at(grid: Grid, index: Array, *, dtype: Any) -> tuple[Array, Window]:
     start = jnp.stack([pick(axis.starts, place) for axis, place in places])
     owned = jnp.stack([pick(axis.owned, place) for axis, place in places])
     owned = jnp.where(index < grid.count, owned, 0)
-    return start, ownership(start, owned, size=grid.size, dtype=dtype)
+    wrapped = grid.rows.wrapped[0], grid.columns.wrapped[0]
+    return start, ownership(start, owned, size=grid.size, dtype=dtype, wrapped=wrapped)
 
 
 def _surrounded(x: Array, step: int = 1, axis: int = 0, *, grid: Grid) -> Array:
@@ -92,6 +93,8 @@ def tiled(
     tile: int,
     padding: str = "zero",
     mesh: Mesh | None = None,
+    join: Callable[[Array, Array], Array] = jnp.add,
+    neutral: float = 0.0,
 ) -> Callable[[Variables, Array, Targets], Any]:
     """Statistics of a picture as the sum of those of its windows.
 
@@ -101,6 +104,7 @@ def tiled(
       layers: names of the taps that it asks for.
       tile, padding: as for ``make_grid``.
       mesh: devices among which the windows are divided, of any axes; each has the whole picture.
+      join, neutral: in place of the sum and 0, on one device only.
 
     Returns:
       The same function of whole pictures, with the same gradient to rounding. A step takes half as
@@ -127,11 +131,11 @@ def tiled(
 
         def total(indices: Array, *given: Any) -> Any:
             def add(sums: Any, index: Array) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, sums, of_window(*given, index)), None
+                return jax.tree.map(join, sums, of_window(*given, index)), None
 
             shapes = jax.eval_shape(of_window, *given, indices[0])
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            return jax.lax.scan(add, zeros, indices)[0]
+            first = jax.tree.map(lambda x: jnp.full(x.shape, neutral, x.dtype), shapes)
+            return jax.lax.scan(add, first, indices)[0]
 
         if mesh is None:
             return total(jnp.arange(grid.count), variables, image, targets)

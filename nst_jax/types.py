@@ -64,10 +64,60 @@ class Window(NamedTuple):
 
     Attributes:
       rows, columns: 1 where they count, else 0, ``[H]`` and ``[W]``.
+      start: the window's first row and column in the whole picture, ``[2]``; negative where it
+        reaches around the border.
     """
 
     rows: Array
     columns: Array
+    start: Array
+
+
+class Moments(NamedTuple):
+    """What is known of the features of a layer; each is None where no loss asks for it.
+
+    Of a picture's regions (leading axis R) sums over positions, of S styles means (axis S).
+
+    Attributes:
+      gram: outer products of the features, ``[., C, C]``.
+      mean: features, ``[., C]``.
+      squares: their squares, where the outer products are not asked for, ``[., C]``.
+      quantiles: of styles only, see ``histograms``, ``[S, C, K + 1]``.
+      unmatched: of pictures only: sum of the mean over channels of the squared differences from
+        features matched to the regions' styles, ``[R, 1]``, or to each style, ``[R, S]``.
+    """
+
+    gram: Array | None = None
+    mean: Array | None = None
+    squares: Array | None = None
+    quantiles: Array | None = None
+    unmatched: Array | None = None
+
+
+class Matching(NamedTuple):
+    """How features are matched to a style's histogram, see ``histograms``.
+
+    Attributes:
+      values: what the edges of the bins are taken to, ``[C, BINS + 1]``.
+      low, high: bounds of the bins, ``[C]``.
+    """
+
+    values: Array
+    low: Array
+    high: Array
+
+
+class Similarity(NamedTuple):
+    """The content's self-similarity in a layer, see ``content_losses``.
+
+    Attributes:
+      rows, columns: positions whose crossings are compared, of integers.
+      matrix: normalised distances of their features, ``[n, n]``.
+    """
+
+    rows: Array
+    columns: Array
+    matrix: Array
 
 
 class Targets(NamedTuple):
@@ -75,8 +125,9 @@ class Targets(NamedTuple):
 
     Attributes:
       content: layer name -> features of the content picture, ``[h, w, C]``.
-      style: layer name -> normalised Gram matrices of the S style pictures, ``[S, C, C]``.
-      sizes: layer name -> number of feature positions h*w of the content picture, scalar.
+      style: layer name -> ``Moments`` of the S style pictures.
+      sizes: layer name -> number of feature positions h*w of the content picture, scalar; likewise
+        of the squares of a Laplacian under its name, of pixels and of their corners.
       weights: the factors of the terms.
       shares: layer name -> shares of the styles in each region, ``[R, S]``, rows of sum 1, traced;
         the whole picture is one region where there are none.
@@ -85,10 +136,14 @@ class Targets(NamedTuple):
       picture: the content picture, ``[H, W, 3]``, where its features are computed again at each
         step and ``content`` is empty; else None.
       window: where the picture is a piece of a larger one what of it counts, else None.
+      similarity: layer name -> the content's self-similarity.
+      laplacian: name -> the content's Laplacian, ``[H // p, W // p]``.
+      matching: where the picture is taken piece by piece, layer name -> ``Matching`` of the whole
+        with leading axes ``[R, S]`` as of ``Moments.unmatched``; else None.
     """
 
     content: Taps
-    style: dict[str, Array]
+    style: dict[str, Moments]
     sizes: dict[str, Array]
     weights: LossWeights
     shares: dict[str, Array]
@@ -96,6 +151,9 @@ class Targets(NamedTuple):
     keep: Keep | None = None
     picture: Array | None = None
     window: Window | None = None
+    similarity: dict[str, Similarity] = {}
+    laplacian: dict[str, Array] = {}
+    matching: dict[str, Matching] | None = None
 
 
 class Statistics(NamedTuple):
@@ -104,14 +162,17 @@ class Statistics(NamedTuple):
     Attributes:
       content: layer name -> sum over positions of the mean over channels of the squared differences
         from the content's features, scalar.
-      style: layer name -> for each region the sum over positions of the features' outer products,
-        ``[R, C, C]``.
+      style: layer name -> ``Moments`` of the R regions.
       tv: total variation of the picture, scalar.
+      samples: layer name -> features where self-similarity is compared, ``[n, C]``.
+      laplacian: name -> sum of squared differences of Laplacians, scalar.
     """
 
     content: dict[str, Array]
-    style: dict[str, Array]
+    style: dict[str, Moments]
     tv: Array
+    samples: dict[str, Array] = {}
+    laplacian: dict[str, Array] = {}
 
 
 class Terms(NamedTuple):

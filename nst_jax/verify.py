@@ -10,6 +10,7 @@ from nst_jax.convert import Converted, convert, file_digest
 from nst_jax.errors import InputError
 from nst_jax.fetch import SOURCES
 from nst_jax.networks import recognise
+from nst_jax.normalization import in_words
 from nst_jax.shapes import find_lifts
 from nst_jax.weight_forms import find_form
 
@@ -54,6 +55,8 @@ def verify_weights(path: str | Path, *, preprocessing: str | None = None) -> lis
     arrays += ", all finite"
     if converted.form == "canonical":
         arrays += ", as the header says"
+    if record.normalized:
+        arrays += f"; {in_words(record.normalized)}"
     return [
         Check("form", True, converted.form),
         Check("arrays", True, arrays),
@@ -69,7 +72,8 @@ def _check_checksum(path: Path, converted: Converted) -> Check:
     for name, source in SOURCES.items():
         algorithm, expected = source.checksum.split(":")
         if found[algorithm].startswith(expected):
-            return Check("checksum", True, f"the published file {name!r} ({source.checksum})")
+            made = "normalised from " if record.normalized else ""
+            return Check("checksum", True, f"{made}the published file {name!r} ({source.checksum})")
     published = [source.checksum for source in SOURCES.values() if source.filename == path.name]
     if published:
         detail = f"md5 is {md5}, expected {' or '.join(published)} of the published file"

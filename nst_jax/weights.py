@@ -16,8 +16,9 @@ from nst_jax.canonical import Preprocessing, Record, write_canonical
 from nst_jax.convert import check_finite, convert, to_flat, to_tree
 from nst_jax.errors import InputError
 from nst_jax.fetch import DEFAULT_SOURCE, SOURCES, cached_path
+from nst_jax.normalization import Normalization, parse_normalization
 from nst_jax.shapes import check_shapes
-from nst_jax.weight_forms import open_weights
+from nst_jax.weight_forms import find_form, open_weights
 
 WEIGHTS_VARIABLE = "NST_JAX_WEIGHTS"
 SLIM_FILE = "vgg19-slim.safetensors"
@@ -25,7 +26,7 @@ SLIM_FILE = "vgg19-slim.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
-    """What is known of some weights; plain strings, so that it can be saved beside a result.
+    """What is known of some weights; plain data, so that it can be saved beside a result.
 
     Attributes:
       name: a short name, such as "vgg19-caffe".
@@ -36,6 +37,8 @@ class WeightsInfo:
       source_sha256, source_md5: checksums of that source, empty where not known.
       licence, attribution: terms of use, and whom to name.
       training: of slim weights, how and on what they were trained, and figures, as JSON.
+      normalized: how the weights were scaled to a mean activation of 1; None for weights as
+        trained, and those of a file that cannot tell.
       path: the file that was read; empty for weights from memory.
     """
 
@@ -49,6 +52,7 @@ class WeightsInfo:
     licence: str = "unknown"
     attribution: str = ""
     training: str = ""
+    normalized: Normalization | None = None
     path: str = ""
 
 
@@ -104,6 +108,7 @@ def load_weights(path: str | Path | None, *, preprocessing: str | None = None) -
         licence=record.licence,
         attribution=record.attribution,
         training=record.training,
+        normalized=record.normalized,
         path=str(path),
     )
     return Weights(jax.device_put(to_tree(converted.arrays, record.preprocessing)), info)
@@ -149,6 +154,7 @@ def save_weights(
         licence=info.licence,
         attribution=info.attribution,
         training=info.training,
+        normalized=info.normalized,
     )
     write_canonical(path, arrays, record, overwrite=overwrite, half=half)
     return path
@@ -233,12 +239,25 @@ def list_weights() -> list[Place]:
     """
     places = []
     if named := os.environ.get(WEIGHTS_VARIABLE):
-        detail = "" if os.path.isfile(Path(named).expanduser()) else "does not exist"
-        places.append(Place(WEIGHTS_VARIABLE, Path(named).stem, named, detail))
+        path = Path(named).expanduser()
+        detail = _size_and_kind(path) if os.path.isfile(path) else "does not exist"
+        places.append(Place(WEIGHTS_VARIABLE, path.stem, named, detail))
     for where, path in _installed():
-        places.append(Place(where, path.stem, str(path), f"{path.stat().st_size / 2**20:.0f} MB"))
+        places.append(Place(where, path.stem, str(path), _size_and_kind(path)))
     for name, source in SOURCES.items():
         default = ", the default" if name == DEFAULT_SOURCE else ""
         detail = f"{source.summary}; {source.licence}{default}"
         places.append(Place("to fetch", name, source.urls[0], detail))
     return places
+
+
+def _size_and_kind(path: Path) -> str:
+    size = f"{path.stat().st_size / 2**20:.0f} MB"
+    try:
+        if find_form(path) != "safetensors":  # no other form tells, and some are slow to open
+            return size
+        with open_weights(path) as opened:
+            normalized = parse_normalization(opened.header or {})
+    except InputError:  # of which loading and ``verify`` tell
+        return size
+    return f"{size}, normalised" if normalized else size

@@ -1,14 +1,19 @@
-"""The commands ``nst-jax weights fetch | convert | verify | list``."""
+"""The commands ``nst-jax weights fetch | convert | normalize | verify | list``."""
 
+import sys
+from pathlib import Path
+
+from nst_jax.batch_inputs import expand
 from nst_jax.convert import convert_file
 from nst_jax.errors import InputError
 from nst_jax.fetch import fetch
-from nst_jax.options import Convert, Fetch, ListWeights, Verify
+from nst_jax.files import check_writable
+from nst_jax.options import Convert, Fetch, ListWeights, Normalize, Verify
 from nst_jax.verify import verify_weights
-from nst_jax.weights import find_weights, list_weights
+from nst_jax.weights import find_weights, list_weights, load_weights, save_weights
 
 
-def manage_weights(action: Fetch | Convert | Verify | ListWeights) -> int:
+def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -> int:
     """Run ``nst-jax weights``; see ``options.Weights``.
 
     Returns:
@@ -21,14 +26,16 @@ def manage_weights(action: Fetch | Convert | Verify | ListWeights) -> int:
         case Fetch():
             print(fetch(action.source))
         case Convert():
-            if action.output.suffix != ".safetensors":
-                raise InputError(f"{action.output} is no name for weights: expected .safetensors")
+            _check_name(action.output)
             convert_file(
                 action.source,
                 action.output,
                 preprocessing=action.preprocessing,
                 overwrite=action.overwrite,
             )
+            print(action.output)
+        case Normalize():
+            _normalize(action)
             print(action.output)
         case Verify():
             path = find_weights(path=action.file)
@@ -43,3 +50,37 @@ def manage_weights(action: Fetch | Convert | Verify | ListWeights) -> int:
             for place in list_weights():
                 print(f"{place.where:10}  {place.name:18}  {place.path}  {place.detail}")
     return 0
+
+
+def _check_name(output: Path) -> None:
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output} is no name for weights: expected .safetensors")
+
+
+def _normalize(action: Normalize) -> None:
+    # What computes is imported here, so that the other commands need not wait for JAX.
+    from nst_jax.activation_scale import check_large_enough
+    from nst_jax.images import limit_pixels, load_image, picture_shape
+    from nst_jax.job_inputs import check_size
+    from nst_jax.normalize import normalize_weights
+
+    # Checked first, for with many pictures the rest takes minutes.
+    _check_name(action.output)
+    check_writable(action.output.expanduser(), overwrite=action.overwrite)
+    check_size(action.size)
+    limit_pixels(action.max_megapixels)
+    paths = [source.path for source in expand(action.pictures, what="sample")]
+    for path in paths:
+        check_large_enough(*picture_shape(path, size=action.size), what=str(path))
+    weights = load_weights(action.source)
+    pictures = (load_image(path, size=action.size) for path in paths)
+    normal = normalize_weights(weights, pictures, pooling=action.pooling)
+    save_weights(action.output, normal, overwrite=action.overwrite)
+    normalized = normal.info.normalized
+    if normalized and normalized.inactive:
+        channels = ", ".join(f"{count} of {layer}" for layer, count in normalized.inactive.items())
+        print(
+            "nst-jax: channels that are not active in these pictures are left as they were: "
+            f"{channels}; with more pictures there are fewer",
+            file=sys.stderr,
+        )

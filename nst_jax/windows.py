@@ -1,7 +1,7 @@
 """A picture as overlapping windows, each of which counts what it alone owns.
 
 Windows are of one size, so that one program serves all, and lie inside the picture, so that the
-network's zero padding is met at the picture's true borders only. They begin at multiples of the
+network's padding is met at the picture's true borders only. They begin at multiples of the
 deepest layer's stride, so that features are the same in a window and in the whole, and reach far
 enough (``halo``) beyond what they own for every owned feature to see all that it sees in the whole.
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nst_jax.layers import deepest, reach, stride
+from nst_jax.layers import LAPLACIANS, deepest, reach, stride
 from nst_jax.types import Array, Targets, Window
 
 
@@ -119,20 +119,33 @@ def over_maps(targets: Targets, transform: Callable[[Array, int, int], Array]) -
         regions = regions._replace(guides=guides)
     if keep is not None:
         keep = keep._replace(mask=transform(keep.mask, 1, 0), content=transform(keep.content, 1, 0))
+    laplacian = {name: transform(x, LAPLACIANS[name], 0) for name, x in targets.laplacian.items()}
     return targets._replace(
         content={name: transform(x, stride(name), 0) for name, x in targets.content.items()},
+        laplacian=laplacian,
         picture=None if targets.picture is None else transform(targets.picture, 1, 0),
         regions=regions,
         keep=keep,
     )
 
 
-def ownership(start: Array, owned: Array, *, size: tuple[int, int], dtype: Any) -> Window:
-    """A window's rows and columns that count, from its start ``[2]`` and bounds ``[2, 2]``."""
+def ownership(
+    start: Array,
+    owned: Array,
+    *,
+    size: tuple[int, int],
+    dtype: Any,
+    wrapped: tuple[int, int] = (0, 0),
+) -> Window:
+    """A window's rows and columns that count, from its start ``[2]`` and bounds ``[2, 2]``.
+
+    Both are of a picture with as many wrapped rows and columns before its own.
+    """
 
     def along(axis: int) -> Array:
         positions = start[axis] + jnp.arange(size[axis])
         inside = (positions >= owned[axis, 0]) & (positions < owned[axis, 1])
         return inside.astype(dtype)
 
-    return Window(rows=along(0), columns=along(1))
+    begin = start - jnp.asarray(wrapped, start.dtype)
+    return Window(rows=along(0), columns=along(1), start=begin)

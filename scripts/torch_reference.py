@@ -45,10 +45,11 @@ class Vgg:
         variables,
         *,
         pooling: str = "max",
+        padding: str = "zero",
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ):
-        self.pooling = pooling
+        self.pooling, self.padding = pooling, padding
         mean, std = (np.array(variables["preprocessing"][key]) * 255 for key in ("mean", "std"))
         self.mean = torch.tensor(mean, dtype=dtype, device=device)[None, :, None, None]
         self.std = torch.tensor(std, dtype=dtype, device=device)[None, :, None, None]
@@ -66,14 +67,31 @@ class Vgg:
         x, found = (pixels - self.mean) / self.std, {}
         for (block, index), kernel, bias in ((tuple(n), k, b) for n, k, b in self.layers):
             if index == "1" and block != "1":
-                x = F.max_pool2d(x, 2) if self.pooling == "max" else F.avg_pool2d(x, 2)
-            x = F.conv2d(x, kernel, bias, padding=1)
+                x = self.pool(x)
+            x = self.conv(x, kernel, bias, first=block + index == "11")
             found[f"conv{block}_{index}"] = x
             x = F.relu(x)
             found[f"relu{block}_{index}"] = x
             if all(tap in found for tap in taps):
                 break
         return {tap: found[tap] for tap in taps}
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "max":
+            return F.max_pool2d(x, 2)
+        if self.pooling == "l2":
+            return 0.78 * F.lp_pool2d(x, 2, 2)
+        return (2 if self.pooling == "average-scaled" else 1) * F.avg_pool2d(x, 2)
+
+    def conv(
+        self, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor, *, first: bool
+    ) -> torch.Tensor:
+        mode = self.padding
+        if mode == "replicate-input":
+            mode = "replicate" if first else "zero"
+        if mode == "zero":
+            return F.conv2d(x, kernel, bias, padding=1)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), kernel, bias)
 
 
 def gram(features: torch.Tensor) -> torch.Tensor:

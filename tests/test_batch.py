@@ -412,7 +412,7 @@ class TestSharing:
         stylize_batch(variables, **CASES[pairing], config=config, together=True)
         targets = taken[0].keywords["targets"]
         assert targets.content["relu2_1"].shape == (*content, 12, 16, 6)
-        assert targets.style["relu2_1"].shape == (*style, 1, 6, 6)
+        assert targets.style["relu2_1"].gram.shape == (*style, 1, 6, 6)
         assert targets.weights.tv.shape == ((2, 3) if pairing == "grid" else (3,))
         assert targets.shares["relu1_1"].shape == (1, 1)
         kernels = taken[0].keywords["variables"]["params"]["conv1_1"]["kernel"]
@@ -429,7 +429,7 @@ class TestSharing:
         targets = taken[0].keywords["targets"]
         for field, axis in (
             (targets.content["relu2_1"], content),
-            (targets.style["relu2_1"], style),
+            (targets.style["relu2_1"].gram, style),
         ):
             assert "data" in field.sharding.spec if axis else field.is_fully_replicated
         assert jax.tree.leaves(taken[0].keywords["variables"])[0].is_fully_replicated

@@ -225,6 +225,19 @@ TERMS = [
     ("pixel_range", 1, {}, (1, 1, 1 / 255)),
     ("gram_normalization", "hw", {"style_layers": "relu1_1"}, (1, 4**2, 1)),  # of 4 channels
     ("tv_order", 2, {}, (1, 1, OTHER)),
+    ("tv_form", "isotropic", {}, (1, 1, OTHER)),
+    ("tv_form", "nine-point", {"tv_order": 2}, (1, 1, OTHER)),
+    ("tv_reduction", "mean", {}, (1, 1, 1 / (24 * 32 * 3))),
+    ("content_losses", "features=2", {}, (2, 1, 1)),
+    ("content_losses", "self-similarity", {}, (OTHER, 1, 1)),
+    ("content_losses", "features laplacian4=3", {}, (OTHER, 1, 1)),
+    ("style_losses", "gram=3", {}, (1, 3, 1)),
+    ("style_losses", "covariance", {}, (1, OTHER, 1)),
+    ("style_losses", "gram mean-std=10", {}, (1, OTHER, 1)),
+    ("style_losses", "wasserstein", {}, (1, OTHER, 1)),
+    ("style_losses", "histogram", {}, (1, OTHER, 1)),
+    ("histogram_layers", "relu2_1", {"style_losses": "histogram"}, (1, OTHER, 1)),
+    ("covariance_eps", 10, {"style_losses": "wasserstein"}, (1, OTHER, 1)),
     ("pooling", "average", {}, (OTHER, OTHER, 1)),
     ("init", "content", {}, (0, OTHER, OTHER)),
     ("init", "blend", {}, (OTHER, OTHER, OTHER)),
@@ -239,11 +252,15 @@ TERMS = [
 ]
 # Settings that do not change the first evaluation, but the ones after it.
 LATER = [
-    ("optimizer", "adam"),
-    ("optimizer", "lbfgs-linesearch"),
-    ("learning_rate", 0.5),
-    ("memory_size", 1),
-    ("preconditioner", "spectral"),
+    ("optimizer", "adam", {}),
+    ("optimizer", "lbfgs-linesearch", {}),
+    ("learning_rate", 0.5, {}),
+    ("memory_size", 1, {}),
+    ("preconditioner", "spectral", {}),
+    ("adam_beta1", 0.5, {"optimizer": "adam"}),
+    ("adam_beta2", 0.5, {"optimizer": "adam"}),
+    ("adam_epsilon", 100, {"optimizer": "adam"}),
+    ("clip", True, {"optimizer": "adam"}),
 ]
 # Settings of the scales, others in the same run, and how many steps each scale takes.
 SCALES = [
@@ -280,10 +297,10 @@ class TestSettings:
             else:
                 assert ratio == pytest.approx(factor, rel=1e-4)
 
-    @pytest.mark.parametrize("name, value", LATER)
-    def test_effect_on_the_steps(self, run, name, value):
+    @pytest.mark.parametrize("name, value, both", LATER)
+    def test_effect_on_the_steps(self, run, name, value, both):
         histories = []
-        for options in (PLAIN, PLAIN | {name: value}):
+        for options in (PLAIN | both, PLAIN | both | {name: value}):
             run(overwrite=True, **options)
             histories.append(record()["history"]["total"])
         plain, changed = histories

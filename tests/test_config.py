@@ -191,11 +191,16 @@ def test_numbers_do_not_shape_the_program():
     shapes |= dict(mse_factor=0.25, pixel_range=1.0, style_mixing="sum", guides="inside")
     shapes |= dict(padding="circular")
     shapes |= dict(content_layers=("conv1_1",), style_layers=("conv2_1",))
-    shapes |= dict(precision="bfloat16", tile=64)
+    shapes |= dict(precision="bfloat16", tile=64, tv_form="isotropic", tv_reduction="mean")
     others = {"remat", "recompute_content"}  # the former is a word of Config, the latter none
+    others |= {"content_losses", "style_losses", "histogram_layers", "covariance_eps"}  # below
     assert set(shapes) | others == {field.name for field in fields(LossConfig)}
     for name, value in shapes.items():
         assert replace(Config(), **{name: value}).loss == replace(LossConfig(), **{name: value})
+    losses: dict = dict(content_losses=("laplacian4",), style_losses=("wasserstein", "histogram"))
+    losses |= dict(histogram_layers=("relu1_1",), covariance_eps=0.5)
+    assert Config(**losses).loss == replace(LossConfig(), **losses)
+    assert Config(content_losses=[("features", 2.0)]).loss == LossConfig()
 
 
 @pytest.mark.parametrize(
@@ -227,5 +232,9 @@ def test_shortest_side():
     with pytest.raises(InputError, match="style is 40x15 px.*relu5_1 .*at least 16 px"):
         check_sides(15, 40, ("relu5_1", "relu1_1"), what="style")
     check_sides(8, 9, ("conv4_4",))
+    check_sides(16, 40, ("conv4_4",), padding="reflect")
+    message = "style is 40x15 px, but with reflect padding layer conv4_4 .*at least 16 px.* padding"
+    with pytest.raises(InputError, match=message):
+        check_sides(15, 40, ("relu1_1", "conv4_4"), what="style", padding="reflect")
     with pytest.raises(InputError, match="conv4_4 .*at least 8 px"):
         check_sides(9, 7, ("relu1_1", "conv4_4"))

@@ -20,7 +20,9 @@ from nst_jax.errors import InputError
 from nst_jax.layers import deepest, stride
 from nst_jax.lift import Lifted
 from nst_jax.objective import loss_weights, make_loss
+from nst_jax.style_term import mixed_losses
 from nst_jax.transfer import stylize
+from nst_jax.variation import total_variation
 from nst_jax.vgg import features
 
 BASE = Config(content_layers=["relu2_2"], style_layers=["relu1_1", "relu2_2"])
@@ -279,7 +281,7 @@ class TestInvariances:
         content = jnp.asarray(CONTENT, jnp.float64)
         targets = targets_of(BASE, self.variables, content, [content], content_masks=mask)
         statistics = make_loss(BASE.loss).statistics(self.variables, content, targets)
-        found = statistics.style["relu1_1"]
+        found = statistics.style["relu1_1"].gram
         half = features(self.variables, content, layers=("relu1_1",))["relu1_1"][:, :10]
         expected = np.einsum("hwi,hwj->ij", half, half)
         np.testing.assert_allclose(found, expected[None], rtol=1e-12)
@@ -453,7 +455,9 @@ class TestGradients:
     def test_mixed_style_loss(self, x64, mixing):
         grams, targets = generator.normal(size=(2, 4, 4)), generator.normal(size=(3, 4, 4))
         self.check(
-            lambda *args: losses.mixed_style_loss(args[0], args[1], shares=args[2], mixing=mixing),
+            lambda *args: mixed_losses(
+                losses.style_loss, args[0], args[1], shares=args[2], mixing=mixing
+            ),
             grams,
             targets,
             generator.uniform(size=(2, 3)),
@@ -462,7 +466,7 @@ class TestGradients:
     @pytest.mark.parametrize("order", [1, 2])
     def test_circular_total_variation(self, x64, order):
         image = generator.uniform(size=(5, 6, 3))
-        self.check(lambda x: losses.total_variation(x, order=order, padding="circular"), image)
+        self.check(lambda x: total_variation(x, order=order, padding="circular"), image)
 
 
 class TestTerms:
@@ -488,7 +492,7 @@ class TestTerms:
         shapes = (2, 4, 4), (3, 4, 4), (2, 3)
         grams, targets, shares = (generator.uniform(size=s).astype(np.float32) for s in shapes)
         found = variant(
-            lambda *args: losses.mixed_style_loss(*args[:2], shares=args[2], mixing=mixing),
+            lambda *args: mixed_losses(losses.style_loss, *args[:2], shares=args[2], mixing=mixing),
             grams,
             targets,
             shares,
@@ -504,8 +508,12 @@ class TestTerms:
 
     def test_unknown_mixing_is_refused(self):
         with pytest.raises(ValueError, match="mixing is 'product': expected 'average' or 'sum'"):
-            losses.mixed_style_loss(
-                jnp.ones((1, 2, 2)), jnp.ones((1, 2, 2)), shares=jnp.ones((1, 1)), mixing="product"
+            mixed_losses(
+                losses.style_loss,
+                jnp.ones((1, 2, 2)),
+                jnp.ones((1, 2, 2)),
+                shares=jnp.ones((1, 1)),
+                mixing="product",
             )
 
 

@@ -138,6 +138,10 @@ def test_what_was_not_learned_is_refused(slim_variables, content):
     only_max: Variables = {**slim_variables, "lift": {"max": slim_variables["lift"]["max"]}}
     with pytest.raises(InputError, match="trained for max pooling, not average.*weights fetch"):
         features(only_max, content, layers=("relu1_1",), pooling="average")
+    for pooling in ("average-scaled", "l2"):
+        message = f"trained for max and average pooling, not {pooling}; .*weights fetch"
+        with pytest.raises(InputError, match=message):
+            features(slim_variables, content, layers=("relu1_1",), pooling=pooling)
     with pytest.raises(InputError, match="not relu4_2"):
         stylize(slim_variables, content, content, config=PRESETS["gatys"].config)
 

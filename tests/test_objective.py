@@ -69,7 +69,7 @@ def test_styles_of_different_sizes_are_blended_by_their_shares(variables, conten
         found = loss.targets(
             variables, jnp.asarray(content), styles, weights=loss_weights(config), blend=blend
         )
-        return np.einsum("rs,sij->ij", found.shares["relu2_1"], found.style["relu2_1"])
+        return np.einsum("rs,sij->ij", found.shares["relu2_1"], found.style["relu2_1"].gram)
 
     pictures = [jnp.asarray(style), jnp.asarray(other)]
     first, second = (target([picture], None) for picture in pictures)

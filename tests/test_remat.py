@@ -57,8 +57,9 @@ def same(found, expected):
         (LOW, "full", False, {}),
         (replace(LOW, pooling="average", padding="circular", guides="all"), "full", True, GUIDED),
         (replace(LOW, content_layers=["relu3_1"]), "slim", False, GUIDED),
+        (replace(LOW, pooling="l2", padding="reflect"), "full", False, {}),
     ],
-    ids=["plain", "every control, computed again", "slim"],
+    ids=["plain", "every control, computed again", "slim", "reflect, l2"],
 )
 def test_numbers_are_the_same(x64, variables, slim_variables, config, network, again, given):
     variables = {"full": variables, "slim": slim_variables}[network]

@@ -214,8 +214,17 @@ class TestLossAndGradient:
             dict(styles=STYLES, blend=[1.0, 3.0]),
         ),
         "circular": (dict(padding="circular", style_mixing="sum"), dict(styles=STYLES)),
+        "reflect": (dict(padding="reflect", pooling="l2", guides="all"), dict(content_masks=MASKS)),
+        "replicate": (dict(padding="replicate", pooling="average-scaled"), {}),
+        "reflect, a row of the deepest layer each": (
+            dict(padding="reflect", content_layers=["relu3_1"], style_layers=["relu2_2"]),
+            dict(height=16),
+        ),
         "regions": (dict(guides="inside"), dict(styles=STYLES, content_masks=MASKS, keep=KEEP)),
-        "remat": (dict(remat="on"), dict(content_masks=MASKS[:1], region_weights=[2.0])),
+        "remat, replicate-input": (
+            dict(remat="on", padding="replicate-input"),
+            dict(content_masks=MASKS[:1], region_weights=[2.0]),
+        ),
     }
 
     @pytest.mark.parametrize("change, given", CASES.values(), ids=CASES)

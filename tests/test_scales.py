@@ -1,5 +1,7 @@
 """The scales of a run, and what pictures and masks are at each of them."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,6 +90,8 @@ class TestMakeScales:
         assert "\n" not in str(error.value) and "choose a larger min_size" in str(error.value)
         assert scales(min_size=32, **DEEP)[0][0] == (24, 32)
         assert scales(min_size=16, layers=("conv5_1",))[0][0] == (12, 16)  # its own concern
+        with pytest.raises(InputError, match="32x24 px, but layer relu5_1 .* at least 32 px"):
+            scales(min_size=32, padding="reflect", **DEEP)
         # Of a picture that is itself too small another message tells.
         assert scales((12, 16), min_size=8, **DEEP)[0][-1] == (12, 16)
 
@@ -118,6 +122,11 @@ class TestAtScale:
         assert [mask.shape for mask in found.content_masks] == [(12, 16)] * 2
         assert found.style_masks[0] is None and found.style_masks[1].shape == (3, 16)
         assert found.keep.shape == (12, 16)
+        tiny = at_scale(full_inputs(), shape=(3, 4), config=CONFIG)
+        assert [style.shape[:2] for style in tiny.styles] == [(5, 2), (2, 4)]
+        mirrored = replace(CONFIG, padding="reflect")  # which takes a map of two rows
+        tiny = at_scale(full_inputs(), shape=(3, 4), config=mirrored)
+        assert [style.shape[:2] for style in tiny.styles] == [(5, 4), (4, 4)]
         for array in (found.content, *found.content_masks, found.style_masks[1], found.keep):
             assert array.dtype == np.float32
 

@@ -165,6 +165,37 @@ CASES = {
         {"again": True},
     ),
     "default layers": (Config(), (205, 179), 16, {}),
+    "reflect, l2": (replace(LOW, padding="reflect", pooling="l2"), (61, 83), 16, {}),
+    "reflect, average-scaled, inside, multiples of 4, computed again": (
+        replace(LOW, padding="reflect", pooling="average-scaled", guides="inside"),
+        (60, 72),
+        16,
+        WITH_ALL | {"again": True},
+    ),
+    "replicate, average-scaled, all": (
+        replace(LOW, padding="replicate", pooling="average-scaled", guides="all"),
+        (63, 70),
+        16,
+        WITH_ALL,
+    ),
+    "replicate, l2, tiles of one stride": (
+        replace(LOW, padding="replicate", pooling="l2"),
+        (36, 40),
+        1,
+        {},
+    ),
+    "replicate-input, l2": (
+        replace(LOW, padding="replicate-input", pooling="l2"),
+        (58, 85),
+        24,
+        {"again": True},
+    ),
+    "replicate-input, multiples of 4": (
+        replace(LOW, padding="replicate-input"),
+        (64, 60),
+        16,
+        {},
+    ),
 }
 
 
@@ -180,7 +211,7 @@ def test_tiles_are_the_whole(x64, networks, case):
     assert error_of_tiles(config, networks["full"], size, tile=tile, **options) < 1e-12
 
 
-@pytest.mark.parametrize("padding", ["zero", "circular"])
+@pytest.mark.parametrize("padding", ["zero", "reflect", "circular"])
 def test_large_styles_by_tiles(x64, networks, monkeypatch, padding):
     """Of sides that are no multiples of the stride, while the picture itself is taken whole."""
     config = replace(LOW, padding=padding)
@@ -211,7 +242,7 @@ def test_a_circular_style_is_cropped_to_the_stride(x64, networks):
 
 def test_tiles_of_a_slim_network(x64, networks):
     """Of its products: their sums with the bias have a count of the window's own positions."""
-    config = replace(LOW, content_layers=["relu2_2"], style_layers=["relu2_2"])
+    config = replace(LOW, content_layers=["relu2_2"], style_layers=["relu2_2"], padding="replicate")
     given = guidance(61, 70) | {"styles": STYLES, "again": True, "blend": None}
     assert error_of_tiles(config, networks["slim"], (61, 70), tile=16, **given) < 1e-12
 

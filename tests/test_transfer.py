@@ -232,6 +232,17 @@ def test_no_array_is_captured_by_the_program(variables, content, style):
         ({"callback_every": 0}, "callback_every is 0"),
         ({"content": np.zeros((15, 48, 3))}, "content picture is 48x15 px, but layer relu5_1"),
         ({"styles": [np.zeros((8, 48, 3))]}, "style picture is 48x8 px"),
+        (
+            {"styles": [np.zeros((31, 48, 3))], "config": Config(padding="reflect")},
+            "style picture is 48x31 px, but with reflect padding layer relu5_1 .* at least 32 px",
+        ),
+        (
+            {
+                "content": np.zeros((15, 16, 3)),
+                "config": Config(padding="reflect", style_layers=["relu1_1"]),
+            },
+            "content picture is 16x15 px, but with reflect padding layer relu4_2 .*at least 16 px",
+        ),
         ({"styles": []}, "no style picture"),
         ({"init": np.zeros((35, 48, 3))}, "initial picture has shape"),
         ({"blend": (1.0, 2.0)}, "2 blend factors for 1 styles"),

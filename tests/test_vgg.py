@@ -1,5 +1,7 @@
 """The network: geometry, pooling, its convolution, and every tap against PyTorch."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,14 @@ def test_init_variables_have_the_tree_of_the_module():
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, dict(module))
 
 
+REDUCTIONS = {
+    "max": np.max,
+    "average": np.mean,
+    "average-scaled": lambda x, axis: np.sum(x, axis) / 2,
+    "l2": lambda x, axis: 0.78 * np.sqrt(np.sum(np.square(x), axis)),
+}
+
+
 @pytest.mark.parametrize("side", [8, 9, 1])
 def test_pooling_drops_odd_rows(side):
     x = np.random.default_rng(0).normal(size=(side, side + 1, 2)).astype(np.float32)
@@ -55,12 +65,40 @@ def test_pooling_drops_odd_rows(side):
         [x[2 * i : 2 * i + 2, 2 * j : 2 * j + 2] for j in range((side + 1) // 2)]
         for i in range(side // 2)
     ]
-    for pooling, reduce in {"max": np.max, "average": np.mean}.items():
+    for pooling, reduce in REDUCTIONS.items():
         expected = np.array([[reduce(w, axis=(0, 1)) for w in row] for row in windows])
         actual = vgg.pool(jnp.asarray(x), pooling=pooling)
         np.testing.assert_allclose(
             actual, expected.reshape(side // 2, (side + 1) // 2, 2), rtol=1e-6
         )
+
+
+@pytest.mark.parametrize("pooling", REDUCTIONS)
+def test_gradient_of_pooling(x64, pooling):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(5, 6, 2)))
+    check_grads(partial(vgg.pool, pooling=pooling), (x,), order=2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_gradient_of_l2_pooling_where_nothing_is_active(dtype):
+    """0 of zeros, of what is 0 once squared too, and of a length otherwise, however short."""
+    x = np.zeros((2, 8, 1), dtype)
+    x[0, 2], x[:, 4:6], x[1, 7] = 1e-30, [[[3e-18], [0]], [[0], [4e-18]]], 2
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(vgg.pool(x, pooling="l2")))(x)
+    assert value.dtype == gradient.dtype == dtype
+    expected = np.zeros((2, 8, 1))
+    expected[0, 4], expected[1, 5], expected[1, 7] = 0.6, 0.8, 1
+    rtol = 1e-6 if dtype is np.float32 else 2**-7
+    np.testing.assert_allclose(np.float64(gradient), 0.78 * expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("pooling", REDUCTIONS)
+def test_pooling_in_bfloat16_is_rounded_once(pooling):
+    x = np.random.default_rng(0).uniform(size=(8, 8, 3)).astype(jnp.bfloat16)
+    found = vgg.pool(jnp.asarray(x), pooling=pooling)
+    wide = vgg.pool(jnp.asarray(x, jnp.float32), pooling=pooling)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(found), wide, rtol=2**-8)
 
 
 def plain_convolution(x, kernel):
@@ -101,16 +139,22 @@ def test_prepared_kernels_change_nothing(variables, content):
     jax.tree.map(np.testing.assert_array_equal, once, value_and_grad(variables, content))
 
 
-@jax.jit
-def value_and_grad(variables, image):
+@partial(jax.jit, static_argnames=("layers", "pooling", "padding"))
+def value_and_grad(variables, image, *, layers=TAPS, **options):
     return jax.value_and_grad(
         lambda image: sum(
-            jnp.sum(tap**2) for tap in vgg.features(variables, image, layers=TAPS).values()
+            jnp.sum(tap**2)
+            for tap in vgg.features(variables, image, layers=layers, **options).values()
         )
     )(image)
 
 
-def test_winograd_changes_rounding_only(variables, content, x64, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"layers": ("relu3_2",), "pooling": "l2", "padding": "reflect"}],
+    ids=["as trained", "other"],
+)
+def test_winograd_changes_rounding_only(variables, content, x64, monkeypatch, options):
     monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 8)
     wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
     prepared = convolution.prepare_kernels(wide, convolution="winograd")
@@ -119,8 +163,8 @@ def test_winograd_changes_rounding_only(variables, content, x64, monkeypatch):
     picture = content.astype(np.float64)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max()),
-        value_and_grad(prepared, picture),
-        value_and_grad(wide, picture),
+        value_and_grad(prepared, picture, **options),
+        value_and_grad(wide, picture, **options),
     )
 
 
@@ -157,18 +201,51 @@ def test_unknown_layer_is_refused(variables, content):
         vgg.features(variables, content, layers=("relu6_1",))
 
 
-def test_too_small_a_picture_is_refused(variables):
-    with pytest.raises(InputError, match="20x15 px, but layer relu5_1 .* at least 16 px"):
-        vgg.features(variables, jnp.zeros((15, 20, 3)), layers=("relu1_1", "relu5_1"))
+@pytest.mark.parametrize("padding, least", [("zero", 16), ("replicate", 16), ("reflect", 32)])
+def test_too_small_a_picture_is_refused(variables, padding, least):
+    """A mirror shows what lies next to the border, and a map of one row has nothing there."""
+    layers = ("relu1_1", "relu5_1")
+    take = partial(vgg.features, variables, layers=layers, padding=padding)
+    message = f"{least + 4}x{least - 1} px, but .*layer relu5_1 .* at least {least} px"
+    with pytest.raises(InputError, match=message) as error:
+        take(jnp.zeros((least - 1, least + 4, 3)))
+    assert ("reflect" in str(error.value)) == (padding == "reflect")
+    shape = jax.eval_shape(take, jnp.zeros((least, least + 4, 3)))["relu5_1"].shape
+    assert shape[:2] == (least // 16, (least + 4) // 16)
 
 
-def worst_relative_error(variables, image, pooling):
+MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap", "zero": "constant"}
+
+
+@pytest.mark.parametrize("padding", [*MODES, "replicate-input"])
+def test_paddings_are_those_of_numpy(x64, variables, padding):
+    """Of two layers and maps as small as they come, one or several under ``vmap``."""
+    variables = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
+    images = np.stack([smooth_picture(2, 5, seed=seed) for seed in (1, 2)]).astype(np.float64)
+    modes = ["edge", "constant"] if padding == "replicate-input" else [MODES[padding]] * 2
+    x = (images - variables["preprocessing"]["mean"]) / variables["preprocessing"]["std"]
+    for name, mode in zip(("conv1_1", "conv1_2"), modes, strict=True):
+        layer, seen = variables["params"][name], x if name == "conv1_1" else np.maximum(x, 0)
+        seen = np.pad(seen, ((0, 0), (1, 1), (1, 1), (0, 0)), mode)
+        x = layer["bias"] + sum(
+            seen[:, i : i + 2, j : j + 5] @ layer["kernel"][i, j]
+            for i in range(3)
+            for j in range(3)
+        )
+    take = partial(vgg.features, layers=("conv1_2",), padding=padding)
+    batch = jax.vmap(take, in_axes=(None, 0))(variables, images)["conv1_2"]
+    single = take(variables, images[0])["conv1_2"]
+    np.testing.assert_allclose(batch, x, atol=1e-12 * np.abs(x).max())
+    np.testing.assert_allclose(single, x[0], atol=1e-12 * np.abs(x).max())
+
+
+def worst_relative_error(variables, image, **options):
     """Largest error of any tap relative to the tap's largest value, against PyTorch."""
     torch_reference = pytest.importorskip("torch_reference")
-    reference = torch_reference.Vgg(variables, pooling=pooling)
+    reference = torch_reference.Vgg(variables, **options)
     expected = reference(torch_reference.to_torch(image), TAPS)
     actual = jax.jit(
-        lambda variables, image: vgg.features(variables, image, layers=TAPS, pooling=pooling)
+        lambda variables, image: vgg.features(variables, image, layers=TAPS, **options)
     )(variables, image)
     errors = {}
     for name in TAPS:
@@ -180,12 +257,54 @@ def worst_relative_error(variables, image, pooling):
 @pytest.mark.parametrize("pooling", ["max", "average"])
 @pytest.mark.parametrize("shape", [(48, 64), (37, 51)])
 def test_every_tap_agrees_with_pytorch(variables, shape, pooling):
-    assert worst_relative_error(variables, smooth_picture(*shape, seed=3), pooling) < 1e-5
+    image = smooth_picture(*shape, seed=3)
+    assert worst_relative_error(variables, image, pooling=pooling) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "pooling, padding",
+    [
+        ("l2", "zero"),
+        ("l2", "reflect"),
+        ("max", "replicate"),
+        ("average-scaled", "replicate-input"),
+        ("average", "circular"),
+    ],
+)
+def test_every_tap_and_the_gradient_agree_with_pytorch(x64, variables, pooling, padding):
+    """In double precision, and with many pixels at a border in every layer."""
+    reference = pytest.importorskip("torch_reference")
+    options = {"pooling": pooling, "padding": padding}
+    image = smooth_picture(37, 51, seed=3).astype(np.float64)
+    variables = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
+    pixels = reference.to_torch(image, dtype=reference.torch.float64).requires_grad_()
+    network = reference.Vgg(variables, dtype=reference.torch.float64, **options)
+    taps = network(pixels, TAPS)
+    scales = {name: tap.abs().max().item() for name, tap in taps.items()}
+    sum((tap / scales[name]).square().sum() for name, tap in taps.items()).backward()
+    wanted = pixels.grad[0].permute(1, 2, 0).numpy() * 255
+
+    @jax.jit
+    def ours(variables, image):
+        def value(image):
+            taps = vgg.features(variables, image, layers=TAPS, **options)
+            return sum(jnp.sum((tap / scales[name]) ** 2) for name, tap in taps.items()), taps
+
+        return jax.grad(value, has_aux=True)(image)
+
+    gradient, found = ours(variables, image)
+    for name in TAPS:
+        tap = taps[name][0].detach().permute(1, 2, 0).numpy()
+        assert np.abs(found[name] - tap).max() < 1e-12 * scales[name]
+    assert np.abs(gradient - wanted).max() < 1e-11 * np.abs(wanted).max()
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize(
+    "pooling, padding", [("max", "zero"), ("average", "zero"), ("l2", "replicate-input")]
+)
 @pytest.mark.parametrize("shape", [(192, 256), (191, 253)])
-def test_every_tap_of_the_real_network_agrees_with_pytorch(vgg19_weights, shape, pooling):
+def test_every_tap_of_the_real_network_agrees_with_pytorch(vgg19_weights, shape, pooling, padding):
     image = smooth_picture(*shape, seed=3)
-    assert worst_relative_error(vgg19_weights.variables, image, pooling) < 1e-5
+    options = {"pooling": pooling, "padding": padding}
+    assert worst_relative_error(vgg19_weights.variables, image, **options) < 1e-5

@@ -125,7 +125,7 @@ class TestPieces:
             regions=Regions({"relu3_1": ones((2, 2, 2))}, {"relu3_1": ones(2)}, ones(2)),
             keep=Keep(ones((8, 8)), ones((8, 8, 3))),
             picture=ones((8, 8, 3)),
-            window=Window(ones(8), ones(8)),
+            window=Window(ones(8), ones(8), ones(2)),
         )
         seen = []
 
@@ -153,7 +153,7 @@ class TestPieces:
             regions=Regions({"relu3_1": True}, {"relu3_1": False}, False),
             keep=Keep(True, True),
             picture=True,
-            window=Window(False, False),
+            window=Window(False, False, False),
         )
         bare = Targets({}, {}, {}, LossWeights(1, 1, 1, {}, {}), {})
         assert over_maps(bare, transform) == bare
