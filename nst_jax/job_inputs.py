@@ -193,8 +193,7 @@ def tell_of_slim(run: RunOptions, weights: Weights) -> None:
 
 def network_of(info: WeightsInfo) -> str:
     """What network some weights are, in the presets' words, or a name of their own."""
-    normalized = getattr(info, "normalized", None) is not None
-    return info.preprocessing + "-normalized" * normalized
+    return info.preprocessing + "-normalized" * (info.normalized is not None)
 
 
 def tell_of_network(run: RunOptions, weights: Weights) -> None:

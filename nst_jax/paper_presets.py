@@ -54,7 +54,7 @@ GATYS_2017 = Preset(
         "scale and guidance controls are --color, --style-scale and the masks. They have also "
         "values for the original network, which are those of the preset gatys, and a content "
         "weight of 1e5 in places. Pooling is what the tool's model file holds; here it is max. At "
-        "512 px: --min-size None --steps 500."
+        "512 px: --min-size None --steps 500. The network is made by nst-jax weights normalize."
     ),
     weights="caffe-normalized",
     config=replace(

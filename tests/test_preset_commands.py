@@ -10,6 +10,7 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.job_inputs import check_preset_fits, network_of
+from nst_jax.normalization import Normalization
 from nst_jax.presets import PRESETS
 from nst_jax.weights import Weights, WeightsInfo, save_weights
 
@@ -66,15 +67,18 @@ def test_nothing_is_told_of_its_own_weights(capsys, command):
 
 
 def test_networks_have_the_presets_names():
-    def named(kind, **more):
-        info = WeightsInfo(name="any", preprocessing=kind)
-        for name, value in more.items():
-            object.__setattr__(info, name, value)
-        return network_of(info)
-
-    assert [named("caffe"), named("torchvision"), named("mine")] == ["caffe", "torchvision", "mine"]
-    assert named("caffe", normalized=object()) == PRESETS["gatys-2017"].weights
-    assert named("caffe", normalized=None) == "caffe"
+    scaled = Normalization(pictures=2, pooling="max")
+    infos = [
+        WeightsInfo(name="any", preprocessing=kind, normalized=normalized)
+        for kind in ("caffe", "torchvision", "mine")
+        for normalized in (None, scaled)
+    ]
+    assert [network_of(info) for info in infos[:3]] == [
+        "caffe",
+        PRESETS["gatys-2017"].weights,
+        PRESETS["pystiche"].weights,
+    ]
+    assert network_of(infos[4]) == "mine" and network_of(infos[3]) == "torchvision-normalized"
 
 
 @pytest.mark.parametrize(

@@ -238,10 +238,6 @@ RUNS = {
 }
 
 
-# Until the objective has these losses.
-AWAITED = ("style-transfer-pytorch", "spst", "keras-tutorial")
-
-
 def test_every_preset_has_its_formula():
     assert list(FORMULAS) == list(PRESETS)
 
@@ -262,13 +258,7 @@ def value_and_terms(config, variables, image, content, style):
     return value(variables, image, content, style)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(strict=True)] * (name in AWAITED))
-        for name in PRESETS
-    ],
-)
+@pytest.mark.parametrize("name", PRESETS)
 def test_loss_is_the_tools_own(x64, variables, request, name):
     preset, run = PRESETS[name], RUNS.get(name, {})
     shapes = [(36, 52), (36, 52), (40, 33)]
