@@ -20,8 +20,7 @@ def objective(config, variables, content, styles):
     return lambda image: loss.head(loss.statistics(variables, image, targets), targets)[0]
 
 
-# Roots of matrices that are nearly singular, as those of a few features are, bend too sharply for
-# differences of the second order.
+# The Wasserstein loss has no right second derivative, see ``gaussians.wasserstein_loss``.
 FIRST_ORDER = ("style-transfer-pytorch",)
 
 
