@@ -15,7 +15,7 @@ from nst_jax.errors import InputError
 from nst_jax.files import check_folder
 from nst_jax.images import picture_shape
 from nst_jax.inputs import check_shape
-from nst_jax.job_inputs import check_seed, check_size
+from nst_jax.job_inputs import check_preset_fits, check_seed, check_size
 from nst_jax.lanes import check_single
 from nst_jax.manifest import picture_record
 from nst_jax.options import RegionOptions, StyleOptions
@@ -33,6 +33,7 @@ def check_options(options: Batch) -> None:
     """
     check_size(options.size)
     check_seed(options.run.seed)
+    check_preset_fits(options.run.config, preset=options.run.preset, command="batch")
     check_single(options.run.config)
     if options.pair and options.grid:
         raise InputError("--pair and --grid contradict each other: leave one of them out")

@@ -27,7 +27,7 @@ from nst_jax.files import remove_leftovers
 from nst_jax.images import load_image
 from nst_jax.inputs import check_style
 from nst_jax.interrupt import stop_on_interrupt
-from nst_jax.job_inputs import obtain_weights, tell_of_slim
+from nst_jax.job_inputs import obtain_weights, tell_of_network, tell_of_slim
 from nst_jax.manifest import (
     NAME,
     append_record,
@@ -74,6 +74,7 @@ def batch(options: Batch) -> int:
     check_learned(weights.variables, config.loss)
     check_precision(config)
     tell_of_slim(run, weights)
+    tell_of_network(run, weights)
     job = BatchJob(
         config=config,
         seed=run.seed,

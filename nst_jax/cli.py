@@ -7,7 +7,7 @@ that needs it, so that ``--help`` answers at once.
 import os
 import sys
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
@@ -30,7 +30,8 @@ from nst_jax.options import (
     Version,
     Weights,
 )
-from nst_jax.presets import Preset, get_preset, own_numbers
+from nst_jax.preset_type import Preset
+from nst_jax.presets import get_preset, own_numbers, without_scales
 
 # Flags of which a second one would silently replace the first, where both may be meant.
 ONCE = (
@@ -58,7 +59,9 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
     @registry.primitive_rule
     def factors(info: tyro.constructors.PrimitiveTypeInfo):
-        parse = {Layers: parse_layers, Losses: parse_losses}.get(info.type)
+        # By their items: of a default with two of them tyro makes typing's Tuple of the builtin.
+        parsers = {get_args(Layers): parse_layers, get_args(Losses): parse_losses}
+        parse = parsers.get(get_args(info.type))
         if parse is None:
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
@@ -104,9 +107,11 @@ def check_once(arguments: list[str]) -> None:
             raise InputError(f"{flag} is given twice: give it once, with all its values")
 
 
-def preset_config(preset: Preset, command: str | None, *, optimizer: str | None) -> Config:
-    """A preset's settings as the defaults of a command."""
-    config = preset.config
+def preset_config(
+    preset: Preset, command: str | None, *, optimizer: str | None, single: bool = False
+) -> Config:
+    """A preset's settings as the defaults of a command, with one scale only if ``single``."""
+    config = without_scales(preset.config) if single else preset.config
     if optimizer is not None:
         config = replace(config, **own_numbers(config, optimizer, preset=config))
     if command == "texture":
@@ -123,10 +128,11 @@ def default_options(arguments: list[str]) -> dict[str, Any]:
     name = _given(arguments, "--preset") or "neural-style"
     preset = get_preset(name)
     optimizer = _given(arguments, "--optimizer")
+    single = _given(arguments, "--min-size") == "None"
     missing = tyro.MISSING
 
     def run(command: str | None = None) -> RunOptions:
-        config = preset_config(preset, command, optimizer=optimizer)
+        config = preset_config(preset, command, optimizer=optimizer, single=single)
         return RunOptions(preset=name, config=config)
 
     styles = StyleOptions(style=missing)
@@ -259,13 +265,16 @@ def print_presets(options: Presets) -> int:
 
     for name in PRESETS if options.name is None else [options.name]:
         preset = get_preset(name)
-        print(f"{name}: {preset.summary}\n{indent(preset.formula, '  ')}\n  {preset.source}\n")
+        print(f"{name}: {preset.summary}\n{indent(preset.formula, '  ')}")
+        print(f"  for {preset.weights} weights\n  {preset.source}\n")
     if options.name is None:
         return 0
     preset = get_preset(options.name)
-    print(f"{fill(preset.notes, 88)}\n\nSettings:")
-    for key, value in ({"size": preset.size} | asdict(preset.config)).items():
-        print(f"  {key} = {value}")
+    print(f"{fill(preset.notes, 88, break_on_hyphens=False)}\n\nSettings:")
+    settings: dict[str, Any] = {"size": preset.size} | asdict(preset.config)
+    for key, value in settings.items():
+        shown = tuple(map(tuple, value)) if key.endswith("_losses") else value
+        print(f"  {key} = {shown}")
     return 0
 
 

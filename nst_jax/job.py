@@ -18,7 +18,7 @@ from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.images import check_output, resize_to, save_image, to_uint8
 from nst_jax.inputs import as_picture, check_pictures, initial_image
 from nst_jax.interrupt import stop_on_interrupt
-from nst_jax.job_inputs import json_path, obtain_weights, tell_of_slim
+from nst_jax.job_inputs import json_path, obtain_weights, tell_of_network, tell_of_slim
 from nst_jax.job_plan import explained, make_plan
 from nst_jax.job_records import (
     EXIT_CODES,
@@ -61,6 +61,8 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     check_learned(weights.variables, job.config.loss)
     check_precision(job.config)
     tell_of_slim(run, weights)
+    if job.styles:  # a reconstruction has nothing to balance
+        tell_of_network(run, weights)
     mesh = job.mesh
     if mesh is not None and divides_rows(mesh):
         check_rows(job.content.shape[0], job.content.shape[1], mesh=mesh, config=job.config)

@@ -14,9 +14,11 @@ from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image, resize_to
 from nst_jax.memory import available_bytes, in_gib
 from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.presets import get_preset
 from nst_jax.weights import (
     WEIGHTS_VARIABLE,
     Weights,
+    WeightsInfo,
     find_weights,
     is_shipped_slim,
     load_weights,
@@ -55,6 +57,31 @@ def check_room(shape: tuple[int, int]) -> None:
         raise InputError(
             f"a picture of {shape[1]}x{shape[0]} px needs more than {in_gib(needed)}, "
             f"{in_gib(free)} are free: choose a smaller size, see 'nst-jax estimate'"
+        )
+
+
+def check_preset_fits(config: Config, *, preset: str, command: str) -> None:
+    """Refuse what a preset sets for one picture at a time where there are many.
+
+    Args:
+      config: the settings, which may be others than the preset's.
+      preset: its name.
+      command: the name of what takes many.
+
+    Raises:
+      InputError: with the flags that go on without it.
+    """
+    flags = {"min_size": "--min-size None", "averaging": "--averaging 0"}
+    preset_config = get_preset(preset).config
+    own = [
+        name
+        for name in flags
+        if getattr(config, name) == getattr(preset_config, name) != getattr(Config, name)
+    ]
+    if own:
+        raise InputError(
+            f"preset {preset} sets {' and '.join(own)}, for one picture at a time and not for "
+            f"{command}: add {' '.join(flags[name] for name in own)}, or choose another preset"
         )
 
 
@@ -160,6 +187,22 @@ def tell_of_slim(run: RunOptions, weights: Weights) -> None:
         print(
             "nst-jax: no full VGG-19 was found, so the slim weights that come with nst_jax are "
             "used; for the full network run 'nst-jax weights fetch'",
+            file=sys.stderr,
+        )
+
+
+def network_of(info: WeightsInfo) -> str:
+    """What network some weights are, in the presets' words, or a name of their own."""
+    return info.preprocessing + "-normalized" * (info.normalized is not None)
+
+
+def tell_of_network(run: RunOptions, weights: Weights) -> None:
+    """Say where a preset's factors were chosen for another network."""
+    meant, found = get_preset(run.preset).weights, network_of(weights.info)
+    if meant != found:
+        print(
+            f"nst-jax: the factors of preset {run.preset} are for {meant} weights and these are "
+            f"{found}: expect another balance of content and style, or name others by --weights",
             file=sys.stderr,
         )
 

@@ -114,7 +114,7 @@ def make_scales(
         raise InputError(
             f"scale_steps has {numbers}, but {come.get(before, f'only {before} scales come')} "
             f"before the last: {'give fewer' if before else 'leave it out'}, or choose a smaller "
-            "min_size"
+            "min_size (where they are a preset's: --min-size None is one scale)"
         )
     steps = [given[min(index, len(given) - 1)] for index in range(len(shapes) - 1)]
     return [Scale(*pair) for pair in zip(shapes, [*steps, config.steps], strict=True)]

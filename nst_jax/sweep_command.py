@@ -20,10 +20,12 @@ from nst_jax.inputs import check_pictures
 from nst_jax.interrupt import stop_on_interrupt
 from nst_jax.job_inputs import (
     check_outputs,
+    check_preset_fits,
     check_size,
     json_path,
     load_init,
     obtain_weights,
+    tell_of_network,
     tell_of_slim,
 )
 from nst_jax.job_plan import explained
@@ -68,6 +70,7 @@ def sweep(options: Sweep) -> int:
     if options.lanes < 1:
         raise InputError(f"lanes is {options.lanes}: expected 1 or more")
     for item in items:
+        check_preset_fits(item.config, preset=run.preset, command="sweep")
         check_single(item.config)
         check_region_options(options.regions, options.styles, config=item.config)
     inputs = [options.content, *style_files(options.styles, options.regions)]
@@ -97,6 +100,7 @@ def sweep(options: Sweep) -> int:
         check_learned(weights.variables, item.config.loss)
         check_precision(item.config)
     tell_of_slim(run, weights)
+    tell_of_network(run, weights)
     use_compilation_cache()  # only now: bad input leaves nothing behind
 
     def problem(item: Combination) -> Problem:

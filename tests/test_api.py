@@ -19,6 +19,9 @@ LEVELS = [
     {"layer_factors", "types", "pairing"},
     {"loss_factors"},
     {"config"},
+    {"preset_type"},
+    {"tool_presets"},
+    {"paper_presets", "tutorial_presets"},
     {"presets"},
     {"lift", "guides", "shares", "color_matching", "pyramid", "windows"},
     {"color", "tiling", "rows"},
@@ -110,6 +113,10 @@ def test_settings_need_only_the_standard_library():
         "layer_factors",
         "loss_factors",
         "config",
+        "preset_type",
+        "tool_presets",
+        "paper_presets",
+        "tutorial_presets",
         "presets",
     ):
         roots = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py")}

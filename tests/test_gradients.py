@@ -20,6 +20,10 @@ def objective(config, variables, content, styles):
     return lambda image: loss.head(loss.statistics(variables, image, targets), targets)[0]
 
 
+# The Wasserstein loss has no right second derivative, see ``gaussians.wasserstein_loss``.
+FIRST_ORDER = ("style-transfer-pytorch",)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_objective_to_second_order(x64, variables, content, style, name):
     """Through the whole small network; reverse mode, as the convolution has a custom rule."""
@@ -36,7 +40,7 @@ def test_objective_to_second_order(x64, variables, content, style, name):
     check_grads(
         lambda image: scale * value(image, variables, content, style),
         (image,),
-        order=2,
+        order=1 if name in FIRST_ORDER else 2,
         modes=("rev",),
         atol=1e-5,
         rtol=1e-5,

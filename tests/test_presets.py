@@ -56,6 +56,7 @@ NEURAL_STYLE = dict(
     tile="auto",
     remat="auto",
     size=512,
+    weights="caffe",
 )
 FAST = NEURAL_STYLE | dict(preconditioner="spectral", memory_size=50, steps=80)
 GATYS = NEURAL_STYLE | dict(
@@ -90,21 +91,128 @@ COURSE = NEURAL_STYLE | dict(
     noise_ratio=0.6,
     size=400,
 )
+FIFTHS = tuple((name, 0.2) for name in FIVE)
+TORCH = dict(weights="torchvision", pixel_range=1)
+STYLE_TRANSFER_PYTORCH = (
+    NEURAL_STYLE
+    | TORCH
+    | dict(
+        content_weight=0.015,
+        style_weight=1,
+        style_layers=tuple((n, w / 341) for n, w in zip(FIVE, (256, 64, 16, 4, 1), strict=True)),
+        style_losses=(("wasserstein", 1),),
+        tv_weight=2,
+        tv_form="nine-point",
+        tv_order=2,
+        tv_reduction="mean",
+        padding="replicate-input",
+        optimizer="adam",
+        memory_size=None,
+        learning_rate=0.02,
+        adam_beta2=0.99,
+        clip=True,
+        steps=500,
+        min_size=128,
+        scale_steps=(1000, 500),
+        averaging=0.99,
+    )
+)
+PRISM = NEURAL_STYLE | dict(
+    content_weight=1, style_weight=1000, style_layers=FIFTHS, tv_weight=0, steps=500, size=590
+)
+PYTORCH_TUTORIAL = (
+    NEURAL_STYLE
+    | TORCH
+    | dict(
+        content_layers=(("conv2_2", 1),),
+        style_layers=tuple(
+            (name, 1) for name in ("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1")
+        ),
+        content_weight=1,
+        style_weight=1_000_000,
+        tv_weight=0,
+        steps=300,
+    )
+)
+TF_TUTORIAL = NEURAL_STYLE | dict(
+    content_layers=(("relu5_2", 1),),
+    style_layers=FIFTHS,
+    content_weight=10_000,
+    style_weight=0.01,
+    tv_weight=30,
+    gram_normalization="hw",
+    pixel_range=1,
+    optimizer="adam",
+    memory_size=None,
+    learning_rate=0.02,
+    adam_beta1=0.99,
+    adam_epsilon=0.1,
+    clip=True,
+)
+KERAS_TUTORIAL = NEURAL_STYLE | dict(
+    content_layers=(("relu5_2", 1),),
+    style_layers=(
+        ("relu1_1", 1024 / 9),
+        ("relu2_1", 256 / 9),
+        ("relu3_1", 64 / 9),
+        ("relu4_1", 16 / 9),
+        ("relu5_1", 1 / 9),
+    ),
+    content_weight=0.01184,
+    style_weight=2e-7,
+    tv_weight=1e-6,
+    tv_form="isotropic",
+    tv_order=2.5,
+    gram_normalization="hw",
+    steps=200,
+    size=600,
+)
 EXPECTED = {
     "neural-style": NEURAL_STYLE,
     "fast": FAST,
     "neural-style-lua": NEURAL_STYLE
     | dict(content_weight=1, style_weight=300, tv_weight=0.003, tv_order=2),
+    "style-transfer-pytorch": STYLE_TRANSFER_PYTORCH,
+    "prism": PRISM,
+    "pystiche": PRISM | TORCH | dict(gram_normalization="hw", size=667),
     "gatys": GATYS,
+    "gatys-2017": GATYS
+    | dict(
+        weights="caffe-normalized",
+        content_weight=1_000_000,
+        style_weight=1_000_000_000,
+        style_layers=FIFTHS,
+        steps=200,
+        min_size=512,
+        scale_factor=2,
+        scale_steps=(500,),
+        size=1024,
+    ),
+    "spst": GATYS
+    | dict(
+        style_weight=1,
+        style_layers=tuple((name, 1) for name in FIVE),
+        gram_normalization="chw",
+        style_losses=(("gram", 1000), ("mean-std", 10_000)),
+        steps=200,
+        min_size=683,
+        scale_factor=2,
+        scale_steps=(600,),
+        size=2048,
+    ),
     "course": COURSE,
     "course-single": COURSE | dict(style_layers=(("relu3_1", 1),)),
+    "pytorch-tutorial": PYTORCH_TUTORIAL,
+    "tf-tutorial": TF_TUTORIAL,
+    "keras-tutorial": KERAS_TUTORIAL,
 }
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_numbers(name):
     preset = get_preset(name)
-    assert asdict(preset.config) | {"size": preset.size} == EXPECTED[name]
+    found = asdict(preset.config) | {"size": preset.size, "weights": preset.weights}
+    assert found == EXPECTED[name]
 
 
 def test_the_table_is_whole():
@@ -143,13 +251,23 @@ OVERRIDES = {
     "style_weight": ("1e4", 1e4),
     "tv_weight": ("0.125", 0.125),
     "pooling": (None, None),
+    "content_losses": ("features=0.5 laplacian4", (("features", 0.5), ("laplacian4", 1.0))),
+    "style_losses": ("gram=0.5 mean-std", (("gram", 0.5), ("mean-std", 1.0))),
+    "histogram_layers": ("relu2_1 relu3_1", ("relu2_1", "relu3_1")),
+    "covariance_eps": ("0.5", 0.5),
     "gram_normalization": (None, None),
-    "tv_order": (None, None),
+    "tv_form": (None, None),
+    "tv_order": ("3", 3.0),
+    "tv_reduction": (None, None),
     "mse_factor": ("0.5", 0.5),
-    "pixel_range": ("1", 1.0),
+    "pixel_range": ("128", 128.0),
     "optimizer": ("lbfgs-linesearch", "lbfgs-linesearch"),
     "learning_rate": ("0.75", 0.75),
     "memory_size": ("7", 7),
+    "adam_beta1": ("0.5", 0.5),
+    "adam_beta2": ("0.5", 0.5),
+    "adam_epsilon": ("0.25", 0.25),
+    "clip": (None, None),
     "steps": ("33", 33),
     "init": ("noise", "noise"),
     "noise": (None, None),
@@ -162,9 +280,9 @@ OVERRIDES = {
     "padding": ("circular", "circular"),
     "color": ("keep-lab", "keep-lab"),
     "min_size": ("64", 64),
-    "scale_factor": ("2", 2.0),
+    "scale_factor": ("1.5", 1.5),
     "scale_steps": ("100 50", (100, 50)),
-    "averaging": ("0.99", 0.99),
+    "averaging": ("0.75", 0.75),
     "precision": ("bfloat16", "bfloat16"),
     "tile": ("384", 384),
     "remat": ("on", "on"),
@@ -172,12 +290,25 @@ OVERRIDES = {
 CHOICES = {
     "pooling": ("max", "average"),
     "gram_normalization": ("chw", "hw"),
-    "tv_order": (1, 2),
+    "tv_form": ("isotropic", "anisotropic"),
+    "tv_reduction": ("sum", "mean"),
     "noise": ("normal", "uniform"),
     "preconditioner": ("none", "spectral"),
 }
 # What a setting has a meaning with only.
-NEEDED = {name: {"min_size": 64} for name in ("scale_steps", "scale_factor")}
+HISTOGRAM = {"style_losses": "histogram", "style_layers": "relu2_1 relu3_1"}
+NEEDED: dict = {name: {"min_size": 64} for name in ("scale_steps", "scale_factor")} | {
+    "tv_form": {"tv_order": 2},
+    "tv_order": {"tv_form": "isotropic"},
+    "covariance_eps": {"style_losses": "wasserstein"},
+    "histogram_layers": HISTOGRAM,
+}
+OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon", "clip")
+OF_LBFGS = ("memory_size",)
+
+
+def flag(name, value):
+    return [f"--{name.replace('_', '-')}", *str(value).split()]
 
 
 @pytest.mark.parametrize(
@@ -186,24 +317,34 @@ NEEDED = {name: {"min_size": 64} for name in ("scale_steps", "scale_factor")}
         (name, field.name)
         for name, numbers in EXPECTED.items()
         for field in fields(Config)
-        if (numbers["optimizer"], field.name) != ("adam", "memory_size")  # it has none
+        if field.name not in (OF_LBFGS if numbers["optimizer"] == "adam" else OF_ADAM)
     ],
 )
 def test_each_flag_overrides_its_value_alone(preset, field):
     config = PRESETS[preset].config
     words, value = OVERRIDES[field]
+    line = flag(field, words)
     if field in CHOICES:
-        (value,) = set(CHOICES[field]) - {getattr(config, field)}
-        words = str(value)
-    line = [f"--{field.replace('_', '-')}", *words.split()]
+        value = next(value for value in CHOICES[field] if value != getattr(config, field))
+        line = flag(field, value)
+    if field == "clip":
+        value, line = not config.clip, ["--no-clip" if config.clip else "--clip"]
     expected: dict = {field: value}
     for name, needed in NEEDED.get(field, {}).items():
-        line += [f"--{name.replace('_', '-')}", str(needed)]
-        expected[name] = needed
+        line += flag(name, needed)
+        expected[name] = needed.split() if name in HISTOGRAM else needed
     if field == "optimizer":  # these are the optimiser's own
-        expected |= dict(learning_rate=None, memory_size=None)
+        expected |= dict(learning_rate=None, memory_size=None, clip=False)
+        expected |= dict(adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8)
     found = options("--preset", preset, *line).run.config
     assert found == replace(config, **expected) != config
+
+
+@pytest.mark.parametrize("preset", EXPECTED)
+def test_one_scale_drops_the_presets_own_numbers(preset):
+    config = options("--preset", preset, "--min-size", "None").run.config
+    one = dict(min_size=None, scale_factor=2**0.5, scale_steps=())
+    assert config == replace(PRESETS[preset].config, **one)
 
 
 @pytest.mark.parametrize(
@@ -280,6 +421,7 @@ def test_size_overrides(preset):
         ("gatys", "--optimizer adam", ("adam", None, None)),
         ("gatys", "--optimizer lbfgs-linesearch --memory-size 20", ("lbfgs-linesearch", None, 20)),
         ("gatys", "--optimizer lbfgs", ("lbfgs", None, 100)),
+        ("tf-tutorial", "--optimizer lbfgs", ("lbfgs", None, None)),
     ],
 )
 def test_another_optimiser_drops_the_presets_own_numbers(preset, flags, expected):
@@ -292,6 +434,7 @@ def test_listed(capsys):
     shown = capsys.readouterr().out
     for name, preset in PRESETS.items():
         assert f"{name}: {preset.summary}\n" in shown and preset.source in shown
+        assert f"\n  for {preset.weights} weights\n  {preset.source}\n" in shown
         assert all(line in shown for line in preset.formula.splitlines())
 
 
@@ -302,8 +445,9 @@ def test_shown_in_full(capsys, name):
     words = " ".join(shown.split())  # notes are wrapped, formulas indented
     for text in (name, preset.summary, preset.formula, preset.source, preset.notes):
         assert " ".join(text.split()) in words
+    assert f"for {preset.weights} weights" in words
     for key, value in EXPECTED[name].items():
-        if not isinstance(value, int | tuple):
+        if key != "weights" and not isinstance(value, int | tuple):
             assert f"\n  {key} = {value}\n" in shown
     assert f"\n  size = {preset.size}\n" in shown
 
