@@ -23,7 +23,7 @@ from nst_jax.parallel import Mesh, replicate
 from nst_jax.problem import Problem, make_problem
 from nst_jax.rows import divides_rows
 from nst_jax.transfer import Result
-from nst_jax.types import Array, Variables
+from nst_jax.types import Array, Moments, Variables
 
 
 def stylize_batch(
@@ -142,7 +142,7 @@ def problem_maker(
       keep: how many Gram matrices to keep at most, the oldest are given up; None for all.
     """
     kernels: Variables | None = None
-    seen: dict[tuple[Any, ...], dict[str, Array]] = {}
+    seen: dict[tuple[Any, ...], dict[str, Moments]] = {}
     choices: dict[tuple[int, ...], Choice] = {}  # found out once for a size, and the same for all
     follow = follows_content(config)
 
@@ -156,7 +156,7 @@ def problem_maker(
             config=config,
             blend=blend,
             kernels=kernels,
-            grams=None if follow else seen.get(names),
+            moments=None if follow else seen.get(names),
             choice=choices.get(jnp.shape(content)),
             mesh=mesh if divides_rows(mesh) else None,
         )

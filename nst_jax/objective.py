@@ -130,7 +130,7 @@ def make_loss(config: LossConfig, *, mesh: Mesh | None = None) -> Loss:
       - ``region_weights``: factors of the regions' style losses, ``[R]``, by default 1;
       - ``keep``: where the content is left as it is, ``[H, W]``. The picture that is compared is
         there the content's;
-      - ``grams``: the styles' Gram matrices, ``Targets.style`` of an earlier call, in place of the
+      - ``moments``: what is known of the styles, ``Targets.style`` of an earlier call, in place of
         style pictures.
 
       With circular padding styles and their masks are cropped, see ``guides.whole_strides``.
@@ -177,27 +177,27 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
         style_masks: Sequence[Array | None] | None = None,
         region_weights: Any = None,
         keep: Array | None = None,
-        grams: dict[str, Moments] | None = None,
+        moments: dict[str, Moments] | None = None,
     ) -> Targets:
         pictures = as_sequence(styles)
-        if config.style_layers and not pictures and grams is None:
+        if config.style_layers and not pictures and moments is None:
             raise InputError("no style picture: expected at least one")
         check_sides(content.shape[0], content.shape[1], layers, padding=config.padding)
         masks = [None] * len(pictures) if style_masks is None else style_masks
-        if grams is None:
+        if moments is None:
             of_style = partial(style_moments, variables, config=config, make_regions=make_regions)
             each = [of_style(x, mask=mask) for x, mask in zip(pictures, masks, strict=True)]
-            grams = stacked(each) if each else {}
+            moments = stacked(each) if each else {}
         shares = style_shares(
             blend,
             layers=config.style_layers,
             regions=1 if content_masks is None else len(content_masks),
-            styles=style_count(grams) or len(pictures),
+            styles=style_count(moments) or len(pictures),
         )
         again = config.recompute_content and config.feature_layers
         return Targets(
             **content_targets(variables, content, config=config)._asdict(),
-            style=grams,
+            style=moments,
             sizes=jax.tree.map(lambda x: jnp.asarray(float(x), content.dtype), sizes(content)),
             weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
             shares={name: table.astype(content.dtype) for name, table in shares.items()},

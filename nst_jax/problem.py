@@ -29,7 +29,7 @@ from nst_jax.plan_words import Task
 from nst_jax.rows import check_rows, divides_rows, picture_sharding, targets_shardings
 from nst_jax.shares import check_blend
 from nst_jax.solver import make_solver
-from nst_jax.types import Array, Loss, LossWeights, Solver, State, Targets, Variables
+from nst_jax.types import Array, Loss, LossWeights, Moments, Solver, State, Targets, Variables
 
 compute_targets = jax.jit(
     lambda loss, variables, content, styles, weights, controls: loss.targets(
@@ -50,9 +50,9 @@ def start(
 
 
 @partial(jax.jit, static_argnums=0)
-def style_grams(
+def compute_moments(
     loss: Loss, variables: Variables, styles: Sequence[Array], style_masks: Any
-) -> dict[str, Array]:
+) -> dict[str, Moments]:
     """``Targets.style`` alone, compiled: it serves contents of any size."""
     unused = LossWeights(0.0, 0.0, 0.0, {}, {})
     targets = loss.targets(variables, styles[0], styles, weights=unused, style_masks=style_masks)
@@ -94,7 +94,7 @@ def make_problem(
     loss: Loss | None = None,
     optimizer: optax.GradientTransformation | None = None,
     kernels: Variables | None = None,
-    grams: dict[str, Array] | None = None,
+    moments: dict[str, Moments] | None = None,
     choice: Choice | None = None,
     free: int | None = None,
     mesh: Mesh | None = None,
@@ -102,7 +102,7 @@ def make_problem(
     """Check everything and compute the targets; the arguments are those of ``transfer.stylize``.
 
     What pictures have in common may be taken over from another problem of the same config:
-    ``kernels`` are its ``variables``, ``grams`` the ``targets.style`` of the same styles.
+    ``kernels`` are its ``variables``, ``moments`` the ``targets.style`` of the same styles.
     ``choice`` says how to compute, in place of what the memory's room makes of ``config.tile`` and
     ``config.remat``; ``free`` are its bytes, by default measured now. Devices of a ``mesh`` divide
     the picture by rows, see ``rows.rows_mesh``, or
@@ -164,15 +164,15 @@ def make_problem(
         content = jax.device_put(content, picture_sharding(mesh))
     if not own_loss:
         style_masks = given.pop("style_masks")
-        if grams is None:
+        if moments is None:
             compare = bool(config.style_layers)
-            grams = style_grams(loss, variables, styles, style_masks) if compare else {}
-        given, styles = given | {"grams": grams}, []
+            moments = compute_moments(loss, variables, styles, style_masks) if compare else {}
+        given, styles = given | {"moments": moments}, []
     # An objective of one's own knows only the controls that it is given.
     given = {name: value for name, value in given.items() if value is not None}
     targets = compute_targets(loss, variables, content, styles, loss_weights(config), given)
     if not own_loss:
-        targets = targets._replace(style=grams)  # the same arrays, which problems may share
+        targets = targets._replace(style=moments)  # the same arrays, which problems may share
     if mesh is not None:
         divided = by_rows and not own_loss
         targets = (

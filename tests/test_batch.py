@@ -467,13 +467,13 @@ class TestSharing:
         ],
     )
     def test_gram_matrices_are_computed_once(self, variables, monkeypatch, pairing, color, calls):
-        computed, original = [], problem.style_grams
+        computed, original = [], problem.compute_moments
 
         def counting(*args):
             computed.append(None)
             return original(*args)
 
-        monkeypatch.setattr(problem, "style_grams", counting)
+        monkeypatch.setattr(problem, "compute_moments", counting)
         config = replace(ADAM, steps=1, color=color)
         stylize_batch(variables, **CASES[pairing], config=config)
         assert len(computed) == calls
