@@ -258,9 +258,16 @@ def setting(modes, mixing):
 
 
 PAIRS = [*combinations(MODES, 2)]
+QUICK = {("mask", "tile"), ("styles", "vmap"), ("mask", "slim")}  # every mode once at least
 
 
-@pytest.mark.parametrize("modes", PAIRS, ids="-".join)
+@pytest.mark.parametrize(
+    "modes",
+    [
+        pytest.param(pair, id="-".join(pair), marks=[] if pair in QUICK else pytest.mark.slow)
+        for pair in PAIRS
+    ],
+)
 @pytest.mark.usefixtures("x64")
 def test_every_pair_has_numpy_s_values_and_the_gradients_of_the_plain_way(networks, modes):
     mixing = "sum" if PAIRS.index(modes) % 2 else "average"

@@ -21,10 +21,14 @@ def objective(config, variables, content, styles):
 
 
 # The Wasserstein loss has no right second derivative, see ``gaussians.wasserstein_loss``.
+QUICK = ("neural-style", "course", "style-transfer-pytorch")
 FIRST_ORDER = ("style-transfer-pytorch",)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in PRESETS],
+)
 def test_objective_to_second_order(x64, variables, content, style, name):
     """Through the whole small network; reverse mode, as the convolution has a custom rule."""
     as_float64 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
