@@ -40,7 +40,8 @@ def total_variation(
       padding: ``"circular"`` where opposite borders are neighbours too.
       mask: factors ``[H, W]`` of the pixels, each for its differences to the right and downwards;
         1 where it is left out.
-      corner: factor of the diagonal differences, H W / ((H + 1) (W + 1)) for means over each kind.
+      corner: factor of the diagonal differences, H W / ((H + 1) (W + 1)) for means over each kind;
+        1 with circular padding, where there are as many of each.
 
     Returns:
       Scalar.
