@@ -308,10 +308,7 @@ def _check_losses(config: Config) -> None:
     for setting, loss in (("histogram_layers", "histogram"), ("covariance_eps", "wasserstein")):
         if loss not in given and getattr(config, setting) != getattr(Config, setting):
             raise InputError(f"{setting} has no meaning without {loss} among the style losses")
-    if not 0 <= config.covariance_eps <= FLOAT32_MAX:
-        raise InputError(
-            f"covariance_eps is {config.covariance_eps}: expected a finite number, 0 or more"
-        )
+    _check_positive("covariance_eps", config.covariance_eps)
     layers = [name for name, _ in config.style_layers]
     if "histogram" in given and layers:
         other = [name for name in config.histogram_layers if name not in layers]

@@ -6,7 +6,8 @@ Transport and Self-Similarity", eq. 7) compares how alike features are among eac
     L = 1/n sum_ij | D_ij / sum_k D_kj - D'_ij / sum_k D'_kj |,    D_ij = 1 - cos(F_i, F_j)
 
 at n positions of a regular grid. (The paper draws 1024 positions at random at each step, and joins
-its layers to one long feature; here each layer is compared for itself.)
+its layers to one long feature; here each layer is compared for itself. Its formula divides by n^2,
+its code as here.)
 
 The Laplacian (Li, Xu, Nie and Liu 2017, "Laplacian-Steered Neural Style Transfer", eq. 5) compares
 edges in the picture averaged over squares of p pixels:
@@ -63,9 +64,10 @@ def sample(features: Features, rows: Array, columns: Array, *, mask: Array | Non
 
 
 def similarity(features: Array) -> Array:
-    """D_ij / sum_k D_kj of features ``[n, C]``; of features that are all alike 0.
+    """D_ij / sum_k D_kj of features ``[n, C]``; of features that are all of one direction 0.
 
-    Lengths and sums are bounded away from 0, so that its gradient is finite everywhere.
+    Features that are 0 have no direction: their distance is 1 from all, themselves included.
+    Lengths and sums are bounded away from 0, so that the gradient is finite everywhere.
     """
     tiny = jnp.finfo(features.dtype).tiny ** 0.5
     squares = jnp.sum(jnp.square(features), axis=1, keepdims=True)
@@ -88,7 +90,9 @@ def self_similarity_loss(features: Array, target: Array) -> Array:
     Returns:
       Scalar, at most 2.
     """
-    return jnp.sum(jnp.abs(similarity(features) - target)) / len(features)
+    differences = similarity(features) - target
+    # JAX's derivative of |x| is 1 at 0, where the picture is the content; a sign's is 0.
+    return jnp.sum(differences * jnp.sign(differences)) / len(features)
 
 
 def laplacian(image: Array, *, pool: int, padding: str = "zero") -> Array:

@@ -6,7 +6,9 @@
 R replaces every value of a channel by the style's value of the same rank; for the gradient it is a
 constant, dL/dF = 2 (F - R) / (C h w), so that the gradient is by definition not that of the value.
 Ranks come from a histogram of the whole picture: counts add up over pieces, and the loss is a sum
-once they are known. Hence two passes.
+once they are known. Hence two passes. Its bins divide the range of the style's values; what is
+beyond it counts as its least or greatest value. Within a bin, and within 1/K of the positions,
+values are taken to be spread evenly, so that of a style's own picture the loss is small, not 0.
 
 Contract: features are ``[h, w, C]``; a style's distribution is its ``quantiles`` ``[C, K + 1]``,
 from the least to the greatest value. Quantiles of styles that are mixed are averaged, which is the
@@ -16,6 +18,7 @@ barycentre of the distributions in one dimension; then R = sum_s b_s R_s.
 import jax
 import jax.numpy as jnp
 
+from nst_jax.lift import widened
 from nst_jax.types import Array, Matching
 
 BINS = 256
@@ -25,8 +28,10 @@ QUANTILES = 256
 def extremes(features: Array, *, mask: Array | None = None) -> Array:
     """The greatest values of F and of -F by channel where a mask is above 0, ``[2, C]``.
 
-    Of an empty mask they are minus infinity. Pieces of a picture are joined by their maximum.
+    Of an empty mask they are minus infinity. Pieces of a picture are joined by their maximum. In
+    float32 or wider: the edges of bins between them are finer than bfloat16.
     """
+    features = widened(features)
     both = jnp.stack([features, -features])
     if mask is not None:
         both = jnp.where(mask[..., None] > 0, both, -jnp.inf)
@@ -59,8 +64,8 @@ def histogram(features: Array, low: Array, high: Array, *, mask: Array | None = 
     Returns:
       ``[C, BINS]`` in float32 or wider.
     """
-    dtype = jnp.promote_types(features.dtype, jnp.float32)
-    features = features.astype(dtype)
+    features = widened(features)
+    dtype = features.dtype
     index, _ = _places(features, low.astype(dtype), high.astype(dtype))
     channels = features.shape[-1]
     count = jnp.ones(features.shape[:2]) if mask is None else mask

@@ -25,6 +25,7 @@ def total_variation(
     neighbours, the last row and column included. Order 1 is neural-style-pt's; order 2 has the
     gradient that neural-style (Torch7) adds, which leaves the last row and column out. With weight
     w for [0, 255] the same term on [0, 1] has the weight 255 w (order 1) or 255^2 w (order 2).
+    The derivative of |d| at 0 is 0.
 
     ``"isotropic"``: sum (dx^2 + dy^2)^(p/2) over the pixels that have both neighbours (Mahendran
     and Vedaldi 2015, eq. 6); order 2.5 is that of Keras' examples. Where dx = dy = 0 its gradient
@@ -40,7 +41,8 @@ def total_variation(
       padding: ``"circular"`` where opposite borders are neighbours too.
       mask: factors ``[H, W]`` of the pixels, each for its differences to the right and downwards;
         1 where it is left out.
-      corner: factor of the diagonal differences, H W / ((H + 1) (W + 1)) for means over each kind.
+      corner: factor of the diagonal differences, H W / ((H + 1) (W + 1)) for means over each kind;
+        1 with circular padding, where there are as many of each.
 
     Returns:
       Scalar.
@@ -64,7 +66,8 @@ def total_variation(
     if form == "isotropic":
         across, down = (across, down) if wrap else (across[:-1], down[:, :-1])
         return jnp.sum(_owned(_power(jnp.square(across) + jnp.square(down), order / 2), mask))
-    power = jnp.abs if order == 1 else lambda d: jnp.square(d) / 2
+    # JAX's derivative of |d| is 1 at 0; PyTorch's, as of a sign, 0.
+    power = (lambda d: d * jnp.sign(d)) if order == 1 else lambda d: jnp.square(d) / 2
     return sum(jnp.sum(_owned(power(d), mask)) for d in (across, down))  # type: ignore[return-value]
 
 

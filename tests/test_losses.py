@@ -7,12 +7,10 @@ from jax.test_util import check_grads
 
 from nst_jax import losses
 from nst_jax.lift import Lifted
-from nst_jax.variation import total_variation
 
 generator = np.random.default_rng(0)
 FEATURES = generator.normal(size=(5, 7, 3)).astype(np.float32)
 OTHER = generator.normal(size=(5, 7, 3)).astype(np.float32)
-IMAGE = generator.uniform(size=(6, 9, 3)).astype(np.float32)
 
 
 def numpy_gram(features):
@@ -22,18 +20,6 @@ def numpy_gram(features):
         for x in range(width):
             gram += np.outer(features[y, x], features[y, x])
     return gram
-
-
-def numpy_total_variation(image, order):
-    height, width, _ = image.shape
-    total = 0.0
-    for y in range(height):
-        for x in range(width):
-            if x + 1 < width:
-                total += (np.abs(image[y, x + 1] - image[y, x]) ** order / order).sum()
-            if y + 1 < height:
-                total += (np.abs(image[y + 1, x] - image[y, x]) ** order / order).sum()
-    return total
 
 
 @pytest.mark.parametrize("normalization, divisor", [("hw", 35), ("chw", 105)])
@@ -113,58 +99,9 @@ def test_style_loss(variant):
     np.testing.assert_allclose(variant(losses.style_loss, gram, target), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_total_variation(variant, order):
-    actual = variant(lambda image: total_variation(image, order=order), IMAGE)
-    np.testing.assert_allclose(actual, numpy_total_variation(IMAGE, order), rtol=1e-5)
-
-
-@pytest.mark.parametrize("padding", ["zero", "circular"])
-@pytest.mark.parametrize("order", [1, 2])
-def test_total_variation_with_factors_of_the_pixels(variant, order, padding):
-    """Each of its differences to the right and downwards."""
-    mask, expected = generator.uniform(size=(6, 9)).astype(np.float32), 0.0
-    for y in range(6):
-        for x in range(9):
-            for below, right in ((1, 0), (0, 1)):
-                if padding == "zero" and (y + below == 6 or x + right == 9):
-                    continue
-                step = IMAGE[(y + below) % 6, (x + right) % 9] - IMAGE[y, x]
-                expected += mask[y, x] * (np.abs(step) ** order / order).sum()
-    actual = variant(
-        lambda image, mask: total_variation(image, order=order, padding=padding, mask=mask),
-        IMAGE,
-        mask,
-    )
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
-
-
-def test_total_variation_is_additive_over_masks():
-    mask = generator.uniform(size=(6, 9)).astype(np.float32)
-    parts = [total_variation(IMAGE, order=1, mask=part) for part in (mask, 1 - mask)]
-    np.testing.assert_allclose(sum(parts), total_variation(IMAGE, order=1), rtol=1e-6)
-
-
-@pytest.mark.parametrize("order", [1, 2])
-def test_total_variation_scales_with_the_pixel_range(order):
-    scaled = total_variation(IMAGE * 255, order=order)
-    np.testing.assert_allclose(scaled, 255**order * total_variation(IMAGE, order=order), rtol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 4, 3), (4, 1, 3)])
-def test_total_variation_of_a_row_and_a_pixel(shape):
-    image = generator.uniform(size=shape)
-    np.testing.assert_allclose(total_variation(image), numpy_total_variation(image, 2), rtol=1e-5)
-
-
 def test_unknown_normalization_is_refused():
     with pytest.raises(ValueError, match="expected 'hw' or 'chw'"):
         losses.gram_matrix(FEATURES, normalization="c")
-
-
-def test_unknown_order_is_refused():
-    with pytest.raises(ValueError, match="with order 3: expected one of anisotropic"):
-        total_variation(IMAGE, order=3)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +114,8 @@ def test_unknown_order_is_refused():
             lambda f, g: losses.style_loss(losses.gram_matrix(f), losses.gram_matrix(g)),
             (FEATURES, OTHER),
         ),
-        (lambda image: total_variation(image, order=1), (IMAGE,)),
-        (lambda image: total_variation(image, order=2), (IMAGE,)),
     ],
-    ids=["gram hw", "gram chw", "content", "style", "tv 1", "tv 2"],
+    ids=["gram hw", "gram chw", "content", "style"],
 )
 def test_gradients_to_second_order(x64, function, arguments):
     arguments = [np.asarray(argument, np.float64) for argument in arguments]
