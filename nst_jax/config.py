@@ -6,25 +6,28 @@ someone may sweep (weights, learning rate) stays outside, so that changing one d
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from nst_jax.errors import InputError
-from nst_jax.layer_factors import FLOAT32_MAX, STYLE_LAYERS, Layers, as_layers, check_weight
-from nst_jax.layers import LAPLACIANS
+from nst_jax.config_checks import check_config
+from nst_jax.layer_factors import STYLE_LAYERS, Layers, as_layers
+from nst_jax.loss_config import (
+    HISTOGRAM_LAYERS,
+    GramNormalization,
+    Guides,
+    LossConfig,
+    Padding,
+    Pooling,
+    Precision,
+    StyleMixing,
+    TVForm,
+    TVReduction,
+)
 from nst_jax.loss_factors import CONTENT_LOSSES, STYLE_LOSSES, Losses, LossFactor, as_losses
 
-Pooling = Literal["max", "average", "average-scaled", "l2"]
-GramNormalization = Literal["chw", "hw"]
-TVForm = Literal["anisotropic", "isotropic", "nine-point"]
-TVReduction = Literal["sum", "mean"]
 Optimizer = Literal["lbfgs", "lbfgs-linesearch", "adam"]
 Noise = Literal["normal", "uniform"]
 Preconditioner = Literal["none", "spectral"]
 Convolution = Literal["auto", "direct", "winograd"]
-StyleMixing = Literal["average", "sum"]
-Guides = Literal["simple", "inside", "all"]
-Padding = Literal["zero", "reflect", "replicate", "replicate-input", "circular"]
-Precision = Literal["float32", "tf32", "bfloat16"]
 Tile = int | Literal["auto", "off"]
 Remat = Literal["auto", "on", "off"]
 Color = Literal[
@@ -40,84 +43,6 @@ Color = Literal[
 ]
 
 INITS = ("content", "noise", "blend")
-HISTOGRAM_LAYERS = ("relu1_1", "relu4_1")  # those of Risser et al. 2017
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Structure of an objective; hashable, so that equal structures share a compiled program.
-
-    Attributes:
-      content_layers, style_layers: names of the layers compared.
-      content_losses, style_losses: names of the losses that make up the two terms.
-      histogram_layers, covariance_eps, pooling, gram_normalization, tv_form, tv_order,
-        tv_reduction, mse_factor, pixel_range, style_mixing, guides, padding, precision: as in
-        ``Config``.
-      tile: the longest side of a tile where the picture is taken in tiles, else 0.
-      remat: whether the gradient computes the activations within a block of the network again.
-      recompute_content: whether the content's features are computed again at every step.
-    """
-
-    content_layers: tuple[str, ...] = ("relu4_2",)
-    style_layers: tuple[str, ...] = tuple(name for name, _ in STYLE_LAYERS)
-    content_losses: tuple[str, ...] = ("features",)
-    style_losses: tuple[str, ...] = ("gram",)
-    histogram_layers: tuple[str, ...] = HISTOGRAM_LAYERS
-    covariance_eps: float = 1e-4
-    pooling: Pooling = "max"
-    gram_normalization: GramNormalization = "chw"
-    tv_form: TVForm = "anisotropic"
-    tv_order: float = 1
-    tv_reduction: TVReduction = "sum"
-    mse_factor: float = 1.0
-    pixel_range: float = 255.0
-    style_mixing: StyleMixing = "average"
-    guides: Guides = "simple"
-    padding: Padding = "zero"
-    precision: Precision = "float32"
-    tile: int = 0
-    remat: bool = False
-    recompute_content: bool = False
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """All layers that are asked for; one of both terms stands once."""
-        return tuple(dict.fromkeys(self.content_layers + self.style_layers))
-
-    @property
-    def aligned_layers(self) -> tuple[str, ...]:
-        """Layers whose strides pieces of the picture must keep to.
-
-        Those of the network, and for each Laplacian one with the stride of its squares.
-        """
-        squares = {side: f"relu{block}_1" for block, side in enumerate((1, 2, 4, 8, 16), start=1)}
-        return self.layers + tuple(squares[side] for side in self.laplacians.values())
-
-    @property
-    def laplacians(self) -> dict[str, int]:
-        """The Laplacians that are compared, with the sides of their squares."""
-        return {name: LAPLACIANS[name] for name in self.content_losses if name in LAPLACIANS}
-
-    @property
-    def feature_layers(self) -> tuple[str, ...]:
-        """Content layers that are compared position by position."""
-        return self.content_layers if "features" in self.content_losses else ()
-
-    @property
-    def similar_layers(self) -> tuple[str, ...]:
-        """Content layers whose self-similarity is compared."""
-        return self.content_layers if "self-similarity" in self.content_losses else ()
-
-    @property
-    def matched_layers(self) -> tuple[str, ...]:
-        """Style layers whose histograms are compared."""
-        matched = self.histogram_layers if "histogram" in self.style_losses else ()
-        return tuple(name for name in self.style_layers if name in matched)
-
-    @property
-    def network(self) -> dict[str, Any]:
-        """How the network computes, as ``vgg.network_features`` takes it."""
-        return {"pooling": self.pooling, "padding": self.padding, "precision": self.precision}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +178,7 @@ class Config:
         for name in ("scale_steps", "histogram_layers"):
             if isinstance(getattr(self, name), list):  # as JSON has it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check(self)
+        check_config(self)
 
     @property
     def loss(self) -> LossConfig:
@@ -271,128 +196,3 @@ class Config:
         for name in ("style_layers", "content_losses", "style_losses"):
             given[name] = tuple(part for part, _ in getattr(self, name))
         return LossConfig(**given)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check_scales(config: Config) -> None:
-    """Check what concerns the sizes of the scales and their steps."""
-    if not 1.05 <= config.scale_factor <= FLOAT32_MAX:  # each scale is compiled for itself
-        raise InputError(
-            f"scale_factor is {config.scale_factor}: expected a finite number from 1.05 on"
-        )
-    if config.scale_factor != Config.scale_factor and config.min_size is None:
-        raise InputError("scale_factor has no meaning for one scale: name its coarsest by min_size")
-    if not isinstance(config.scale_steps, tuple) or not all(map(_is_count, config.scale_steps)):
-        raise InputError(f"scale_steps is {config.scale_steps}: expected whole numbers, 1 or more")
-    if config.scale_steps and config.min_size is None:
-        raise InputError("scale_steps has no meaning for one scale: name its coarsest by min_size")
-    if not 0 <= config.averaging <= 0.9999:
-        raise InputError(f"averaging is {config.averaging}: expected 0 to 0.9999")
-
-
-def _check_losses(config: Config) -> None:
-    """Check what concerns single losses."""
-    order, orders = config.tv_order, {"anisotropic": (1, 2), "nine-point": (2,)}
-    if config.tv_form in orders:
-        expected = "one of " + ", ".join(map(str, orders[config.tv_form]))
-        right = order in orders[config.tv_form]
-    else:
-        expected, right = "1 to 4", isinstance(order, int | float) and 1 <= order <= 4
-    if not right:
-        shown = f"{order:g}" if isinstance(order, int | float) else repr(order)
-        raise InputError(f"tv_order is {shown}: expected {expected} for tv_form {config.tv_form}")
-    given = [name for name, _ in config.content_losses + config.style_losses]
-    for setting, loss in (("histogram_layers", "histogram"), ("covariance_eps", "wasserstein")):
-        if loss not in given and getattr(config, setting) != getattr(Config, setting):
-            raise InputError(f"{setting} has no meaning without {loss} among the style losses")
-    _check_positive("covariance_eps", config.covariance_eps)
-    layers = [name for name, _ in config.style_layers]
-    if "histogram" in given and layers:
-        other = [name for name in config.histogram_layers if name not in layers]
-        default = config.histogram_layers == HISTOGRAM_LAYERS and len(other) < 2
-        if (other and not default) or not config.histogram_layers:
-            raise InputError(
-                f"histogram_layers are {', '.join(config.histogram_layers) or 'none'}: expected "
-                f"some of the style layers, {', '.join(layers)}"
-            )
-
-
-def _check_adam(config: Config) -> None:
-    """Check Adam's own settings."""
-    own = ("adam_beta1", "adam_beta2", "adam_epsilon", "clip")
-    given = [name for name in own if getattr(config, name) != getattr(Config, name)]
-    if config.optimizer != "adam" and given:
-        raise InputError(
-            f"{given[0]} has no meaning for {config.optimizer}: leave it out, or choose adam"
-        )
-    for name in ("adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(config, name) <= 0.999999:
-            raise InputError(f"{name} is {getattr(config, name)}: expected 0 to 0.999999")
-    _check_positive("adam_epsilon", config.adam_epsilon)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value <= FLOAT32_MAX:
-        raise InputError(f"{name} is {value}: expected a finite number (in float32) above 0")
-
-
-def _check(config: Config) -> None:
-    """Check values and combinations; the dataclass's types cover the rest."""
-    for name in ("content_weight", "style_weight", "tv_weight", "noise_scale"):
-        check_weight(name, getattr(config, name))
-    for name in ("mse_factor", "pixel_range", "learning_rate"):
-        value = getattr(config, name)
-        if value is not None:
-            _check_positive(name, value)
-    choices = {
-        "pooling": Pooling,
-        "gram_normalization": GramNormalization,
-        "tv_form": TVForm,
-        "tv_reduction": TVReduction,
-        "style_mixing": StyleMixing,
-        "guides": Guides,
-        "padding": Padding,
-        "color": Color,
-        "optimizer": Optimizer,
-        "noise": Noise,
-        "preconditioner": Preconditioner,
-        "convolution": Convolution,
-        "precision": Precision,
-        "remat": Remat,
-    }
-    for name, literal in choices.items():
-        allowed = get_args(literal)
-        if getattr(config, name) not in allowed:
-            expected = ", ".join(map(str, allowed))
-            raise InputError(f"{name} is {getattr(config, name)!r}: expected one of {expected}")
-    _check_losses(config)
-    _check_adam(config)
-    if not config.content_layers and not config.style_layers:
-        raise InputError("no layers: expected at least one content or style layer")
-    for name in ("steps", "memory_size", "min_size"):
-        value = getattr(config, name)
-        if value is not None and not _is_count(value):
-            raise InputError(f"{name} is {value}: expected a whole number, 1 or more")
-    _check_scales(config)
-    if config.tile not in ("auto", "off") and not _is_count(config.tile):
-        raise InputError(f"tile is {config.tile!r}: expected auto, off, or a side in pixels")
-    if _is_count(config.tile) and config.remat == "on":
-        raise InputError(
-            "remat on has no meaning with tiles, which compute all activations twice: leave one out"
-        )
-    if config.precision == "bfloat16" and config.convolution == "winograd":
-        raise InputError(
-            "convolution winograd is too coarse in bfloat16: choose direct, or another precision"
-        )
-    if not 0 <= config.noise_ratio <= 1:
-        raise InputError(f"noise_ratio is {config.noise_ratio}: expected 0 to 1")
-    if config.optimizer == "adam" and config.memory_size is not None:
-        raise InputError("memory_size has no meaning for adam: leave it out, or choose lbfgs")
-    if config.optimizer == "lbfgs-linesearch" and config.learning_rate is not None:
-        raise InputError(
-            "learning_rate has no meaning for lbfgs-linesearch, which searches its step: "
-            "leave it out, or choose lbfgs or adam"
-        )

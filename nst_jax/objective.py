@@ -184,20 +184,21 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
             raise InputError("no style picture: expected at least one")
         check_sides(content.shape[0], content.shape[1], layers, padding=config.padding)
         masks = [None] * len(pictures) if style_masks is None else style_masks
-        if moments is None:
+        known: Any = moments
+        if known is None:
             of_style = partial(style_moments, variables, config=config, make_regions=make_regions)
             each = [of_style(x, mask=mask) for x, mask in zip(pictures, masks, strict=True)]
-            moments = stacked(each) if each else {}
+            known = stacked(each) if each else {}
         shares = style_shares(
             blend,
             layers=config.style_layers,
             regions=1 if content_masks is None else len(content_masks),
-            styles=style_count(moments) or len(pictures),
+            styles=style_count(known) or len(pictures),
         )
         again = config.recompute_content and config.feature_layers
         return Targets(
             **content_targets(variables, content, config=config)._asdict(),
-            style=moments,
+            style=known,
             sizes=jax.tree.map(lambda x: jnp.asarray(float(x), content.dtype), sizes(content)),
             weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
             shares={name: table.astype(content.dtype) for name, table in shares.items()},
