@@ -20,7 +20,7 @@ def objective(config, variables, content, styles):
     return lambda image: loss.head(loss.statistics(variables, image, targets), targets)[0]
 
 
-# The Wasserstein loss has no right second derivative, see ``gaussians.wasserstein_loss``.
+# Second derivatives of the Wasserstein loss need distinct singular values.
 QUICK = ("neural-style", "course", "style-transfer-pytorch")
 FIRST_ORDER = ("style-transfer-pytorch",)
 
