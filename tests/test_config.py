@@ -36,6 +36,13 @@ def test_sizes_are_positive(name, bad):
         Config(**{name: bad})
 
 
+@pytest.mark.parametrize("bad", [NAN, INFINITE, 0, -1, 1e39])
+def test_covariance_eps_is_positive(bad):
+    message = re.escape(f"covariance_eps is {bad}: expected a finite number (in float32) above 0")
+    with pytest.raises(InputError, match=message):
+        Config(style_losses=["wasserstein"], covariance_eps=bad)
+
+
 @pytest.mark.parametrize("bad", [NAN, INFINITE, -0.1, 1.1])
 def test_noise_ratio_is_a_share(bad):
     with pytest.raises(InputError, match=f"noise_ratio is {bad}: expected 0 to 1"):

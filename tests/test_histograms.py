@@ -194,7 +194,7 @@ def test_mixed_styles_average_their_quantiles_or_keep_each(x64):
         np.testing.assert_allclose(h.matched(FEATURES, goal), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_values_and_gradients_are_finite_where_something_is_missing(x64, dtype):
     """Constant, dead, huge, tiny features, one position, two, none: each against each."""
     plain = np.abs(rng.normal(size=(4, 4, 3)))
