@@ -22,7 +22,7 @@ from nst_jax.lift import widened
 from nst_jax.types import Array, Matching
 
 BINS = 256
-QUANTILES = 256
+QUANTILES = 1024
 
 
 def extremes(features: Array, *, mask: Array | None = None) -> Array:

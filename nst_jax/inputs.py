@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
-from nst_jax.layers import check_multiple, check_sides
+from nst_jax.layers import check_multiple, check_sides, check_squares
 from nst_jax.types import Array, Variables
 
 
@@ -55,12 +55,7 @@ def check_shape(height: int, width: int, *, config: Config) -> None:
     names = config.loss
     what = "content picture" if names.content_layers else "picture"  # may be a mere canvas
     check_sides(height, width, names.layers, what=what, padding=names.padding)
-    for name, side in names.laplacians.items():
-        if min(height, width) < side:
-            raise InputError(
-                f"the {what} is {width}x{height} px, but {name} averages squares of {side} px: use "
-                "a larger size, or leave it out"
-            )
+    check_squares(height, width, names.laplacians, what=what)
     if names.padding == "circular":
         check_multiple(height, width, names.aligned_layers)
 

@@ -6,6 +6,8 @@ Every layer is named as the field names it: ``convB_I`` is the I-th convolution 
 its ReLU, ``reluB_I`` after it. Each block but the last ends in a 2x2 pooling of stride 2.
 """
 
+from collections.abc import Iterable
+
 from nst_jax.errors import InputError
 
 CONVS_PER_BLOCK = (2, 2, 4, 4, 4)
@@ -112,6 +114,22 @@ def check_sides(
             f"{tap} needs a shorter side of at least {least} px: use a larger size"
             f"{', another padding' * reflected} or shallower layers"
         )
+
+
+def check_squares(
+    height: int, width: int, laplacians: Iterable[str], *, what: str = "picture"
+) -> None:
+    """Check that a picture has at least one of the squares that each Laplacian averages.
+
+    Raises:
+      InputError: where it has not.
+    """
+    for name in laplacians:
+        if min(height, width) < LAPLACIANS[name]:
+            raise InputError(
+                f"the {what} is {width}x{height} px, but {name} averages squares of "
+                f"{LAPLACIANS[name]} px: use a larger size, or leave it out"
+            )
 
 
 def check_multiple(height: int, width: int, taps: tuple[str, ...]) -> None:

@@ -35,7 +35,7 @@ from nst_jax.content_term import (
 )
 from nst_jax.errors import InputError
 from nst_jax.guides import lay_over, layer_guides
-from nst_jax.layers import check_sides
+from nst_jax.layers import check_sides, check_squares
 from nst_jax.lift import Features, check_lifted
 from nst_jax.losses import mask_size
 from nst_jax.moments import stacked
@@ -183,6 +183,7 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
         if config.style_layers and not pictures and moments is None:
             raise InputError("no style picture: expected at least one")
         check_sides(content.shape[0], content.shape[1], layers, padding=config.padding)
+        check_squares(content.shape[0], content.shape[1], config.laplacians)
         masks = [None] * len(pictures) if style_masks is None else style_masks
         known: Any = moments
         if known is None:

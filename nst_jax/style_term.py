@@ -262,7 +262,9 @@ def moment_loss(loss: str, found: Moments, target: Moments, *, config: LossConfi
     if loss == "mean-std":
         squares = [jnp.diagonal(m.gram) if m.squares is None else m.squares for m in (x, y)]
         return mean_std_loss(x.mean, squares[0], y.mean, squares[1])
-    return wasserstein_loss(x.mean, x.gram, y.mean, y.gram, eps=config.covariance_eps)
+    if loss == "wasserstein":
+        return wasserstein_loss(x.mean, x.gram, y.mean, y.gram, eps=config.covariance_eps)
+    raise ValueError(f"loss is {loss!r}: expected gram, covariance, mean-std or wasserstein")
 
 
 def layer_loss(name: str, sums: Moments, targets: Targets, *, config: LossConfig) -> Array:

@@ -28,7 +28,7 @@ def total_variation(
     The derivative of |d| at 0 is 0.
 
     ``"isotropic"``: sum (dx^2 + dy^2)^(p/2) over the pixels that have both neighbours (Mahendran
-    and Vedaldi 2015, eq. 6); order 2.5 is that of Keras' examples. Where dx = dy = 0 its gradient
+    and Vedaldi 2015); order 2.5 is that of Keras' examples. Where dx = dy = 0 its gradient
     is 0.
 
     ``"nine-point"``: 2/3 (sum dx^2 + sum dy^2) + corner/6 (sum d1^2 + sum d2^2) with differences

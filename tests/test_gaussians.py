@@ -161,7 +161,7 @@ def test_gradients(x64):
     check_grads(jax.jit(mean_std_loss), given, order=2, rtol=1e-5, eps=1e-6)
     check_grads(jax.jit(covariance), FIRST, order=2, rtol=1e-5, eps=1e-6)
     loss = jax.jit(lambda *given: wasserstein_loss(*given, eps=EPS))
-    check_grads(loss, (*FIRST, *SECOND), order=1, rtol=1e-5, eps=1e-6)
+    check_grads(loss, (*FIRST, *SECOND), order=1, modes=("rev",), rtol=1e-5, eps=1e-6)
 
 
 def degenerate_features():
