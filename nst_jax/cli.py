@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
+from nst_jax import presets
 from nst_jax.allocator import keep_freed_memory
 from nst_jax.batch_options import Batch
 from nst_jax.config import Config
@@ -125,7 +126,7 @@ def preset_config(
 
 def default_options(arguments: list[str]) -> dict[str, Any]:
     """Options of the commands that compute, with the preset's values for defaults."""
-    name = _given(arguments, "--preset") or "neural-style"
+    name = _given(arguments, "--preset") or presets.DEFAULT_PRESET
     preset = get_preset(name)
     optimizer = _given(arguments, "--optimizer")
     single = _given(arguments, "--min-size") == "None"

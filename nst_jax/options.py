@@ -20,7 +20,8 @@ class RunOptions:
     """Settings and weights.
 
     Attributes:
-      preset: Settings of a published tool, see nst-jax presets; other flags override them.
+      preset: Settings by name, most of published tools, see nst-jax presets; other flags override
+        them.
       seed: Seed of the noise.
       weights: VGG-19 weights in any known form; by default those of $NST_JAX_WEIGHTS, of the
         cache, or else the slim ones that come with the program.

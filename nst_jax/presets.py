@@ -1,4 +1,4 @@
-"""Settings of published tools, formula for formula, by name. Standard library only.
+"""Settings by name: those of published tools, formula for formula, and own. Standard library only.
 
 A preset names a tool's objective, optimiser and start; every value can be overridden. In the
 formulas F are features ``[h, w, C]``, G = F F^T their Gram matrices, MSE a mean over elements, x
@@ -10,6 +10,7 @@ from typing import Any
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.own_presets import WASSERSTEIN
 from nst_jax.paper_presets import GATYS, GATYS_2017, SPST
 from nst_jax.preset_type import Preset
 from nst_jax.tool_presets import (
@@ -28,7 +29,9 @@ from nst_jax.tutorial_presets import (
     TF_TUTORIAL,
 )
 
+DEFAULT_PRESET = "wasserstein"
 PRESETS: dict[str, Preset] = {
+    "wasserstein": WASSERSTEIN,
     "neural-style": NEURAL_STYLE,
     "fast": FAST,
     "neural-style-lua": NEURAL_STYLE_LUA,

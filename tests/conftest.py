@@ -33,6 +33,15 @@ def pixel_limit(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
+@pytest.fixture(autouse=True)
+def plain_preset(monkeypatch):
+    """Commands without a preset vary neural-style's numbers, which the tests know.
+
+    The command line's own default is tested where it is named.
+    """
+    monkeypatch.setattr("nst_jax.presets.DEFAULT_PRESET", "neural-style")
+
+
 @pytest.fixture(scope="session")
 def variables():
     """A VGG-19 of a few channels with random kernels and biases, float32."""

@@ -213,7 +213,15 @@ def keras_tutorial(x, c, s, image):
     return 2.5e-8 * content, 1e-6 / 5 * style, 1e-6 * np.power(a + b, 1.25).sum()
 
 
+def wasserstein(x, c, s, image):
+    content, style, _ = style_transfer_pytorch(x, c, s, image)
+    z = 255 * image
+    differences = np.abs(np.diff(z, axis=0)).sum() + np.abs(np.diff(z, axis=1)).sum()
+    return 0.007 / 0.015 * content, style, 10 * differences / z.size
+
+
 FORMULAS = {
+    "wasserstein": wasserstein,
     "neural-style": neural_style,
     "fast": neural_style,
     "neural-style-lua": neural_style_lua,

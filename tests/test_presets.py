@@ -4,11 +4,13 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
+from nst_jax import presets
 from nst_jax.cli import main, parse
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.presets import PRESETS, get_preset
 
+DEFAULT = presets.DEFAULT_PRESET  # before the tests take another one
 FIVE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
 # Every number of the published tools, written down apart from nst_jax/presets.py.
@@ -167,7 +169,16 @@ KERAS_TUTORIAL = NEURAL_STYLE | dict(
     steps=200,
     size=600,
 )
+WASSERSTEIN = FAST | dict(
+    content_weight=0.007,
+    style_weight=1,
+    style_layers=STYLE_TRANSFER_PYTORCH["style_layers"],
+    style_losses=(("wasserstein", 1),),
+    tv_weight=10,
+    tv_reduction="mean",
+)
 EXPECTED = {
+    "wasserstein": WASSERSTEIN,
     "neural-style": NEURAL_STYLE,
     "fast": FAST,
     "neural-style-lua": NEURAL_STYLE
@@ -219,8 +230,19 @@ def test_the_table_is_whole():
     assert list(EXPECTED) == list(PRESETS)
 
 
+def test_the_default_of_the_command_line(monkeypatch):
+    assert DEFAULT == "wasserstein"
+    monkeypatch.setattr(presets, "DEFAULT_PRESET", DEFAULT)
+    run = options().run
+    assert run.preset == DEFAULT and run.config == PRESETS[DEFAULT].config
+    # It is of one scale, for batch and sweep too, and of what the slim weights have learned.
+    config = PRESETS[DEFAULT].config
+    assert config.min_size is None and config.averaging == 0
+    assert {*config.loss.layers} <= {*FIVE, "relu4_2"}
+
+
 def test_unknown_name():
-    with pytest.raises(InputError, match="'none': expected one of neural-style, .*course-single"):
+    with pytest.raises(InputError, match="'none': expected one of wasserstein, .*course-single"):
         get_preset("none")
 
 
