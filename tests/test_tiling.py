@@ -13,7 +13,7 @@ from conftest import smooth_picture
 from jax.sharding import Mesh
 from test_guides import quick_compilation  # noqa: F401
 
-from nst_jax import objective, style_term, tiling, windows
+from nst_jax import style_term, tiling, windows
 from nst_jax.choices import Choice
 from nst_jax.config import Config
 from nst_jax.images import load_image
@@ -213,7 +213,7 @@ def test_large_styles_by_tiles(x64, networks, monkeypatch, padding):
         sizes.append(options["tile"])
         return tiling.tiled(*args, **options)
 
-    monkeypatch.setattr(objective, "tiled", counted_tiles)
+    monkeypatch.setattr(style_term, "tiled", counted_tiles)
     monkeypatch.setattr(style_term, "STYLE_TILE", 16)
     _, found = evaluate(config.loss, config, networks["full"], (16, 16), **dict(given))
     assert sizes == [16, 16] and difference(found, whole) < 1e-12
