@@ -428,7 +428,10 @@ def start(environ, tiny_weights_file):
         process = subprocess.Popen(
             [
                 *(sys.executable, *program),
-                *words(*contents, **{"weights": tiny_weights_file} | options),
+                *words(
+                    *contents,
+                    **{"weights": tiny_weights_file, "preset": "neural-style"} | options,
+                ),
             ],
             env=environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
             stdout=subprocess.PIPE,

@@ -791,7 +791,12 @@ class TestProcess:
     """As a person runs it, in a process of its own."""
 
     def start(self, weights, **options):
-        line = [sys.executable, "-m", "nst_jax", *words(weights=weights, **options)]
+        line = [
+            sys.executable,
+            "-m",
+            "nst_jax",
+            *words(weights=weights, preset="neural-style", **options),
+        ]
         pipe = subprocess.PIPE
         return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True)
 

@@ -499,6 +499,7 @@ class TestSpread:
         environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
         for name, spread in (("alone.png", None), ("rows.png", "rows")):
             given = {"size": 80, "weights": tiny_weights_file, **ADAM, "output": name}
+            given["preset"] = "neural-style"
             line = [sys.executable, "-m", "nst_jax", *words(**given, spread=spread)]
             done = subprocess.run(line, env=environment, capture_output=True, text=True)
             assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
