@@ -23,22 +23,22 @@ SHOWN = ("neural-style", "gatys", "fast", "wasserstein")  # settings, by their l
 NETWORK = "full"
 WIDEST = 1400  # pixels of the sheet, about
 TEXT = """
-Where no preset is named the command line takes `wasserstein`. It was chosen by eye first: faces and
-edges stay whole where the others paint over them, and the style's colours arrive in the whole picture,
-also of dark and flat styles. The numbers agree: of these settings it is nearest to the style and
-keeps the content best, with the full and with the slim network. Among others that were tried with the
-slim network, larger factors of deep layers painted larger strokes and lost the content sooner; means
-and deviations beside Gram matrices (`spst`) came nearest to the style and kept the content worst.
-Every setting had as many steps as fit into {seconds:g} s at {size} px by the time of its
-steps on one machine ({device}), compilation apart; the seconds of the table are what they took
-then. Two numbers judge each result by
-features of the {judge} network that none of these settings optimises. *Style* is the sliced
-Wasserstein distance to the style picture: 0 is the style itself, 1 the content. *Content* is the
-change of the content's self-similarity: 0 is the content, 1 the style picture. Less is better in
-both, but a picture that has changed little keeps the content best, so that they are to be read
-together, and with the sheet. Means and worst values are those of all pairs of {contents} with
-{styles}; the sheet shows some of them. Made by `python scripts/compare_looks.py` with these
-pictures and settings and `python scripts/gallery.py --looks FOLDER --only default-look`.
+Where no preset is named the command line takes `wasserstein`. It was chosen by eye first: faces
+and edges stay whole where the others paint over them, and the style's colours arrive in the whole
+picture, also of dark and flat styles. The numbers agree: of these settings it is nearest to the
+style and keeps the content best, with the full and with the slim network. Among others that were
+tried with the slim network, larger factors of deep layers painted larger strokes and lost the
+content sooner; means and deviations beside Gram matrices (`spst`) came nearest to the style and
+kept the content worst. Every setting had as many steps as fit into {seconds:g} s at {size} px by
+the time of its steps on one machine ({device}), compilation apart; the seconds of the table are
+what they took then. Two numbers judge each result by features of the {judge} network that none of
+these settings optimises. *Style* is the sliced Wasserstein distance to the style picture: 0 is
+the style itself, 1 the content. *Content* is the change of the content's self-similarity: 0 is
+the content, 1 the style picture. Less is better in both, but a picture that has changed little
+keeps the content best, so that they are to be read together, and with the sheet. Means and worst
+values are those of all pairs of {contents} with {styles}; the sheet shows some of them. Made by
+`python scripts/compare_looks.py` with these pictures and settings and `python scripts/gallery.py
+--looks FOLDER --only default-look`.
 """
 KEPT = ("size", "seconds", "judge", "settings", "device", "versions", "summary")
 
