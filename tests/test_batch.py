@@ -198,7 +198,9 @@ class TestTogether:
         "color, case", [("keep-yiq", "grid"), ("match-symmetric", "grid"), ("luminance", "all")]
     )
     def test_colours_follow_each_content(self, variables, color, case):
-        config = replace(ADAM, color=color)
+        # Of white pixels side by side rounding decides the sign of a difference of luminances, and
+        # Adam makes whole steps of it: not so of squares.
+        config = replace(ADAM, color=color, tv_order=2)
         found = stylize_batch(variables, **CASES[case], config=config, together=True)
         assert_close(found, singles(variables, CASES[case], configs=config), rtol=1e-5)
 

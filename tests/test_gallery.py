@@ -135,7 +135,7 @@ def test_a_look_without_its_comparison_is_refused(comparison, tmp_path):
         gallery_looks.draw_looks(comparison / "inputs")
     record = json.loads((comparison / "looks.json").read_text())
     (comparison / "looks.json").write_text(json.dumps(record | {"results": record["results"][:-1]}))
-    with pytest.raises(InputError, match="has no picture of lake, fields, fast by the full"):
+    with pytest.raises(InputError, match="has no picture of lake, fields, wasserstein by the full"):
         gallery_looks.draw_looks(comparison)
 
 
