@@ -72,7 +72,7 @@ def kernel_options(config: Config, *, by_rows: bool = False) -> dict[str, Any]:
         convolution = "direct" if plain else "winograd"
     return {
         "convolution": convolution,
-        "layers": config.loss.content_layers + config.loss.style_layers,
+        "layers": config.loss.layers,
         "dtype": "bfloat16" if narrow else None,
     }
 

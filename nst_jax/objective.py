@@ -106,8 +106,7 @@ def check_learned(variables: Variables, config: LossConfig) -> None:
       InputError: where they have not; full weights have no such limits.
     """
     if "lift" in variables:
-        layers = config.content_layers + config.style_layers
-        check_lifted(variables["lift"], layers=layers, pooling=config.pooling)
+        check_lifted(variables["lift"], layers=config.layers, pooling=config.pooling)
 
 
 def make_loss(config: LossConfig, *, mesh: Mesh | None = None) -> Loss:
