@@ -71,7 +71,7 @@ def wasserstein_loss(
     with eps I added to both covariances (style-transfer-pytorch). The last trace is the sum of the
     singular values of L'^T L for S = L L^T, S' = L' L'^T, which squares no condition number. Its
     gradient with respect to L'^T L is the orthogonal factor U V^T: bounded, also where singular
-    values coincide or vanish. Reverse mode only.
+    values coincide or vanish; so are second ones while they are above 0. Reverse mode only.
 
     Args:
       mean, target_mean: ``[C]``.
@@ -79,7 +79,7 @@ def wasserstein_loss(
       eps: as above, above 0.
 
     Returns:
-      Scalar. Second derivatives are finite for distinct singular values only.
+      Scalar.
 
     References:
       Givens and Shortt 1984, "A class of Wasserstein metrics for probability distributions".
@@ -101,8 +101,9 @@ def _root_trace(spread: Array, wanted: Array) -> Array:
 
 def _root_trace_forward(spread: Array, wanted: Array) -> tuple[Array, Any]:
     roots = jnp.linalg.cholesky(spread), jnp.linalg.cholesky(wanted)
-    left, values, right = jnp.linalg.svd(_matmul(roots[1].T, roots[0]))
-    return jnp.sum(values), (*roots, _matmul(left, right))
+    product = _matmul(roots[1].T, roots[0])
+    polar = _polar(product)
+    return jnp.vdot(polar, product, precision="highest"), (*roots, polar)
 
 
 def _root_trace_backward(residuals: Any, cotangent: Array) -> tuple[Array, Array]:
@@ -120,6 +121,31 @@ def _root_trace_backward(residuals: Any, cotangent: Array) -> tuple[Array, Array
 
 
 _root_trace.defvjp(_root_trace_forward, _root_trace_backward)
+
+
+@jax.custom_vjp
+def _polar(matrix: Array) -> Array:
+    """U V^T of M = U diag(s) V^T, the orthogonal matrix nearest to it."""
+    return _polar_forward(matrix)[0]
+
+
+def _polar_forward(matrix: Array) -> tuple[Array, Any]:
+    left, values, right = jnp.linalg.svd(matrix)
+    return _matmul(left, right), (left, values, right)
+
+
+def _polar_backward(residuals: Any, cotangent: Array) -> tuple[Array]:
+    """U (K - K^T) / (s_i + s_j) V^T for K = U^T dP V: smooth, also where values coincide.
+
+    Through the singular vectors themselves it would be 0/0 there.
+    """
+    left, values, right = residuals
+    turned = _matmul(_matmul(left.T, cotangent), right.T)
+    turn = (turned - turned.T) / (values[:, None] + values[None, :])
+    return (_matmul(_matmul(left, turn), right),)
+
+
+_polar.defvjp(_polar_forward, _polar_backward)
 
 
 def _regular(mean: Array, gram: Array, eps: float) -> Array:

@@ -134,6 +134,15 @@ def newton_schulz(matrix, steps=12):
     return root * norm**0.5
 
 
+def test_second_derivatives_where_singular_values_coincide(x64):
+    """Of one value eight times, and of two in blocks: 0/0 through the singular vectors."""
+    basis = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    for values in (np.full(8, 2.0), np.repeat([3.0, 0.5], 4)):
+        mean, gram = jnp.zeros(8), jnp.asarray(basis * values @ basis.T)
+        loss = lambda gram: wasserstein_loss(mean, gram, mean, jnp.eye(8), eps=EPS)  # noqa: E731, B023
+        check_grads(loss, (gram,), order=2, modes=("rev",), rtol=1e-5, eps=1e-6)
+
+
 @pytest.mark.parametrize(
     "decades, bound", [(1, 1e-10), (3, 2e-3), (6, 3e-3)], ids=["1:10", "1:1e3", "1:1e6"]
 )
