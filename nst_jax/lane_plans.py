@@ -110,6 +110,11 @@ def plan_apart(lanes: Sequence[Lane], mesh: Mesh | None) -> Plan:
     return Plan(take, _listed(states), np.arange(len(lanes)))
 
 
+def plan_one(lane: Lane) -> tuple[Take, State]:
+    """A lane by itself on the first device: how it goes on, and its state before its first step."""
+    return _alone(lane, _lane_targets([lane])[0], device=None, known={})
+
+
 def _listed(states: Sequence[State]) -> State:
     """Several states as one whose fields are lists."""
     return State(*map(list, zip(*states)))  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ is there once: kernels, a content's features, a style's Gram matrices.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,12 @@ import numpy as np
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.lane_plans import Lane, plan_apart, plan_together
-from nst_jax.loop import Progress, iterate
+from nst_jax.lane_plans import Lane, plan_apart, plan_one, plan_together
+from nst_jax.loop import Progress, Run, iterate
 from nst_jax.parallel import Mesh, flat_mesh
+from nst_jax.position import Position, flatten, restore, unflatten
 from nst_jax.rows import divides_rows
+from nst_jax.scale_state import begin_again
 from nst_jax.transfer import Result
 from nst_jax.types import Array, Info, State
 
@@ -60,7 +63,9 @@ def stylize_lanes(
     distinct: tuple[str, ...] = (),
     started: float | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
+    callback_every: int | Sequence[int] | None = None,
     with_pictures: bool = False,
+    position: Position | None = None,
 ) -> Result:
     """Run lanes that differ in pictures of one size, or in numbers: factors, learning rate, noise.
 
@@ -78,13 +83,16 @@ def stylize_lanes(
         the same reason.
       started: ``time.perf_counter()`` when the work began.
       callback: as in ``transfer.stylize``; what it sees has a leading axis.
+      callback_every: as in ``transfer.stylize``.
       with_pictures: whether the callback looks at ``Progress.image``, which else is None.
+      position: where an earlier run of the same lanes stood, as for ``transfer.stylize``.
 
     Returns:
-      A ``Result`` whose ``image``, ``loss`` and ``status`` have an entry for each lane, as have the
-      leaves of ``history`` on their second axis. A lane that diverges stops, repeats its last
-      numbers, and does not change its neighbours. ``state`` is None: L-BFGS's may be larger than
-      all else.
+      A ``Result`` whose ``image``, ``loss``, ``status`` and ``recoveries`` have an entry for each
+      lane, as have the leaves of ``history`` on their second axis. A lane whose loss is not finite
+      does not change its neighbours: it waits for them and then goes on from its best picture by
+      itself, as ``transfer.stylize`` does (but where rows are divided). One that diverged for good
+      repeats its last numbers. ``state`` is None: L-BFGS's may be larger than all else.
 
     Raises:
       InputError: where the configs differ in more than numbers, for settings that are for single
@@ -107,36 +115,141 @@ def stylize_lanes(
 
     def report(progress: Progress) -> bool | None:
         assert callback is not None
+
+        def where() -> Position:
+            return Position(
+                step=progress.step,
+                scale=1,
+                ended=(),
+                choice=lanes[0].problem.choice,
+                recoveries=0,
+                timing={"compile_s": progress.compile_s, "steps_s": progress.steps_s},
+                state=flatten(progress.state),
+                history=flatten(jax.tree.map(lambda *xs: np.concatenate(xs), *progress.history)),
+            )
+
         info = jax.tree.map(lambda x: x.ravel()[plan.order], progress.info)
         image: Any = finished(progress.image) if with_pictures else None
-        return callback(progress._replace(info=info, image=image))
+        return callback(progress._replace(info=info, image=image, position=where))
 
     last: Info | None = None
+    state: State = plan.state
+    past: Callable[[Info], Info] | None = None
+    if position is not None:
+        plan = plan._replace(state=None)  # type: ignore[arg-type]
+        state = restore(state, position.state)
+
+        def past(like: Info) -> Info:
+            nonlocal last
+            history = unflatten(like, position.history, rows=True)
+            last = jax.tree.map(lambda x: x[-1], history)
+            return history
 
     def take(state: State, **options: Any) -> tuple[State, Info]:
         nonlocal last
         state, info = plan.take(state, **options)
         info = _repeat_ends(jax.device_get(info), before=last)
-        last = jax.tree.map(lambda x: x[-1], info)
+        if options["num_steps"]:
+            last = jax.tree.map(lambda x: x[-1], info)
         return state, info
 
     ended = iterate(
         take,
-        plan.state,
+        state,
         steps=lanes[0].config.steps,
         started=started,
         callback=report if callback else None,
+        callback_every=callback_every,
+        history=past,
     )
-    history = jax.tree.map(lambda x: x.reshape(len(x), -1)[:, plan.order], ended.history)
+    images = _entries(ended.state.best_image, plan.order, lanes[0].problem.shape)
+    losses = _entries(ended.state.best_loss, plan.order)
     frozen = _entries(ended.state.frozen, plan.order)
+    history = jax.tree.map(lambda x: x.reshape(len(x), -1)[:, plan.order], ended.history)
+    timing = ended.timing if position is None else _added(position.timing, ended.timing)
+    alone: list[LaneEnd] = []
+    for index, lane in enumerate(lanes):
+        own = jax.tree.map(lambda x, index=index: x[:, index], history)
+        status = "diverged" if frozen[index] else ended.status
+        end = LaneEnd(images[index], losses[index], _cut(own) if frozen[index] else own, status, 0)
+        if frozen[index] and ended.status != "stopped" and not by_rows:
+            tell = partial(_tell_of_one, callback, lanes=len(lanes)) if callback else None
+            end = _recover(lane, end, callback=tell)
+        alone.append(end)
+    pictures = zip(lanes, alone, strict=True)
     return Result(
-        image=finished(ended.state.best_image),
-        loss=_entries(ended.state.best_loss, plan.order),
+        image=jnp.stack([lane.problem.finish(jnp.asarray(end.image)) for lane, end in pictures]),
+        loss=np.stack([end.loss for end in alone]),
         state=None,
-        history=history,
-        status=tuple("diverged" if lane else ended.status for lane in frozen),
-        timing=ended.timing,
+        history=_together([end.history for end in alone]),
+        status=tuple(end.status for end in alone),
+        timing=timing,
+        recoveries=tuple(end.recoveries for end in alone),
     )
+
+
+class LaneEnd(NamedTuple):
+    """What a lane ended with: its best picture and loss, and its own history."""
+
+    image: Any
+    loss: Any
+    history: Info
+    status: str
+    recoveries: int
+
+
+def _recover(lane: Lane, end: LaneEnd, *, callback: Any) -> LaneEnd:
+    """Let a lane whose loss was not finite go on by itself, as a run alone would."""
+    take, fresh = plan_one(lane)
+    begin = partial(begin_again, problem=lane.problem, config=lane.config)
+    frozen = fresh._replace(
+        best_image=jnp.asarray(end.image),
+        best_loss=jnp.asarray(end.loss),
+        count=jnp.full_like(fresh.count, len(end.history.loss)),
+    )
+    state = begin(frozen, times=1)
+    if state is None:
+        return end
+    ended: Run = iterate(
+        take,
+        state,
+        steps=lane.config.steps,
+        callback=callback,
+        history=lambda _: end.history,
+        recover=begin,
+        recoveries=1,
+    )
+    image, loss = jax.device_get((ended.state.best_image, ended.state.best_loss))
+    return LaneEnd(image, loss, ended.history, ended.status, ended.recoveries)
+
+
+def _tell_of_one(callback: Callable[[Progress], Any], progress: Progress, *, lanes: int) -> Any:
+    """Report a lane that goes on by itself; the others have ended."""
+    info = jax.tree.map(lambda x: np.full(lanes, x), progress.info)
+    image = jnp.broadcast_to(progress.image, (lanes, *progress.image.shape))
+    return callback(progress._replace(info=info, image=image))
+
+
+def _cut(history: Info) -> Info:
+    """The history of a lane up to where it diverged, without the repetitions."""
+    finite = np.isfinite(history.loss) & np.isfinite(history.grad_norm)
+    steps = int(np.flatnonzero(finite)[-1] if finite.any() else -1) + 2
+    return jax.tree.map(lambda x: x[:steps], history)
+
+
+def _together(histories: Sequence[Info]) -> Info:
+    """Histories ``[steps, L]`` of which shorter ones repeat their last entries."""
+    longest = max(len(history.loss) for history in histories)
+
+    def column(*each: np.ndarray) -> np.ndarray:
+        filled = [x[np.minimum(np.arange(longest), len(x) - 1)] for x in each]
+        return np.stack(filled, axis=1)
+
+    return jax.tree.map(column, *histories)
+
+
+def _added(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    return {name: number + second[name] for name, number in first.items()}
 
 
 def check_single(config: Config) -> None:
@@ -181,15 +294,12 @@ def each_result(result: Result) -> list[Result]:
 
     def of_lane(lane: int) -> Result:
         history = jax.tree.map(lambda x: x[:, lane], result.history)
-        finite = np.isfinite(history.loss) & np.isfinite(history.grad_norm)
-        if result.status[lane] == "diverged":
-            steps = int(finite.argmin()) + 1  # the rest repeats it
-            history = jax.tree.map(lambda x: x[:steps], history)
         return result._replace(
             image=result.image[lane],
             loss=float(result.loss[lane]),
-            history=history,
+            history=_cut(history) if result.status[lane] == "diverged" else history,
             status=result.status[lane],
+            recoveries=result.recoveries[lane],
         )
 
     return [of_lane(lane) for lane in range(len(result.status))]

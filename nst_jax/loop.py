@@ -2,7 +2,7 @@
 
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,12 @@ class Progress(NamedTuple):
       seconds_per_step: of the last chunk, without compilation.
       compile_s: seconds before the first step: targets and compilation.
       scale, scales: the scale of a run from coarse to fine, from 1, and how many there are.
+      recoveries: how often the loss was not finite and the run went back to its best picture.
+      state: the current state, which the next chunk uses up: copy what is to be kept.
+      history: diagnostics so far, pieces of one entry a step.
+      steps_s: seconds of all steps of this scale, without compilation.
+      position: of a run of ``transfer.stylize`` or of lanes a function that gives where it stands,
+        copied to the host, see ``position``; call it before the callback returns.
     """
 
     step: int
@@ -38,6 +44,11 @@ class Progress(NamedTuple):
     compile_s: float
     scale: int = 1
     scales: int = 1
+    recoveries: int = 0
+    state: Any = None
+    history: tuple[Info, ...] = ()
+    steps_s: float = 0.0
+    position: Callable[[], Any] | None = None
 
 
 class Run(NamedTuple):
@@ -48,12 +59,14 @@ class Run(NamedTuple):
       history: ``Info`` of arrays with one entry a step.
       status: ``"done"``, ``"stopped"`` or ``"diverged"``.
       timing: seconds: ``compile_s``, ``steps_s``.
+      recoveries: how often ``recover`` helped.
     """
 
     state: Any
     history: Info
     status: str
     timing: dict[str, float]
+    recoveries: int = 0
 
 
 def iterate(
@@ -63,8 +76,11 @@ def iterate(
     steps: int,
     started: float | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
-    callback_every: int | None = None,
+    callback_every: int | Sequence[int] | None = None,
     before: int = 0,
+    history: Callable[[Info], Info] | None = None,
+    recover: Callable[..., State | None] | None = None,
+    recoveries: int = 0,
 ) -> Run:
     """Take steps, and report between chunks of about a second and a half.
 
@@ -72,12 +88,17 @@ def iterate(
       take: ``(state, *, num_steps, chunk_size) -> (state, Info)``, as ``solver.run`` with all else
         bound; the state is used up.
       state: of one picture, or of several with a leading axis or as fields of lists; the run has
-        then diverged when all of them have.
-      steps: how many.
+        then diverged when all of them have. Steps that it has done count.
+      steps: how many it shall have done at the end.
       started: ``time.perf_counter()`` when the work began that counts as compilation.
       callback: called on the host between chunks; ``False`` stops the run.
-      callback_every: call it at each multiple of so many steps at least.
+      callback_every: call it at each multiple of so many steps at least, or of each of several
+        such numbers.
       before: steps of earlier scales, which count for the multiples.
+      history: from a record of the structure of ``take``'s to that of the steps done before.
+      recover: ``(state, *, times)``, from a frozen state and the number of the time, from 1, to one
+        that goes on, or None.
+      recoveries: how often that was so before.
 
     Returns:
       A ``Run``.
@@ -85,17 +106,18 @@ def iterate(
     started = time.perf_counter() if started is None else started
     # A run of no steps compiles the loop, so that its time is known apart.
     before_chunk = bytes_in_use()
-    state, _ = take(state, num_steps=0, chunk_size=CHUNK_SIZE)
+    state, info = take(state, num_steps=0, chunk_size=CHUNK_SIZE)
     jax.block_until_ready(state)
     _let_go(before_chunk)
     compile_s = time.perf_counter() - started
 
-    chunks: list[Info] = []
-    done, chunk, steps_s, status = 0, 1, 0.0, "done"
+    multiples = (callback_every,) if isinstance(callback_every, int) else callback_every or ()
+    count, frozen = jax.device_get((state.count, state.frozen))
+    chunks: list[Info] = [] if history is None else [history(info)]
+    done, chunk, steps_s = int(np.max(count)), 1, 0.0
+    status = "diverged" if np.all(frozen) else "done"
     while done < steps and status == "done":
-        chunk = min(chunk, steps - done)
-        if callback_every:
-            chunk = min(chunk, callback_every - (before + done) % callback_every)
+        chunk = min(chunk, steps - done, *(n - (before + done) % n for n in multiples))
         before_chunk, chunk_started = bytes_in_use(), time.perf_counter()
         state, info = take(state, num_steps=chunk, chunk_size=CHUNK_SIZE)
         count, frozen, info = jax.device_get((state.count, state.frozen, info))
@@ -105,11 +127,23 @@ def iterate(
         chunks.append(jax.tree.map(operator.itemgetter(slice(taken)), info))
         done += taken
         if np.all(frozen):
-            status = "diverged"
+            # Without a step left nothing would show that it is finite again.
+            goes_on = recover is not None and done < steps
+            again = recover(state, times=recoveries + 1) if goes_on else None
+            if again is None:
+                status = "diverged"
+            else:
+                state, recoveries = again, recoveries + 1
         _let_go(before_chunk)
         if callback is not None:
             last = jax.tree.map(operator.itemgetter(-1), chunks[-1])
-            progress = Progress(done, steps, last, state.image, elapsed / taken, compile_s)
+            progress = Progress(
+                *(done, steps, last, state.image, elapsed / taken, compile_s),
+                recoveries=recoveries,
+                state=state,
+                history=tuple(chunks),
+                steps_s=steps_s,
+            )
             if callback(progress) is False and status == "done" and done < steps:
                 status = "stopped"
         chunk = max(1, min(CHUNK_SIZE, round(CHUNK_SECONDS * chunk / elapsed)))
@@ -119,6 +153,7 @@ def iterate(
         history=jax.tree.map(lambda *xs: np.concatenate(xs), *chunks),
         status=status,
         timing={"compile_s": compile_s, "steps_s": steps_s},
+        recoveries=recoveries,
     )
 
 

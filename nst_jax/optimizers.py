@@ -7,6 +7,7 @@ rate, Adam's epsilon and L-BFGS's first step mean what they mean in tools that o
 from functools import lru_cache
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -93,6 +94,16 @@ def set_learning_rate(opt_state, *configs: Config):
     old = opt_state.hyperparams["learning_rate"]
     rates = jnp.asarray([_learning_rate(config) for config in configs], old.dtype)
     return optax.tree.set(opt_state, learning_rate=rates.reshape(old.shape))
+
+
+def scale_learning_rate(opt_state: Any, factor: float) -> Any:
+    """The state with its learning rate multiplied, where it has one; others as they are."""
+    rate = optax.tree.get(opt_state, "learning_rate", None)
+    if rate is None:
+        return opt_state
+    # Where the old one is: or the second call of a compiled loop would compile anew.
+    scaled = jax.device_put((rate * factor).astype(rate.dtype), rate.sharding)
+    return optax.tree.set(opt_state, learning_rate=scaled)
 
 
 def _learning_rate(config: Config) -> float:

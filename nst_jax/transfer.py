@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -23,14 +22,14 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture
 from nst_jax.layers import TAPS
-from nst_jax.loop import CHUNK_SIZE, Progress, Run, iterate
+from nst_jax.loop import Progress, iterate
 from nst_jax.memory import free_bytes
 from nst_jax.objective import as_sequence
-from nst_jax.optimizers import set_learning_rate
-from nst_jax.parallel import replicate
-from nst_jax.problem import Problem, find_choice, make_problem, start
+from nst_jax.position import Position, flatten, restore, unflatten
+from nst_jax.problem import Problem, find_choice, make_problem
 from nst_jax.pyramid import rescale_moments, resize
-from nst_jax.rows import divides_rows, start_rows, state_shardings
+from nst_jax.rows import divides_rows
+from nst_jax.scale_state import begin, begin_again, loss_at, may_recover, outcome
 from nst_jax.scales import (
     EndedScale,
     Inputs,
@@ -40,7 +39,7 @@ from nst_jax.scales import (
     check_inputs,
     make_scales,
 )
-from nst_jax.solver import averaged, run
+from nst_jax.solver import run
 from nst_jax.types import Array, Info, Loss, State, Variables
 
 
@@ -60,9 +59,12 @@ class Result(NamedTuple):
         gradient became infinite or NaN; ``image`` is the best before that).
       timing: seconds: ``compile_s``, ``steps_s``.
       scales: of a run from ``stylize`` what it did at each size, coarsest first.
+      recoveries: how often it went back to its best picture because the loss or its gradient was
+        not finite.
 
-    Of several pictures, from ``stylize_batch``, ``image``, ``loss`` and ``status`` have an entry
-    for each, as have the leaves of ``history`` on their second axis, and ``state`` is None.
+    Of several pictures, from ``stylize_batch``, ``image``, ``loss``, ``status`` and ``recoveries``
+    have an entry for each, as have the leaves of ``history`` on their second axis, and ``state`` is
+    None.
     """
 
     image: Array
@@ -72,6 +74,7 @@ class Result(NamedTuple):
     status: Any
     timing: dict[str, float]
     scales: tuple[EndedScale, ...] = ()
+    recoveries: Any = 0
 
 
 def stylize(
@@ -90,11 +93,15 @@ def stylize(
     loss: Loss | None = None,
     optimizer: optax.GradientTransformation | None = None,
     callback: Callable[[Progress], bool | None] | None = None,
-    callback_every: int | None = None,
+    callback_every: int | Sequence[int] | None = None,
     choice: Choice | None = None,
     mesh: Mesh | None = None,
+    position: Position | None = None,
 ) -> Result:
     """Give a content picture the style of others (Gatys, Ecker and Bethge 2016).
+
+    Where the loss or its gradient is not finite the run goes on from its best picture with a fresh
+    optimiser and a quarter of the learning rate, three times at most.
 
     Args:
       variables: VGG-19's variables, from ``load_weights``.
@@ -117,12 +124,15 @@ def stylize(
       optimizer: any optax transformation of pixels in [0, 1] in place of the config's. Reuse the
         same object for runs that shall share a compilation.
       callback: called on the host between chunks of steps; ``False`` stops the run.
-      callback_every: call the callback at each multiple of so many steps at least.
+      callback_every: call the callback at each multiple of so many steps at least, or of each of
+        several such numbers.
       choice: how to compute the last scale, of a plan of ``memory_plan``; by default as
         ``config.tile``, ``config.remat`` and the free memory have it.
       mesh: several devices for the one picture. One of ``rows.rows_mesh`` divides it by rows, with
         1 / n of the memory on each; with any other, of ``parallel.make_mesh``, each device has
         the whole picture and computes its share of the tiles.
+      position: where an earlier run with the same other arguments stood, from the
+        ``Progress.position`` of its callback; on CPUs the result is that of one run, bit for bit.
 
     Returns:
       A ``Result``; also where the loss diverged.
@@ -132,8 +142,9 @@ def stylize(
         pooling that slim weights have not learned.
     """
     started = time.perf_counter()
-    if callback_every is not None and callback_every < 1:
-        raise InputError(f"callback_every is {callback_every}: expected 1 or more")
+    for number in np.ravel([] if callback_every is None else callback_every):
+        if number < 1:
+            raise InputError(f"callback_every is {callback_every}: expected 1 or more")
     pictures = [as_picture(style) for style in as_sequence(styles)]
     inputs = Inputs(as_picture(content), pictures, content_masks, style_masks, keep)
     init = None if init is None else as_picture(init)
@@ -142,10 +153,15 @@ def stylize(
     layers = TAPS if loss else ()  # an objective of one's own may ask for any
     check_inputs(inputs, config=config, init=init, mesh=mesh, layers=layers)
     scales = make_scales(inputs.content.shape, config=config, mesh=mesh, layers=layers)
+    if position is not None and not 1 <= position.scale <= len(scales):
+        raise InputError(
+            f"the position is at scale {position.scale} of a run of {len(scales)}: begin anew"
+        )
     # Once, for what a scale leaves free stays with the process.
     free, stopped = free_bytes(jax.local_devices()[0]), False
-
-    if len(scales) > 1 and choice is None and mesh is None and loss is None:
+    if position is not None:
+        free, choice = position.free, position.last_choice
+    elif len(scales) > 1 and choice is None and mesh is None and loss is None:
         # Before the first scale takes a step.
         given = inputs._asdict() | {"optimizer": optimizer, "free": free}
         choice = find_choice(variables, config=config, **given)
@@ -166,29 +182,59 @@ def stylize(
             height, width = scale.shape
             raise InputError(f"at the scale of {width}x{height} px: {error}") from None
 
-    def tell(progress: Progress, *, number: int, finish: Callable[[Array], Array]) -> bool:
+    def tell(progress: Progress, *, number: int, problem: Problem) -> bool:
         nonlocal stopped
         assert callback is not None
+        before = tuple(ended)
+        step = sum(one.steps for one in before) + progress.step
+
+        def where() -> Position:
+            pieces = [*histories, *progress.history]
+            return Position(
+                step=step,
+                scale=number,
+                ended=before,
+                choice=problem.choice,
+                recoveries=progress.recoveries,
+                timing=_added(
+                    timing, {"compile_s": progress.compile_s, "steps_s": progress.steps_s}
+                ),
+                state=flatten(progress.state),
+                history=flatten(jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)),
+                last_choice=choice,
+                free=free,
+            )
+
         whole = progress._replace(
-            step=sum(one.steps for one in ended) + progress.step,
+            step=step,
             steps=sum(scale.steps for scale in scales),
-            image=finish(progress.image),
+            image=problem.finish(progress.image),
             scale=number,
             scales=len(scales),
+            position=where,
         )
         stopped = callback(whole) is False
         return not stopped
 
     ended: list[EndedScale] = []
-    runs: list[Run] = []
-    kernels = image = moments = problem = state = None
-    for number, scale in enumerate(scales, start=1):
-        problem = make(scale, kernels=kernels, choice=choice if number == len(scales) else None)
+    histories: list[Info] = []
+    timing: dict[str, float] = {"compile_s": 0.0, "steps_s": 0.0}
+    recoveries, saved = 0, position
+    if saved is not None:
+        ended, recoveries, timing = list(saved.ended), saved.recoveries, saved.timing
+    kernels = image = moments = problem = state = one = None
+    for number, scale in enumerate(scales[len(ended) :], start=len(ended) + 1):
+        chosen = saved.choice if saved else choice if number == len(scales) else None
+        problem = make(scale, kernels=kernels, choice=chosen)
         if image is None:
             first = None if init is None else resize(init, shape=scale.shape)
             image = problem.initial(config, key, first)
-        state = _begin(problem, image, moments, config=None if optimizer else config, mesh=mesh)
-        image = moments = None
+        state = begin(problem, image, moments, config=None if optimizer else config, mesh=mesh)
+        done, past = sum(one.steps for one in ended), None
+        if saved is not None:
+            state = restore(state, saved.state)
+            past = partial(unflatten, arrays=saved.history, rows=True)
+        image = moments = saved = None
         # What the targets needed was more than they are, and may lie where the loop finds no use.
         release_freed_memory()
         one = iterate(
@@ -196,28 +242,44 @@ def stylize(
             state,
             steps=scale.steps,
             started=started,
-            callback=partial(tell, number=number, finish=problem.finish) if callback else None,
+            callback=partial(tell, number=number, problem=problem) if callback else None,
             callback_every=callback_every,
-            before=sum(one.steps for one in ended),
+            before=done,
+            history=past,
+            recover=partial(
+                begin_again,
+                problem=problem,
+                config=config,
+                own_optimizer=optimizer is not None,
+                mesh=mesh,
+            ),
+            recoveries=recoveries,
         )
         state, one = one.state, one._replace(state=None)
-        runs.append(one)
-        ended.append(EndedScale(scale.shape, len(one.history.loss), problem.choice))
+        histories.append(one.history)
+        recoveries, timing = one.recoveries, _added(timing, one.timing)
+        steps = sum(len(history.loss) for history in histories)
+        ended.append(EndedScale(scale.shape, steps - done, problem.choice))
+        spoilt = one.status == "diverged"
+        at_end = number < len(scales) and steps - done == scale.steps
+        if spoilt and at_end and may_recover(state, times=recoveries + 1):
+            # At the last step of a coarse scale: the next one begins from the best picture.
+            recoveries, one = recoveries + 1, one._replace(status="done")
         if one.status != "done" or stopped or number == len(scales):
             break
         started = time.perf_counter()
         shape = scales[number].shape
-        image = resize(_outcome(state, config=config), shape=shape)
-        if config.optimizer == "adam" and optimizer is None:
+        image = resize(outcome(state, config=config), shape=shape)
+        if config.optimizer == "adam" and optimizer is None and not spoilt:
             moments = rescale_moments(state.opt_state, old_shape=scale.shape, new_shape=shape)
         # L-BFGS forgets what it remembers, which may be larger than all that comes.
         kernels, problem, state = problem.variables, None, None
 
-    assert problem is not None and state is not None
-    status, best_loss = runs[-1].status, state.best_loss
-    image = _outcome(state, config=config)
+    assert problem is not None and state is not None and one is not None
+    status, best_loss = one.status, state.best_loss
+    image = outcome(state, config=config)
     if config.averaging:
-        best_loss, state = _loss_at(problem, state, image), None
+        best_loss, state = loss_at(problem, state, image), None
     if len(ended) < len(scales):
         status = "stopped" if status == "done" else status  # between two scales
         image = at_full_size(image, inputs, config=config)
@@ -227,59 +289,14 @@ def stylize(
         image=image,
         loss=float(best_loss),
         state=state,
-        history=jax.tree.map(lambda *xs: np.concatenate(xs), *[one.history for one in runs]),
+        history=jax.tree.map(lambda *xs: np.concatenate(xs), *histories),
         status=status,
-        timing={name: sum(one.timing[name] for one in runs) for name in runs[0].timing},
+        timing=timing,
         scales=tuple(ended),
+        recoveries=recoveries,
     )
 
 
-def _outcome(state: State, *, config: Config) -> Array:
-    """The picture that a scale ends with; after a divergence an average is of no use."""
-    if config.averaging and not state.frozen:
-        return averaged(state, averaging=config.averaging)
-    return state.best_image
-
-
-def _loss_at(problem: Problem, state: State, image: Array) -> Array:
-    """The loss of an average, by a step of the run's own program; the state is used up."""
-    if state.frozen:
-        return state.best_loss
-    _, info = run(
-        problem.solver,
-        state._replace(image=jnp.copy(image)),  # for it is used up
-        variables=problem.variables,
-        targets=problem.targets,
-        num_steps=1,
-        chunk_size=CHUNK_SIZE,
-    )
-    return info.loss[0]
-
-
-def _begin(
-    problem: Problem, image: Array, moments: Any, *, config: Config | None, mesh: Mesh | None
-) -> State:
-    """The state before the first step, on the devices of a mesh if any.
-
-    Args:
-      problem: what to run.
-      image: the picture to start from.
-      moments: the optimiser's state of a scale before, or None.
-      config: where the learning rate is, or None with an optimiser of one's own.
-      mesh: as for ``stylize``.
-    """
-    given = problem.solver, image, problem.variables, problem.targets
-    by_rows = divides_rows(mesh)
-    state = start_rows(*given, mesh=mesh) if mesh is not None and by_rows else start(*given)
-    if moments is not None:
-        state = state._replace(opt_state=moments)
-    elif config is not None:
-        state = state._replace(opt_state=set_learning_rate(state.opt_state, config))
-    if mesh is None:
-        return state
-    # The rates too, or the second call would compile anew.
-    return (
-        jax.device_put(state, state_shardings(state, mesh=mesh))
-        if by_rows
-        else replicate(state, mesh)
-    )
+def _added(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """Sums of the numbers of one name."""
+    return {name: number + second.get(name, 0.0) for name, number in first.items()}

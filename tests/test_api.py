@@ -41,6 +41,7 @@ LEVELS = [
     {"plan_words"},
     {"memory_plan"},
     {"problem", "scales"},
+    {"position", "scale_state"},
     {"transfer"},
     {"lane_solver", "lane_memory"},
     {"lane_plans"},
