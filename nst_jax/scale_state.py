@@ -1,0 +1,125 @@
+"""The state of a run at one scale: how it begins, begins again, and what it ends with.
+
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from nst_jax.config import Config
+from nst_jax.loop import CHUNK_SIZE
+from nst_jax.optimizers import scale_learning_rate, set_learning_rate
+from nst_jax.parallel import replicate
+from nst_jax.problem import Problem, start
+from nst_jax.rows import divides_rows, start_rows, state_shardings
+from nst_jax.solver import averaged, run
+from nst_jax.types import Array, State
+
+RECOVERIES = 3  # how often a run goes back to its best picture
+SMALLER = 0.25  # the learning rate after each time, as a part of what it was
+
+
+def begin(
+    problem: Problem, image: Array, moments: Any, *, config: Config | None, mesh: Mesh | None
+) -> State:
+    """The state before the first step, on the devices of a mesh if any.
+
+    Args:
+      problem: what to run.
+      image: the picture to start from.
+      moments: the optimiser's state of a scale before, or None.
+      config: where the learning rate is, or None with an optimiser of one's own.
+      mesh: as for ``transfer.stylize``.
+    """
+    given = problem.solver, image, problem.variables, problem.targets
+    by_rows = divides_rows(mesh)
+    state = start_rows(*given, mesh=mesh) if mesh is not None and by_rows else start(*given)
+    if moments is not None:
+        state = state._replace(opt_state=moments)
+    elif config is not None:
+        state = state._replace(opt_state=set_learning_rate(state.opt_state, config))
+    if mesh is None:
+        return state
+    # The rates too, or the second call would compile anew.
+    return (
+        jax.device_put(state, state_shardings(state, mesh=mesh))
+        if by_rows
+        else replicate(state, mesh)
+    )
+
+
+def may_recover(state: State, *, times: int) -> bool:
+    """Whether a run can go on from its best picture for the given time, from 1."""
+    return times <= RECOVERIES and bool(np.isfinite(jax.device_get(state.best_loss)))
+
+
+def begin_again(
+    state: State,
+    problem: Problem,
+    *,
+    config: Config,
+    own_optimizer: bool = False,
+    mesh: Mesh | None = None,
+    times: int,
+) -> State | None:
+    """A state that goes on from the best picture after a loss or gradient that was not finite.
+
+    The optimiser forgets what it knows, and where it has a learning rate that is 1/4 of what it
+    was, of 1/4 each time. An average goes on as if all pictures had been the best one.
+
+    Args:
+      state: frozen; used up.
+      problem: what is run.
+      config: its settings.
+      own_optimizer: whether the optimiser is not the config's.
+      mesh: as for ``transfer.stylize``.
+      times: which time it is, from 1.
+
+    Returns:
+      The state with its count, or None where no picture had a finite loss, or often enough.
+    """
+    if not may_recover(state, times=times):
+        return None
+    plain = None if own_optimizer else config
+    image, count, best_loss = jnp.copy(state.best_image), state.count, state.best_loss
+    jax.block_until_ready(image)
+    for leaf in jax.tree.leaves(state.opt_state):
+        leaf.delete()  # what L-BFGS remembers is not to be there twice
+    fresh = begin(problem, image, None, config=plain, mesh=mesh)
+    average = fresh.average
+    if average is not None:
+        weight = -jnp.expm1(count.astype(average.dtype) * math.log(config.averaging))
+        average = weight * fresh.best_image
+    return fresh._replace(
+        opt_state=scale_learning_rate(fresh.opt_state, SMALLER**times),
+        count=count,
+        best_loss=best_loss,
+        average=average,
+    )
+
+
+def outcome(state: State, *, config: Config) -> Array:
+    """The picture that a scale ends with; after a divergence an average is of no use."""
+    if config.averaging and not state.frozen:
+        return averaged(state, averaging=config.averaging)
+    return state.best_image
+
+
+def loss_at(problem: Problem, state: State, image: Array) -> Array:
+    """The loss of an average, by a step of the run's own program; the state is used up."""
+    if state.frozen:
+        return state.best_loss
+    _, info = run(
+        problem.solver,
+        state._replace(image=jnp.copy(image)),  # for it is used up
+        variables=problem.variables,
+        targets=problem.targets,
+        num_steps=1,
+        chunk_size=CHUNK_SIZE,
+    )
+    return info.loss[0]
