@@ -10,6 +10,7 @@ from typing import Any
 from nst_jax.batch_inputs import Item
 from nst_jax.batch_options import Batch, ProcessOptions
 from nst_jax.batch_records import BatchJob, job_fingerprint
+from nst_jax.checkpoint import check_checkpoints
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder
@@ -25,8 +26,8 @@ from nst_jax.region_plan import plan_styles
 Failure = tuple[Item, InputError]
 
 
-def check_options(options: Batch) -> None:
-    """Check options against each other before anything is read.
+def check_options(options: Batch, *, resumed: bool) -> None:
+    """Check options against each other before anything is read; ``resumed`` jobs have checkpoints.
 
     Raises:
       InputError: for options that contradict each other or have no effect.
@@ -49,6 +50,13 @@ def check_options(options: Batch) -> None:
             "--coordinator, --process-count and --process-index need --distributed: give it, or "
             "leave them out"
         )
+    if options.processes.distributed and options.checkpoint is not None:
+        raise InputError(
+            "--checkpoint is for one process; of several each makes again only the pictures that "
+            "it was at: leave it out"
+        )
+    overwrite = options.run.overwrite or resumed
+    check_checkpoints(options.checkpoint, options.checkpoint_every, overwrite=overwrite)
 
 
 def check_blending(

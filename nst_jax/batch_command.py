@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from nst_jax.batch_checkpoint import Composition, batch_saver, restore_batch
 from nst_jax.batch_checks import (
     Failure,
     check_blending,
@@ -16,17 +18,19 @@ from nst_jax.batch_checks import (
     find_sizes,
 )
 from nst_jax.batch_inputs import Item, expand, plan, share_of
-from nst_jax.batch_job import KEPT_STYLES, run_job
+from nst_jax.batch_job import KEPT_STYLES, Keeping, run_job
 from nst_jax.batch_options import Batch, ProcessOptions
 from nst_jax.batch_records import BatchJob, leave_out, writing
+from nst_jax.checkpoint import Saved
+from nst_jax.checkpoint_records import check_weights
 from nst_jax.compilation_cache import use_compilation_cache
-from nst_jax.devices import use_cpu_devices
+from nst_jax.devices import make_deterministic, use_cpu_devices
 from nst_jax.distributed import Membership, join
 from nst_jax.errors import InputError
 from nst_jax.files import remove_leftovers
 from nst_jax.images import load_image
 from nst_jax.inputs import check_style
-from nst_jax.interrupt import stop_on_interrupt
+from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_inputs import obtain_weights, tell_of_network, tell_of_slim
 from nst_jax.manifest import (
     NAME,
@@ -43,18 +47,23 @@ from nst_jax.progress import job_display
 from nst_jax.region_inputs import style_size
 
 
-def batch(options: Batch) -> int:
+def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -> int:
     """Run ``nst-jax batch``; see ``batch_options.Batch``.
 
+    Args:
+      options: the command's.
+      resumed: the checkpoint to go on from, if any.
+
     Returns:
-      The exit code: 0 all pictures are there; 1 some failed or diverged; 130 interrupted.
+      The exit code: 0 all pictures are there; 1 some failed or diverged; 130 interrupted, 143 by
+      SIGTERM.
 
     Raises:
       InputError: before anything is written; where results cannot be written, with those before
         kept.
     """
     run, config, folder = options.run, options.run.config, options.output_dir
-    check_options(options)
+    check_options(options, resumed=resumed is not None)
     contents = expand(options.contents, what="content")
     styles = expand(options.styles.style, what="style")
     pairing = "pairs" if options.pair else "grid" if options.grid else "all"
@@ -71,6 +80,8 @@ def batch(options: Batch) -> int:
         check_style(style(place), config=config)
     sizes, failures = find_sizes(items, config=config, size=options.size)
     weights = obtain_weights(run.weights, model=run.model)
+    if resumed is not None:
+        check_weights(resumed[0], weights)
     check_learned(weights.variables, config.loss)
     check_precision(config)
     tell_of_slim(run, weights)
@@ -101,11 +112,25 @@ def batch(options: Batch) -> int:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        return make_missing(job, missing, records, failures, alone=me.count == 1)
+        save = None
+        if options.checkpoint is not None:
+            save = batch_saver(options, weights=weights, resumed=resumed is not None)
+        keeping = Keeping(
+            save, options.checkpoint_every, resumed and resumed[1] or Composition((), 0, None)
+        )
+        return make_missing(job, missing, records, failures, alone=me.count == 1, keeping=keeping)
     except InputError:  # such as of too little memory
         with suppress(OSError):
             folder.rmdir()  # where nothing was written
         raise
+
+
+def resume_batch(saved: Saved, folder: Path, *, weights: Path | None) -> int:
+    """Go on with a batch from a checkpoint; see ``options.Resume`` and ``batch``."""
+    options, composition = restore_batch(saved, folder, weights=weights)
+    if options.run.deterministic:
+        make_deterministic()
+    return batch(options, resumed=(saved, composition))
 
 
 def make_missing(
@@ -115,6 +140,7 @@ def make_missing(
     failures: Sequence[Failure],
     *,
     alone: bool,
+    keeping: Keeping,
 ) -> int:
     """Make what is missing, keep the manifest, and say how it ended.
 
@@ -132,12 +158,13 @@ def make_missing(
         if known.get(record["output"]) != record["job"]:
             with writing(job.manifest):
                 append_record(job.manifest, record)
-    tally = Counter(failed=len(failures))
+    tally, signal = Counter(failed=len(failures)), None
     for item, error in failures:
         leave_out(job, item, error)
     if missing:
-        with job_display(len(missing)) as show, stop_on_interrupt() as may_go_on:
-            tally += run_job(job, missing, show=show, may_go_on=may_go_on)
+        with job_display(len(missing)) as show, stop_on_signals() as asked:
+            tally += run_job(job, missing, show=show, asked=asked, keeping=keeping)
+            signal = asked()
     with writing(folder / NAME):
         merge_manifests(folder)
 
@@ -155,7 +182,7 @@ def make_missing(
     print(f"nst-jax: {words or 'nothing to do'}", file=sys.stderr)
     print(folder / NAME)
     if tally["stopped"]:
-        return 130
+        return 128 + signal if signal else 130
     return 1 if tally["diverged"] or earlier["diverged"] or tally["failed"] else 0
 
 

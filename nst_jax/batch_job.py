@@ -4,16 +4,18 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, groupby, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from nst_jax.batch import follows_content, problem_maker
+from nst_jax.batch_checkpoint import Composition, Save
 from nst_jax.batch_inputs import Item
 from nst_jax.batch_records import BatchJob, Loaded, job_fingerprint, leave_out, make_records, write
+from nst_jax.checkpoint_records import saving_times
 from nst_jax.errors import InputError
 from nst_jax.images import load_picture
 from nst_jax.inputs import check_pictures
@@ -39,12 +41,27 @@ KEPT_STYLES = 64  # style pictures and Gram matrices that stay in memory
 WRITERS = 4
 
 
+class Keeping(NamedTuple):
+    """The checkpoints of a job.
+
+    Attributes:
+      save: writes one, or None.
+      every: at how many steps; None by the clock.
+      first: what to begin with.
+    """
+
+    save: Save | None
+    every: int | None
+    first: Composition
+
+
 def run_job(
     job: BatchJob,
     sizes: Mapping[Item, tuple[int, int]],
     *,
     show: Callable[[float], None],
-    may_go_on: Callable[[], bool],
+    asked: Callable[[], int | None],
+    keeping: Keeping,
 ) -> Counter[str]:
     """Make the pictures, those of one size after another together.
 
@@ -52,7 +69,8 @@ def run_job(
       job: what they have in common.
       sizes: the pictures and their heights and widths, those of one size after another.
       show: called with the number of pictures done, also in fractions.
-      may_go_on: asked between chunks of steps.
+      asked: gives the signal that asked to stop, or None; called between chunks of steps.
+      keeping: checkpoints, if any.
 
     Returns:
       How many pictures ended how: "done", "diverged", "failed"; "stopped" is 1 if the job was.
@@ -96,22 +114,34 @@ def run_job(
                     continue
             yield loaded, problem
 
-    def callback(progress: Progress) -> bool:
-        pictures = len(progress.info.loss)
-        show(sum(tally.values()) + pictures * progress.step / progress.steps)
-        return may_go_on()
+    is_due = saving_times(keeping.every)
 
     def compute(batch: Sequence[tuple[Loaded, Problem]], *, width: int) -> Result:
-        key = jax.random.key(job.seed)
+        key, jobs = jax.random.key(job.seed), tuple(loaded.job for loaded, _ in batch)
+
+        def callback(progress: Progress) -> bool:
+            show(sum(tally.values()) + len(batch) * progress.step / progress.steps)
+            stop = asked() is not None
+            due = is_due(progress.step) or stop or progress.step == progress.steps
+            if keeping.save and progress.position and due:
+                keeping.save(Composition(jobs, width, progress.position()))
+            return not stop
+
+        first = keeping.first
         result = stylize_lanes(
             [Lane(problem, job.config, key) for _, problem in batch],
             mesh=make_mesh(devices[:width]) if several else None,
             width=width,
             distinct=("content", "picture") if shared else ("content", "picture", "style"),
             callback=callback,
+            callback_every=keeping.every,
+            position=first.position if (jobs, width) == first[:2] else None,
         )
         return jax.device_get(result)  # here, where too little memory is seen to
 
+    if keeping.save and not keeping.first.jobs:
+        keeping.save(keeping.first)
+    sizes, begun = begun_first(job, sizes, keeping.first)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writers:
         writes: deque[Future[None]] = deque()
         largest = max(height * width for height, width in counts)
@@ -134,12 +164,14 @@ def run_job(
                     room = {"free": free, "process": process}
                     tell(first[1], memory, width=width, devices=devices, **room)
                 waiting = chain([first], waiting)
-                while batch := list(islice(waiting, width)):
-                    if tally["done"] + tally["diverged"] and not may_go_on():
+                while batch := list(islice(waiting, begun or width)):
+                    # What was begun before goes on as it was, whatever has room now.
+                    most, begun = keeping.first.width if begun else width, 0
+                    if tally["done"] + tally["diverged"] and asked() is not None:
                         tally["stopped"] = 1  # at the last step of the batch before
                         return tally
                     try:
-                        result = compute(batch, width=width)
+                        result = compute(batch, width=most)
                     except jax.errors.JaxRuntimeError as error:
                         width = half_width(width, devices=devices)
                         if not width or not is_out_of_memory(error):
@@ -170,6 +202,28 @@ def explaining(shape: tuple[int, ...]) -> Iterator[None]:
         yield
     except jax.errors.JaxRuntimeError as error:
         raise explained(error, width=shape[1], height=shape[0]) from None
+
+
+def begun_first(
+    job: BatchJob, sizes: Mapping[Item, tuple[int, int]], first: Composition
+) -> tuple[Mapping[Item, tuple[int, int]], int]:
+    """The pictures to make with those that were begun before in front, and how many these are.
+
+    Where one of them is there by now, or its files are others, all begin anew.
+    """
+    if not first.jobs:
+        return sizes, 0
+    known: dict[str, Item] = {}
+    for item in sizes:
+        with suppress(InputError):  # of which is told when it is read
+            known[job_fingerprint(job, item)] = item
+    begun = [known[name] for name in first.jobs if name in known]
+    if len(begun) != len(first.jobs):
+        print(
+            "nst-jax: the pictures that were begun are others now, beginning anew", file=sys.stderr
+        )
+        return sizes, 0
+    return {item: sizes[item] for item in [*begun, *sizes]}, len(begun)
 
 
 def read_ahead(

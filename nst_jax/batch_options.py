@@ -46,6 +46,9 @@ class Batch:
       batch_size: How many pictures to compute at once, at most: auto for as many as fit into the
         memory and are of use. On CPUs each has a core at least.
       size: Longer side of the results in pixels; may enlarge.
+      checkpoint: Keep in this folder where the pictures that are being made stand, so that 'nst-jax
+        resume' can go on amid them.
+      checkpoint_every: Save at every so many steps; by default about every half minute.
       styles: The styles.
       run: Settings and weights.
       processes: Several processes.
@@ -57,6 +60,8 @@ class Batch:
     grid: Annotated[bool, FlagCreatePairsOff] = False
     batch_size: int | Literal["auto"] = "auto"
     size: int = 512
+    checkpoint: Path | None = None
+    checkpoint_every: int | None = None
     styles: OmitArgPrefixes[StyleOptions]
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     processes: OmitArgPrefixes[ProcessOptions] = ProcessOptions()

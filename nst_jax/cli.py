@@ -17,12 +17,14 @@ from nst_jax.allocator import keep_freed_memory
 from nst_jax.batch_options import Batch
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.interrupt import end_on_sigterm, exit_code
 from nst_jax.layer_factors import Layers, parse_layers
 from nst_jax.loss_factors import Losses, parse_losses
 from nst_jax.options import (
     Estimate,
     Presets,
     Reconstruct,
+    Resume,
     RunOptions,
     StyleOptions,
     Stylize,
@@ -172,6 +174,7 @@ def parse(arguments: list[str]):
         | Annotated[Reconstruct, defaults["reconstruct"]]
         | Annotated[Batch, defaults["batch"]]
         | Annotated[Sweep, defaults["sweep"]]
+        | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
         | Annotated[Weights, tyro.conf.subcommand("weights")]
         | Annotated[Version, tyro.conf.subcommand("version")],  # type: ignore[arg-type]
@@ -190,16 +193,24 @@ def prepare_process(run: RunOptions) -> None:
       InputError: for a limit of pixels that is none.
     """
     keep_freed_memory()
+    from nst_jax.devices import make_deterministic
     from nst_jax.images import limit_pixels
 
     limit_pixels(run.max_megapixels)
+    if run.deterministic:
+        make_deterministic()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the return value is the exit code.
 
-    0 done; 1 diverged, with the best picture written; 2 bad input; 130 interrupted.
+    0 done; 1 diverged, with the best picture written; 2 bad input; 130 interrupted, 143 by SIGTERM.
     """
+    with end_on_sigterm():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         arguments = ["version"]
@@ -231,6 +242,11 @@ def main(arguments: list[str] | None = None) -> int:
                 from nst_jax.sweep_command import sweep
 
                 return sweep(options)
+            case Resume():
+                keep_freed_memory()
+                from nst_jax.resume_command import resume
+
+                return resume(options)
             case Presets():
                 return print_presets(options)
             case Version():
@@ -252,9 +268,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("nst-jax: interrupted", file=sys.stderr)
-        return 130
+        return exit_code(interruption)
 
 
 def print_presets(options: Presets) -> int:

@@ -1,4 +1,4 @@
-"""Devices of the command line: a CPU of several cores as several of them."""
+"""Settings of the whole process for the command line's devices, before any of them is touched."""
 
 import os
 
@@ -16,3 +16,9 @@ def use_cpu_devices(most: int = 4) -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     jax.config.update("jax_num_cpu_devices", min(most, cores or 1))
+
+
+def make_deterministic() -> None:
+    """Let GPUs sum in the same order each time, at some cost of speed; CPUs always do."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()

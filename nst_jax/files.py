@@ -10,6 +10,7 @@ from pathlib import Path
 from nst_jax.errors import InputError
 
 _umask_lock = threading.Lock()
+_temporaries: set[Path] = set()  # that are being written
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
+    _temporaries.add(temporary)
     try:
         yield temporary
         with _umask_lock:  # the umask is the process's, and is read by setting it
@@ -34,6 +36,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        _temporaries.discard(temporary)
+
+
+def discard_temporaries() -> None:
+    """Remove the files that are being written: for a process that ends without its clean-up."""
+    for path in list(_temporaries):
+        path.unlink(missing_ok=True)
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:

@@ -1,35 +1,113 @@
-"""Ctrl-C as a request to stop. Standard library only."""
+"""Ctrl-C and SIGTERM as requests to stop. Standard library only."""
 
+import os
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from nst_jax.files import discard_temporaries
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE = 1.0  # seconds that the program has to end by itself where it is to end at once
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where it ends the program at once, as KeyboardInterrupt is SIGINT."""
+
+
+def exit_code(interruption: KeyboardInterrupt) -> int:
+    """That of a program which a signal has ended, as shells have it.
+
+    >>> exit_code(KeyboardInterrupt()), exit_code(Terminated())
+    (130, 143)
+    """
+    return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
+
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Any]:
-    """Let Ctrl-C end the run at the next chunk, and a second one at once.
+def end_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block by an exception, so that nothing half-written stays."""
+    if threading.current_thread() is not threading.main_thread():  # who alone gets signals
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _raise)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
-    Gives a function that says whether to go on; until it was first called, when there is nothing
-    to keep yet, the first Ctrl-C ends at once too.
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], int | None]]:
+    """Let Ctrl-C or SIGTERM end the run at the next chunk, and a second one at once.
+
+    Gives a function that returns the signal that asked to stop, or None; until it was first called,
+    when there is nothing to keep yet, the first signal ends at once too. What compiled code keeps
+    from ending at once is ended hard after a second, without its temporary files.
     """
-    asked, running = False, False
+    asked: int | None = None
+    running = False
 
-    def handle(signum, frame):
+    def handle(signum: int, frame: Any) -> None:
         nonlocal asked
-        if asked or not running:
-            raise KeyboardInterrupt
-        asked = True
-        print("nst-jax: stopping at the next report; Ctrl-C again ends at once", file=sys.stderr)
+        if asked is not None or not running:
+            _raise(signum, frame)
+        asked = signum
+        try:
+            print("nst-jax: stopping at the next report; again ends at once", file=sys.stderr)
+        except RuntimeError:  # amid another line
+            pass
 
-    def may_go_on() -> bool:
+    def asked_for() -> int | None:
         nonlocal running
         running = True
-        return not asked
+        return asked
 
-    previous = signal.signal(signal.SIGINT, handle)
+    if threading.current_thread() is not threading.main_thread():
+        yield asked_for
+        return
+    previous = [signal.signal(one, handle) for one in SIGNALS]
+    with _ended_hard(lambda: running):
+        try:
+            yield asked_for
+        finally:
+            for one, handler in zip(SIGNALS, previous):
+                signal.signal(one, handler)
+
+
+def _raise(signum: int, frame: Any) -> None:
+    raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+
+
+@contextmanager
+def _ended_hard(running: Callable[[], bool]) -> Iterator[None]:
+    """Have a thread see signals, too, for Python's handlers wait until compiled code returns."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while numbers := ours.recv(16):
+            for number in numbers:
+                seen += number in SIGNALS
+                if number in SIGNALS and seen > running() and not ended.wait(GRACE):
+                    discard_temporaries()
+                    os.write(2, b"nst-jax: interrupted\n")
+                    os._exit(128 + number)
+
+    previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
-        yield may_go_on
+        yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.set_wakeup_fd(previous)
+        ended.set()
+        theirs.close()  # the thread's recv returns nothing
+        thread.join()
+        ours.close()

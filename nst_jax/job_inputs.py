@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nst_jax import report
+from nst_jax.checkpoint import check_checkpoints
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
@@ -117,6 +118,7 @@ def check_outputs(
     check_seed(run.seed)
     if watch.save_every is not None and watch.save_every < 1:
         raise InputError(f"save_every is {watch.save_every}: expected 1 or more")
+    check_checkpoints(watch.checkpoint, watch.checkpoint_every, overwrite=run.overwrite)
     outputs = [output, json_path(output)]
     previews: list[Path] = []
     if watch.animation is not None:

@@ -42,8 +42,12 @@ def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
     return make_mesh()
 
 
-def make_plan(job: Job, weights: Weights) -> Plan | None:
+def make_plan(job: Job, weights: Weights, *, than: Plan | None = None) -> Plan | None:
     """What the last scale will need, and how it is to be computed.
+
+    Args:
+      job, weights: what to do.
+      than: a plan that needs more, for which the memory did not suffice.
 
     Raises:
       InputError: where it does not fit in any way.
@@ -60,15 +64,39 @@ def make_plan(job: Job, weights: Weights) -> Plan | None:
         job.config,
         {name: value for name, value in given.items() if value is not None},
     )
-    plan = choose(task, free=free_bytes(jax.local_devices()[0]))
-    if plan is not None and jax.default_backend() == "cpu":
-        # Twice the scratch: it may get a second place, see ``keep_to_place``.
-        room = sum(plan.needs) + plan.needs.scratch
-        if plan.free is None or room <= USABLE * plan.free:
-            reserve(room)
-        else:
-            give_back_large_blocks()
+    free = free_bytes(jax.local_devices()[0]) if than is None else _less(than)
+    plan = choose(task, free=free)
+    if plan is not None:
+        make_room(plan)
     return plan
+
+
+def make_smaller_plan(job: Job, weights: Weights, *, than: Plan) -> Plan:
+    """The next way that needs less than one for which the memory did not suffice.
+
+    Raises:
+      InputError: where there is none, with the size that would fit.
+    """
+    plan = make_plan(job, weights, than=than)
+    assert plan is not None  # or there would have been none before
+    return plan
+
+
+def _less(plan: Plan) -> int:
+    """Free memory with which ``choose`` takes a way that needs less."""
+    return int((sum(plan.needs) - 1) / USABLE)
+
+
+def make_room(plan: Plan) -> None:
+    """Let the process keep room for a plan on CPUs, see ``allocator``."""
+    if jax.default_backend() != "cpu":
+        return
+    # Twice the scratch: it may get a second place, see ``keep_to_place``.
+    room = sum(plan.needs) + plan.needs.scratch
+    if plan.free is None or room <= USABLE * plan.free:
+        reserve(room)
+    else:
+        give_back_large_blocks()
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,6 +1,5 @@
 """What a command has read and checked, and what is written of its run."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +10,7 @@ from jax.sharding import Mesh
 from nst_jax import report
 from nst_jax.choices import choice_in_words
 from nst_jax.config import Config
-from nst_jax.errors import InputError
-from nst_jax.images import save_image, to_uint8
-from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.options import RunOptions
 from nst_jax.transfer import Result
 from nst_jax.weights import Weights
 
@@ -44,37 +41,6 @@ class Job(NamedTuple):
     init: np.ndarray | None
     settings: dict[str, Any]
     mesh: Mesh | None = None
-
-
-def not_written(error: OSError, output: Path) -> InputError:
-    """An output that could be written before the run and cannot be now."""
-    return InputError(
-        f"cannot write {error.filename or output} ({error.strerror}): the result is lost; see to "
-        "the place and run again"
-    )
-
-
-def write_pictures(
-    record: dict[str, Any],
-    image: Any,
-    *,
-    job: Job,
-    watch: WatchOptions,
-    frames: list[np.ndarray],
-) -> None:
-    """Write the result, and the animation and the plot where they are asked for."""
-    brief = {
-        key: value for key, value in record.items() if key not in ("history", "timing", "memory")
-    }
-    metadata = {
-        "Software": f"nst_jax {record['versions']['nst_jax']}",
-        "nst_jax": json.dumps(report.as_json(brief)),
-    }
-    save_image(job.output, image, alpha=job.alpha, metadata=metadata)
-    if watch.animation is not None:
-        report.write_animation(watch.animation, [*frames, to_uint8(image)])
-    if watch.plot is not None:
-        report.write_plot(watch.plot, record["history"])
 
 
 def closing_words(result: Result, *, averaging: float = 0.0) -> str:

@@ -22,6 +22,7 @@ from nst_jax.rows import (
     state_shardings,
     targets_shardings,
 )
+from nst_jax.scale_state import begin
 from nst_jax.solver import run
 from nst_jax.types import Array, Info, State, Targets
 
@@ -110,9 +111,18 @@ def plan_apart(lanes: Sequence[Lane], mesh: Mesh | None) -> Plan:
     return Plan(take, _listed(states), np.arange(len(lanes)))
 
 
-def plan_one(lane: Lane) -> tuple[Take, State]:
-    """A lane by itself on the first device: how it goes on, and its state before its first step."""
-    return _alone(lane, _lane_targets([lane])[0], device=None, known={})
+def plan_one(lane: Lane, *, mesh: Mesh | None) -> tuple[Take, State]:
+    """A lane by itself: how it goes on, and its state before its first step.
+
+    It is on the first device of a mesh if any, or divided by rows.
+    """
+    targets = _lane_targets([lane])[0]
+    if mesh is None or not divides_rows(mesh):
+        device = None if mesh is None else mesh.devices.flat[0]
+        return _alone(lane, targets, device=device, known={})
+    problem = lane.problem
+    state = begin(problem, _initial(lane), None, config=lane.config, mesh=mesh)
+    return partial(run, problem.solver, variables=problem.variables, targets=targets), state
 
 
 def _listed(states: Sequence[State]) -> State:

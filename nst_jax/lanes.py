@@ -8,7 +8,7 @@ is there once: kernels, a content's features, a style's Gram matrices.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ import numpy as np
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.lane_plans import Lane, plan_apart, plan_one, plan_together
-from nst_jax.loop import Progress, Run, iterate
+from nst_jax.lane_ends import LaneEnd, cut, go_on_alone, repeat_to_equal, tell_of_one
+from nst_jax.lane_plans import Lane, plan_apart, plan_together
+from nst_jax.loop import Progress, iterate
 from nst_jax.parallel import Mesh, flat_mesh
 from nst_jax.position import Position, flatten, restore, unflatten
 from nst_jax.rows import divides_rows
-from nst_jax.scale_state import begin_again
 from nst_jax.transfer import Result
 from nst_jax.types import Array, Info, State
 
@@ -91,7 +91,7 @@ def stylize_lanes(
       A ``Result`` whose ``image``, ``loss``, ``status`` and ``recoveries`` have an entry for each
       lane, as have the leaves of ``history`` on their second axis. A lane whose loss is not finite
       does not change its neighbours: it waits for them and then goes on from its best picture by
-      itself, as ``transfer.stylize`` does (but where rows are divided). One that diverged for good
+      itself, as ``transfer.stylize`` does. One that diverged for good
       repeats its last numbers. ``state`` is None: L-BFGS's may be larger than all else.
 
     Raises:
@@ -134,16 +134,16 @@ def stylize_lanes(
 
     last: Info | None = None
     state: State = plan.state
-    past: Callable[[Info], Info] | None = None
     if position is not None:
         plan = plan._replace(state=None)  # type: ignore[arg-type]
         state = restore(state, position.state)
 
-        def past(like: Info) -> Info:
-            nonlocal last
-            history = unflatten(like, position.history, rows=True)
-            last = jax.tree.map(lambda x: x[-1], history)
-            return history
+    def past(like: Info) -> Info:
+        nonlocal last
+        assert position is not None
+        history = unflatten(like, position.history, rows=True)
+        last = jax.tree.map(lambda x: x[-1], history)
+        return history
 
     def take(state: State, **options: Any) -> tuple[State, Info]:
         nonlocal last
@@ -160,7 +160,7 @@ def stylize_lanes(
         started=started,
         callback=report if callback else None,
         callback_every=callback_every,
-        history=past,
+        history=None if position is None else past,
     )
     images = _entries(ended.state.best_image, plan.order, lanes[0].problem.shape)
     losses = _entries(ended.state.best_loss, plan.order)
@@ -171,81 +171,21 @@ def stylize_lanes(
     for index, lane in enumerate(lanes):
         own = jax.tree.map(lambda x, index=index: x[:, index], history)
         status = "diverged" if frozen[index] else ended.status
-        end = LaneEnd(images[index], losses[index], _cut(own) if frozen[index] else own, status, 0)
-        if frozen[index] and ended.status != "stopped" and not by_rows:
-            tell = partial(_tell_of_one, callback, lanes=len(lanes)) if callback else None
-            end = _recover(lane, end, callback=tell)
+        end = LaneEnd(images[index], losses[index], cut(own) if frozen[index] else own, status, 0)
+        if frozen[index] and ended.status != "stopped":
+            tell = partial(tell_of_one, callback, lanes=len(lanes)) if callback else None
+            end = go_on_alone(lane, end, mesh=mesh, callback=tell)
         alone.append(end)
     pictures = zip(lanes, alone, strict=True)
     return Result(
         image=jnp.stack([lane.problem.finish(jnp.asarray(end.image)) for lane, end in pictures]),
         loss=np.stack([end.loss for end in alone]),
         state=None,
-        history=_together([end.history for end in alone]),
+        history=repeat_to_equal([end.history for end in alone]),
         status=tuple(end.status for end in alone),
         timing=timing,
         recoveries=tuple(end.recoveries for end in alone),
     )
-
-
-class LaneEnd(NamedTuple):
-    """What a lane ended with: its best picture and loss, and its own history."""
-
-    image: Any
-    loss: Any
-    history: Info
-    status: str
-    recoveries: int
-
-
-def _recover(lane: Lane, end: LaneEnd, *, callback: Any) -> LaneEnd:
-    """Let a lane whose loss was not finite go on by itself, as a run alone would."""
-    take, fresh = plan_one(lane)
-    begin = partial(begin_again, problem=lane.problem, config=lane.config)
-    frozen = fresh._replace(
-        best_image=jnp.asarray(end.image),
-        best_loss=jnp.asarray(end.loss),
-        count=jnp.full_like(fresh.count, len(end.history.loss)),
-    )
-    state = begin(frozen, times=1)
-    if state is None:
-        return end
-    ended: Run = iterate(
-        take,
-        state,
-        steps=lane.config.steps,
-        callback=callback,
-        history=lambda _: end.history,
-        recover=begin,
-        recoveries=1,
-    )
-    image, loss = jax.device_get((ended.state.best_image, ended.state.best_loss))
-    return LaneEnd(image, loss, ended.history, ended.status, ended.recoveries)
-
-
-def _tell_of_one(callback: Callable[[Progress], Any], progress: Progress, *, lanes: int) -> Any:
-    """Report a lane that goes on by itself; the others have ended."""
-    info = jax.tree.map(lambda x: np.full(lanes, x), progress.info)
-    image = jnp.broadcast_to(progress.image, (lanes, *progress.image.shape))
-    return callback(progress._replace(info=info, image=image))
-
-
-def _cut(history: Info) -> Info:
-    """The history of a lane up to where it diverged, without the repetitions."""
-    finite = np.isfinite(history.loss) & np.isfinite(history.grad_norm)
-    steps = int(np.flatnonzero(finite)[-1] if finite.any() else -1) + 2
-    return jax.tree.map(lambda x: x[:steps], history)
-
-
-def _together(histories: Sequence[Info]) -> Info:
-    """Histories ``[steps, L]`` of which shorter ones repeat their last entries."""
-    longest = max(len(history.loss) for history in histories)
-
-    def column(*each: np.ndarray) -> np.ndarray:
-        filled = [x[np.minimum(np.arange(longest), len(x) - 1)] for x in each]
-        return np.stack(filled, axis=1)
-
-    return jax.tree.map(column, *histories)
 
 
 def _added(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
@@ -297,7 +237,7 @@ def each_result(result: Result) -> list[Result]:
         return result._replace(
             image=result.image[lane],
             loss=float(result.loss[lane]),
-            history=_cut(history) if result.status[lane] == "diverged" else history,
+            history=cut(history) if result.status[lane] == "diverged" else history,
             status=result.status[lane],
             recoveries=result.recoveries[lane],
         )

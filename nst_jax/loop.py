@@ -33,7 +33,8 @@ class Progress(NamedTuple):
       history: diagnostics so far, pieces of one entry a step.
       steps_s: seconds of all steps of this scale, without compilation.
       position: of a run of ``transfer.stylize`` or of lanes a function that gives where it stands,
-        copied to the host, see ``position``; call it before the callback returns.
+        copied to the host, see ``position``; call it before the callback returns. None while one
+        lane goes on by itself.
     """
 
     step: int
@@ -128,8 +129,7 @@ def iterate(
         done += taken
         if np.all(frozen):
             # Without a step left nothing would show that it is finite again.
-            goes_on = recover is not None and done < steps
-            again = recover(state, times=recoveries + 1) if goes_on else None
+            again = recover(state, times=recoveries + 1) if recover and done < steps else None
             if again is None:
                 status = "diverged"
             else:

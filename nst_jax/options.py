@@ -27,6 +27,8 @@ class RunOptions:
         cache, or else the slim ones that come with the program.
       model: Insist on the full network or on the slim one.
       overwrite: Replace existing output files; in a batch, those of other pictures or settings.
+      deterministic: Let GPUs, too, give the same bits each time, at some cost of speed; CPUs always
+        do.
       max_megapixels: Largest picture file to read, in millions of pixels; a guard against files
         made to fill the memory.
       config: Settings of the optimisation.
@@ -37,6 +39,7 @@ class RunOptions:
     weights: Path | None = None
     model: Literal["vgg19", "vgg19-slim"] | None = None
     overwrite: bool = False
+    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     max_megapixels: float = 89.5  # Pillow's own limit, rounded
     config: OmitArgPrefixes[Config] = Config()
 
@@ -49,11 +52,15 @@ class WatchOptions:
       save_every: Write a numbered preview at every so many steps.
       animation: Write the progression as a GIF.
       plot: Draw the loss curve into this file.
+      checkpoint: Keep in this folder where the run stands, so that 'nst-jax resume' can go on.
+      checkpoint_every: Save at every so many steps; by default about every half minute.
     """
 
     save_every: int | None = None
     animation: Path | None = None
     plot: Path | None = None
+    checkpoint: Path | None = None
+    checkpoint_every: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +201,21 @@ class Reconstruct:
     size: int = 512
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with a run from its checkpoints, as if it had not ended.
+
+    Its settings and pictures are in the folder; outputs of its names are replaced.
+
+    Attributes:
+      folder: The folder that --checkpoint has named.
+      weights: The network's file, where it is not at its place any more.
+    """
+
+    folder: Positional[Path]
+    weights: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,10 @@ from nst_jax.presets import get_preset
 from nst_jax.region_inputs import check_controls, check_region_options, load_style_inputs
 from nst_jax.scales import make_scales
 
+# Options that a record leaves out: said elsewhere, or of no effect on the result.
+UNTOLD = ("config", "max_megapixels", "overwrite", "seed", "weights", "checkpoint") + (
+    "checkpoint_every",
+)
 LARGE = 8192  # pixels from which the memory is checked before a picture is read
 
 
@@ -206,8 +210,4 @@ def flat_settings(options: Any, *, masks: Sequence[Any] = ()) -> dict[str, Any]:
         value = getattr(options, field.name)
         nested = field.name in ("styles", "regions", "run", "watch")
         flat |= asdict(value) if nested else {field.name: value}
-    return {
-        key: value
-        for key, value in flat.items()
-        if key not in ("config", "max_megapixels", "overwrite", "seed", "weights")
-    }
+    return {key: value for key, value in flat.items() if key not in UNTOLD}

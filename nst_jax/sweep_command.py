@@ -17,7 +17,7 @@ from nst_jax.contact_sheet import contact_sheet
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image
 from nst_jax.inputs import check_pictures
-from nst_jax.interrupt import stop_on_interrupt
+from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_inputs import (
     check_outputs,
     check_preset_fits,
@@ -28,8 +28,9 @@ from nst_jax.job_inputs import (
     tell_of_network,
     tell_of_slim,
 )
+from nst_jax.job_outputs import not_written_words
 from nst_jax.job_plan import explained
-from nst_jax.job_records import EXIT_CODES, not_written, settings_record
+from nst_jax.job_records import EXIT_CODES, settings_record
 from nst_jax.lane_memory import picture_memory, pictures_in_words, refusal, times
 from nst_jax.lane_plans import Lane
 from nst_jax.lanes import check_single, each_result, structure, stylize_lanes
@@ -124,7 +125,8 @@ def sweep(options: Sweep) -> int:
         save_image(options.output, make_sheet(items, results, blank=np.ones_like(content)))
         report.write_json(json_path(options.output), record)
     except OSError as error:
-        raise not_written(error, options.output) from None
+        words = not_written_words(error, options.output)
+        raise InputError(f"{words}the result is lost; see to the place and run again") from None
     print(options.output)
     statuses = {"stopped" if result is None else result.status for result in results}
     for status in ("stopped", "diverged"):
@@ -155,7 +157,7 @@ def run_groups(
     # Once: what a group frees stays with the process, and serves the next.
     free, process = free_bytes(jax.local_devices()[0]), own_memory()
     try:
-        with progress_display(steps) as show, stop_on_interrupt() as may_go_on:
+        with progress_display(steps) as show, stop_on_signals() as asked:
             go_on = True
 
             def callback(progress: Progress) -> bool:
@@ -163,7 +165,7 @@ def run_groups(
                 # One line for all lanes: the mean of their losses.
                 info = jax.tree.map(partial(np.mean, dtype=float), progress.info)
                 show(progress._replace(info=info, step=done + progress.step, steps=steps))
-                go_on = may_go_on()
+                go_on = asked() is None
                 return go_on
 
             for group in work:

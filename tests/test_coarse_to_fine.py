@@ -180,7 +180,7 @@ def watched(variables, config=ADAM, *, stop=None, every=2, **given):
 
     def callback(progress):
         image = np.asarray(progress.image)  # the device's own is soon used up
-        seen.append(progress._replace(image=image))
+        seen.append(progress._replace(image=image, position=progress.position()))
         return None if progress.step != stop else False
 
     options = dict(callback=callback, callback_every=every) | given
@@ -233,13 +233,25 @@ def test_what_is_kept_stays_sharp_where_a_run_is_stopped_early(variables):
 
 @pytest.mark.parametrize("averaging", [0.0, 0.8])
 def test_a_run_may_diverge_at_the_first_scale(variables, averaging):
-    config = replace(ADAM, learning_rate=1e30, averaging=averaging)
+    config = replace(ADAM, learning_rate=1e30, scale_steps=(9,), averaging=averaging)
     result, seen = watched(variables, config)
-    assert result.status == "diverged" and len(result.history.loss) == 2 == seen[-1].step
-    assert [scale[:2] for scale in result.scales] == [((12, 16), 2)]
+    assert result.status == "diverged" and len(result.history.loss) == 8 == seen[-1].step
+    assert [scale[:2] for scale in result.scales] == [((12, 16), 8)]
+    assert result.recoveries == 3 == seen[-1].recoveries
     start = at_scale(Inputs(CONTENT, []), shape=SHAPES[0], config=config).content
     np.testing.assert_array_equal(result.image, resize(start, shape=SHAPES[1]))
     assert result.loss == result.history.loss[0]
+
+
+def test_after_a_divergence_at_the_end_of_a_scale_the_next_begins_from_the_best(variables):
+    config = replace(ADAM, learning_rate=1e30, scale_steps=(2,), steps=1)
+    result, seen = watched(variables, config)
+    assert np.isfinite(result.history.loss).tolist() == [True, False, True]
+    assert result.status == "done" and result.recoveries == 1
+    start = at_scale(Inputs(CONTENT, []), shape=SHAPES[0], config=config).content
+    np.testing.assert_array_equal(result.image, resize(start, shape=SHAPES[1]))
+    resumed, _ = watched(variables, config, position=seen[1].position)
+    np.testing.assert_array_equal(resumed.image, result.image)
 
 
 def loss_of(variables, image, config):

@@ -32,15 +32,17 @@ CONFIGS = {
 def positions(run, *, every=1):
     """The result of a whole run, and where it stood at each report."""
     found = []
-    result = run(
-        callback=lambda progress: found.append(progress.position()), callback_every=every
-    )
-    return result, found
+
+    def callback(progress):
+        if progress.position:  # a lane that goes on alone has none
+            found.append(progress.position())
+
+    return run(callback=callback, callback_every=every), found
 
 
 def assert_same(first, second):
     assert np.array_equal(first.image, second.image)
-    assert first.loss == second.loss and first.status == second.status
+    assert np.array_equal(first.loss, second.loss) and first.status == second.status
     assert first.scales == second.scales and first.recoveries == second.recoveries
     same = jax.tree.map(partial(np.array_equal, equal_nan=True), first.history, second.history)
     assert all(jax.tree.leaves(same))
@@ -122,3 +124,28 @@ def test_a_position_is_plain(variables, content, style):
         assert isinstance(position, Position)
         for arrays in (position.state, position.history):
             assert all(type(array) is np.ndarray for array in arrays.values())
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "lbfgs-linesearch"])
+def test_a_resumed_batch_is_the_uninterrupted_one(variables, style, together, optimizer):
+    """Also with a picture that diverges before or after, and one that goes on alone."""
+    from conftest import smooth_picture
+
+    from nst_jax.batch import problem_maker
+    from nst_jax.lane_plans import Lane
+    from nst_jax.lanes import stylize_lanes
+
+    config = replace(PLAIN, optimizer=optimizer, steps=7)
+    rates = [None] * 3 if optimizer == "lbfgs-linesearch" else [None, 1e5, 1e30]
+    make = problem_maker(variables, config=config)
+    lanes = []
+    for seed, rate in enumerate(rates):
+        problem = make(smooth_picture(16, 24, seed=seed), {0: style})
+        lanes.append(Lane(problem, replace(config, learning_rate=rate)))
+    run = partial(stylize_lanes, lanes, together=together)
+    whole, found = positions(run)
+    for place in (1, 4, len(found) - 1):
+        assert_same(run(position=found[place]), whole)
+    if rates[2]:
+        assert whole.recoveries[0] == 0 < whole.recoveries[2]

@@ -1,0 +1,181 @@
+"""What the checkpoints of all commands have in common: when, of what program, network and step."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nst_jax import checkpoint, report
+from nst_jax.choices import Choice
+from nst_jax.errors import InputError
+from nst_jax.packing import as_tuples, pack, unpack
+from nst_jax.position import Position
+from nst_jax.scales import EndedScale
+from nst_jax.weights import Weights
+
+EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
+# What decides about the numbers, and about the form of an optimiser's state.
+VERSIONS = ("nst_jax", "jax", "jaxlib", "flax", "optax")
+
+
+def begin_folder(folder: Path, inputs: dict[str, np.ndarray]) -> str:
+    """Make a folder ready for the checkpoints of a new run, and write what they share.
+
+    Returns:
+      The digest for ``checkpoint.save``.
+
+    Raises:
+      InputError: where it cannot be written.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        checkpoint.clear(folder)
+        return checkpoint.save_inputs(folder, inputs)
+    except OSError as error:
+        raise InputError(
+            f"cannot write a checkpoint to {folder} ({error.strerror}): choose another folder"
+        ) from None
+
+
+def try_to_save(
+    folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray], *, digest: str
+) -> bool:
+    """Save a checkpoint, or tell that it cannot be written; those before stay then.
+
+    Returns:
+      Whether it was written.
+    """
+    try:
+        checkpoint.save(folder, record, arrays, inputs=digest)
+        return True
+    except OSError as error:
+        print(
+            f"nst-jax: cannot write a checkpoint to {folder} ({error.strerror}), going on with the "
+            "one before",
+            file=sys.stderr,
+        )
+        return False
+
+
+def common_record(weights: Weights) -> dict[str, Any]:
+    """What a checkpoint of any kind says of the program and the network."""
+    info = weights.info
+    path = str(absolute(Path(info.path)))
+    return {
+        "versions": report.versions(),
+        "weights": {"name": info.name, "sha256": info.sha256, "path": path},
+    }
+
+
+def check_versions(saved: checkpoint.Saved) -> None:
+    """Check that the program is the one that saved.
+
+    Raises:
+      InputError: with what differs.
+    """
+    with foreign_is_input_error(saved):
+        there, here = saved.record["versions"], report.versions()
+        other = [
+            f"{name} {there.get(name)} (here {here[name]})"
+            for name in VERSIONS
+            if there.get(name) != here[name]
+        ]
+    if other:
+        raise InputError(
+            f"{saved.path} was saved with {', '.join(other)}: go on with those, or begin anew"
+        )
+
+
+def saved_weights(saved: checkpoint.Saved, path: Path | None) -> Path | None:
+    """The file of the network that a checkpoint is of: the one named, else where it was.
+
+    Returns:
+      None for the weights that any run would take.
+    """
+    with foreign_is_input_error(saved):
+        before = Path(saved.record["weights"]["path"])
+    return path or (before if os.path.isfile(before) else None)
+
+
+def check_weights(saved: checkpoint.Saved, weights: Weights) -> None:
+    """Check that a network is the one that a checkpoint is of.
+
+    Raises:
+      InputError: with what differs.
+    """
+    with foreign_is_input_error(saved):
+        there, here = saved.record["weights"], weights.info
+        same = there["sha256"] == here.sha256
+        words = f"{there['name']} ({there['path']}, sha256 {there['sha256'][:12]})"
+    if not same:
+        raise InputError(
+            f"the run began with the weights {words}, these are {here.name} ({here.path}, sha256 "
+            f"{here.sha256[:12]}): name the former by --weights, or begin anew"
+        )
+
+
+def position_record(position: Position | None, arrays: dict[str, np.ndarray]) -> Any:
+    """A position as plain data; its arrays are added to ``arrays``."""
+    if position is None:
+        return None
+    return pack(position._asdict(), arrays, name="position")
+
+
+def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | None:
+    """The position that ``position_record`` has packed.
+
+    Raises:
+      KeyError, TypeError, ValueError: for what it does not make.
+    """
+    if plain is None:
+        return None
+    position = Position(**unpack(plain, arrays))
+    ended = [
+        EndedScale(as_tuples(shape), steps, Choice(*choice))
+        for shape, steps, choice in position.ended
+    ]
+    last = position.last_choice
+    return position._replace(
+        ended=tuple(ended),
+        choice=Choice(*position.choice),
+        last_choice=None if last is None else Choice(*last),
+    )
+
+
+@contextmanager
+def foreign_is_input_error(saved: checkpoint.Saved) -> Iterator[None]:
+    """Make errors of the input of those that a record of another form meets."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{saved.path} is of another run: {error}") from None
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise InputError(
+            f"{saved.path} was not written by this program ({reason}): begin anew"
+        ) from None
+
+
+def saving_times(every: int | None) -> Callable[[int], bool]:
+    """A function that says whether to save after so many steps; without a number by the clock."""
+    last = time.monotonic()
+
+    def is_due(step: int) -> bool:
+        nonlocal last
+        if every is not None:
+            return step % every == 0
+        due = time.monotonic() > last + EVERY_SECONDS
+        last = time.monotonic() if due else last
+        return due
+
+    return is_due
+
+
+def absolute(path: Path) -> Path:
+    """A path that holds in any folder; ``-`` is no file."""
+    return path if str(path) == "-" else Path(os.path.abspath(path))

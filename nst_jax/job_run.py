@@ -1,0 +1,219 @@
+"""The optimisation of a job, with all that is done between its steps.
+
+Pictures and files meet the core only here.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nst_jax import checkpoint, report
+from nst_jax.allocator import keep_to_place
+from nst_jax.checkpoint_records import saving_times
+from nst_jax.choices import Choice, choice_in_words
+from nst_jax.images import resize_to, save_image, to_uint8
+from nst_jax.inputs import as_picture, initial_image
+from nst_jax.job_checkpoint import Save, Standing, restore_job
+from nst_jax.job_plan import explained, is_out_of_memory, make_smaller_plan
+from nst_jax.job_records import Job
+from nst_jax.loop import Progress
+from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.plan_words import Plan
+from nst_jax.progress import progress_display
+from nst_jax.scale_state import RECOVERIES
+from nst_jax.transfer import Result, stylize
+from nst_jax.weights import Weights
+
+
+class Ended(NamedTuple):
+    """What ``optimise`` returns.
+
+    Attributes:
+      result: of ``transfer.stylize``.
+      plan: how it was computed in the end, or None on several devices.
+      frames: the animation's, where there is to be one.
+    """
+
+    result: Result
+    plan: Plan | None
+    frames: list[np.ndarray]
+
+
+def optimise(
+    job: Job,
+    weights: Weights,
+    *,
+    run: RunOptions,
+    watch: WatchOptions,
+    standing: Standing,
+    steps: int,
+    save: Save | None,
+    asked: Callable[[], int | None],
+) -> Ended:
+    """Run the optimisation; where the memory does not suffice, in the plan's next smaller way.
+
+    Args:
+      job, weights, run, watch: what to do.
+      standing: where to begin.
+      steps: over all scales.
+      save: writes checkpoints, if any.
+      asked: gives the signal that asked to stop, or None.
+
+    Raises:
+      InputError: where the memory does not suffice in any way.
+    """
+    if save and standing.position is None:
+        save(standing.plan, None, [])
+    while True:
+        try:
+            return _optimise(job, weights, run, watch, standing, steps, save, asked)
+        except jax.errors.JaxRuntimeError as error:
+            size = {"width": job.content.shape[1], "height": job.content.shape[0]}
+            if standing.plan is None or not is_out_of_memory(error):
+                raise explained(error, **size) from None
+        standing = _smaller(job, weights, standing, watch=watch)
+
+
+def _smaller(job: Job, weights: Weights, standing: Standing, *, watch: WatchOptions) -> Standing:
+    """How to go on after the memory did not suffice.
+
+    Raises:
+      InputError: where there is no smaller way.
+    """
+    assert standing.plan is not None
+    plan = make_smaller_plan(job, weights, than=standing.plan)
+    standing = Standing(plan, None, [])
+    if watch.checkpoint is not None and checkpoint.checkpoints(watch.checkpoint):
+        _, _, _, saved = restore_job(checkpoint.load(watch.checkpoint), watch.checkpoint)
+        if saved.position is not None and _fits(saved.position.choice, plan.choice):
+            position = saved.position._replace(choice=plan.choice, last_choice=plan.choice)
+            standing = standing._replace(position=position, frames=saved.frames)
+    where = "from the beginning"
+    if standing.position is not None:
+        where = f"from step {standing.position.step}"
+    words = choice_in_words(plan.choice)
+    print(f"nst-jax: out of memory, going on {where}, {words}", file=sys.stderr)
+    return standing
+
+
+def _fits(first: Choice, second: Choice) -> bool:
+    """Whether the state of the one way is one of the other, too."""
+    fields = ("memory_size", "memory_dtype")
+    return all(getattr(first, name) == getattr(second, name) for name in fields)
+
+
+def _optimise(
+    job: Job,
+    weights: Weights,
+    run: RunOptions,
+    watch: WatchOptions,
+    standing: Standing,
+    steps: int,
+    save: Save | None,
+    asked: Callable[[], int | None],
+) -> Ended:
+    """One try, with progress, previews and checkpoints."""
+    key = jax.random.key(run.seed)
+    plan, frames = standing.plan, list(standing.frames)
+    scratch = plan.needs.scratch if plan and jax.default_backend() == "cpu" else 0
+    watchers: list[tuple[int, Callable[[Progress], None]]] = []
+    if watch.save_every is not None:
+        watchers.append((watch.save_every, preview_writer(job)))
+    if watch.animation is not None:
+        # Where later frames get colours or parts of the content, the bare start would be a flash.
+        plain = job.config.color == "none" and "keep" not in job.controls
+        if plain and standing.position is None:
+            frames.append(to_uint8(first_picture(job, weights, key=key)))
+        # About 40 frames, at steps that meet those of the previews.
+        wanted = max(1, steps // 40)
+        if watch.save_every is not None:
+            wanted = smallest_divisor(watch.save_every, at_least=wanted)
+        watchers.append(
+            (wanted, lambda progress: frames.append(to_uint8(full_size(progress, job))))
+        )
+    is_due = saving_times(watch.checkpoint_every)
+    multiples = [each for each, _ in watchers]
+    if save and watch.checkpoint_every is not None:
+        multiples.append(watch.checkpoint_every)
+    told = 0 if standing.position is None else standing.position.recoveries
+
+    with progress_display(steps) as show:
+
+        def callback(progress: Progress) -> bool:
+            nonlocal told
+            show(progress)
+            if progress.recoveries > told:
+                told = progress.recoveries
+                print(f"nst-jax: {recovery_words(progress)}", file=sys.stderr)
+            for each, watcher in watchers:
+                if progress.step % each == 0:
+                    watcher(progress)
+            if scratch and progress.scale == progress.scales:
+                keep_to_place(scratch)
+            stop = asked() is not None
+            # At the end, too: outputs that cannot be written then are by ``resume``.
+            if save and (is_due(progress.step) or stop or progress.step == progress.steps):
+                assert progress.position is not None
+                save(plan, progress.position(), frames)
+            return not stop
+
+        result = stylize(
+            weights.variables,
+            job.content,
+            job.styles,
+            config=job.config,
+            key=key,
+            init=job.init,
+            callback=callback,
+            callback_every=multiples or None,
+            choice=plan and plan.choice,
+            mesh=job.mesh,
+            position=standing.position,
+            **job.controls,
+        )
+        return Ended(jax.block_until_ready(result), plan, frames)
+
+
+def recovery_words(progress: Progress) -> str:
+    """What is told of a run that went back to its best picture."""
+    return (
+        f"the loss or its gradient was not finite at step {progress.step}: going on from the best "
+        f"picture with a fresh optimiser and a smaller step ({progress.recoveries} of {RECOVERIES})"
+    )
+
+
+def first_picture(job: Job, weights: Weights, *, key: jax.Array) -> Any:
+    """What the run starts from."""
+    if job.init is not None:
+        return job.init
+    return initial_image(as_picture(job.content), weights.variables, config=job.config, key=key)
+
+
+def preview_writer(job: Job) -> Callable[[Progress], None]:
+    """A function that writes a numbered preview; one that cannot be written is only told."""
+
+    def write(progress: Progress) -> None:
+        path = report.preview_path(job.output, progress.step)
+        try:
+            save_image(path, full_size(progress, job), alpha=job.alpha)
+        except OSError as error:
+            print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
+
+    return write
+
+
+def full_size(progress: Progress, job: Job) -> np.ndarray:
+    """The current picture, enlarged where the run is at a coarser scale."""
+    return resize_to(np.asarray(progress.image), shape=job.content.shape[:2])
+
+
+def smallest_divisor(number: int, *, at_least: int) -> int:
+    """The smallest divisor of a number that is not under a bound, or the number.
+
+    >>> smallest_divisor(50, at_least=4), smallest_divisor(7, at_least=2)
+    (5, 7)
+    """
+    return next((n for n in range(at_least, number) if number % n == 0), number)

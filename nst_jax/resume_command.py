@@ -1,0 +1,53 @@
+"""The command ``resume``: go on with a run from its newest checkpoint that is whole."""
+
+import sys
+import time
+
+from nst_jax import checkpoint
+from nst_jax.batch_command import resume_batch
+from nst_jax.checkpoint_records import (
+    check_versions,
+    check_weights,
+    foreign_is_input_error,
+    saved_weights,
+)
+from nst_jax.devices import make_deterministic
+from nst_jax.files import check_folder
+from nst_jax.job import execute
+from nst_jax.job_checkpoint import restore_job
+from nst_jax.job_inputs import obtain_weights
+from nst_jax.job_plan import make_mesh_of
+from nst_jax.options import Resume
+
+
+def resume(options: Resume) -> int:
+    """Run ``nst-jax resume``; see ``options.Resume``.
+
+    Returns:
+      The exit code, as of the command that began the run.
+
+    Raises:
+      InputError: where nothing was saved, for checkpoints of another program or network, and as
+        the command that began the run.
+    """
+    started = time.perf_counter()
+    saved = checkpoint.load(options.folder)
+    for words in saved.damaged:
+        print(f"nst-jax: {words}, going on from the one before", file=sys.stderr)
+    check_versions(saved)
+    with foreign_is_input_error(saved):
+        kind = saved.record["kind"]
+    if kind == "batch":
+        return resume_batch(saved, options.folder, weights=options.weights)
+    job, run, watch, standing = restore_job(saved, options.folder)
+    if run.deterministic:
+        make_deterministic()
+    for path in {job.output, watch.animation, watch.plot} - {None}:
+        if str(path) != "-":
+            check_folder(path.parent)
+    job = job._replace(mesh=make_mesh_of(job.settings.get("spread"), config=job.config))
+    weights = obtain_weights(saved_weights(saved, options.weights))
+    check_weights(saved, weights)
+    step = 0 if standing.position is None else standing.position.step
+    print(f"nst-jax: going on from step {step}", file=sys.stderr)
+    return execute(job, run=run, watch=watch, started=started, weights=weights, standing=standing)
