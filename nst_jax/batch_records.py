@@ -114,6 +114,7 @@ def make_records(
                 "status": own.status,
                 "steps": len(own.history.loss),
                 "evaluations": int(own.history.evaluations.sum()),
+                "recoveries": own.recoveries,
                 "final_loss": own.loss,
                 "final_terms": {name: float(values[best]) for name, values in terms.items()},
                 "picture": {"width": loaded.content.shape[1], "height": loaded.content.shape[0]},

@@ -54,9 +54,10 @@ def execute(
     check_pictures(job.content, job.styles, config=job.config, init=job.init)
     if weights is None:
         weights = obtain_weights(run.weights, model=run.model)
-        tell_of_slim(run, weights)
     check_learned(weights.variables, job.config.loss)
     check_precision(job.config)
+    if standing is None:
+        tell_of_slim(run, weights)
     if job.styles:  # a reconstruction has nothing to balance
         tell_of_network(run, weights)
     if job.mesh is not None and divides_rows(job.mesh):

@@ -87,6 +87,7 @@ def make_record(job: Job, weights: Weights, result: Result, *, run: RunOptions) 
         ],
         "steps": len(result.history.loss),
         "evaluations": int(result.history.evaluations.sum()),
+        "recoveries": result.recoveries,
         "final_loss": result.loss,
         "history": report.history_record(result.history),
     }
