@@ -119,6 +119,42 @@ def check_weights(saved: checkpoint.Saved, weights: Weights) -> None:
         )
 
 
+def save_position(folder: str | Path, position: Position) -> None:
+    """Save where a run of ``transfer.stylize`` stands; for runs in Python, whose inputs are theirs.
+
+    The folder keeps the newest two. Call it from a callback with ``progress.position()``.
+
+    Args:
+      folder: is made where it does not exist.
+      position: from ``loop.Progress.position``.
+
+    Raises:
+      OSError: where it cannot be written; those before stay.
+    """
+    folder, arrays = Path(folder), {}
+    folder.mkdir(exist_ok=True)
+    there = checkpoint.checkpoints(folder)
+    digest = checkpoint.inputs_digest(folder) if there else checkpoint.save_inputs(folder, {})
+    record = {"kind": "position", "versions": report.versions()}
+    record |= {"position": position_record(position, arrays)}
+    checkpoint.save(folder, record, arrays, inputs=digest)
+
+
+def load_position(folder: str | Path) -> Position:
+    """The newest position in a folder that is whole, for ``transfer.stylize``.
+
+    Raises:
+      InputError: where there is none, or it was saved with other versions.
+    """
+    saved = checkpoint.load(Path(folder))
+    check_versions(saved)
+    with foreign_is_input_error(saved):
+        position = restore_position(saved.record["position"], saved.arrays)
+    if position is None:
+        raise InputError(f"{saved.path} was saved before the first step: begin anew")
+    return position
+
+
 def position_record(position: Position | None, arrays: dict[str, np.ndarray]) -> Any:
     """A position as plain data; its arrays are added to ``arrays``."""
     if position is None:
@@ -161,19 +197,25 @@ def foreign_is_input_error(saved: checkpoint.Saved) -> Iterator[None]:
         ) from None
 
 
-def saving_times(every: int | None) -> Callable[[int], bool]:
-    """A function that says whether to save after so many steps; without a number by the clock."""
-    last = time.monotonic()
+def saving_times(every: int | None) -> Callable[..., None]:
+    """A function ``(save, *, step, last)`` that calls ``save`` when it is time, and at the last.
 
-    def is_due(step: int) -> bool:
-        nonlocal last
-        if every is not None:
-            return step % every == 0
-        due = time.monotonic() > last + EVERY_SECONDS
-        last = time.monotonic() if due else last
-        return due
+    Args:
+      every: at every so many steps; None by the clock, so that saving takes a twentieth of the time
+        at most.
+    """
+    ended, took = time.monotonic(), 0.0
 
-    return is_due
+    def keep(save: Callable[[], Any], *, step: int, last: bool) -> None:
+        nonlocal ended, took
+        now = time.monotonic()
+        by_clock = every is None and now > ended + max(EVERY_SECONDS, 20 * took)
+        if last or by_clock or (every is not None and step % every == 0):
+            save()
+            ended = time.monotonic()
+            took = ended - now
+
+    return keep
 
 
 def absolute(path: Path) -> Path:

@@ -5,6 +5,7 @@ Pictures and files meet the core only here.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -134,7 +135,7 @@ def _optimise(
         watchers.append(
             (wanted, lambda progress: frames.append(to_uint8(full_size(progress, job))))
         )
-    is_due = saving_times(watch.checkpoint_every)
+    keep = saving_times(watch.checkpoint_every)
     multiples = [each for each, _ in watchers]
     if save and watch.checkpoint_every is not None:
         multiples.append(watch.checkpoint_every)
@@ -154,10 +155,11 @@ def _optimise(
             if scratch and progress.scale == progress.scales:
                 keep_to_place(scratch)
             stop = asked() is not None
-            # At the end, too: outputs that cannot be written then are by ``resume``.
-            if save and (is_due(progress.step) or stop or progress.step == progress.steps):
-                assert progress.position is not None
-                save(plan, progress.position(), frames)
+            if save and progress.position:
+                # At the end, too: outputs that cannot be written then are by ``resume``.
+                last = stop or progress.step == progress.steps
+                write = partial(_save, save, plan, progress.position, frames)
+                keep(write, step=progress.step, last=last)
             return not stop
 
         result = stylize(
@@ -175,6 +177,12 @@ def _optimise(
             **job.controls,
         )
         return Ended(jax.block_until_ready(result), plan, frames)
+
+
+def _save(
+    save: Save, plan: Plan | None, position: Callable[[], Any], frames: list[np.ndarray]
+) -> None:
+    save(plan, position(), frames)
 
 
 def recovery_words(progress: Progress) -> str:

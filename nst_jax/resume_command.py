@@ -12,6 +12,7 @@ from nst_jax.checkpoint_records import (
     saved_weights,
 )
 from nst_jax.devices import make_deterministic
+from nst_jax.errors import InputError
 from nst_jax.files import check_folder
 from nst_jax.job import execute
 from nst_jax.job_checkpoint import restore_job
@@ -39,6 +40,8 @@ def resume(options: Resume) -> int:
         kind = saved.record["kind"]
     if kind == "batch":
         return resume_batch(saved, options.folder, weights=options.weights)
+    if kind != "picture":
+        raise InputError(f"{options.folder} is of a run in Python: go on there by load_position")
     job, run, watch, standing = restore_job(saved, options.folder)
     if run.deterministic:
         make_deterministic()
