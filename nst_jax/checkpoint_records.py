@@ -68,6 +68,7 @@ def common_record(weights: Weights) -> dict[str, Any]:
     path = str(absolute(Path(info.path)))
     return {
         "versions": report.versions(),
+        "device": report.device(),
         "weights": {"name": info.name, "sha256": info.sha256, "path": path},
     }
 
@@ -88,6 +89,29 @@ def check_versions(saved: checkpoint.Saved) -> None:
     if other:
         raise InputError(
             f"{saved.path} was saved with {', '.join(other)}: go on with those, or begin anew"
+        )
+
+
+def check_devices(saved: checkpoint.Saved, *, divided: bool) -> None:
+    """Say where the devices are others than those that a checkpoint is of.
+
+    Args:
+      saved: the checkpoint.
+      divided: whether they share a picture.
+
+    Raises:
+      InputError: where another number of devices would have to share it.
+    """
+    with foreign_is_input_error(saved):
+        there, here = saved.record["device"], report.device()
+        before = f"{there['count']} x {there['kind']}"
+    now = f"{here['count']} x {here['kind']}"
+    if divided and there["count"] != here["count"]:
+        raise InputError(f"the run began on {before}, here are {now}: go on with as many")
+    if there != here:
+        print(
+            f"nst-jax: the run began on {before}, here are {now}: the result may differ a little",
+            file=sys.stderr,
         )
 
 

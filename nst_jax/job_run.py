@@ -172,6 +172,7 @@ def _optimise(
             callback=callback,
             callback_every=multiples or None,
             choice=plan and plan.choice,
+            free=plan and plan.free,
             mesh=job.mesh,
             position=standing.position,
             **job.controls,

@@ -6,6 +6,7 @@ import time
 from nst_jax import checkpoint
 from nst_jax.batch_command import resume_batch
 from nst_jax.checkpoint_records import (
+    check_devices,
     check_versions,
     check_weights,
     foreign_is_input_error,
@@ -48,7 +49,9 @@ def resume(options: Resume) -> int:
     for path in {job.output, watch.animation, watch.plot} - {None}:
         if str(path) != "-":
             check_folder(path.parent)
-    job = job._replace(mesh=make_mesh_of(job.settings.get("spread"), config=job.config))
+    spread = job.settings.get("spread")
+    check_devices(saved, divided=spread is not None)
+    job = job._replace(mesh=make_mesh_of(spread, config=job.config))
     weights = obtain_weights(saved_weights(saved, options.weights))
     check_weights(saved, weights)
     step = 0 if standing.position is None else standing.position.step

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,9 +22,13 @@ from nst_jax import (
     job_outputs,
     transfer,
 )
+from nst_jax.checkpoint_records import load_position, save_position
 from nst_jax.cli import main
+from nst_jax.config import Config
+from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.solver import run as solver_run
+from nst_jax.transfer import stylize
 
 ADAM = dict(optimizer="adam", learning_rate=2)
 
@@ -228,6 +233,8 @@ def changed(change):
         (lambda r: r["config"].update(memory_size=5), "does not belong to this run"),
         (lambda r: r.update(kind="batch"), "was not written by this program"),
         (lambda r: r["position"]["map"].update(scale=3), "at scale 3 of a run of 1"),
+        (lambda r: r.update(kind="position"), "kept is of a run in Python: go on there by"),
+        (lambda r: r.pop("device"), "was not written by this program"),
     ],
 )
 def test_other_runs_are_refused(run, desk, change, match):  # noqa: F811
@@ -237,6 +244,39 @@ def test_other_runs_are_refused(run, desk, change, match):  # noqa: F811
     lines = [line for line in err.splitlines() if line.startswith("nst-jax: error: ")]
     assert (code, out) == (2, "") and len(lines) == 1
     assert re.search(match, lines[0]), err
+
+
+def test_other_devices_are_told(run):
+    run([*words(steps=2), "--checkpoint", "kept"])
+    changed(lambda r: r["device"].update(kind="abacus", count=3))
+    code, _, err = run(["resume", "kept"])
+    assert code == 0 and "nst-jax: the run began on 3 x abacus, here are " in err
+    changed(lambda r: r["job"]["map"]["settings"]["map"].update(spread="tiles"))
+    code, _, err = run(["resume", "kept"])
+    assert code == 2 and err.endswith(": go on with as many\n")
+
+
+@pytest.mark.parametrize("spread", ["rows", "tiles"])
+def test_on_several_devices(run, kill, spread):
+    save_image("content.png", smooth_picture(32, 48, seed=1))
+    options = dict(size=48, steps=4, spread=spread, convolution="direct", style_layers="relu1_1")
+    compare(run, kill, words(content_layers="relu2_1", **options), afters=(2,))
+
+
+def test_positions_from_python(variables, tmp_path, content, style):
+    config = Config(steps=6, style_layers=(("relu1_1", 1.0),), content_layers=(("relu2_1", 1.0),))
+    start = partial(stylize, variables, content, [style], config=config)
+
+    def keep(progress):
+        save_position(tmp_path / "kept", progress.position())
+        return progress.step < 4
+
+    start(callback=keep, callback_every=2)
+    position = load_position(tmp_path / "kept")
+    assert position.step == 4 and len(checkpoint.checkpoints(tmp_path / "kept")) == 2
+    np.testing.assert_array_equal(start(position=position).image, start().image)
+    with pytest.raises(InputError, match="nothing was saved"):
+        load_position(tmp_path)
 
 
 def test_weights_elsewhere(run, desk, slim_file, tiny_weights_file):  # noqa: F811
