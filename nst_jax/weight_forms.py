@@ -8,6 +8,7 @@ else in the file left out. Nothing is decided here about channel order or prepro
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -18,10 +19,11 @@ import numpy as np
 
 from nst_jax.errors import InputError
 from nst_jax.mat_file import read_mat
-from nst_jax.stored import Opened, Stored, add, damaged_is_input_error
+from nst_jax.stored import MAX_FILE, MAX_ITEMS, Opened, Stored, add, damaged_is_input_error
 from nst_jax.torch_forms import open_pth, open_safetensors
 
 CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue, of pixels in 0-255
+_MAX_AVERAGE = 3 * 2**20  # numbers in the mean picture, which has 224 x 224 x 3
 
 _KERAS_NAME = re.compile(
     r"(?:^|/)block(\d)_conv(\d)/(?:.+/)?(?:block\d_conv\d_)?(W|b|kernel|bias)(?:_1)?(?::0)?$"
@@ -39,11 +41,14 @@ def find_form(path: Path) -> str:
       "keras", "matconvnet", "torch" or "safetensors".
 
     Raises:
-      InputError: where there is no such file, or it begins like none of these.
+      InputError: where there is no such file, it is far too large, or it begins like none of these.
     """
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder, expected a file of VGG-19 weights: name the file")
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise InputError(f"{path} is no file, expected VGG-19 weights: name their file")
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
@@ -51,6 +56,11 @@ def find_form(path: Path) -> str:
             f"cannot read the weights {path} ({error.strerror}): check the path, or run "
             "'nst-jax weights fetch'"
         ) from error
+    if found.st_size > MAX_FILE:  # of which the checksum alone would take minutes
+        raise InputError(
+            f"{path} has {found.st_size / 2**30:.1f} GiB, expected at most {MAX_FILE // 2**30} "
+            "(VGG-19 has 0.6): save the network alone"
+        )
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "keras"
     if head.startswith(b"MATLAB 5"):
@@ -97,19 +107,36 @@ def open_keras(path: Path) -> Iterator[Opened]:
             match = _KERAS_NAME.search(name)
             if match is None:
                 continue
-            if dataset.external or dataset.is_virtual:
-                raise InputError(
-                    f"the data of {name} lies in another file, which is not read: expected one "
-                    "file that holds all weights"
-                )
+            _check_plain(name, dataset)
             block, index, part = match.groups()
             stored = Stored(dataset.shape, str(dataset.dtype), partial(dataset.__getitem__, ()))
             add(arrays, f"conv{block}_{index}/{_PARTS[part]}", stored)
         yield Opened("keras", arrays)
 
 
-def _datasets(group: Any, h5py: Any, prefix: str = "", depth: int = 4) -> Iterator[tuple[str, Any]]:
+def _check_plain(name: str, dataset: Any) -> None:
+    """Refuse data in other files, and filters and chunks, which may unfold to any size."""
+    if dataset.external or dataset.is_virtual:
+        raise InputError(
+            f"the data of {name} lies in another file, which is not read: expected one file that "
+            "holds all weights"
+        )
+    # Checked before reading, which for a filter that is not built in would load a plugin.
+    if dataset.chunks is not None or dataset.id.get_create_plist().get_nfilters():
+        raise InputError(
+            f"{name} is stored in chunks or compressed, which is not read: expected plain arrays "
+            "as Keras saves them; h5repack -l CONTI -f NONE FILE OUTPUT makes them so"
+        )
+
+
+def _datasets(
+    group: Any, h5py: Any, prefix: str = "", depth: int = 4, seen: list[int] | None = None
+) -> Iterator[tuple[str, Any]]:
+    seen = [0] if seen is None else seen
     for name in group:
+        seen[0] += 1
+        if seen[0] > MAX_ITEMS:  # hard links may form cycles, and many of them
+            raise InputError(f"there are more than {MAX_ITEMS} entries: save VGG-19 alone")
         path = f"{prefix}{name}"
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise InputError(
@@ -119,8 +146,8 @@ def _datasets(group: Any, h5py: Any, prefix: str = "", depth: int = 4) -> Iterat
         item = group[name]
         if isinstance(item, h5py.Dataset):
             yield path, item
-        elif isinstance(item, h5py.Group) and depth > 1:  # hard links may form a cycle
-            yield from _datasets(item, h5py, f"{path}/", depth - 1)
+        elif isinstance(item, h5py.Group) and depth > 1:
+            yield from _datasets(item, h5py, f"{path}/", depth - 1, seen)
 
 
 @contextmanager
@@ -155,7 +182,10 @@ def _check_average(average: Stored) -> None:
     if math.prod(average.shape) == 0:
         return
     # A whole picture [224, 224, 3], or one colour in any of the shapes of a vector.
-    mean = average.read().reshape(-1, 3, order="F").mean(0)
+    if math.prod(average.shape) > _MAX_AVERAGE:
+        raise InputError(f"the mean picture has the shape {average.shape}, expected (224, 224, 3)")
+    with np.errstate(all="ignore"):  # of values that are no colours
+        mean = average.read().reshape(-1, 3, order="F").mean(0)
     if not np.allclose(mean, CAFFE_MEAN, atol=0.1):
         raise InputError(
             f"the mean colour is {np.round(mean, 2).tolist()}, expected {list(CAFFE_MEAN)} (red, "
