@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nst_jax.errors import InputError
-from nst_jax.stored import MAX_ITEMS, Stored
+from nst_jax.stored import Stored
 
 _TYPES = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
 _TYPES |= {12: "<i8", 13: "<u8", 16: "u1", 17: "<u2", 18: "<u4"}
@@ -26,6 +26,7 @@ _CELL, _STRUCT, _CHAR = 1, 2, 4
 _CLASSES = {6: "float64", 7: "float32", 8: "int8", 9: "uint8", 10: "int16", 11: "uint16"}
 _CLASSES |= {12: "int32", 13: "uint32", 14: "int64", 15: "uint64"}
 _MAX_BYTES = 2**30  # of the file, and of its variables decompressed; all of VGG-19 is 575 MB
+_MAX_ITEMS = 100_000  # fields, cells and variables; MatConvNet has some thousand
 _MAX_DEPTH = 20  # of cells and structs within each other; MatConvNet has 4
 _MAX_AXES = 32
 _MAX_TEXT = 2**16  # characters, and bytes of the names of a struct's fields
@@ -81,8 +82,8 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _counter() -> Iterator[int]:
     """Count variables, fields and cells, up to far more than an honest file has."""
-    yield from range(MAX_ITEMS)
-    raise InputError(f"there are more than {MAX_ITEMS} fields and cells: save the network alone")
+    yield from range(_MAX_ITEMS)
+    raise InputError(f"there are more than {_MAX_ITEMS} fields and cells: save the network alone")
 
 
 def _name(element: memoryview) -> str:
