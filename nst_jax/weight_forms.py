@@ -11,15 +11,14 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from nst_jax.errors import InputError
+from nst_jax.hdf5_file import datasets, stored
 from nst_jax.mat_file import read_mat
-from nst_jax.stored import MAX_FILE, MAX_ITEMS, Opened, Stored, add, damaged_is_input_error
+from nst_jax.stored import MAX_FILE, Opened, Stored, add, damaged_is_input_error
 from nst_jax.torch_forms import open_pth, open_safetensors
 
 CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue, of pixels in 0-255
@@ -103,51 +102,11 @@ def open_keras(path: Path) -> Iterator[Opened]:
 
     with damaged_is_input_error(path, "Keras .h5"), h5py.File(path, "r") as file:
         arrays: dict[str, Stored] = {}
-        for name, dataset in _datasets(file, h5py):
-            match = _KERAS_NAME.search(name)
-            if match is None:
-                continue
-            _check_plain(name, dataset)
-            block, index, part = match.groups()
-            stored = Stored(dataset.shape, str(dataset.dtype), partial(dataset.__getitem__, ()))
-            add(arrays, f"conv{block}_{index}/{_PARTS[part]}", stored)
+        for name, dataset in datasets(file):
+            if match := _KERAS_NAME.search(name):
+                block, index, part = match.groups()
+                add(arrays, f"conv{block}_{index}/{_PARTS[part]}", stored(name, dataset))
         yield Opened("keras", arrays)
-
-
-def _check_plain(name: str, dataset: Any) -> None:
-    """Refuse data in other files, and filters and chunks, which may unfold to any size."""
-    if dataset.external or dataset.is_virtual:
-        raise InputError(
-            f"the data of {name} lies in another file, which is not read: expected one file that "
-            "holds all weights"
-        )
-    # Checked before reading, which for a filter that is not built in would load a plugin.
-    if dataset.chunks is not None or dataset.id.get_create_plist().get_nfilters():
-        raise InputError(
-            f"{name} is stored in chunks or compressed, which is not read: expected plain arrays "
-            "as Keras saves them; h5repack -l CONTI -f NONE FILE OUTPUT makes them so"
-        )
-
-
-def _datasets(
-    group: Any, h5py: Any, prefix: str = "", depth: int = 4, seen: list[int] | None = None
-) -> Iterator[tuple[str, Any]]:
-    seen = [0] if seen is None else seen
-    for name in group:
-        seen[0] += 1
-        if seen[0] > MAX_ITEMS:  # hard links may form cycles, and many of them
-            raise InputError(f"there are more than {MAX_ITEMS} entries: save VGG-19 alone")
-        path = f"{prefix}{name}"
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise InputError(
-                f"{path} is a link to another place or file, which is not followed: expected one "
-                "file that holds all weights"
-            )
-        item = group[name]
-        if isinstance(item, h5py.Dataset):
-            yield path, item
-        elif isinstance(item, h5py.Group) and depth > 1:
-            yield from _datasets(item, h5py, f"{path}/", depth - 1, seen)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ LEVELS = [
     {
         "stored",
         "download",
+        "hdf5_file",
         "torch_pickle",
         "torch_file",
         "torch_forms",
