@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TIMEOUT = (10, 60)  # seconds to connect, and between two packets
-STALL = 90  # seconds until a connection has to begin with its answer, or to give _PIECE bytes
+STALL = 90  # seconds until a connection has to begin with its answer, or to give _PIECE bytes more
 WAITS = (1, 4, 10)  # seconds before each further attempt
 LONGEST_WAIT = 120  # seconds that a server may ask to be left alone
-_PIECE = 2**16  # bytes
+_PIECE = 2**18  # bytes
 _PROGRESS = 2**20  # bytes beyond all earlier attempts, after which they are forgotten
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # statuses that may pass
 
