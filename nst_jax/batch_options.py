@@ -46,6 +46,7 @@ class Batch:
       batch_size: How many pictures to compute at once, at most: auto for as many as fit into the
         memory and are of use. On CPUs each has a core at least.
       size: Longer side of the results in pixels; may enlarge.
+      bit_depth: Bits a channel of the results.
       styles: The styles.
       run: Settings and weights.
       processes: Several processes.
@@ -57,6 +58,7 @@ class Batch:
     grid: Annotated[bool, FlagCreatePairsOff] = False
     batch_size: int | Literal["auto"] = "auto"
     size: int = 512
+    bit_depth: Literal[8, 16] = 8
     styles: OmitArgPrefixes[StyleOptions]
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     processes: OmitArgPrefixes[ProcessOptions] = ProcessOptions()

@@ -6,6 +6,7 @@ Pictures and files meet the core only here.
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ from nst_jax.problem import check_precision
 from nst_jax.progress import planning_display, progress_display
 from nst_jax.rows import check_rows, divides_rows
 from nst_jax.scales import make_scales
+from nst_jax.standard_streams import STANDARD
 from nst_jax.transfer import Result, stylize
 from nst_jax.weights import Weights
 
@@ -55,7 +57,7 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     Raises:
       InputError: before anything is written; for outputs that cannot be written, at the end.
     """
-    check_output(job.output, alpha=job.alpha is not None)
+    check_output(job.output, alpha=job.alpha is not None, **asdict(job.picture))
     check_pictures(job.content, job.styles, config=job.config, init=job.init)
     weights = obtain_weights(run.weights, model=run.model)
     check_learned(weights.variables, job.config.loss)
@@ -106,13 +108,15 @@ def execute(job: Job, *, run: RunOptions, watch: WatchOptions, started: float) -
     try:
         write_pictures(record, result.image, job=job, watch=watch, frames=frames)
         record["timing"]["total_s"] = time.perf_counter() - started
-        report.write_json(json_path(job.output), record)
+        if job.output != STANDARD:
+            report.write_json(json_path(job.output), record)
     except OSError as error:
         raise not_written(error, job.output) from None
     if result.status != "done":
         told = closing_words(result, averaging=job.config.averaging)
         print(f"nst-jax: {told}", file=sys.stderr)
-    print(job.output)
+    if job.output != STANDARD:
+        print(job.output)
     return EXIT_CODES[result.status]
 
 
@@ -193,7 +197,7 @@ def preview_writer(job: Job) -> Callable[[Progress], None]:
     def write(progress: Progress) -> None:
         path = report.preview_path(job.output, progress.step)
         try:
-            save_image(path, full_size(progress, job), alpha=job.alpha)
+            save_image(path, full_size(progress, job), alpha=job.alpha, **asdict(job.picture))
         except OSError as error:
             print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
 

@@ -13,7 +13,7 @@ from nst_jax.choices import choice_in_words
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image, to_uint8
-from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.options import PictureOptions, RunOptions, WatchOptions
 from nst_jax.transfer import Result
 from nst_jax.weights import Weights
 
@@ -33,6 +33,7 @@ class Job(NamedTuple):
       init: the initial picture where it is a file's.
       settings: what the record says of the command's options.
       mesh: devices that divide the picture, or None.
+      picture: how the result is written.
     """
 
     output: Path
@@ -44,6 +45,7 @@ class Job(NamedTuple):
     init: np.ndarray | None
     settings: dict[str, Any]
     mesh: Mesh | None = None
+    picture: PictureOptions = PictureOptions()
 
 
 def not_written(error: OSError, output: Path) -> InputError:
@@ -70,7 +72,7 @@ def write_pictures(
         "Software": f"nst_jax {record['versions']['nst_jax']}",
         "nst_jax": json.dumps(report.as_json(brief)),
     }
-    save_image(job.output, image, alpha=job.alpha, metadata=metadata)
+    save_image(job.output, image, alpha=job.alpha, metadata=metadata, **asdict(job.picture))
     if watch.animation is not None:
         report.write_animation(watch.animation, [*frames, to_uint8(image)])
     if watch.plot is not None:

@@ -15,7 +15,7 @@ PACKAGE = Path(nst_jax.__file__).parent
 # Each module may import those on its level or below; the core (up to batch) knows no files.
 LEVELS = [
     {"errors"},
-    {"layers", "files", "interrupt", "allocator"},
+    {"layers", "files", "interrupt", "allocator", "standard_streams"},
     {"layer_factors", "types", "pairing"},
     {"loss_factors", "loss_config"},
     {"config_checks"},
@@ -53,6 +53,8 @@ LEVELS = [
     {"fetch"},
     {"weights", "verify"},
     {"normalize"},
+    {"picture_samples", "color_profiles", "picture_decoding", "picture_depth", "picture_files"}
+    | {"picture_encoding", "picture_output"},
     {"images", "report", "progress", "compilation_cache", "region_plan", "manifest"}
     | {"distributed", "devices"},
     {"mask_files", "contact_sheet", "batch_inputs"},
