@@ -81,6 +81,9 @@ def _plain(values: np.ndarray, space: str) -> np.ndarray:
 
 
 def _converted(values: np.ndarray, profile: bytes, space: str) -> np.ndarray:
+    if space == "grey" and values.dtype == np.uint8:
+        levels = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)
+        return _converted_8_bit(levels, profile, space)[0][values[..., 0]]
     convert = _converted_8_bit if values.dtype == np.uint8 else _converted_floats
     rows = max(1, _STRIP // values[0].size)
     strips = [values[start : start + rows] for start in range(0, len(values), rows)]
@@ -103,7 +106,10 @@ def _from_bytes(values: np.ndarray, mode: str) -> Image.Image:
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     target = ImageCms.ImageCmsProfile(io.BytesIO(srgb_profile()))
-    return ImageCms.buildTransform(source, target, mode, "RGB", _INTENT, _FLAGS)
+    # LittleCMS's short cuts are exact to a 255th for matrices, but not for tables and dark greys.
+    matrix = mode == "RGB" and b"A2B0" not in profile[:2048]
+    flags = _FLAGS if matrix else _FLAGS | ImageCms.Flags.NOOPTIMIZE
+    return ImageCms.buildTransform(source, target, mode, "RGB", _INTENT, flags)
 
 
 def _converted_floats(values: np.ndarray, profile: bytes, space: str) -> np.ndarray:

@@ -17,7 +17,6 @@ from PIL.PngImagePlugin import PngImageFile
 
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
-from nst_jax.picture_encoding import read_texts
 
 NAME = "manifest.jsonl"
 _PART = re.compile(r"manifest-\d+-of-\d+\.jsonl")
@@ -92,21 +91,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def picture_record(path: Path) -> dict[str, Any] | None:
-    """The record in a picture that this program has written; its pixels are not decoded.
-
-    It is the text "nst_jax" of ``images.save_image``, in any of its formats.
+    """The record in a PNG's text "nst_jax", see ``images.save_image``; its pixels are not decoded.
 
     Returns:
-      The record; None where there is none, or the file is missing or no picture, or a PNG is
-      damaged or cut off, of which alone the pixels have a checksum.
+      The record; None where there is none, or the file is missing, damaged, cut off or no PNG.
     """
     try:
-        text = read_texts(path)["nst_jax"]
-        with open(path, "rb") as file:
-            is_png = file.read(8) == b"\x89PNG\r\n\x1a\n"
-        if is_png:
-            with PngImageFile(path) as image:  # not Image.open, which warns of large pictures
-                image.verify()  # the checksums of all chunks up to the last
+        with PngImageFile(path) as image:  # not Image.open, which warns of large pictures
+            text = image.info["nst_jax"]
+            image.verify()  # the checksums of all chunks up to the last
     except Exception:  # for damaged files Pillow's plugins raise almost anything
         return None
     return _json_object(text)

@@ -52,9 +52,7 @@ def png_samples(data: bytes, *, shape: tuple[int, int], profile: bytes | None) -
     """
     import imagecodecs
 
-    if struct.unpack(">II", data[16:24]) != shape[::-1]:
-        raise ValueError("its header stands there twice")
-    values = imagecodecs.png_decode(data)
+    values = imagecodecs.png_decode(b"".join(_pixel_chunks(data, shape=shape)))
     values = values[..., None] if values.ndim == 2 else values
     if values.shape[:2] != shape:
         raise ValueError("its size is not that of its header")
@@ -64,6 +62,19 @@ def png_samples(data: bytes, *, shape: tuple[int, int], profile: bytes | None) -
     alpha = scaled[..., -1] if channels in (2, 4) else None
     colors = (scaled if deep else values)[..., : 1 if channels < 3 else 3]
     return Samples(colors, "grey" if channels < 3 else "rgb", alpha, profile)
+
+
+def _pixel_chunks(data: bytes, *, shape: tuple[int, int]) -> Iterator[bytes]:
+    """A PNG without all that says nothing of its pixels, of which libpng might complain aloud."""
+    yield data[:8]
+    start = 8
+    while start < len(data):
+        length, name = struct.unpack(">I4s", data[start : start + 8])
+        if name == b"IHDR" and struct.unpack(">II", data[start + 8 : start + 16]) != shape[::-1]:
+            raise ValueError("it has two headers")
+        if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            yield data[start : start + length + 12]
+        start += length + 12
 
 
 class TiffHeader(NamedTuple):
@@ -86,13 +97,17 @@ def is_tiff(head: bytes) -> bool:
 
 
 def is_deep_tiff(image: Image.Image) -> bool:
-    """Whether Pillow has opened a TIFF that it would not give whole: not of at most 8 bits."""
+    """Whether Pillow has opened a TIFF that it would not give whole or right.
+
+    Such are those of more than 8 bits and of floats; of 8 bits it confuses alpha that stands apart.
+    """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     tags = image.tag_v2
     bits, formats = tags.get(258, (1,)), tags.get(339, (1,))
     many = np.atleast_1d(bits).max() > 8
-    return bool(many or set(np.atleast_1d(formats).tolist()) != {1})
+    apart = tags.get(284) == 2 and 338 in tags and tags.get(259, 1) in _COMPRESSIONS
+    return bool(many or apart or set(np.atleast_1d(formats).tolist()) != {1})
 
 
 def is_raw_tiff(image: TiffImagePlugin.TiffImageFile) -> bool:
@@ -132,14 +147,14 @@ def _page(data: bytes) -> Iterator[tuple[Any, int]]:
 
     import tifffile
 
-    with _quiet("tifffile"), tifffile.TiffFile(io.BytesIO(data)) as tiff:
+    with quiet("tifffile"), tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = tiff.pages.first
         _check_kind(page)
         yield page, len(tiff.pages)
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     """Drop what a logger is told by this thread: the error that follows says it."""
     thread = threading.get_ident()
 

@@ -25,6 +25,7 @@ from nst_jax.picture_depth import (
     is_raw_tiff,
     is_tiff,
     png_samples,
+    quiet,
     tiff_header,
     tiff_samples,
 )
@@ -72,7 +73,7 @@ def opened(path: Path) -> Iterator[Opened]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _stream(path) as file:
+            with _stream(path) as file, quiet("PIL.TiffImagePlugin"):
                 yield _identified(file, path=path)
     except InputError:
         raise

@@ -72,7 +72,9 @@ LEVELS = [
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-CORE = set().union(*LEVELS[: LEVEL["batch"] + 1]) - {"files", "interrupt", "allocator", "memory"}
+CORE = set().union(*LEVELS[: LEVEL["batch"] + 1]) - {
+    *("files", "interrupt", "allocator", "memory", "standard_streams")
+}
 
 
 def imports(path):
