@@ -15,7 +15,7 @@ from nst_jax.picture_samples import Samples
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 _SPACES = {b"GRAY": "grey", b"RGB ": "rgb", b"CMYK": "cmyk"}
-_MODES = {"grey": "L", "rgb": "RGB", "cmyk": "CMYK", "lab": "LAB"}
+_MODES = {"grey": "L", "rgb": "RGB", "cmyk": "CMYK"}
 _MADE = (2025, 1, 1, 0, 0, 0)  # a fixed date, so that equal runs write equal files
 _STRIP = 2**22  # samples that are converted at once
 
@@ -38,8 +38,6 @@ def to_srgb(samples: Samples) -> tuple[np.ndarray, str | None]:
       ``[H, W, 3]`` float32 in [0, 1], and a line for the person where the profile cannot be used.
     """
     values, profile, space = samples.values, samples.profile, samples.space
-    if space == "lab":
-        return _converted(values, _lab_profile(), space), None
     if profile is None:
         return _plain(values, space), None
     described = _SPACES.get(profile[16:20])
@@ -115,22 +113,16 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
 def _converted_floats(values: np.ndarray, profile: bytes, space: str) -> np.ndarray:
     import imagecodecs  # only now: few pictures need it
 
-    spaces = {"grey": "gray", "rgb": "rgb", "cmyk": "cmyk", "lab": "lab"}
     values = values[..., 0] if space == "grey" else values
     values = 100 * values if space == "cmyk" else values  # LittleCMS takes ink in per cent
     converted = imagecodecs.cms_transform(
         np.ascontiguousarray(values),
         profile,
         srgb_profile(),
-        colorspace=spaces[space],
+        colorspace="gray" if space == "grey" else space,
         outcolorspace="rgb",
         outdtype="float32",
         intent=int(_INTENT),
         flags=int(_FLAGS),
     )
     return np.clip(np.nan_to_num(converted), 0, 1)
-
-
-@lru_cache
-def _lab_profile() -> bytes:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()

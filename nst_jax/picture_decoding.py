@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+from nst_jax.picture_lab import lab_to_rgb
 from nst_jax.picture_samples import Samples, in_unit_range
 
 
@@ -16,7 +17,8 @@ def pillow_samples(image: Image.Image) -> Samples:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Samples(_deep_grey(image), "grey", profile=profile)
     if image.mode == "LAB":
-        return Samples(np.asarray(image), "lab")
+        lab = np.asarray(image, np.float32) - np.array([0, 128, 128], np.float32)
+        return Samples(lab_to_rgb(lab * np.array([100 / 255, 1, 1], np.float32)), "rgb")
     if image.mode == "CMYK":
         return Samples(np.asarray(image), "cmyk", profile=profile)
     grey = image.mode in ("1", "L", "LA", "La")

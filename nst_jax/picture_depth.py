@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
+from nst_jax.picture_lab import D50, lab_to_rgb
 from nst_jax.picture_samples import Samples, in_unit_range
 
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -99,15 +100,15 @@ def is_tiff(head: bytes) -> bool:
 def is_deep_tiff(image: Image.Image) -> bool:
     """Whether Pillow has opened a TIFF that it would not give whole or right.
 
-    Such are those of more than 8 bits and of floats; of 8 bits it confuses alpha that stands apart.
+    Such are those of more than 8 bits, of floats and of Lab; alpha that stands apart it confuses.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     tags = image.tag_v2
-    bits, formats = tags.get(258, (1,)), tags.get(339, (1,))
-    many = np.atleast_1d(bits).max() > 8
+    many = np.atleast_1d(tags.get(258, 1)).max() > 8
+    formats = set(np.atleast_1d(tags.get(339, 1)).tolist())
     apart = tags.get(284) == 2 and 338 in tags and tags.get(259, 1) in _COMPRESSIONS
-    return bool(many or apart or set(np.atleast_1d(formats).tolist()) != {1})
+    return bool(many or apart or tags.get(262) == _LAB or formats != {1})
 
 
 def is_raw_tiff(image: TiffImagePlugin.TiffImageFile) -> bool:
@@ -188,7 +189,7 @@ def _check_kind(page: Any) -> None:
             f"it has numbers of type {page.dtype}, of a range that is not known: expected 8 or 16 "
             "bits, or floats from 0 to 1"
         )
-    if page.photometric == _LAB and (kind, bits) != ("u", 16):
+    if page.photometric == _LAB and (kind, bits) not in (("u", 8), ("u", 16)):
         raise ValueError("of Lab only 8 and 16 bits are read: save it as RGB")
 
 
@@ -212,9 +213,12 @@ def _check_segments(page: Any, data: bytes) -> None:
 def _tiff_colors(page: Any, values: np.ndarray) -> Samples:
     colors = _COLORS[page.photometric]
     if page.photometric == _LAB:
-        lightness = values[..., :1] * np.float32(100 / 65535)
-        ab = values[..., 1:3].astype(np.uint16).view(np.int16) / np.float32(256)
-        return Samples(np.concatenate([lightness, ab], axis=-1), "lab")
+        lightness = values[..., :1] * np.float32(100 / (2**page.bitspersample - 1))
+        signed = np.dtype(f"i{values.itemsize}")
+        ab = values[..., 1:3].copy().view(signed) / np.float32(2 ** (page.bitspersample - 8))
+        white = page.tags.valueof(318)
+        white = D50 if white is None else (white[0] / white[1], white[2] / white[3])
+        return Samples(lab_to_rgb(np.concatenate([lightness, ab], axis=-1), white=white), "rgb")
     if values.dtype.kind == "f":
         values = in_unit_range(values)
     else:

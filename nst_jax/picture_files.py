@@ -29,11 +29,15 @@ from nst_jax.picture_depth import (
     tiff_header,
     tiff_samples,
 )
+from nst_jax.picture_netpbm import netpbm_header, netpbm_samples
 from nst_jax.picture_samples import Samples, is_turned, upright
 from nst_jax.standard_streams import STANDARD, standard_input
 
-# Pillow's formats but those that it hands to other programs, or reads only a stamp of.
-_LEFT_OUT = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "WMF", "XVTHUMB")
+# Pillow's others it hands to other programs, or reads in part or not as they are meant.
+_READ = (
+    *("AVIF", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000"),
+    *("MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP"),
+)
 # Of whose pictures the first is a choice; an icon's or a layered file's first is the whole.
 _SERIES = ("AVIF", "DCX", "FLI", "GIF", "PNG", "TIFF", "WEBP")
 _RAW = rb"(?s)II\*\0.{4}CR|IIRO|IIRS|IIU\0|FUJIFILMCCD-RAW|.{4}ftypcrx "
@@ -42,6 +46,7 @@ _FOREIGN = (
     (rb"%PDF-", "PDF"),
     (rb"(?i)\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg", "SVG"),
     (rb"(%!PS|\xc5\xd0\xd3\xc6)", "PostScript"),
+    (rb"8BPS", "a PSD of more than 8 bits or of other colours than RGB"),
     (rb"(\xff\x0a|\0\0\0\x0cJXL )", "JPEG XL"),
 )
 
@@ -110,10 +115,14 @@ def _stream(path: Path) -> Iterator[BinaryIO]:
 
 
 def _identified(file: BinaryIO, *, path: Path) -> Opened:
-    head = file.read(16)
+    head = file.read(4096)
     file.seek(0)
     if re.match(_RAW, head):
         raise _unread(path, "a camera's raw format")
+    deep = netpbm_header(head)
+    if deep is not None:
+        _check_pixels(deep.shape[::-1], path=path)
+        return Opened(deep.shape, False, lambda: netpbm_samples(file.read(), deep))
     try:
         image = Image.open(file, formats=_formats())
     except Image.UnidentifiedImageError:
@@ -168,7 +177,7 @@ def _turned(samples: Samples, orientation: int | None) -> Samples:
 @lru_cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in Image.ID if name not in _LEFT_OUT)
+    return tuple(name for name in _READ if name in Image.OPEN)
 
 
 def _check_pixels(size: tuple[int, int], *, path: Path) -> None:

@@ -1,7 +1,6 @@
 """What a picture file holds, before its colours are those of sRGB.
 
-Contract: 8-bit samples stay uint8, all deeper ones are float32 in [0, 1], except those of Lab in
-its own units: L* in [0, 100], a* and b* in [-128, 128).
+Contract: 8-bit samples stay uint8, all deeper ones are float32 in [0, 1].
 """
 
 from typing import Literal, NamedTuple
@@ -27,13 +26,13 @@ class Samples(NamedTuple):
 
     Attributes:
       values: ``[H, W, C]`` uint8 or float32; not multiplied by alpha.
-      space: what the C channels are: grey (1), rgb (3), cmyk (4, 1 is full ink) or lab (3).
+      space: what the C channels are: grey (1), rgb (3) or cmyk (4, full ink is 1).
       alpha: ``[H, W]`` float32 in [0, 1], or None.
       profile: the ICC profile of the values, or None.
     """
 
     values: np.ndarray
-    space: Literal["grey", "rgb", "cmyk", "lab"]
+    space: Literal["grey", "rgb", "cmyk"]
     alpha: np.ndarray | None = None
     profile: bytes | None = None
 

@@ -53,8 +53,10 @@ LEVELS = [
     {"fetch"},
     {"weights", "verify"},
     {"normalize"},
-    {"picture_samples", "color_profiles", "picture_decoding", "picture_depth", "picture_files"}
-    | {"picture_encoding", "picture_output"},
+    {"picture_samples", "picture_lab"},
+    {"picture_netpbm", "picture_decoding", "picture_depth", "color_profiles"},
+    {"picture_files", "picture_encoding"},
+    {"picture_output"},
     {"images", "report", "progress", "compilation_cache", "region_plan", "manifest"}
     | {"distributed", "devices"},
     {"mask_files", "contact_sheet", "batch_inputs"},
