@@ -121,7 +121,8 @@ def _identified(file: BinaryIO, *, path: Path) -> Opened:
         raise _unread(path, "a camera's raw format")
     deep = netpbm_header(head)
     if deep is not None:
-        _check_pixels(deep.shape[::-1], path=path)
+        height, width = deep.shape
+        _check_pixels((width, height), path=path)
         return Opened(deep.shape, False, lambda: netpbm_samples(file.read(), deep))
     try:
         image = Image.open(file, formats=_formats())

@@ -43,7 +43,7 @@ def check_standard_output() -> None:
 
 
 def write_standard_output(data: bytes) -> None:
-    """Write to standard output, without its buffer, which would be flushed again at the exit.
+    """Write to standard output; where that fails nothing is left to be flushed at the exit.
 
     Raises:
       OSError: where it cannot be written, as of a pipe that is closed.
@@ -53,6 +53,6 @@ def write_standard_output(data: bytes) -> None:
         stream.flush()
         stream.buffer.write(data)
         stream.buffer.flush()
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing to flush at exit
-        raise
+        raise OSError(error.errno, error.strerror, "standard output") from None

@@ -185,7 +185,7 @@ class TestStandardOutput:
         with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
             process.stdout.close()
             process.stdin.close()
-            assert process.stderr.read() == b"[Errno 32] Broken pipe\n"
+            assert process.stderr.read() == b"[Errno 32] Broken pipe: 'standard output'\n"
         assert process.returncode == 2
 
     def test_that_is_none_is_told(self, run, monkeypatch):
