@@ -6,14 +6,16 @@ from PIL import Image
 from nst_jax.picture_lab import lab_to_rgb
 from nst_jax.picture_samples import Samples, in_unit_range
 
+_SRGB_GAMMA = 0.45455
+_SRGB_CHROMATICITIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # white first
 
-def pillow_samples(image: Image.Image) -> Samples:
-    """Samples of a loaded, upright picture.
+
+def pillow_samples(image: Image.Image, *, profile: bytes | None) -> Samples:
+    """Samples of a loaded, upright picture with this ICC profile.
 
     Raises:
       ValueError: for numbers of which it is not known what they mean.
     """
-    profile = image.info.get("icc_profile") or None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Samples(_deep_grey(image), "grey", profile=profile)
     if image.mode == "LAB":
@@ -31,6 +33,29 @@ def pillow_samples(image: Image.Image) -> Samples:
     values = rgba[..., :1] if grey else rgba[..., :3]
     alpha = rgba[..., 3] / np.float32(255)
     return Samples(values, "grey" if grey else "rgb", alpha, profile)
+
+
+def profile_of(image: Image.Image) -> bytes | None:
+    """The ICC profile of an image as it was opened, or one made of a PNG's chunks gAMA and cHRM (W3C PNG, 11.3.2).
+
+    A gamma of 1 / 2.2 stands for sRGB's curve, and says nothing new.
+    """
+    if image.info.get("icc_profile"):
+        return image.info["icc_profile"]
+    gamma = image.info.get("gamma")
+    if image.format != "PNG" or "srgb" in image.info or gamma is None:
+        return None
+    if abs(gamma - _SRGB_GAMMA) < 0.001 and "chromaticity" not in image.info:
+        return None
+    import imagecodecs  # only now: few pictures need it
+
+    white_x, white_y, *primaries = image.info.get("chromaticity", _SRGB_CHROMATICITIES)
+    try:
+        return imagecodecs.cms_profile(
+            "rgb", whitepoint=[white_x, white_y], primaries=primaries, gamma=1 / gamma
+        )
+    except Exception:  # of numbers that are none
+        return b"damaged"
 
 
 def _deep_grey(image: Image.Image) -> np.ndarray:

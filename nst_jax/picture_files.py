@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from nst_jax.errors import InputError
-from nst_jax.picture_decoding import pillow_samples
+from nst_jax.picture_decoding import pillow_samples, profile_of
 from nst_jax.picture_depth import (
     is_deep_png,
     is_deep_tiff,
@@ -44,7 +44,7 @@ _RAW = rb"(?s)II\*\0.{4}CR|IIRO|IIRS|IIU\0|FUJIFILMCCD-RAW|.{4}ftypcrx "
 _FOREIGN = (
     (rb"(?s).{4}ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC"),
     (rb"%PDF-", "PDF"),
-    (rb"(?i)\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg", "SVG"),
+    (rb"(?s)\s*<.*<svg|\s*<svg", "SVG"),
     (rb"(%!PS|\xc5\xd0\xd3\xc6)", "PostScript"),
     (rb"8BPS", "a PSD of more than 8 bits or of other colours than RGB"),
     (rb"(\xff\x0a|\0\0\0\x0cJXL )", "JPEG XL"),
@@ -141,13 +141,13 @@ def _identified(file: BinaryIO, *, path: Path) -> Opened:
     orientation = None if _is_swapped(image) else _orientation(image)
 
     def decode() -> Samples:
+        profile = profile_of(image)
         if is_deep_png(image):
             file.seek(0)
-            profile = image.info.get("icc_profile")
             samples = png_samples(file.read(), shape=(height, width), profile=profile)
             return _turned(samples, orientation)
         image.load()
-        return pillow_samples(ImageOps.exif_transpose(image))
+        return pillow_samples(ImageOps.exif_transpose(image), profile=profile)
 
     shape = (width, height) if is_turned(orientation) else (height, width)
     return Opened(shape, _is_series(image), decode)

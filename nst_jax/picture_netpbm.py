@@ -8,7 +8,7 @@ import numpy as np
 
 from nst_jax.picture_samples import Samples, in_unit_range
 
-_BLANK = rb"(?:\s+|#[^\n]*\n)+"  # a comment goes on to its line's end
+_BLANK = rb"(?:\s|#[^\n]*\n)+"  # a comment goes on to its line's end
 _HEAD = re.compile(
     rb"(P6|PF)" + _BLANK + rb"(\d+)" + _BLANK + rb"(\d+)" + _BLANK + rb"([-+.\deE]+)\s"
 )

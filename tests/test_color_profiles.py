@@ -185,6 +185,48 @@ class TestSrgb:
         assert date == (2025, 1, 1, 0, 0, 0)
 
 
+def gamma_chunks(gamma, primaries=None):
+    chunks = chunk(b"gAMA", struct.pack(">I", round(gamma * 1e5)))
+    if primaries is None:
+        return chunks
+    numbers = [round(number * 1e5) for number in (*D65, *primaries)]
+    return chunk(b"cHRM", struct.pack(">8I", *numbers)) + chunks
+
+
+class TestGammaOfPng:
+    def write(self, path, values, chunks):
+        data = imagecodecs.png_encode(values)
+        path.write_bytes(data[:33] + chunks + data[33:])
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+    def test_linear_and_wide(self, tmp_path, dtype):
+        top, atol = np.iinfo(dtype).max, 1.3 / 255 if dtype == np.uint8 else 1e-3
+        values = (RNG.random((20, 30, 3)) * top).astype(dtype)
+        path = tmp_path / "a.png"
+        self.write(path, values, gamma_chunks(1))
+        np.testing.assert_allclose(load_picture(path).rgb, encoded(values / top), atol=atol)
+        self.write(path, values, gamma_chunks(1 / 2.2, P3))
+        np.testing.assert_allclose(load_picture(path).rgb, from_p3(values / top), atol=atol)
+        self.write(path, values[..., 0].copy(), gamma_chunks(1))
+        expected = np.repeat(encoded(values[..., :1] / top), 3, axis=-1)
+        np.testing.assert_allclose(load_picture(path).rgb, expected, atol=atol)
+
+    @pytest.mark.parametrize(
+        "chunks", [gamma_chunks(0.45455), chunk(b"sRGB", b"\0") + gamma_chunks(1)]
+    )
+    def test_that_says_srgb(self, tmp_path, chunks):
+        self.write(tmp_path / "a.png", sample_pixels(), chunks)
+        expected = sample_pixels() / np.float32(255)
+        np.testing.assert_array_equal(load_picture(tmp_path / "a.png").rgb, expected)
+
+    @pytest.mark.parametrize("chunks", [gamma_chunks(0), gamma_chunks(0.5, (0, 0, 0, 0, 0, 0))])
+    def test_that_is_none(self, tmp_path, chunks, capsys):
+        self.write(tmp_path / "a.png", sample_pixels(), chunks)
+        expected = sample_pixels() / np.float32(255)
+        np.testing.assert_array_equal(load_picture(tmp_path / "a.png").rgb, expected)
+        assert "its colour profile is damaged" in capsys.readouterr().err
+
+
 class TestUnusable:
     @pytest.mark.parametrize("what", ["damaged", "empty", "grey", "inks"])
     @pytest.mark.parametrize("deep", [False, True])

@@ -72,6 +72,17 @@ def test_damage_damages_and_repeats():
     assert sum(result == data for result in results) < 5 and len(set(results)) > 80
 
 
+@pytest.mark.parametrize(
+    "data", [b"<!---->" * 500, b"P6" + b" " * 4000 + b"x", b"P6" + b"#\n" * 2000, b"<" * 4000]
+)
+def test_texts_that_take_long_to_match(tmp_path, data):
+    (tmp_path / "a.png").write_bytes(data)
+    started = time.monotonic()
+    with pytest.raises(InputError, match="a.png"):
+        load_picture(tmp_path / "a.png")
+    assert time.monotonic() - started < 2
+
+
 def test_a_chunk_of_text_that_swells_is_not_kept(tmp_path):
     """A PNG's compressed text of 100 MB."""
     from PIL import PngImagePlugin
