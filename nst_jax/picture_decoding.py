@@ -36,20 +36,22 @@ def pillow_samples(image: Image.Image, *, profile: bytes | None) -> Samples:
 
 
 def profile_of(image: Image.Image) -> bytes | None:
-    """The ICC profile of an image as it was opened, or one made of a PNG's chunks gAMA and cHRM (W3C PNG, 11.3.2).
+    """The ICC profile of an image as it was opened, or one of a PNG's chunks gAMA and cHRM.
 
-    A gamma of 1 / 2.2 stands for sRGB's curve, and says nothing new.
+    A gamma of 1 / 2.2 with sRGB's primaries is how sRGB itself is told (W3C PNG, 11.3.2.5).
     """
     if image.info.get("icc_profile"):
         return image.info["icc_profile"]
     gamma = image.info.get("gamma")
     if image.format != "PNG" or "srgb" in image.info or gamma is None:
         return None
-    if abs(gamma - _SRGB_GAMMA) < 0.001 and "chromaticity" not in image.info:
+    chromaticities = image.info.get("chromaticity", _SRGB_CHROMATICITIES)
+    off = np.abs(np.subtract(chromaticities, _SRGB_CHROMATICITIES)).max()
+    if abs(gamma - _SRGB_GAMMA) < 0.001 and off < 0.002:
         return None
     import imagecodecs  # only now: few pictures need it
 
-    white_x, white_y, *primaries = image.info.get("chromaticity", _SRGB_CHROMATICITIES)
+    white_x, white_y, *primaries = chromaticities
     try:
         return imagecodecs.cms_profile(
             "rgb", whitepoint=[white_x, white_y], primaries=primaries, gamma=1 / gamma

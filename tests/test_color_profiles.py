@@ -212,7 +212,12 @@ class TestGammaOfPng:
         np.testing.assert_allclose(load_picture(path).rgb, expected, atol=atol)
 
     @pytest.mark.parametrize(
-        "chunks", [gamma_chunks(0.45455), chunk(b"sRGB", b"\0") + gamma_chunks(1)]
+        "chunks",
+        [
+            gamma_chunks(0.45455),
+            gamma_chunks(0.45455, SRGB),
+            chunk(b"sRGB", b"\0") + gamma_chunks(1),
+        ],
     )
     def test_that_says_srgb(self, tmp_path, chunks):
         self.write(tmp_path / "a.png", sample_pixels(), chunks)
