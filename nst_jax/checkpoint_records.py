@@ -16,6 +16,7 @@ from nst_jax.errors import InputError
 from nst_jax.packing import as_tuples, pack, unpack
 from nst_jax.position import Position
 from nst_jax.scales import EndedScale
+from nst_jax.standard_streams import STANDARD
 from nst_jax.weights import Weights
 
 EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
@@ -244,4 +245,4 @@ def saving_times(every: int | None) -> Callable[..., None]:
 
 def absolute(path: Path) -> Path:
     """A path that holds in any folder; ``-`` is no file."""
-    return path if str(path) == "-" else Path(os.path.abspath(path))
+    return path if path == STANDARD else Path(os.path.abspath(path))

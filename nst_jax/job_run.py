@@ -5,6 +5,7 @@ Pictures and files meet the core only here.
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -207,7 +208,7 @@ def preview_writer(job: Job) -> Callable[[Progress], None]:
     def write(progress: Progress) -> None:
         path = report.preview_path(job.output, progress.step)
         try:
-            save_image(path, full_size(progress, job), alpha=job.alpha)
+            save_image(path, full_size(progress, job), alpha=job.alpha, **asdict(job.picture))
         except OSError as error:
             print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
 

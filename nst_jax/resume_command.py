@@ -20,6 +20,7 @@ from nst_jax.job_checkpoint import restore_job
 from nst_jax.job_inputs import obtain_weights
 from nst_jax.job_plan import make_mesh_of
 from nst_jax.options import Resume
+from nst_jax.standard_streams import STANDARD
 
 
 def resume(options: Resume) -> int:
@@ -47,7 +48,7 @@ def resume(options: Resume) -> int:
     if run.deterministic:
         make_deterministic()
     for path in {job.output, watch.animation, watch.plot} - {None}:
-        if str(path) != "-":
+        if path != STANDARD:
             check_folder(path.parent)
     spread = job.settings.get("spread")
     check_devices(saved, divided=spread is not None)

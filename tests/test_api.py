@@ -15,7 +15,7 @@ PACKAGE = Path(nst_jax.__file__).parent
 # Each module may import those on its level or below; the core (up to batch) knows no files.
 LEVELS = [
     {"errors"},
-    {"layers", "files", "allocator", "packing"},
+    {"layers", "files", "allocator", "packing", "standard_streams"},
     {"interrupt"},
     {"layer_factors", "types", "pairing"},
     {"loss_factors", "loss_config"},
@@ -65,6 +65,10 @@ LEVELS = [
     {"fetch"},
     {"weights", "verify"},
     {"normalize"},
+    {"picture_samples", "picture_lab"},
+    {"picture_netpbm", "picture_decoding", "picture_depth", "color_profiles"},
+    {"picture_files", "picture_encoding"},
+    {"picture_output"},
     {"images", "report", "progress", "compilation_cache", "region_plan", "manifest"}
     | {"distributed", "devices"},
     {"mask_files", "contact_sheet", "batch_inputs", "checkpoint"},
@@ -84,7 +88,9 @@ LEVELS = [
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-CORE = set().union(*LEVELS[: LEVEL["batch"] + 1]) - {"files", "interrupt", "allocator", "memory"}
+CORE = set().union(*LEVELS[: LEVEL["batch"] + 1]) - {
+    *("files", "interrupt", "allocator", "memory", "standard_streams")
+}
 
 
 def imports(path):
