@@ -15,7 +15,7 @@ PACKAGE = Path(nst_jax.__file__).parent
 # Each module may import those on its level or below; the core (up to batch) knows no files.
 LEVELS = [
     {"errors"},
-    {"layers", "files", "allocator", "packing", "standard_streams"},
+    {"layers", "files", "allocator", "standard_streams"},
     {"interrupt"},
     {"layer_factors", "types", "pairing"},
     {"loss_factors", "loss_config"},
@@ -69,7 +69,7 @@ LEVELS = [
     {"picture_netpbm", "picture_decoding", "picture_depth", "color_profiles"},
     {"picture_files", "picture_encoding"},
     {"picture_output"},
-    {"images", "report", "progress", "compilation_cache", "region_plan", "manifest"}
+    {"images", "report", "progress", "compilation_cache", "region_plan", "manifest", "packing"}
     | {"distributed", "devices"},
     {"mask_files", "contact_sheet", "batch_inputs", "checkpoint"},
     {"options"},
