@@ -69,7 +69,8 @@ def stylize_batch(
     Returns:
       A ``Result`` of L pictures: ``image`` is ``[L, H, W, 3]``, ``loss`` ``[L]``, ``status`` a
       tuple, the leaves of ``history`` are ``[steps, L]``, and there is no ``state``. A picture
-      whose loss is not finite stops, repeats its last numbers, and does not change the others;
+      whose loss is not finite does not change the others; it goes on from its best picture when
+      they have ended, as in ``stylize``, and one that diverges for good repeats its last numbers;
       ``lanes.each_result`` takes the result apart.
 
     Raises:

@@ -21,7 +21,7 @@ from nst_jax.batch_inputs import Item, expand, plan, share_of
 from nst_jax.batch_job import KEPT_STYLES, Keeping, run_job
 from nst_jax.batch_options import Batch, ProcessOptions
 from nst_jax.batch_records import BatchJob, leave_out, writing
-from nst_jax.checkpoint import Saved
+from nst_jax.checkpoint import Saved, held
 from nst_jax.checkpoint_records import check_weights
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.devices import make_deterministic, use_cpu_devices
@@ -113,13 +113,13 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        save = None
-        if options.checkpoint is not None:
-            save = batch_saver(options, weights=weights, resumed=resumed is not None)
-        keeping = Keeping(
-            save, options.checkpoint_every, resumed and resumed[1] or Composition((), 0, None)
-        )
-        return make_missing(job, missing, records, failures, alone=me.count == 1, keeping=keeping)
+        with held(options.checkpoint):
+            save = None
+            if options.checkpoint is not None:
+                save = batch_saver(options, weights=weights, resumed=resumed is not None)
+            first = Composition((), 0, None) if resumed is None else resumed[1]
+            keeping, alone = Keeping(save, options.checkpoint_every, first), me.count == 1
+            return make_missing(job, missing, records, failures, alone=alone, keeping=keeping)
     except InputError:  # such as of too little memory
         with suppress(OSError):
             folder.rmdir()  # where nothing was written

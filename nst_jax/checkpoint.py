@@ -11,8 +11,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ INPUTS, ARRAYS, RECORD, MANIFEST = (
     "run.json",
     "manifest.json",
 )
+LOCK = ".lock"
 _NAME = re.compile(r"checkpoint-(\d{8,})")
 _LARGEST_JSON = 2**26  # bytes; those of a run have some thousands
 
@@ -89,6 +90,40 @@ def check_checkpoints(folder: Path | None, every: int | None, *, overwrite: bool
             f"{folder} holds the checkpoints of a run: go on with it by 'nst-jax resume {folder}', "
             "choose another folder, or give --overwrite"
         )
+
+
+@contextmanager
+def held(folder: Path | None) -> Iterator[None]:
+    """Keep other runs out of a folder of checkpoints, which is made where it is missing.
+
+    A run that is killed holds it no more.
+
+    Raises:
+      InputError: where another run has it, or it cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"another run has the checkpoints in {folder}: wait for it, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot write a checkpoint to {folder} ({error.strerror}): choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is held, so that nobody else has it
+            (folder / LOCK).unlink()
+        lock.release()
 
 
 def clear(folder: Path) -> None:

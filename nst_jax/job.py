@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import jax
 
+from nst_jax.checkpoint import held
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.images import check_output
 from nst_jax.inputs import check_pictures
@@ -70,18 +71,17 @@ def execute(
     plan, process = _plan(job, weights, standing=standing), own_memory()
     plan_s = 0.0 if job.mesh is not None else time.perf_counter() - planned
     _tell_of_plan(job, plan, process=process, scales=scales)
-    save = None
-    if watch.checkpoint is not None:
-        save = job_saver(job, run=run, watch=watch, weights=weights, resumed=standing is not None)
-    standing = (standing or Standing(plan, None, []))._replace(plan=plan)
-
-    with stop_on_signals() as asked:
+    with held(watch.checkpoint), stop_on_signals() as asked:
+        save = None
+        if watch.checkpoint is not None:
+            resumed = standing is not None
+            save = job_saver(job, run=run, watch=watch, weights=weights, resumed=resumed)
         ended = optimise(
             job,
             weights,
             run=run,
             watch=watch,
-            standing=standing,
+            standing=standing or Standing(plan, None, []),
             steps=sum(scale.steps for scale in scales),
             save=save,
             asked=asked,
