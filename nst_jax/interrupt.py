@@ -58,7 +58,9 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
             _raise(signum, frame)
         asked = signum
         try:
-            print("nst-jax: stopping at the next report; again ends at once", file=sys.stderr)
+            name = "SIGTERM" if signum == signal.SIGTERM else "Ctrl-C"
+            words = f"nst-jax: stopping at the next report; {name} again ends at once"
+            print(words, file=sys.stderr)
         except RuntimeError:  # amid another line
             pass
 
