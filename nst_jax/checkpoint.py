@@ -2,7 +2,7 @@
 
 Contract: a checkpoint is a folder ``checkpoint-00000003`` with ``arrays.safetensors``,
 ``run.json`` and ``manifest.json``, which has the sha256 of each; beside it is
-``inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is unpickled.
+``checkpoint-inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is unpickled.
 """
 
 import errno
@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nst_jax.errors import InputError
-from nst_jax.files import check_folder
+from nst_jax.files import check_folder, umask
 from nst_jax.manifest import file_digest
 
 FORMAT = 1
 KEPT = 2
 INPUTS, ARRAYS, RECORD, MANIFEST = (
-    "inputs.safetensors",
+    "checkpoint-inputs.safetensors",
     "arrays.safetensors",
     "run.json",
     "manifest.json",
@@ -54,11 +54,17 @@ class Saved(NamedTuple):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; none where there is no such folder."""
+    """The checkpoints in a folder, oldest first; none where there is no such folder.
+
+    Raises:
+      InputError: where the folder cannot be read.
+    """
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
     found = [(int(match[1]), folder / match[0]) for match in map(_NAME.fullmatch, names) if match]
     return [path for _, path in sorted(found)]
 
@@ -138,6 +144,14 @@ def clear(folder: Path) -> None:
     (folder / INPUTS).unlink(missing_ok=True)
 
 
+def remove_damaged(saved: Saved) -> None:
+    """Remove the checkpoints that ``load`` has passed over, so that no sound one goes for them."""
+    with suppress(OSError):
+        for path in checkpoints(saved.path.parent):
+            if path.name > saved.path.name:
+                _remove(path)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed runs have left half-written or half-removed."""
     for name in os.listdir(folder):
@@ -158,6 +172,7 @@ def save_inputs(folder: Path, arrays: Mapping[str, np.ndarray]) -> str:
     try:
         _write_arrays(temporary / INPUTS, arrays)
         digest = file_digest(temporary / INPUTS)
+        (temporary / INPUTS).chmod(0o666 & ~umask())
         _to_disk(temporary / INPUTS)
         os.replace(temporary / INPUTS, folder / INPUTS)
     finally:
@@ -208,12 +223,15 @@ def save(
         (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}), "utf-8")
         for name in (ARRAYS, RECORD, MANIFEST, ""):
             _to_disk(temporary / name)
-        temporary.chmod(0o755)  # mkdtemp's 0700 is for secrets
+        for name in (ARRAYS, RECORD, MANIFEST):
+            (temporary / name).chmod(0o666 & ~umask())
+        temporary.chmod(0o777 & ~umask())  # mkdtemp's 0700 is for secrets
         os.replace(temporary, path)
-        _to_disk(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    with suppress(OSError):  # not every file system can, and the checkpoint is there
+        _to_disk(folder)
     with suppress(OSError):
         for old in before[: 1 - KEPT]:
             _remove(old)

@@ -92,7 +92,13 @@ def execute(
         record["memory"] = {"estimated_bytes": estimated, "peak_bytes": peak_memory()}
         record["timing"] = {"load_s": load_s, "plan_s": plan_s} | ended.result.timing
         write_outputs(
-            record, ended.result.image, job=job, watch=watch, frames=ended.frames, started=started
+            record,
+            ended.result.image,
+            job=job,
+            watch=watch,
+            frames=ended.frames,
+            started=started,
+            kept=ended.kept,
         )
         signal = asked()
     status = ended.result.status
