@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 from nst_jax import checkpoint
 from nst_jax.batch_command import resume_batch
@@ -12,12 +13,15 @@ from nst_jax.checkpoint_records import (
     saved_weights,
 )
 from nst_jax.devices import make_deterministic
-from nst_jax.files import check_folder
+from nst_jax.files import check_folder, remove_leftovers
 from nst_jax.job import execute
 from nst_jax.job_checkpoint import restore_job
-from nst_jax.job_inputs import obtain_weights
+from nst_jax.job_inputs import json_path, obtain_weights
 from nst_jax.job_plan import make_mesh_of
-from nst_jax.options import Resume
+from nst_jax.job_records import Job
+from nst_jax.options import Resume, WatchOptions
+from nst_jax.report import preview_path
+from nst_jax.scales import make_scales
 
 
 def resume(options: Resume) -> int:
@@ -42,12 +46,23 @@ def resume(options: Resume) -> int:
     job, run, watch, standing = restore_job(saved, options.folder)
     if run.deterministic:
         make_deterministic()
-    for path in {job.output, watch.animation, watch.plot} - {None}:
-        if str(path) != "-":
-            check_folder(path.parent)
+    named = [job.output, json_path(job.output), watch.animation, watch.plot]
+    outputs = [path for path in named if path is not None and str(path) != "-"]
+    for folder in {path.parent for path in outputs}:
+        check_folder(folder)
     job = job._replace(mesh=make_mesh_of(job.settings.get("spread"), config=job.config))
     weights = obtain_weights(saved_weights(saved, options.weights))
     check_weights(saved, weights)
+    remove_leftovers([*outputs, *_previews(job, watch)])  # of the run that was killed
     step = 0 if standing.position is None else standing.position.step
     print(f"nst-jax: going on from step {step}", file=sys.stderr)
     return execute(job, run=run, watch=watch, started=started, weights=weights, standing=standing)
+
+
+def _previews(job: Job, watch: WatchOptions) -> list[Path]:
+    """The previews that a job may write."""
+    if watch.save_every is None:
+        return []
+    steps = sum(s.steps for s in make_scales(job.content.shape, config=job.config, mesh=job.mesh))
+    numbers = range(watch.save_every, steps + 1, watch.save_every)
+    return [preview_path(job.output, number) for number in numbers]
