@@ -41,6 +41,7 @@ def resume(options: Resume) -> int:
     check_versions(saved)
     with foreign_is_input_error(saved):
         kind = saved.record["kind"]
+    checkpoint.remove_leftovers(options.folder)
     if kind == "batch":
         return resume_batch(saved, options.folder, weights=options.weights)
     job, run, watch, standing = restore_job(saved, options.folder)

@@ -11,9 +11,9 @@ where the user may not mount one.
 
 import random
 import shutil
+import signal
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -61,20 +61,30 @@ class Options:
     keep: Path | None = None
 
 
-class Row(NamedTuple):
+class Task(NamedTuple):
     """One row of the table.
 
     Attributes:
       fault: in words.
-      counts: how often what came of it.
-      wrong: promises that were not kept.
+      trial: ``(folder, rng)`` to what came of it, in words or of kills a list of such; None where
+        no fault met the run.
+      wanted: how many faults; a list counts as its length less one, which is how it was completed.
       equal: whether the result is compared with that of the uninterrupted run.
     """
 
     fault: str
+    trial: Callable[[Path, random.Random], Any]
+    wanted: int = 1
+    equal: bool = True
+
+
+class Row(NamedTuple):
+    """What came of a task: how many faults there were, how often what, and what was wrong."""
+
+    task: Task
+    faults: int
     counts: Counter[str]
     wrong: list[str]
-    equal: bool = True
 
 
 class Workshop(NamedTuple):
@@ -93,11 +103,12 @@ def main(options: Options) -> int:
         work = Path(name)
         shop = Workshop(work, work / "cache", {}, options)
         for command in COMMANDS:
-            shop.references[command] = _reference(command, shop)
+            shop.references[command] = reference(command, shop)
             print(f"{command}: {shop.references[command].marks.end:.1f} s a run", flush=True)
+        tasks = [task for part in options.only for task in PARTS[part](shop)]
         rows = []
-        for part in options.only:
-            for row in PARTS[part](shop):
+        with ThreadPoolExecutor(options.workers) as pool:
+            for row in pool.map(partial(attempt, shop), tasks):
                 rows.append(row)
                 print(" | ".join(_cells(row)), flush=True)
                 for wrong in row.wrong:
@@ -108,8 +119,9 @@ def main(options: Options) -> int:
     return 1 if any(row.wrong for row in rows) else 0
 
 
-def _reference(command: str, shop: Workshop) -> Reference:
-    """The uninterrupted run, a second one, for which everything is compiled."""
+def reference(command: str, shop: Workshop) -> Reference:
+    """The uninterrupted run: the second one, for which everything is compiled."""
+    folder = shop.work
     for turn in range(2):
         folder = shop.work / f"{command}-{turn}"
         draw_inputs(folder)
@@ -117,148 +129,108 @@ def _reference(command: str, shop: Workshop) -> Reference:
     return Reference(marks, results(folder))
 
 
-def attempts(
-    shop: Workshop, name: str, trial: Callable[..., Any], *, wanted: int
-) -> tuple[list[Any], list[str]]:
-    """Try until so many faults are done; each in a folder and with random numbers of its own.
-
-    Args:
-      trial: ``(folder, rng)`` to what came of it, or None where there was no fault.
-      wanted: how many; a list counts as its length less one.
-
-    Returns:
-      What came of them, and what was wrong.
-    """
-    found: list[Any] = []
-    wrong: list[str] = []
-    lock, done = threading.Lock(), 0
-
-    def one(number: int) -> None:
-        nonlocal done
-        if done >= wanted:
-            return
-        folder = shop.work / f"{name}-{number}"
-        rng = random.Random(f"{shop.options.seed} {name} {number}")
+def attempt(shop: Workshop, task: Task) -> Row:
+    """Do a task; each trial has a folder and random numbers of its own."""
+    row = Row(task, 0, Counter(), [])
+    for number in range(4 * task.wanted):
+        folder = shop.work / f"{task.fault}-{number}"
+        rng = random.Random(f"{shop.options.seed} {folder.name}")
         try:
-            outcome = trial(folder, rng)
+            outcome = task.trial(folder, rng)
         except Unexpected as error:
-            with lock:
-                wrong.append(f"{folder.name}: {error}")
-                done += 1
+            row.wrong.append(f"{folder.name}: {error}")
             if shop.options.keep is not None:
                 shutil.copytree(folder, shop.options.keep / folder.name, dirs_exist_ok=True)
-            return
-        with lock:
-            if outcome:
-                found.append(outcome)
-                done += len(outcome) - 1 if isinstance(outcome, list) else 1
+            outcome = ["failed"]
+        outcomes = outcome if isinstance(outcome, list) else [outcome] if outcome else []
+        row.counts.update(outcomes)
+        met = len(outcomes) - (isinstance(outcome, list) and len(outcomes) > 1)
+        row = row._replace(faults=row.faults + met)
         shutil.rmtree(folder, ignore_errors=True)
-
-    with ThreadPoolExecutor(shop.options.workers) as pool:
-        list(pool.map(one, range(4 * wanted)))
-    if done < wanted:
-        wrong.append(f"only {done} of {wanted} faults met a run")
-    return found, wrong
+        if row.faults >= task.wanted:
+            return row
+    row.wrong.append(f"only {row.faults} of {task.wanted} faults met a run")
+    return row
 
 
-def kills(shop: Workshop) -> Iterator[Row]:
+def kills(shop: Workshop) -> Iterator[Task]:
     """SIGKILL at any moment, of every kind of run."""
     each = -(-shop.options.kills // len(COMMANDS))
-    for name, reference in shop.references.items():
-        trial = partial(_kill, shop, name, reference)
-        found, wrong = attempts(shop, f"kill {name}", trial, wanted=each)
-        moments = Counter(moment for outcome in found for moment in outcome[:-1])
-        ends = Counter(outcome[-1] for outcome in found)
-        moments = Counter({f"at {moment}": count for moment, count in moments.items()})
-        yield Row(f"SIGKILL, {name}", moments + ends, wrong)
+    for name, given in shop.references.items():
+        trial = partial(_kill, name=name, reference=given, cache=shop.cache)
+        yield Task(f"SIGKILL, {name}", trial, each)
 
 
-def _kill(
-    shop: Workshop, name: str, reference: Reference, folder: Path, rng: random.Random
-) -> list[str]:
-    return faults_ends.kill(name, folder, reference, rng, cache=shop.cache)
+def _kill(folder: Path, rng: random.Random, **given: Any) -> list[str]:
+    *moments, end = faults_ends.kill(folder=folder, rng=rng, **given) or [""]
+    return [*(f"at {moment}" for moment in moments), end] if end else []
 
 
-def signals(shop: Workshop) -> Iterator[Row]:
+def signals(shop: Workshop) -> Iterator[Task]:
     """Requests to stop at any moment."""
-    import signal
-
     total, names = shop.options.interrupts, list(COMMANDS)
+    for name in names:
+        trial = partial(_stop, shop=shop, names=[name], number=signal.SIGINT)
+        yield Task(f"SIGINT, {name}", trial, -(-total // len(names)))
     for words, number, twice, wanted in (
-        ("SIGINT", signal.SIGINT, False, total),
         ("SIGTERM", signal.SIGTERM, False, -(-total // 4)),
         ("SIGINT twice", signal.SIGINT, True, -(-total // 6)),
     ):
-
-        def trial(folder: Path, rng: random.Random) -> str | None:
-            name = rng.choice(names)
-            return faults_ends.stop(
-                *(name, folder, shop.references[name], rng),
-                cache=shop.cache,
-                number=number,
-                twice=twice,
-            )
-
-        found, wrong = attempts(shop, words, trial, wanted=wanted)
-        yield Row(words, Counter(found), wrong)
+        trial = partial(_stop, shop=shop, names=names, number=number, twice=twice)
+        yield Task(words, trial, wanted)
 
 
-def computing(shop: Workshop) -> Iterator[Row]:
+def _stop(
+    folder: Path, rng: random.Random, *, shop: Workshop, names: list[str], **given: Any
+) -> str | None:
+    name = rng.choice(names)
+    return faults_ends.stop(name, folder, shop.references[name], rng, cache=shop.cache, **given)
+
+
+def computing(shop: Workshop) -> Iterator[Task]:
     """Numbers that are not finite, and memory that does not suffice."""
     for words, trial in faults_computing.TRIALS.items():
-        given = partial(_without_random, partial(trial, cache=shop.cache))
-        found, wrong = attempts(shop, words, given, wanted=1)
-        yield Row(words, Counter(found), wrong, equal=False)
+        yield Task(words, _plain(partial(trial, cache=shop.cache)), equal=False)
 
 
-def _without_random(trial: Callable[..., Any], folder: Path, rng: random.Random) -> Any:
-    del rng
-    return trial(folder)
-
-
-def files(shop: Workshop) -> Iterator[Row]:
+def files(shop: Workshop) -> Iterator[Task]:
     """Disks and files."""
-    adam, coarse = shop.references["Adam"], shop.references["coarse to fine"]
-    given = {"cache": shop.cache}
-    plain: dict[str, tuple[Callable[..., Any], int, bool]] = {}
+    adam, batch = ({"reference": shop.references[name]} for name in ("Adam", "batch"))
+    coarse = {"reference": shop.references["coarse to fine"]}
+    adam, batch, coarse = ({"cache": shop.cache} | given for given in (adam, batch, coarse))
     for name in faults_files.DAMAGED:
-        damaged = partial(faults_files.newest_damaged, name=name)
-        plain[f"{name} of the newest checkpoint damaged"] = (damaged, 4, True)
-    plain["all checkpoints damaged"] = (faults_files.all_damaged, 1, False)
-    for words, (trial, wanted, equal) in plain.items():
-
-        def any_damage(folder: Path, rng: random.Random) -> str:
-            return trial(folder, adam, rng, **given)
-
-        found, wrong = attempts(shop, words, any_damage, wanted=wanted)
-        yield Row(words, Counter(found), wrong, equal=equal)
-    others: dict[str, tuple[Callable[..., Any], Reference, bool]] = {
-        "resume with other weights": (faults_files.other_weights, adam, False),
-        "resume by another version": (faults_files.other_version, adam, False),
-        "compiled programs cut off": (faults_files.programs_cut, adam, True),
-        "checkpoints removed meanwhile": (faults_files.checkpoints_lost, adam, True),
-    }
-    if faults_files.can_mount(shop.work):
-        full, read_only = faults_files.fill, faults_files.make_read_only
-        disk, batch = faults_files.output_disk, shop.references["batch"]
-        others |= {
-            "disk of the checkpoints full": (faults_files.checkpoints_disk_full, adam, True),
-            "the same, from the start": (faults_files.checkpoints_disk_full_before, adam, False),
-            "disk of previews and output full": (partial(disk, spoil=full), coarse, True),
-            "the same, without checkpoints": (partial(disk, spoil=full, kept=False), coarse, True),
-            "the same, of a batch": (partial(disk, spoil=full, name="batch"), batch, True),
-            "outputs' disk becomes read-only": (partial(disk, spoil=read_only), coarse, True),
-            "outputs' disk is read-only": (faults_files.read_only_before, adam, False),
-        }
-    else:
+        damaged = partial(faults_files.newest_damaged, name=name, **adam)
+        yield Task(f"{name} of the newest checkpoint damaged", damaged, 4)
+    yield Task("all checkpoints damaged", partial(faults_files.all_damaged, **adam), equal=False)
+    for words, trial, equal in (
+        ("resume with other weights", faults_files.other_weights, False),
+        ("resume by another version", faults_files.other_version, False),
+        ("compiled programs in the cache cut off", faults_files.programs_cut, True),
+        ("checkpoints removed amid the run", faults_files.checkpoints_lost, True),
+    ):
+        yield Task(words, _plain(partial(trial, **adam)), equal=equal)
+    if not faults_files.can_mount(shop.work):
         print("full and read-only disks are left out: this user may not mount any")
-    for words, (trial, reference, equal) in others.items():
-        given_trial = partial(trial, reference=reference, **given)
-        found, wrong = attempts(shop, words, partial(_without_random, given_trial), wanted=1)
-        yield Row(words, Counter(found), wrong, equal=equal)
+        return
+    disk, full, read_only = faults_files.output_disk, faults_files.fill, faults_files.make_read_only
+    for words, trial, equal in (
+        ("checkpoints' disk full amid the run", partial(faults_files.disk_full, **adam), True),
+        ("checkpoints' disk full before", partial(faults_files.disk_full_before, **adam), False),
+        ("outputs' disk full amid the run", partial(disk, spoil=full, **coarse), True),
+        ("... without checkpoints", partial(disk, spoil=full, kept=False, **coarse), True),
+        ("... of a batch", partial(disk, spoil=full, name="batch", **batch), True),
+        ("outputs' disk read-only amid the run", partial(disk, spoil=read_only, **coarse), True),
+        ("outputs' disk read-only before", partial(faults_files.read_only_before, **adam), False),
+    ):
+        yield Task(words, _plain(trial), equal=equal)
 
 
-PARTS: dict[str, Callable[[Workshop], Iterator[Row]]] = {
+def _plain(trial: Callable[..., Any]) -> Callable[[Path, random.Random], Any]:
+    """A trial without random numbers."""
+    return lambda folder, rng: trial(folder)
+
+
+PARTS: dict[str, Callable[[Workshop], Iterator[Task]]] = {
     "kills": kills,
     "signals": signals,
     "computing": computing,
@@ -267,17 +239,11 @@ PARTS: dict[str, Callable[[Workshop], Iterator[Row]]] = {
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    """A row of the table as texts; of kills the moments are counted, not the runs."""
-    ends = ("resumed", "anew")
-    moments = row.counts if not any(end in row.counts for end in ends) else None
-    count = sum(row.counts.values())
-    if moments is None:
-        count -= sum(row.counts[end] for end in ends)
-    came = ", ".join(
-        f"{number} {words}" if count > 1 else words for words, number in row.counts.most_common()
-    )
-    equal = "no" if row.wrong else "yes" if row.equal else ""
-    return row.fault, str(count), came or "-", equal or "-"
+    """A row of the table as texts."""
+    came = [f"{count} {words}" for words, count in row.counts.most_common()]
+    came = list(row.counts) if row.counts.total() == 1 else came
+    equal = "no" if row.wrong else "yes" if row.task.equal else "-"
+    return row.task.fault, str(row.faults), ", ".join(came) or "-", equal
 
 
 def put_table(path: Path, rows: list[Row]) -> None:

@@ -94,7 +94,7 @@ def reach_checkpoint(started: Started, number: int) -> None:
         time.sleep(0.0005)
 
 
-def checkpoints_disk_full(folder: Path, reference: Reference, *, cache: Path) -> str:
+def disk_full(folder: Path, reference: Reference, *, cache: Path) -> str:
     """The disk of the checkpoints is full from some step on: the run goes on without."""
     draw_inputs(folder)
     place = folder / FOLDER
@@ -114,7 +114,7 @@ def checkpoints_disk_full(folder: Path, reference: Reference, *, cache: Path) ->
     return "goes on, exit 0"
 
 
-def checkpoints_disk_full_before(folder: Path, reference: Reference, *, cache: Path) -> str:
+def disk_full_before(folder: Path, reference: Reference, *, cache: Path) -> str:
     """There is no room for the first checkpoint: the run does not begin."""
     draw_inputs(folder)
     with small_disk(folder / FOLDER, size=8192):
@@ -185,6 +185,7 @@ def output_disk(
             (folder / "kept").mkdir()
             shutil.move(place, folder / "kept" / "out.png")
             place.parent.rmdir()
+            free(disk)
             same = results(folder)["kept/out.png"] == reference.results["out.png"]
             expect(same, "another picture is kept")
             return "kept in the temporary folder, exit 2"
