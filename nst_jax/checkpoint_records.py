@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nst_jax import checkpoint, report
+from nst_jax.annotations import check_type
 from nst_jax.choices import Choice
 from nst_jax.errors import InputError
 from nst_jax.packing import as_tuples, pack, unpack
@@ -130,7 +131,7 @@ def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | No
     """The position that ``position_record`` has packed.
 
     Raises:
-      KeyError, TypeError, ValueError: for what it does not make.
+      AttributeError, KeyError, TypeError, ValueError: for what it does not make.
     """
     if plain is None:
         return None
@@ -140,11 +141,13 @@ def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | No
         for shape, steps, choice in position.ended
     ]
     last = position.last_choice
-    return position._replace(
+    position = position._replace(
         ended=tuple(ended),
         choice=Choice(*position.choice),
         last_choice=None if last is None else Choice(*last),
     )
+    check_type(position, Position, name="position")
+    return position
 
 
 @contextmanager
