@@ -50,7 +50,7 @@ def expect(condition: Any, words: str) -> None:
         raise Unexpected(words)
 
 
-def _stylize(*words: str, steps: int = 24) -> list[str]:
+def _stylize(*words: str, steps: int = 60) -> list[str]:
     layers = ["--content-layers", "relu2_2", "--style-layers", "relu1_1", "relu2_1"]
     return [
         *("stylize", "content.png", "--style", "style.png", "-o", "out.png", "--size", "48"),
@@ -60,7 +60,7 @@ def _stylize(*words: str, steps: int = 24) -> list[str]:
 
 
 def _batch() -> list[str]:
-    words = _stylize("--batch-size", "2", "--optimizer", "adam", steps=12)
+    words = _stylize("--batch-size", "2", "--optimizer", "adam", steps=24)
     words[0:2] = ["batch", "in"]
     words[words.index("out.png")] = "out"
     return words
@@ -69,12 +69,12 @@ def _batch() -> list[str]:
 COMMANDS = {
     "Adam": _stylize("--optimizer", "adam"),
     "L-BFGS": _stylize(),
-    "L-BFGS with line search": _stylize("--optimizer", "lbfgs-linesearch", steps=12),
+    "L-BFGS with line search": _stylize("--optimizer", "lbfgs-linesearch", steps=30),
     "coarse to fine": _stylize(
-        *("--min-size", "24", "--scale-steps", "8", "--optimizer", "adam", "--averaging", "0.9"),
+        *("--min-size", "24", "--scale-steps", "20", "--optimizer", "adam", "--averaging", "0.9"),
         *("--animation", "out.gif", "--save-every", "16"),
     ),
-    "tiles": _stylize("--tile", "32", steps=12),
+    "tiles": _stylize("--tile", "32", steps=30),
     "batch": _batch(),
 }
 RESUME = ["resume", FOLDER]
