@@ -99,6 +99,7 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
         same_styles=pairing == "all",
         batch_size=options.batch_size,
         manifest=folder / part_name(*me),
+        bit_depth=options.bit_depth,
     )
     # The largest first: a job that does not fit into the memory ends before it begins.
     ordered = sorted(sizes, key=lambda item: (-sizes[item][0] * sizes[item][1], sizes[item]))

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from nst_jax.errors import InputError
 from nst_jax.files import check_free
 from nst_jax.pairing import Pairing, pair
+from nst_jax.standard_streams import STANDARD
 
 PICTURE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif"),
@@ -74,6 +75,8 @@ def expand(arguments: Sequence[Path], *, what: str) -> list[Source]:
 
 
 def _expand_one(path: Path, *, what: str) -> list[Source]:
+    if path == STANDARD:
+        raise InputError(f"- stands for one picture: expected files, folders or lists as {what}")
     if os.path.isdir(path):
         return [Source(file, searched=True) for file in _in_folder(path, what=what)]
     if os.path.exists(path):

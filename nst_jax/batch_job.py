@@ -32,6 +32,7 @@ from nst_jax.lanes import stylize_lanes
 from nst_jax.loop import Progress
 from nst_jax.memory import LoopMemory, free_bytes, own_memory
 from nst_jax.parallel import make_mesh
+from nst_jax.position import Position
 from nst_jax.problem import Problem
 from nst_jax.transfer import Result
 
@@ -114,7 +115,7 @@ def run_job(
                     continue
             yield loaded, problem
 
-    is_due = saving_times(keeping.every)
+    keep = saving_times(keeping.every)
 
     def compute(batch: Sequence[tuple[Loaded, Problem]], *, width: int) -> Result:
         key, jobs = jax.random.key(job.seed), tuple(loaded.job for loaded, _ in batch)
@@ -122,10 +123,14 @@ def run_job(
         def callback(progress: Progress) -> bool:
             show(sum(tally.values()) + len(batch) * progress.step / progress.steps)
             stop = asked() is not None
-            due = is_due(progress.step) or stop or progress.step == progress.steps
-            if keeping.save and progress.position and due:
-                keeping.save(Composition(jobs, width, progress.position()))
+            if keeping.save and progress.position:
+                write = partial(save, progress.position)
+                keep(write, step=progress.step, last=stop or progress.step == progress.steps)
             return not stop
+
+        def save(position: Callable[[], Position]) -> None:
+            assert keeping.save is not None
+            keeping.save(Composition(jobs, width, position()))
 
         first = keeping.first
         result = stylize_lanes(

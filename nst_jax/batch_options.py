@@ -49,6 +49,7 @@ class Batch:
       checkpoint: Keep in this folder where the pictures that are being made stand, so that 'nst-jax
         resume' can go on amid them.
       checkpoint_every: Save at every so many steps; by default about every half minute.
+      bit_depth: Bits a channel of the results.
       styles: The styles.
       run: Settings and weights.
       processes: Several processes.
@@ -62,6 +63,7 @@ class Batch:
     size: int = 512
     checkpoint: Path | None = None
     checkpoint_every: int | None = None
+    bit_depth: Literal[8, 16] = 8
     styles: OmitArgPrefixes[StyleOptions]
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     processes: OmitArgPrefixes[ProcessOptions] = ProcessOptions()

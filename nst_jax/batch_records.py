@@ -36,6 +36,7 @@ class BatchJob(NamedTuple):
       same_styles: whether all pictures have the same styles.
       batch_size: how many pictures to compute at once, at most.
       manifest: the file for the records.
+      bit_depth: bits a channel of the outputs.
     """
 
     config: Config
@@ -50,6 +51,7 @@ class BatchJob(NamedTuple):
     same_styles: bool
     batch_size: int | Literal["auto"]
     manifest: Path
+    bit_depth: int = 8
 
 
 class Loaded(NamedTuple):
@@ -85,6 +87,7 @@ def job_fingerprint(job: BatchJob, item: Item) -> str:
         "style_size": job.style_size,
         "weights": job.weights.info.sha256,
         "version": report.versions()["nst_jax"],
+        "bit_depth": job.bit_depth,
     }
     return fingerprint(report.as_json(facts))
 
@@ -114,12 +117,14 @@ def make_records(
                 "status": own.status,
                 "steps": len(own.history.loss),
                 "evaluations": int(own.history.evaluations.sum()),
+                "recoveries": own.recoveries,
                 "final_loss": own.loss,
                 "final_terms": {name: float(values[best]) for name, values in terms.items()},
                 "picture": {"width": loaded.content.shape[1], "height": loaded.content.shape[0]},
                 "seed": job.seed,
                 "settings": settings_record(job.config)
-                | {"size": job.size, "style_size": job.style_size, "blend": job.blend},
+                | {"size": job.size, "style_size": job.style_size, "blend": job.blend}
+                | {"bit_depth": job.bit_depth},
                 "weights": {"name": job.weights.info.name, "sha256": job.weights.info.sha256},
                 "versions": report.versions(),
                 "device": report.device(),
@@ -153,7 +158,13 @@ def write(job: BatchJob, loaded: Loaded, image: np.ndarray, record: dict[str, An
         "nst_jax": json.dumps(record),
     }
     with writing(loaded.item.output):
-        save_image(loaded.item.output, image, alpha=loaded.alpha, metadata=metadata)
+        save_image(
+            loaded.item.output,
+            image,
+            alpha=loaded.alpha,
+            metadata=metadata,
+            bit_depth=job.bit_depth,
+        )
     with writing(job.manifest):
         append_record(job.manifest, record)
 

@@ -18,9 +18,11 @@ import numpy as np
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write, check_writable
 from nst_jax.normalization import Normalization, parse_normalization, to_entry
+from nst_jax.stored import printable
 from nst_jax.torch_forms import FORMAT
 
 VERSION = "1"
+_MAX_TEXT = 100_000  # characters of an entry of the header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __post_init__(self):
+        _check_text("preprocessing", self.kind)
         mean, std = self.mean, self.std
         if not (len(mean) == len(std) == 3 and np.isfinite(mean + std).all() and min(std) > 0):
             raise InputError(
@@ -53,6 +56,22 @@ class Record:
     attribution: str = ""
     training: str = ""  # of slim weights: how trained, on what, and figures, as JSON
     normalized: Normalization | None = None  # None: activations as trained, or not known
+
+    def __post_init__(self):
+        for key in ("name", *_TEXTS):
+            _check_text(key, getattr(self, key))
+
+
+_TEXTS = ("source", "source_sha256", "source_md5", "licence", "attribution", "training")
+
+
+def _check_text(key: str, text: str) -> None:
+    """Refuse what would not be one line where it is shown, or would command a terminal."""
+    if not text.isprintable() or len(text) > _MAX_TEXT:
+        raise InputError(
+            f"the {key} is {printable(text, 60)!r}, expected one line of printable characters: "
+            "convert the original again"
+        )
 
 
 _ARCHITECTURE = "VGG-19, convolutions only; kernels [height, width, in, out], input RGB"
@@ -119,12 +138,11 @@ def parse_header(header: Mapping[str, str]) -> Record:
             f"the header's preprocessing is wrong ({error!r}), expected a mean and std of three "
             "numbers for RGB in [0, 1]: convert the original again"
         ) from error
-    texts = ("source", "source_sha256", "source_md5", "licence", "attribution", "training")
     return Record(
         name=header.get("name", ""),
         preprocessing=preprocessing,
         normalized=parse_normalization(header),
-        **{key: str(header.get(key, "")) for key in texts},
+        **{key: header.get(key, "") for key in _TEXTS},
     )
 
 

@@ -17,6 +17,7 @@ from nst_jax.errors import InputError
 from nst_jax.packing import as_tuples, pack, unpack
 from nst_jax.position import Position
 from nst_jax.scales import EndedScale
+from nst_jax.standard_streams import STANDARD
 from nst_jax.weights import Weights
 
 EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
@@ -69,6 +70,7 @@ def common_record(weights: Weights) -> dict[str, Any]:
     path = str(absolute(Path(info.path)))
     return {
         "versions": report.versions(),
+        "device": report.device(),
         "weights": {"name": info.name, "sha256": info.sha256, "path": path},
     }
 
@@ -89,6 +91,29 @@ def check_versions(saved: checkpoint.Saved) -> None:
     if other:
         raise InputError(
             f"{saved.path} was saved with {', '.join(other)}: go on with those, or begin anew"
+        )
+
+
+def check_devices(saved: checkpoint.Saved, *, divided: bool) -> None:
+    """Say where the devices are others than those that a checkpoint is of.
+
+    Args:
+      saved: the checkpoint.
+      divided: whether they share a picture.
+
+    Raises:
+      InputError: where another number of devices would have to share it.
+    """
+    with foreign_is_input_error(saved):
+        there, here = saved.record["device"], report.device()
+        before = f"{there['count']} x {there['kind']}"
+    now = f"{here['count']} x {here['kind']}"
+    if divided and there["count"] != here["count"]:
+        raise InputError(f"the run began on {before}, here are {now}: go on with as many")
+    if there != here:
+        print(
+            f"nst-jax: the run began on {before}, here are {now}: the result may differ a little",
+            file=sys.stderr,
         )
 
 
@@ -118,6 +143,42 @@ def check_weights(saved: checkpoint.Saved, weights: Weights) -> None:
             f"the run began with the weights {words}, these are {here.name} ({here.path}, sha256 "
             f"{here.sha256[:12]}): name the former by --weights, or begin anew"
         )
+
+
+def save_position(folder: str | Path, position: Position) -> None:
+    """Save where a run of ``transfer.stylize`` stands; for runs in Python, whose inputs are theirs.
+
+    The folder keeps the newest two. Call it from a callback with ``progress.position()``.
+
+    Args:
+      folder: is made where it does not exist.
+      position: from ``loop.Progress.position``.
+
+    Raises:
+      OSError: where it cannot be written; those before stay.
+    """
+    folder, arrays = Path(folder), {}
+    folder.mkdir(exist_ok=True)
+    there = checkpoint.checkpoints(folder)
+    digest = checkpoint.inputs_digest(folder) if there else checkpoint.save_inputs(folder, {})
+    record = {"kind": "position", "versions": report.versions()}
+    record |= {"position": position_record(position, arrays)}
+    checkpoint.save(folder, record, arrays, inputs=digest)
+
+
+def load_position(folder: str | Path) -> Position:
+    """The newest position in a folder that is whole, for ``transfer.stylize``.
+
+    Raises:
+      InputError: where there is none, or it was saved with other versions.
+    """
+    saved = checkpoint.load(Path(folder))
+    check_versions(saved)
+    with foreign_is_input_error(saved):
+        position = restore_position(saved.record["position"], saved.arrays)
+    if position is None:
+        raise InputError(f"{saved.path} was saved before the first step: begin anew")
+    return position
 
 
 def position_record(position: Position | None, arrays: dict[str, np.ndarray]) -> Any:
@@ -164,21 +225,27 @@ def foreign_is_input_error(saved: checkpoint.Saved) -> Iterator[None]:
         ) from None
 
 
-def saving_times(every: int | None) -> Callable[[int], bool]:
-    """A function that says whether to save after so many steps; without a number by the clock."""
-    last = time.monotonic()
+def saving_times(every: int | None) -> Callable[..., None]:
+    """A function ``(save, *, step, last)`` that calls ``save`` when it is time, and at the last.
 
-    def is_due(step: int) -> bool:
-        nonlocal last
-        if every is not None:
-            return step % every == 0
-        due = time.monotonic() > last + EVERY_SECONDS
-        last = time.monotonic() if due else last
-        return due
+    Args:
+      every: at every so many steps; None by the clock, so that saving takes a twentieth of the time
+        at most.
+    """
+    ended, took = time.monotonic(), 0.0
 
-    return is_due
+    def keep(save: Callable[[], Any], *, step: int, last: bool) -> None:
+        nonlocal ended, took
+        now = time.monotonic()
+        by_clock = every is None and now > ended + max(EVERY_SECONDS, 20 * took)
+        if last or by_clock or (every is not None and step % every == 0):
+            save()
+            ended = time.monotonic()
+            took = ended - now
+
+    return keep
 
 
 def absolute(path: Path) -> Path:
     """A path that holds in any folder; ``-`` is no file."""
-    return path if str(path) == "-" else Path(os.path.abspath(path))
+    return path if path == STANDARD else Path(os.path.abspath(path))

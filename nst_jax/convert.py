@@ -8,6 +8,7 @@ A file's form settles its layout only where the network is not one of those in `
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from nst_jax.errors import InputError
 from nst_jax.layers import CONVS
 from nst_jax.networks import CREDITS, PREPROCESSING, Layout, recognise
 from nst_jax.shapes import check_shapes
-from nst_jax.stored import Opened, Stored
+from nst_jax.stored import MAX_VALUES, Opened, Stored, printable
 from nst_jax.weight_forms import open_weights
 
 
@@ -78,9 +79,9 @@ def convert(path: str | Path, *, preprocessing: str | None = None) -> Converted:
         layout = _settle(found, opened.form, preprocessing)
     licence, attribution = CREDITS.get(network or "", ("unknown", ""))
     record = Record(
-        name=f"vgg19-{network}" if network else path.stem,
+        name=f"vgg19-{network}" if network else printable(path.stem),
         preprocessing=PREPROCESSING[layout.network],
-        source=f"{path.name} ({opened.form})",
+        source=f"{printable(path.name)} ({opened.form})",
         source_sha256=sha256,
         licence=licence,
         attribution=attribution,
@@ -164,6 +165,8 @@ def array_names() -> list[str]:
 def _check_stored(opened: Opened) -> None:
     shapes = {name: stored.shape for name, stored in opened.arrays.items()}
     check_shapes(shapes, slim=opened.form == "canonical")
+    if (total := sum(map(math.prod, shapes.values()))) > MAX_VALUES:  # of any number of channels
+        raise InputError(f"the arrays have {total} numbers, expected at most {MAX_VALUES}")
 
 
 def _read(name: str, stored: Stored) -> np.ndarray:

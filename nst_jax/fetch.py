@@ -1,22 +1,23 @@
 """Download the published weights once, check them and keep them converted in a per-user cache."""
 
-import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from nst_jax.canonical import write_canonical
 from nst_jax.convert import convert, file_digest
+from nst_jax.download import Failed, download
 from nst_jax.errors import InputError
+from nst_jax.files import remove_leftovers
+from nst_jax.stored import MAX_FILE
 
 CACHE_VARIABLE = "NST_JAX_CACHE"
-_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of data
 
 
 class Source(NamedTuple):
@@ -78,9 +79,9 @@ def cache_dir() -> Path:
     """The per-user folder of converted weights, or the one in ``NST_JAX_CACHE``."""
     if folder := os.environ.get(CACHE_VARIABLE):
         return Path(folder).expanduser()
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache("nst_jax"))
+    return Path(platformdirs.user_cache_dir("nst_jax"))
 
 
 def cached_path(source: str, *, cache: Path | None = None) -> Path:
@@ -93,16 +94,19 @@ def fetch(
 ) -> Path:
     """Download, check and convert published weights, unless the cache has them.
 
+    Where another process fetches the same, it is waited for and what it has got is taken.
+
     Args:
       source: a name in `SOURCES`.
       cache: the folder to keep them in; the per-user cache if not given.
-      progress: whether to show a progress bar on standard error.
+      progress: whether to show a progress bar on standard error, and to tell of further attempts.
 
     Returns:
       The canonical file in the cache. A download that fails leaves nothing behind.
 
     Raises:
-      InputError: for an unknown source, or where no address gives the expected file.
+      InputError: for an unknown source, where no address gives the expected file, or where the
+        cache cannot be written.
     """
     if source not in SOURCES:
         raise InputError(f"unknown weights {source!r}: expected one of {', '.join(SOURCES)}")
@@ -112,16 +116,27 @@ def fetch(
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".fetch-", dir=folder))
+        with _alone(target, progress=progress):
+            if not _is_complete(target):  # by now
+                _fetch(SOURCES[source], target, progress=progress)
     except OSError as error:
         raise InputError(
-            f"cannot write to the cache {folder} ({error.strerror}): set {CACHE_VARIABLE} to a "
-            "folder of yours"
+            f"cannot write to the cache {folder} ({error.strerror or error}): make room or get "
+            f"the right to write there, or set {CACHE_VARIABLE} to a folder of yours"
         ) from error
+    return target
+
+
+def _fetch(source: Source, target: Path, *, progress: bool) -> None:
+    prefix = f".fetch-{target.stem}-"
+    for left in target.parent.glob(f"{prefix}*"):  # by processes that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers([target])
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        file = scratch / SOURCES[source].filename
-        url = _download(SOURCES[source], file, progress=progress)
-        converted = convert(file, preprocessing=SOURCES[source].preprocessing)
+        file = scratch / source.filename
+        url = _download(source, file, progress=progress)
+        converted = convert(file, preprocessing=source.preprocessing)
         record = replace(
             converted.record,
             source=f"{url} ({converted.form})",
@@ -130,7 +145,27 @@ def fetch(
         write_canonical(target, converted.arrays, record, overwrite=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return target
+
+
+@contextmanager
+def _alone(target: Path, *, progress: bool) -> Iterator[None]:
+    """Hold the lock of a file in the cache. The system frees that of a process that is killed."""
+    from filelock import FileLock, Timeout
+
+    path = target.with_name(f".{target.stem}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _say(f"another process is fetching {target.name}: waiting for it", progress=progress)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        # Removed while it is held: who waited for it finds that it is gone, and makes another.
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 def _is_complete(path: Path) -> bool:
@@ -144,6 +179,7 @@ def _is_complete(path: Path) -> bool:
 
 def _download(source: Source, file: Path, *, progress: bool) -> str:
     """Download from the first address that gives the expected file, and return that address."""
+    algorithm, expected = source.checksum.split(":")
     tried = []
     for url in source.urls:
         if not _may_use(url, source.checksum):
@@ -152,15 +188,18 @@ def _download(source: Source, file: Path, *, progress: bool) -> str:
                 "of the two"
             )
         try:
-            with _progress_bar(file.name, show=progress) as bar:
-                _get(url, file, source.checksum, bar)
-        except Exception as error:  # requests, urllib3, ssl and sockets each raise their own
-            tried.append(f"{url} ({_reason(error)})")
+            for resume in (True, False):
+                pieces = _get(url, file, source.checksum, resume=resume, progress=progress)
+                found = file_digest(file, algorithm)
+                if found.startswith(expected):
+                    return url
+                file.unlink()
+                if not (pieces and resume):  # else they may be of different files
+                    break
+                _say(f"{url}: the pieces do not fit; beginning anew", progress=progress)
+        except Failed as failed:
+            tried.append(f"{url} ({failed})")
             continue
-        algorithm, expected = source.checksum.split(":")
-        found = file_digest(file, algorithm)
-        if found.startswith(expected):
-            return url
         tried.append(f"{url} ({algorithm} is {found}, expected {expected})")
     raise InputError(
         f"cannot download {source.filename}: tried {'; '.join(tried)}; check the connection, or "
@@ -174,40 +213,44 @@ def _may_use(url: str, checksum: str) -> bool:
     return url.startswith("https://") or len(digits) == {"md5": 32, "sha256": 64}[algorithm]
 
 
-def _get(url: str, file: Path, checksum: str, bar: Any) -> None:
-    import pooch
+def _get(url: str, file: Path, checksum: str, *, resume: bool, progress: bool) -> bool:
+    def check_redirect(address: str) -> None:
+        if not _may_use(address, checksum):
+            raise Failed(f"redirected to {address}, which is not https")
 
-    def check_redirect(response: Any, *_: Any, **__: Any) -> None:
-        if not _may_use(response.url, checksum):
-            raise InputError(f"redirected to {response.url}, which is not https")
+    def say(text: str) -> None:
+        _say(text, progress=progress)
 
-    pooch.get_logger().setLevel(logging.ERROR)
-    # pooch does not use the third argument here: it is for downloads that belong to a registry.
-    pooch.HTTPDownloader(progressbar=bar, timeout=_TIMEOUT, hooks={"response": check_redirect})(
-        url, str(file), None
-    )
+    with _progress_bar(file.name, show=progress) as show:
+        return download(
+            url,
+            file,
+            limit=MAX_FILE,
+            resume=resume,
+            check_url=check_redirect,
+            show=show,
+            say=say,
+        )
 
 
-def _reason(error: Exception) -> str:
-    import requests
-
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"  # its own text is long and nested
-    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+def _say(text: str, *, progress: bool) -> None:
+    if progress:
+        print(f"nst-jax: {text}", file=sys.stderr)
 
 
 @contextmanager
 def _progress_bar(name: str, *, show: bool) -> Iterator[Any]:
-    """A progress bar as pooch wants it: with ``total``, ``update``, ``reset`` and ``close``."""
+    """A progress bar: a function of the bytes that are there, and of all or None."""
     if not show:
-        yield False
+        yield lambda done, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as shown:
         task = shown.add_task(name, total=None)
-        bar = SimpleNamespace(total=0, reset=lambda: shown.reset(task), close=lambda: None)
-        bar.update = lambda size: shown.update(task, advance=size, total=bar.total or None)
-        yield bar
+        yield lambda done, total: shown.update(task, completed=done, total=total)

@@ -1,32 +1,37 @@
 """Pictures from and to files, on the host.
 
-Contract: arrays are float32 RGB in [0, 1], ``[H, W, 3]``, NumPy; alpha is ``[H, W]``.
+Contract: arrays are float32 sRGB in [0, 1], ``[H, W, 3]``, NumPy; alpha is ``[H, W]``. The path
+``-`` is standard input, or standard output for a PNG.
 """
 
 import math
-import os
-import re
-import struct
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
+from PIL import Image
 
+from nst_jax.color_profiles import to_srgb
 from nst_jax.errors import InputError
-from nst_jax.files import atomic_write
+from nst_jax.picture_files import named, opened
+from nst_jax.picture_output import FORMATS, check_output, save_image, to_uint8
 
-FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
+__all__ = [
+    "FORMATS",
+    "Picture",
+    "check_output",
+    "limit_pixels",
+    "load_image",
+    "load_numbers",
+    "load_picture",
+    "picture_shape",
+    "resize",
+    "resize_to",
+    "save_image",
+    "scaled_shape",
+    "to_uint8",
+]
 
 
 class Picture(NamedTuple):
@@ -63,11 +68,14 @@ def limit_pixels(megapixels: float) -> None:
 def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
     """Read a picture as it is meant to be seen.
 
-    The EXIF orientation is applied. Grey, palette, CMYK, 16-bit grey and pictures with
-    transparency are converted.
+    The EXIF orientation is applied, and an embedded colour profile: the colours are sRGB's. Grey,
+    palette, CMYK and Lab are converted. PNGs and TIFFs keep the depth that they have, up to 16 bits
+    or floats; other formats are read with 8 bits a channel. Of an animation, or of several pages,
+    the first picture is taken, which is told on stderr, as is a profile that cannot be used.
 
     Args:
-      path: a file in any format that Pillow reads.
+      path: a file in any format that Pillow reads by itself, whatever its name; ``-`` is standard
+        input.
       size: length of the longer side in pixels; the picture is shrunk or enlarged to it with its
         aspect ratio kept, by an antialiased bilinear filter as in neural-style's loaders. None
         keeps the size.
@@ -79,9 +87,7 @@ def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
       InputError: for a missing, damaged or foreign file, one of more pixels than
         ``PIL.Image.MAX_IMAGE_PIXELS``, or a size that is not positive.
     """
-    with _opened(path, size=size) as image:
-        image.load()
-        rgb, alpha = _decode(ImageOps.exif_transpose(image))
+    rgb, alpha = _read(path, size=size)
     if alpha is None:
         return Picture(rgb if size is None else resize(rgb, size=size), None)
     # Colours are averaged by how much of them is to be seen.
@@ -102,6 +108,30 @@ def load_image(path: str | Path, *, size: int | None = None) -> np.ndarray:
     return rgb if alpha is None else rgb * alpha[..., None] + (1 - alpha[..., None])
 
 
+def load_numbers(path: str | Path) -> Picture:
+    """Read a picture whose colours are numbers, as of a mask or of labels.
+
+    Colour profiles are left out, and colours stay where they are not to be seen; else as
+    ``load_picture``.
+    """
+    return _read(path, size=None, profiled=False)
+
+
+def _read(path: str | Path, *, size: int | None, profiled: bool = True) -> Picture:
+    path = Path(path)
+    _check_size(size)
+    with opened(path) as picture:
+        samples = picture.decode()
+        rgb, note = to_srgb(samples if profiled else samples._replace(profile=None))
+        several = picture.several
+    if note:
+        print(f"nst-jax: {named(path)}: {note}", file=sys.stderr)
+    if several:
+        print(f"nst-jax: {named(path)} holds several pictures: the first is read", file=sys.stderr)
+    alpha = samples.alpha
+    return Picture(rgb, None if alpha is None or (alpha == 1).all() else alpha)
+
+
 def picture_shape(path: str | Path, *, size: int | None = None) -> tuple[int, int]:
     """Height and width of what ``load_picture`` gives, without decoding the pixels.
 
@@ -111,106 +141,15 @@ def picture_shape(path: str | Path, *, size: int | None = None) -> tuple[int, in
     Raises:
       InputError: as ``load_picture``, but not for damage behind the header.
     """
-    with _opened(path, size=size) as image:
-        width, height = image.size
-        if _is_turned(image):
-            width, height = height, width
-    return (height, width) if size is None else scaled_shape((height, width), size=size)
+    _check_size(size)
+    with opened(Path(path)) as picture:
+        shape = picture.shape
+    return shape if size is None else scaled_shape(shape, size=size)
 
 
-@contextmanager
-def _opened(path: str | Path, *, size: int | None) -> Iterator[Image.Image]:
-    """Open a picture of which only the header is read yet.
-
-    Raises:
-      InputError: for a missing, foreign or too large file or a size that is not positive; for any
-        failure of the block that uses it, too, as of a damaged file.
-    """
-    path = Path(path)
+def _check_size(size: int | None) -> None:
     if size is not None and size < 1:
         raise InputError(f"size is {size}: expected at least 1 pixel")
-    if os.path.isdir(path):
-        raise InputError(f"{path} is a directory: expected a picture file")
-    if not os.path.exists(path):
-        raise InputError(f"{path} does not exist: expected a picture file")
-    if os.path.getsize(path) == 0:
-        raise InputError(f"{path} is empty: expected a picture file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Not by its path: then Pillow maps raw TIFFs into memory, and scrambles turned ones.
-            with open(path, "rb") as file, Image.open(file) as image:
-                # Not left to the warning alone: other threads may have reset what it does.
-                if Image.MAX_IMAGE_PIXELS and math.prod(image.size) > Image.MAX_IMAGE_PIXELS:
-                    raise _too_large(path, math.prod(image.size))
-                yield image
-    except InputError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _too_large(path, int(re.findall(r"\d+", str(error))[0])) from None
-    except Image.UnidentifiedImageError:
-        raise InputError(
-            f"{path} is no picture in a known format: expected PNG, JPEG or the like"
-        ) from None
-    except Exception as error:  # for damaged files Pillow's plugins raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read the picture {path} ({reason}): get the file again") from None
-
-
-def _too_large(path: Path, pixels: int) -> InputError:
-    """The error of a picture beyond Pillow's limit."""
-    most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-    return InputError(
-        f"{path} has {pixels / 1e6:.10g} megapixels: expected at most {most:.10g}; if it is meant "
-        f"to be so large, give --max-megapixels {math.ceil(pixels / 1e6)}, or in Python set "
-        "PIL.Image.MAX_IMAGE_PIXELS"
-    )
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation swaps the height and the width that a header gives."""
-    turning = (5, 6, 7, 8)
-    tag = ExifTags.Base.Orientation
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(tag) in turning:
-        return False  # here Pillow has swapped them
-    if isinstance(image, PngImagePlugin.PngImageFile):
-        _read_png_tail(image)
-    # Not the PNG's own method, which decodes the pixels.
-    return Image.Image.getexif(image).get(tag) in turning
-
-
-def _read_png_tail(image: PngImagePlugin.PngImageFile) -> None:
-    """Have the texts and EXIF data that stand behind a PNG's pixels in ``image.info``."""
-    stream, file = image.png, image.fp
-    assert stream is not None and file is not None  # until the pixels are decoded
-    file.seek(image.tile[0].offset - 8)
-    try:
-        while (chunk := stream.read())[0] != b"IEND":
-            name, start, length = chunk
-            if name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
-                stream.call(name, start, length)
-            file.seek(start + length + 4)  # behind the checksum
-    except (struct.error, SyntaxError, UnicodeDecodeError):  # cut off or damaged; Pillow stops, too
-        pass
-
-
-def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colours and alpha of a Pillow image of any mode."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, np.float32)
-        # Integer modes hold 16-bit grey; a float picture is one in [0, 1].
-        values = values if image.mode == "F" else values / 65535
-        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-            raise ValueError("its values are outside of 0 to 65535 (floats: 0 to 1)")
-        return np.repeat(values[..., None], 3, axis=-1), None
-    if not image.has_transparency_data:
-        return np.asarray(image.convert("RGB"), np.float32) / 255, None
-    rgba = np.asarray(image.convert("RGBA"), np.float32) / 255
-    alpha = rgba[..., 3]
-    if (alpha == 1).all():
-        return rgba[..., :3], None
-    return rgba[..., :3], alpha
 
 
 def resize(image: np.ndarray, *, size: int) -> np.ndarray:
@@ -260,69 +199,3 @@ def resize_to(image: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
         for channel in range(channels)
     ]
     return np.stack(scaled, axis=-1)
-
-
-def to_uint8(image) -> np.ndarray:
-    """Clip to [0, 1] and round to 0-255; NaN, as in a diverging run's preview, becomes 0.
-
-    >>> to_uint8(np.array([-1.0, 0.5, 2.0])).tolist()
-    [0, 128, 255]
-    """
-    numbers = np.nan_to_num(np.asarray(image, np.float32))
-    return (np.clip(numbers, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def check_output(path: str | Path, *, alpha: bool = False) -> None:
-    """Check that a picture can be written in the format that the name asks for.
-
-    Raises:
-      InputError: for an unknown suffix, or one that cannot hold transparency where there is some.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(
-            f"{path} has no suffix of a known picture format: expected one of {' '.join(FORMATS)}"
-        )
-    if alpha and FORMATS[path.suffix.lower()] == "JPEG":
-        raise InputError(
-            f"the content picture is partly transparent, which JPEG cannot hold: name {path.name} "
-            ".png, .webp or .tif"
-        )
-
-
-def save_image(
-    path: str | Path,
-    image,
-    *,
-    alpha: np.ndarray | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write a picture with 8 bits a channel, whole or not at all.
-
-    Args:
-      path: where to; the suffix chooses PNG, JPEG (quality 95, no chroma subsampling), WebP
-        (lossless) or TIFF.
-      image: ``[H, W, 3]``; values are clipped to [0, 1].
-      alpha: ``[H, W]`` in [0, 1].
-      metadata: texts for a PNG's text chunks; other formats leave them out.
-
-    Raises:
-      InputError: for an unsuitable name, see ``check_output``.
-    """
-    path = Path(path)
-    check_output(path, alpha=alpha is not None)
-    pixels = to_uint8(image)
-    if alpha is not None:
-        pixels = np.concatenate([pixels, to_uint8(alpha)[..., None]], axis=-1)
-    options: dict = {
-        "PNG": {},
-        "JPEG": {"quality": 95, "subsampling": 0},
-        "WEBP": {"lossless": True},
-        "TIFF": {"compression": "tiff_lzw"},
-    }[FORMATS[path.suffix.lower()]]
-    if metadata and path.suffix.lower() == ".png":
-        options["pnginfo"] = PngImagePlugin.PngInfo()
-        for key, text in metadata.items():
-            options["pnginfo"].add_itxt(key, text)
-    with atomic_write(path) as temporary:
-        Image.fromarray(pixels).save(temporary, **options)

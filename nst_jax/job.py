@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import asdict
 
 import jax
 
@@ -23,6 +24,7 @@ from nst_jax.problem import check_precision
 from nst_jax.progress import planning_display
 from nst_jax.rows import check_rows, divides_rows
 from nst_jax.scales import Scale, make_scales
+from nst_jax.standard_streams import STANDARD
 from nst_jax.weights import Weights
 
 
@@ -50,13 +52,14 @@ def execute(
     Raises:
       InputError: before anything is written; for outputs that cannot be written, at the end.
     """
-    check_output(job.output, alpha=job.alpha is not None)
+    check_output(job.output, alpha=job.alpha is not None, **asdict(job.picture))
     check_pictures(job.content, job.styles, config=job.config, init=job.init)
     if weights is None:
         weights = obtain_weights(run.weights, model=run.model)
-        tell_of_slim(run, weights)
     check_learned(weights.variables, job.config.loss)
     check_precision(job.config)
+    if standing is None:
+        tell_of_slim(run, weights)
     if job.styles:  # a reconstruction has nothing to balance
         tell_of_network(run, weights)
     if job.mesh is not None and divides_rows(job.mesh):
@@ -96,7 +99,8 @@ def execute(
     if status != "done":
         told = closing_words(ended.result, averaging=job.config.averaging)
         print(f"nst-jax: {told}", file=sys.stderr)
-    print(job.output)
+    if job.output != STANDARD:
+        print(job.output)
     return 128 + signal if status == "stopped" and signal else EXIT_CODES[status]
 
 

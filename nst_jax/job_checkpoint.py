@@ -22,7 +22,7 @@ from nst_jax.choices import Choice
 from nst_jax.config import Config
 from nst_jax.job_records import Job
 from nst_jax.memory import LoopMemory
-from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.options import PictureOptions, RunOptions, WatchOptions
 from nst_jax.packing import as_tuples, pack, unpack
 from nst_jax.plan_words import Plan
 from nst_jax.position import Position
@@ -61,7 +61,8 @@ def job_saver(
     folder = watch.checkpoint
     assert folder is not None
     inputs: dict[str, np.ndarray] = {}
-    whole = job._replace(output=absolute(job.output), mesh=None)._asdict() | {"config": None}
+    plain = {"output": absolute(job.output), "picture": asdict(job.picture)}
+    whole = job._asdict() | plain | {"mesh": None, "config": None}
     record = common_record(weights) | {
         "kind": "picture",
         "job": pack(whole, inputs, name="job"),
@@ -98,7 +99,9 @@ def restore_job(
     with foreign_is_input_error(saved):
         record = saved.record
         config = Config(**{name: as_tuples(value) for name, value in record["config"].items()})
-        job = Job(**unpack(record["job"], saved.inputs) | {"config": config})
+        values = unpack(record["job"], saved.inputs)
+        picture = PictureOptions(**values["picture"])
+        job = Job(**values | {"config": config, "picture": picture})
         run = RunOptions(**unpack(record["run"], {}) | {"config": config, "overwrite": True})
         watch = WatchOptions(**unpack(record["watch"], {}) | {"checkpoint": folder})
         plan = record["plan"]

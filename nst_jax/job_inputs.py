@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image, resize_to
 from nst_jax.memory import available_bytes, in_gib
-from nst_jax.options import RunOptions, WatchOptions
+from nst_jax.options import PictureOptions, RunOptions, WatchOptions
 from nst_jax.presets import get_preset
+from nst_jax.standard_streams import STANDARD
 from nst_jax.weights import (
     WEIGHTS_VARIABLE,
     Weights,
@@ -100,6 +102,7 @@ def check_outputs(
     output: Path,
     run: RunOptions,
     watch: WatchOptions,
+    picture: PictureOptions = PictureOptions(),
     *,
     inputs: Sequence[Path],
     steps: int | None = None,
@@ -107,19 +110,19 @@ def check_outputs(
     """Check what can be checked before any picture is read.
 
     Args:
-      output, run, watch: what the command was told.
+      output, run, watch, picture: what the command was told.
       inputs: files that it reads.
       steps: of the run; by default the config's.
 
     Raises:
       InputError: for options that contradict each other, and outputs that cannot be written.
     """
-    check_output(output)
+    check_output(output, **asdict(picture))
     check_seed(run.seed)
     if watch.save_every is not None and watch.save_every < 1:
         raise InputError(f"save_every is {watch.save_every}: expected 1 or more")
     check_checkpoints(watch.checkpoint, watch.checkpoint_every, overwrite=run.overwrite)
-    outputs = [output, json_path(output)]
+    outputs = [] if output == STANDARD else [output, json_path(output)]
     previews: list[Path] = []
     if watch.animation is not None:
         if watch.animation.suffix.lower() != ".gif":
@@ -128,6 +131,10 @@ def check_outputs(
     if watch.plot is not None:
         report.check_plotting(watch.plot)
         outputs.append(watch.plot)
+    if watch.save_every is not None and output == STANDARD:
+        raise InputError(
+            "save_every names previews after the output, which is standard output: name a file"
+        )
     if watch.save_every is not None:
         last = run.config.steps if steps is None else steps
         numbers = range(watch.save_every, last + 1, watch.save_every)
@@ -137,6 +144,8 @@ def check_outputs(
         inputs.append(Path(run.config.init))
     if run.weights is not None:
         inputs.append(run.weights)
+    if inputs.count(STANDARD) > 1:
+        raise InputError("- stands for several inputs, and standard input is one: name files")
     read = {os.path.realpath(path) for path in inputs}
     seen: set[str] = set()
     for path in outputs + previews:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nst_jax.images import save_image, to_uint8
 from nst_jax.job_inputs import json_path
 from nst_jax.job_records import Job
 from nst_jax.options import WatchOptions
+from nst_jax.standard_streams import STANDARD
 
 
 def write_outputs(
@@ -40,7 +42,8 @@ def write_outputs(
     try:
         write_pictures(record, image, job=job, watch=watch, frames=frames)
         record["timing"]["total_s"] = time.perf_counter() - started
-        report.write_json(json_path(job.output), record)
+        if job.output != STANDARD:
+            report.write_json(json_path(job.output), record)
     except OSError as error:
         raise not_written(error, image, record, job=job, watch=watch) from None
 
@@ -54,7 +57,13 @@ def write_pictures(
     frames: list[np.ndarray],
 ) -> None:
     """Write the result, and the animation and the plot where they are asked for."""
-    save_image(job.output, image, alpha=job.alpha, metadata=metadata(record))
+    save_image(
+        job.output,
+        image,
+        alpha=job.alpha,
+        metadata=metadata(record),
+        **asdict(job.picture),
+    )
     if watch.animation is not None:
         report.write_animation(watch.animation, [*frames, to_uint8(image)])
     if watch.plot is not None:
@@ -92,7 +101,8 @@ def not_written(
     try:
         folder = Path(tempfile.mkdtemp(prefix="nst-jax-"))
         kept = folder / f"{job.output.stem}.png"
-        save_image(kept, image, alpha=job.alpha, metadata=metadata(record))
+        depth = job.picture.bit_depth
+        save_image(kept, image, alpha=job.alpha, metadata=metadata(record), bit_depth=depth)
     except OSError:
         return InputError(f"{what}the result is lost; see to the place and run again")
     return InputError(f"{what}the picture is kept as {kept}, move it to where you want it")

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from nst_jax import report
 from nst_jax.choices import choice_in_words
 from nst_jax.config import Config
-from nst_jax.options import RunOptions
+from nst_jax.options import PictureOptions, RunOptions
 from nst_jax.transfer import Result
 from nst_jax.weights import Weights
 
@@ -30,6 +30,7 @@ class Job(NamedTuple):
       init: the initial picture where it is a file's.
       settings: what the record says of the command's options.
       mesh: devices that divide the picture, or None.
+      picture: how the result is written.
     """
 
     output: Path
@@ -41,6 +42,7 @@ class Job(NamedTuple):
     init: np.ndarray | None
     settings: dict[str, Any]
     mesh: Mesh | None = None
+    picture: PictureOptions = PictureOptions()
 
 
 def closing_words(result: Result, *, averaging: float = 0.0) -> str:
@@ -87,6 +89,7 @@ def make_record(job: Job, weights: Weights, result: Result, *, run: RunOptions) 
         ],
         "steps": len(result.history.loss),
         "evaluations": int(result.history.evaluations.sum()),
+        "recoveries": result.recoveries,
         "final_loss": result.loss,
         "history": report.history_record(result.history),
     }

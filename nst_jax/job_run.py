@@ -5,6 +5,8 @@ Pictures and files meet the core only here.
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -134,7 +136,7 @@ def _optimise(
         watchers.append(
             (wanted, lambda progress: frames.append(to_uint8(full_size(progress, job))))
         )
-    is_due = saving_times(watch.checkpoint_every)
+    keep = saving_times(watch.checkpoint_every)
     multiples = [each for each, _ in watchers]
     if save and watch.checkpoint_every is not None:
         multiples.append(watch.checkpoint_every)
@@ -154,10 +156,11 @@ def _optimise(
             if scratch and progress.scale == progress.scales:
                 keep_to_place(scratch)
             stop = asked() is not None
-            # At the end, too: outputs that cannot be written then are by ``resume``.
-            if save and (is_due(progress.step) or stop or progress.step == progress.steps):
-                assert progress.position is not None
-                save(plan, progress.position(), frames)
+            if save and progress.position:
+                # At the end, too: outputs that cannot be written then are by ``resume``.
+                last = stop or progress.step == progress.steps
+                write = partial(_save, save, plan, progress.position, frames)
+                keep(write, step=progress.step, last=last)
             return not stop
 
         result = stylize(
@@ -170,11 +173,18 @@ def _optimise(
             callback=callback,
             callback_every=multiples or None,
             choice=plan and plan.choice,
+            free=plan and plan.free,
             mesh=job.mesh,
             position=standing.position,
             **job.controls,
         )
         return Ended(jax.block_until_ready(result), plan, frames)
+
+
+def _save(
+    save: Save, plan: Plan | None, position: Callable[[], Any], frames: list[np.ndarray]
+) -> None:
+    save(plan, position(), frames)
 
 
 def recovery_words(progress: Progress) -> str:
@@ -198,7 +208,7 @@ def preview_writer(job: Job) -> Callable[[Progress], None]:
     def write(progress: Progress) -> None:
         path = report.preview_path(job.output, progress.step)
         try:
-            save_image(path, full_size(progress, job), alpha=job.alpha)
+            save_image(path, full_size(progress, job), alpha=job.alpha, **asdict(job.picture))
         except OSError as error:
             print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
 

@@ -3,15 +3,13 @@
 Contract: a mask is float32 ``[H, W]`` in [0, 1], 1 inside; several are ``[R, H, W]``.
 """
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
 
 from nst_jax.errors import InputError
-from nst_jax.images import load_picture, resize_to
+from nst_jax.images import load_numbers, picture_shape, resize_to
 
 MAX_REGIONS = 32
 FAINT = 0.3  # of white
@@ -24,7 +22,7 @@ def load_mask(path: str | Path, *, shape: tuple[int, int]) -> np.ndarray:
     """Read a mask: white is inside, black and transparent outside, grey a soft edge.
 
     Args:
-      path: a picture file; colours are read as their luminance.
+      path: a picture file; colours are read as their luminance, without their profile.
       shape: height and width to resize it to; see ``mask_aspect_note``.
 
     Returns:
@@ -33,7 +31,7 @@ def load_mask(path: str | Path, *, shape: tuple[int, int]) -> np.ndarray:
     Raises:
       InputError: for a file that cannot be read, or a mask that is black everywhere.
     """
-    rgb, alpha = load_picture(path)
+    rgb, alpha = load_numbers(path)
     mask = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
     mask = _resize(mask if alpha is None else mask * alpha, shape=shape)
     if not mask.any():
@@ -146,17 +144,7 @@ def mask_aspect_note(path: str | Path, *, shape: tuple[int, int]) -> str | None:
     Raises:
       InputError: for a file that cannot be read.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                width, height = image.size
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-                if turned and image.format != "TIFF":  # whose size Pillow gives upright
-                    width, height = height, width
-    except Exception as error:  # for damaged files Pillow's plugins raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read the mask {path} ({reason}): get the file again") from None
+    height, width = picture_shape(path)
     ratio = width * shape[0] / (height * shape[1])
     if max(ratio, 1 / ratio) <= 1.05:
         return None
@@ -173,15 +161,7 @@ def _resize(mask: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
 
 def _exact_colors(path: str | Path) -> np.ndarray:
     """A picture's colours ``[H, W, 3]`` uint8, also where it is transparent."""
-    rgb, alpha = load_picture(path)
-    if alpha is None:
-        return np.rint(rgb * 255).astype(np.uint8)
-    # What is not to be seen has become white there: read the sound file once more.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path) as image:
-            image.load()
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., :3]
+    return np.rint(load_numbers(path).rgb * 255).astype(np.uint8)
 
 
 def _name(color: Color) -> str:

@@ -9,6 +9,7 @@ Source: MathWorks, "MAT-File Format" (level 5), whose names are used here.
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,11 @@ _MATRIX, _COMPRESSED = 14, 15
 _CELL, _STRUCT, _CHAR = 1, 2, 4
 _CLASSES = {6: "float64", 7: "float32", 8: "int8", 9: "uint8", 10: "int16", 11: "uint16"}
 _CLASSES |= {12: "int32", 13: "uint32", 14: "int64", 15: "uint64"}
-_MAX_VARIABLE = 2**30  # bytes; all of VGG-19 is 575 MB
+_MAX_BYTES = 2**30  # of the file, and of its variables decompressed; all of VGG-19 is 575 MB
+_MAX_ITEMS = 100_000  # fields, cells and variables; MatConvNet has some thousand
+_MAX_DEPTH = 20  # of cells and structs within each other; MatConvNet has 4
+_MAX_AXES = 32
+_MAX_TEXT = 2**16  # characters, and bytes of the names of a struct's fields
 
 
 def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
@@ -43,12 +48,15 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
       InputError: where the file is big-endian or absurdly large.
       Exception: others where it is damaged; see `damaged_is_input_error`.
     """
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError("the MATLAB file has more than 1 GiB, too much for VGG-19: save it alone")
     data = memoryview(path.read_bytes())
     if data[126:128] != b"IM":
         raise InputError("the MATLAB file is big-endian or cut short: save it again elsewhere")
     variables: dict[str, Any] = {}
-    at = 128
+    at, total, items = 128, 0, _counter()
     while at < len(data):
+        next(items)
         kind, size = struct.unpack_from("<II", data, at)
         element = data[at : at + 8 + size]
         # Only matrices are padded, and their sizes are multiples of 8 already.
@@ -63,12 +71,19 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
             continue
         if kind == _COMPRESSED:
             (size,) = struct.unpack_from("<I", head, 4)
-            if size > _MAX_VARIABLE:
+            total += size
+            if total > _MAX_BYTES:
                 raise InputError(f"the MATLAB file's {name} has {size} bytes, too many for VGG-19")
             # One byte more than it should hold, so that zlib goes on to compare its checksum.
             element = memoryview(zlib.decompressobj().decompress(element[8:], 8 + size + 1))
-        variables[name] = _matrix(_element(element, 0)[1])
+        variables[name] = _matrix(_element(element, 0)[1], items)
     return variables
+
+
+def _counter() -> Iterator[int]:
+    """Count variables, fields and cells, up to far more than an honest file has."""
+    yield from range(_MAX_ITEMS)
+    raise InputError(f"there are more than {_MAX_ITEMS} fields and cells: save the network alone")
 
 
 def _name(element: memoryview) -> str:
@@ -95,32 +110,41 @@ def _element(data: memoryview, at: int) -> tuple[int, memoryview, int]:
     return kind, contents, end
 
 
-def _matrix(data: memoryview) -> Any:
+def _matrix(data: memoryview, items: Iterator[int], depth: int = 0) -> Any:
+    next(items)
+    if depth > _MAX_DEPTH:
+        raise ValueError("cells are nested too deep")
     if not data:  # how an empty array is written inside cells and structs
         return Stored((0, 0), "float64", partial(np.zeros, (0, 0)))
     _, flags, at = _element(data, 0)
     _, sizes, at = _element(data, at)
     _, _, at = _element(data, at)  # the name, empty inside cells and structs
+    if len(sizes) > 4 * _MAX_AXES:
+        raise ValueError("an array has too many axes")
     shape = struct.unpack(f"<{len(sizes) // 4}i", sizes)
     if min(shape) < 0:
         raise ValueError("an array has a negative size")
     if flags[0] == _CELL:
-        return _matrices(data, at, math.prod(shape))
+        return _matrices(data, at, math.prod(shape), items, depth + 1)
     if flags[0] == _STRUCT:
         if math.prod(shape) != 1:
             return {}
         _, length, at = _element(data, at)
         _, text, at = _element(data, at)
         width = struct.unpack("<i", length)[0]
+        if len(text) > _MAX_TEXT:
+            raise ValueError("a struct has too many fields")
         fields = [bytes(text[i : i + width]) for i in range(0, len(text), width)]
         fields = [field.split(b"\0")[0].decode() for field in fields]
-        return dict(zip(fields, _matrices(data, at, len(fields)), strict=True))
+        return dict(zip(fields, _matrices(data, at, len(fields), items, depth + 1), strict=True))
     if flags[0] != _CHAR and flags[0] not in _CLASSES:
         return None
     kind, contents, _ = _element(data, at)
     # Numbers may be stored in a smaller type than that of the array.
     values = partial(np.frombuffer, contents, _TYPES[kind])
     if flags[0] == _CHAR:
+        if len(contents) > _MAX_TEXT:
+            return None
         return "".join(map(chr, values().tolist()))
     if math.prod(shape) * np.dtype(_TYPES[kind]).itemsize != len(contents):
         raise ValueError("an array's size differs from its shape")
@@ -128,11 +152,11 @@ def _matrix(data: memoryview) -> Any:
     return Stored(shape, dtype, lambda: values().astype(dtype).reshape(shape, order="F"))
 
 
-def _matrices(data: memoryview, at: int, count: int) -> list[Any]:
-    items = []
+def _matrices(data: memoryview, at: int, count: int, items: Iterator[int], depth: int) -> list[Any]:
+    found = []
     for _ in range(count):
         kind, body, at = _element(data, at)
         if kind != _MATRIX:
             raise ValueError("a cell or field is no matrix")
-        items.append(_matrix(body))
-    return items
+        found.append(_matrix(body, items, depth))
+    return found

@@ -25,6 +25,8 @@ class Normalization:
     inactive: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
+        if not self.pooling.isprintable() or len(self.pooling) > 40:
+            raise InputError("activations normalised with no pooling: expected its name")
         if self.pictures < 1:
             raise InputError(f"activations normalised over {self.pictures} pictures: expected some")
 
@@ -62,7 +64,7 @@ def parse_normalization(header: Mapping[str, str]) -> Normalization | None:
         )
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"the header's entry of normalised activations is wrong ({error!r}), expected "
             "pictures, pooling and inactive: normalise the original again"

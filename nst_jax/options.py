@@ -45,6 +45,19 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureOptions:
+    """How the result is written.
+
+    Attributes:
+      bit_depth: Bits a channel; 16 for .png and .tif.
+      quality: 1 to 100, for .jpg (95 by default) and .webp (lossless by default).
+    """
+
+    bit_depth: Literal[8, 16] = 8
+    quality: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WatchOptions:
     """What to write on the way.
 
@@ -116,8 +129,8 @@ class Stylize:
     of the loss.
 
     Attributes:
-      content: The content picture; name it first.
-      output: The picture to write: .png, .jpg, .webp or .tif.
+      content: The content picture; name it first. - reads standard input, as for any one picture.
+      output: The picture to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
       size: Longer side of the result in pixels; may enlarge.
       spread: Divide the picture among all devices: by its rows, with a part of the memory on each,
         or its tiles, with the whole picture on each.
@@ -125,6 +138,7 @@ class Stylize:
       regions: The regions.
       run: Settings and weights.
       watch: What to write on the way.
+      picture: How the result is written.
     """
 
     content: Positional[Path]
@@ -135,6 +149,7 @@ class Stylize:
     regions: OmitArgPrefixes[RegionOptions] = RegionOptions()
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
+    picture: OmitArgPrefixes[PictureOptions] = PictureOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +157,7 @@ class Estimate:
     """Tell what a run will need of the memory and how it will be computed, and run nothing.
 
     Attributes:
-      content: The content picture; only its proportions matter.
+      content: The content picture, - for standard input; only its proportions matter.
       size: Longer side of the result in pixels.
       styled_regions: Number of regions with a style of their own, as by --content-mask.
       memory: Plan for a device or container with so many GiB in place of what is free here. On
@@ -163,13 +178,14 @@ class Texture:
 
     Attributes:
       style: The picture whose texture to make; several are mixed.
-      output: The picture to write: .png, .jpg, .webp or .tif.
+      output: The picture to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
       style_blend: Factor of each picture; by default all count the same.
       size: Side of the texture in pixels, or its width and height.
       style_size: Longer side to which the pictures are scaled; by default that of the texture.
       tileable: Let opposite borders fit each other.
       run: Settings and weights.
       watch: What to write on the way.
+      picture: How the result is written.
     """
 
     style: Positional[tuple[Path, ...]]
@@ -180,6 +196,7 @@ class Texture:
     tileable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
+    picture: OmitArgPrefixes[PictureOptions] = PictureOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +204,13 @@ class Reconstruct:
     """Show what layers know of a picture: the content term alone, started from noise.
 
     Attributes:
-      content: The picture to reconstruct.
-      output: The picture to write: .png, .jpg, .webp or .tif.
+      content: The picture to reconstruct, - for standard input.
+      output: The picture to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
       layer: The layers to reconstruct it from, together; with factors as NAME=FACTOR.
       size: Longer side of the result in pixels; may enlarge.
       run: Settings and weights.
       watch: What to write on the way.
+      picture: How the result is written.
     """
 
     content: Positional[Path]
@@ -201,6 +219,7 @@ class Reconstruct:
     size: int = 512
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
+    picture: OmitArgPrefixes[PictureOptions] = PictureOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,14 @@ from pathlib import Path
 from nst_jax import checkpoint
 from nst_jax.batch_command import resume_batch
 from nst_jax.checkpoint_records import (
+    check_devices,
     check_versions,
     check_weights,
     foreign_is_input_error,
     saved_weights,
 )
 from nst_jax.devices import make_deterministic
+from nst_jax.errors import InputError
 from nst_jax.files import check_folder, remove_leftovers
 from nst_jax.job import execute
 from nst_jax.job_checkpoint import restore_job
@@ -22,6 +24,7 @@ from nst_jax.job_records import Job
 from nst_jax.options import Resume, WatchOptions
 from nst_jax.report import preview_path
 from nst_jax.scales import make_scales
+from nst_jax.standard_streams import STANDARD
 
 
 def resume(options: Resume) -> int:
@@ -44,14 +47,19 @@ def resume(options: Resume) -> int:
     checkpoint.remove_leftovers(options.folder)
     if kind == "batch":
         return resume_batch(saved, options.folder, weights=options.weights)
+    if kind != "picture":
+        raise InputError(f"{options.folder} is of a run in Python: go on there by load_position")
     job, run, watch, standing = restore_job(saved, options.folder)
     if run.deterministic:
         make_deterministic()
-    named = [job.output, json_path(job.output), watch.animation, watch.plot]
-    outputs = [path for path in named if path is not None and str(path) != "-"]
+    outputs = [path for path in (watch.animation, watch.plot) if path is not None]
+    if job.output != STANDARD:
+        outputs += [job.output, json_path(job.output)]
     for folder in {path.parent for path in outputs}:
         check_folder(folder)
-    job = job._replace(mesh=make_mesh_of(job.settings.get("spread"), config=job.config))
+    spread = job.settings.get("spread")
+    check_devices(saved, divided=spread is not None)
+    job = job._replace(mesh=make_mesh_of(spread, config=job.config))
     weights = obtain_weights(saved_weights(saved, options.weights))
     check_weights(saved, weights)
     remove_leftovers([*outputs, *_previews(job, watch)])  # of the run that was killed

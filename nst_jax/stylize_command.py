@@ -48,7 +48,7 @@ def stylize(options: Stylize) -> int:
     if options.size > LARGE:
         check_room(picture_shape(options.content, size=options.size))
     steps = steps_of(options.content, size=options.size, config=config, mesh=mesh)
-    check_outputs(options.output, run, watch, inputs=inputs, steps=steps)
+    check_outputs(options.output, run, watch, options.picture, inputs=inputs, steps=steps)
     content = load_picture(options.content, size=options.size)
     given = load_style_inputs(
         options.regions,
@@ -62,6 +62,7 @@ def stylize(options: Stylize) -> int:
     check_controls(content.rgb, given, config=config)
     job = Job(
         output=options.output,
+        picture=options.picture,
         content=content.rgb,
         styles=given.styles,
         config=config,
@@ -110,9 +111,10 @@ def texture(options: Texture) -> int:
     shape = (height, width, 3)
     check_room(shape[:2])
     steps = sum(scale.steps for scale in make_scales(shape, config=config))
-    check_outputs(options.output, run, watch, inputs=options.style, steps=steps)
+    check_outputs(options.output, run, watch, options.picture, inputs=options.style, steps=steps)
     job = Job(
         output=options.output,
+        picture=options.picture,
         content=np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
         styles=[load_image(path, size=style_size) for path in options.style],
         config=config,
@@ -153,12 +155,15 @@ def reconstruct(options: Reconstruct) -> int:
             f"init {config.init} has no meaning for a reconstruction: expected noise or FILE"
         )
     steps = steps_of(options.content, size=options.size, config=config)
-    check_outputs(options.output, run, watch, inputs=[options.content], steps=steps)
+    check_outputs(
+        options.output, run, watch, options.picture, inputs=[options.content], steps=steps
+    )
     if options.size > LARGE:
         check_room(picture_shape(options.content, size=options.size))
     content = load_picture(options.content, size=options.size)
     job = Job(
         output=options.output,
+        picture=options.picture,
         content=content.rgb,
         styles=[],
         config=config,
@@ -208,6 +213,6 @@ def flat_settings(options: Any, *, masks: Sequence[Any] = ()) -> dict[str, Any]:
     flat: dict[str, Any] = {"masks": list(masks)} if masks else {}
     for field in fields(options):
         value = getattr(options, field.name)
-        nested = field.name in ("styles", "regions", "run", "watch")
+        nested = field.name in ("styles", "regions", "run", "watch", "picture")
         flat |= asdict(value) if nested else {field.name: value}
     return {key: value for key, value in flat.items() if key not in UNTOLD}

@@ -47,6 +47,7 @@ from nst_jax.region_inputs import (
     load_style_inputs,
     with_layers,
 )
+from nst_jax.standard_streams import STANDARD
 from nst_jax.stylize_command import flat_settings, style_files
 from nst_jax.sweep_values import Combination, combinations, groups
 from nst_jax.transfer import Result
@@ -76,6 +77,8 @@ def sweep(options: Sweep) -> int:
         check_region_options(options.regions, options.styles, config=item.config)
     inputs = [options.content, *style_files(options.styles, options.regions)]
     inputs += [Path(item.config.init) for item in items if item.config.init not in INITS]
+    if options.output == STANDARD:
+        raise InputError("a sweep writes a sheet and a JSON file, not standard output: name a file")
     check_outputs(options.output, run, WatchOptions(), inputs=inputs)
     content = load_image(options.content, size=options.size)
     read = load_style_inputs(

@@ -13,17 +13,19 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from nst_jax.errors import InputError
-from nst_jax.stored import Stored, damaged_is_input_error
+from nst_jax.stored import MAX_FILE, MAX_ITEMS, Stored, damaged_is_input_error
 from nst_jax.torch_pickle import Storage, Tensor, load_pickle
 
 _MAX_PICKLE = 16 * 2**20
+_MAX_DIRECTORY = 200 * MAX_ITEMS  # bytes of a zip archive's list of members
+_ZIP_TAIL = 2**16 + 22 + 20 + 56  # bytes: the longest comment, and the records at the end
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _BIG_ENDIAN = (
@@ -50,6 +52,7 @@ def open_torch(path: Path) -> Iterator[dict[str, Stored]]:
         magic = file.read(4)
         file.seek(0)
         if magic == b"PK\x03\x04":
+            _check_directory(file)
             with zipfile.ZipFile(file) as archive:
                 yield _stored(*_open_zip(archive))
         else:
@@ -57,18 +60,39 @@ def open_torch(path: Path) -> Iterator[dict[str, Stored]]:
 
 
 def _stored(state: Any, read: Callable[[Storage], bytes]) -> dict[str, Stored]:
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    # A pickle may have replaced the methods of its dictionaries.
+    if isinstance(state, dict) and isinstance(dict.get(state, "state_dict"), dict):
+        state = dict.get(state, "state_dict")
     if not isinstance(state, dict):
         raise InputError(
             f"the PyTorch file holds a {type(state).__name__}, expected a dictionary of tensors: "
             "save model.state_dict()"
         )
+    read = _bounded(read)
     return {
         name: Stored(tensor.shape, tensor.storage.dtype, partial(_read_tensor, tensor, read))
-        for name, tensor in dict.items(state)  # a pickle may have replaced state.items
+        for name, tensor in dict.items(state)
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
+
+
+def _bounded(read: Callable[[Storage], bytes]) -> Callable[[Storage], bytes]:
+    """Read as ``read``, the last storage only once, and not more than an honest file may have."""
+    total = 0
+
+    @lru_cache(maxsize=1)
+    def bounded(storage: Storage) -> bytes:
+        nonlocal total
+        data = read(storage)
+        total += len(data)
+        if total > MAX_FILE:
+            raise InputError(
+                f"the tensors' storages have more than {MAX_FILE // 2**30} GiB, VGG-19's 0.6: save "
+                "copies of its tensors alone"
+            )
+        return data
+
+    return bounded
 
 
 def _read_tensor(tensor: Tensor, read: Callable[[Storage], bytes]) -> np.ndarray:
@@ -87,7 +111,29 @@ def _numpy_dtype(name: str) -> np.dtype:
     return np.dtype("<u2") if name == "bfloat16" else np.dtype(name).newbyteorder("<")
 
 
+def _check_directory(file: IO[bytes]) -> None:
+    """Refuse a zip archive of far too many members, before they become objects."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _ZIP_TAIL))
+    tail = file.read()
+    plain = tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0"  # without a comment
+    end = len(tail) - 22 if plain else tail.rfind(b"PK\5\6")
+    if end < 0:
+        raise InputError("the zip archive is damaged or cut short: get the file again")
+    (length,) = struct.unpack_from("<I", tail, end + 12)
+    if end >= 76 and tail[end - 20 : end - 16] == b"PK\6\7":  # the form for large files
+        if tail[end - 76 : end - 72] != b"PK\6\6":
+            raise InputError("the zip archive is damaged: get the file again")
+        (length,) = struct.unpack_from("<Q", tail, end - 36)
+    if length > _MAX_DIRECTORY:
+        raise InputError(
+            f"the zip archive's list of members has {length} bytes, too many for a VGG-19: get the "
+            "file again"
+        )
+
+
 def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, Callable[[Storage], bytes]]:
+    # Members are read by their names and never written anywhere, so any names are harmless.
     names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(names) != 1:
         raise InputError(

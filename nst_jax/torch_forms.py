@@ -14,10 +14,11 @@ import numpy as np
 
 from nst_jax.errors import InputError
 from nst_jax.layers import CONVS
-from nst_jax.stored import Opened, Stored, add, damaged_is_input_error
+from nst_jax.stored import MAX_ITEMS, Opened, Stored, add, damaged_is_input_error
 from nst_jax.torch_file import open_torch
 
 FORMAT = "nst_jax.weights"  # the entry "format" in the header of a canonical file
+_MAX_HEADER = 8 * 2**20  # bytes; VGG-19's has some thousand
 
 # Positions in torchvision's nn.Sequential, where ReLU and pooling count as well.
 _TORCH_VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
@@ -35,21 +36,40 @@ def open_pth(path: Path) -> Iterator[Opened]:
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[Opened]:
-    """Open a .safetensors file: the canonical one, or one with torchvision's names."""
+    """Open a .safetensors file: the canonical one, or one with torchvision's names.
+
+    The library refuses a header nested deeper than 128 and arrays that overlap, leave gaps, lie
+    outside the file or differ from their shape; the size of the header is bounded here.
+    """
     from safetensors import safe_open
 
-    with damaged_is_input_error(path, "safetensors"), safe_open(path, "np") as file:
-        header = file.metadata() or {}
-        arrays: dict[str, Stored] = {}
-        for name in file.keys():  # no mapping: it cannot be iterated
-            piece = file.get_slice(name)
-            dtype = _SAFETENSORS_DTYPES.get(str(piece.get_dtype()), "another type")
-            read = partial(_read_safetensor, file, name, dtype)
-            arrays[name] = Stored(tuple(piece.get_shape()), dtype, read)
-        if header.get("format") == FORMAT:
-            yield Opened("canonical", arrays, header)
-        else:
-            yield Opened("safetensors", from_torch_names(arrays))
+    with damaged_is_input_error(path, "safetensors"):
+        _check_header(path)
+        with safe_open(path, "np") as file:
+            header = file.metadata() or {}
+            arrays: dict[str, Stored] = {}
+            names = file.keys()
+            if len(names) > MAX_ITEMS:
+                raise InputError(f"there are {len(names)} arrays: save VGG-19 alone")
+            for name in names:
+                piece = file.get_slice(name)
+                dtype = _SAFETENSORS_DTYPES.get(str(piece.get_dtype()), "another type")
+                read = partial(_read_safetensor, file, name, dtype)
+                arrays[name] = Stored(tuple(piece.get_shape()), dtype, read)
+            if header.get("format") == FORMAT:
+                yield Opened("canonical", arrays, header)
+            else:
+                yield Opened("safetensors", from_torch_names(arrays))
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise InputError(
+            f"its header should have {length} bytes, expected at most {_MAX_HEADER}: the file is "
+            "damaged or holds far more than VGG-19, get it again"
+        )
 
 
 _SAFETENSORS_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}

@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import pickletools
+import warnings
 from collections import OrderedDict
 from typing import IO, Any, NamedTuple
 
@@ -33,6 +34,12 @@ _REBUILD_TENSOR = ("_rebuild_tensor", "_rebuild_tensor_v2")  # the first is from
 # A state of VGG-19 takes about a thousand. The limit also bounds how deep values are nested,
 # since Python hashes nested tuples by recursion in C.
 _MAX_OPCODES = 20_000
+# What may be used a second time, by the instruction that made it. Not a tuple: of forty that each
+# hold the one before twice, the hash would take days.
+_SHARED = frozenset(
+    """BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING EMPTY_DICT EMPTY_LIST GLOBAL
+    STACK_GLOBAL BINPERSID REDUCE""".split()
+)
 _OPCODES = frozenset(
     """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
     BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING EMPTY_DICT EMPTY_LIST EMPTY_TUPLE
@@ -75,6 +82,19 @@ def load_pickle(file: IO[bytes]) -> tuple[Any, dict[str, str]]:
       Exception: many others where it is damaged; see `damaged_is_input_error`.
     """
     start = file.tell()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of strange escapes in text, which is refused anyway
+        _check_instructions(file)
+    length = file.tell() - start
+    file.seek(start)
+    unpickler = _Unpickler(io.BytesIO(file.read(length)))
+    unpickler.dtypes = {}
+    return unpickler.load(), unpickler.dtypes
+
+
+def _check_instructions(file: IO[bytes]) -> None:
+    """Go through one pickle without executing it, and stop behind it."""
+    before, memo = "", {}
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name == "GLOBAL":  # refused by name here, before instructions that go with it
             _find(*str(argument).split(" ", 1))
@@ -90,11 +110,14 @@ def load_pickle(file: IO[bytes]) -> tuple[Any, dict[str, str]]:
                 f"the pickle in the PyTorch file has more than {_MAX_OPCODES} instructions, too "
                 "many for a VGG-19: save model.state_dict() alone"
             )
-    length = file.tell() - start
-    file.seek(start)
-    unpickler = _Unpickler(io.BytesIO(file.read(length)))
-    unpickler.dtypes = {}
-    return unpickler.load(), unpickler.dtypes
+        if opcode.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if argument is None else argument] = before in _SHARED
+        if opcode.name in ("BINGET", "LONG_BINGET") and not memo.get(argument):
+            raise InputError(
+                "the pickle in the PyTorch file uses a tuple twice, or nothing, which no "
+                "dictionary of tensors needs: save model.state_dict()"
+            )
+        before = opcode.name
 
 
 class _Unpickler(pickle.Unpickler):
@@ -129,11 +152,17 @@ def _find(module: str, name: str) -> Any:
     if module == "torch._utils" and name in _REBUILD_TENSOR:
         return lambda *arguments: _tensor(*arguments)
     if module == "torch._utils" and name == "_rebuild_parameter":
-        return lambda data, *_: data
+        return lambda data, *_: _parameter(data)
     raise InputError(
         f"the PyTorch file asks for {module}.{name}, which no dictionary of tensors needs: it "
         "was not executed; save model.state_dict()"
     )
+
+
+def _parameter(data: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise InputError("the PyTorch file has a malformed parameter: get the file again")
+    return data
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:

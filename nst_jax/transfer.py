@@ -95,6 +95,7 @@ def stylize(
     callback: Callable[[Progress], bool | None] | None = None,
     callback_every: int | Sequence[int] | None = None,
     choice: Choice | None = None,
+    free: int | None = None,
     mesh: Mesh | None = None,
     position: Position | None = None,
 ) -> Result:
@@ -128,6 +129,7 @@ def stylize(
         several such numbers.
       choice: how to compute the last scale, of a plan of ``memory_plan``; by default as
         ``config.tile``, ``config.remat`` and the free memory have it.
+      free: bytes of memory that coarser scales are chosen by; by default measured now.
       mesh: several devices for the one picture. One of ``rows.rows_mesh`` divides it by rows, with
         1 / n of the memory on each; with any other, of ``parallel.make_mesh``, each device has
         the whole picture and computes its share of the tiles.
@@ -158,7 +160,8 @@ def stylize(
             f"the position is at scale {position.scale} of a run of {len(scales)}: begin anew"
         )
     # Once, for what a scale leaves free stays with the process.
-    free, stopped = free_bytes(jax.local_devices()[0]), False
+    free = free_bytes(jax.local_devices()[0]) if free is None else free
+    stopped = False
     if position is not None:
         free, choice = position.free, position.last_choice
     elif len(scales) > 1 and choice is None and mesh is None and loss is None:

@@ -8,20 +8,21 @@ else in the file left out. Nothing is decided here about channel order or prepro
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from nst_jax.errors import InputError
+from nst_jax.hdf5_file import datasets, stored
 from nst_jax.mat_file import read_mat
-from nst_jax.stored import Opened, Stored, add, damaged_is_input_error
+from nst_jax.stored import MAX_FILE, Opened, Stored, add, damaged_is_input_error
 from nst_jax.torch_forms import open_pth, open_safetensors
 
 CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue, of pixels in 0-255
+_MAX_AVERAGE = 3 * 2**20  # numbers in the mean picture, which has 224 x 224 x 3
 
 _KERAS_NAME = re.compile(
     r"(?:^|/)block(\d)_conv(\d)/(?:.+/)?(?:block\d_conv\d_)?(W|b|kernel|bias)(?:_1)?(?::0)?$"
@@ -39,11 +40,14 @@ def find_form(path: Path) -> str:
       "keras", "matconvnet", "torch" or "safetensors".
 
     Raises:
-      InputError: where there is no such file, or it begins like none of these.
+      InputError: where there is no such file, it is far too large, or it begins like none of these.
     """
     if os.path.isdir(path):
         raise InputError(f"{path} is a folder, expected a file of VGG-19 weights: name the file")
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            raise InputError(f"{path} is no file, expected VGG-19 weights: name their file")
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
@@ -51,6 +55,11 @@ def find_form(path: Path) -> str:
             f"cannot read the weights {path} ({error.strerror}): check the path, or run "
             "'nst-jax weights fetch'"
         ) from error
+    if found.st_size > MAX_FILE:  # of which the checksum alone would take minutes
+        raise InputError(
+            f"{path} has {found.st_size / 2**30:.1f} GiB, expected at most {MAX_FILE // 2**30} "
+            "(VGG-19 has 0.6): save the network alone"
+        )
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "keras"
     if head.startswith(b"MATLAB 5"):
@@ -93,34 +102,11 @@ def open_keras(path: Path) -> Iterator[Opened]:
 
     with damaged_is_input_error(path, "Keras .h5"), h5py.File(path, "r") as file:
         arrays: dict[str, Stored] = {}
-        for name, dataset in _datasets(file, h5py):
-            match = _KERAS_NAME.search(name)
-            if match is None:
-                continue
-            if dataset.external or dataset.is_virtual:
-                raise InputError(
-                    f"the data of {name} lies in another file, which is not read: expected one "
-                    "file that holds all weights"
-                )
-            block, index, part = match.groups()
-            stored = Stored(dataset.shape, str(dataset.dtype), partial(dataset.__getitem__, ()))
-            add(arrays, f"conv{block}_{index}/{_PARTS[part]}", stored)
+        for name, dataset in datasets(file):
+            if match := _KERAS_NAME.search(name):
+                block, index, part = match.groups()
+                add(arrays, f"conv{block}_{index}/{_PARTS[part]}", stored(name, dataset))
         yield Opened("keras", arrays)
-
-
-def _datasets(group: Any, h5py: Any, prefix: str = "", depth: int = 4) -> Iterator[tuple[str, Any]]:
-    for name in group:
-        path = f"{prefix}{name}"
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise InputError(
-                f"{path} is a link to another place or file, which is not followed: expected one "
-                "file that holds all weights"
-            )
-        item = group[name]
-        if isinstance(item, h5py.Dataset):
-            yield path, item
-        elif isinstance(item, h5py.Group) and depth > 1:  # hard links may form a cycle
-            yield from _datasets(item, h5py, f"{path}/", depth - 1)
 
 
 @contextmanager
@@ -155,7 +141,10 @@ def _check_average(average: Stored) -> None:
     if math.prod(average.shape) == 0:
         return
     # A whole picture [224, 224, 3], or one colour in any of the shapes of a vector.
-    mean = average.read().reshape(-1, 3, order="F").mean(0)
+    if math.prod(average.shape) > _MAX_AVERAGE:
+        raise InputError(f"the mean picture has the shape {average.shape}, expected (224, 224, 3)")
+    with np.errstate(all="ignore"):  # of values that are no colours
+        mean = average.read().reshape(-1, 3, order="F").mean(0)
     if not np.allclose(mean, CAFFE_MEAN, atol=0.1):
         raise InputError(
             f"the mean colour is {np.round(mean, 2).tolist()}, expected {list(CAFFE_MEAN)} (red, "

@@ -17,7 +17,7 @@ def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -
     """Run ``nst-jax weights``; see ``options.Weights``.
 
     Returns:
-      The exit code; 1 where a check of ``verify`` failed.
+      The exit code; 1 where a check of ``verify`` failed, of weights that can be used.
 
     Raises:
       InputError: for files that cannot be used, and failed downloads.
@@ -44,6 +44,8 @@ def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -
             print(path)
             checks = verify_weights(path)
             for check in checks:
+                if not check.ok and check is checks[-1] and check.name in ("form", "arrays"):
+                    raise InputError(check.detail)  # no weights that could be used at all
                 print(f"{'ok    ' if check.ok else 'FAILED'}  {check.name}: {check.detail}")
             return 0 if all(check.ok for check in checks) else 1
         case ListWeights():

@@ -44,7 +44,7 @@ def reach(started: Started, marks: Marks, moment: str, rng: random.Random) -> bo
       Whether the process is still there.
     """
     process, folder = started.process, started.folder
-    written = folder / "out" if "batch" in started.process.args else folder
+    written = folder / "out" if (folder / "out").is_dir() else folder
     hidden = {"save": (folder / FOLDER, ".checkpoint-"), "writing": (written, ".")}
     match moment:
         case "start":

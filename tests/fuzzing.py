@@ -1,9 +1,6 @@
 """What fuzz tests of the command line have in common: a call of it with limits."""
 
-import re
 import signal
-import sys
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple

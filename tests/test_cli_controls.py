@@ -10,7 +10,7 @@ from PIL import Image
 from test_cli import Run, check_refused, listing, pixels, record
 
 import nst_jax
-from nst_jax import cli, job
+from nst_jax import cli, job, job_run
 from nst_jax.cli import main
 from nst_jax.color import MODES
 from nst_jax.config import Config
@@ -532,7 +532,7 @@ def refused(run, desk, monkeypatch):
         raise AssertionError("the optimisation, or the cache, was reached")
 
     def refused(match, *words, **options):
-        monkeypatch.setattr(job, "stylize", work)
+        monkeypatch.setattr(job_run, "stylize", work)
         monkeypatch.setattr(job, "use_compilation_cache", work)
         check_refused(desk, match, lambda: run(*words, **options))
 

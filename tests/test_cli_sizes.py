@@ -27,7 +27,7 @@ from test_cli import (
     words,
 )
 
-from nst_jax import estimate_command, job, job_plan, memory_plan
+from nst_jax import estimate_command, job, job_plan, job_run, memory_plan
 from nst_jax.cli import main
 from nst_jax.images import load_picture, save_image
 
@@ -294,7 +294,7 @@ class TestScales:
         def work(*args, **options):
             raise AssertionError("the optimisation was reached")
 
-        monkeypatch.setattr(job, "stylize", work)
+        monkeypatch.setattr(job_run, "stylize", work)
         save_image("content.png", smooth_picture(24, 32, seed=1))
         (desk / name).write_text("old")
         names = {
@@ -358,8 +358,8 @@ class TestScales:
         assert code == 130 and err.splitlines()[-1] == last
 
     def test_diverged_at_a_coarse_scale(self, run):
-        code, _, err = run(**ADAM | COARSE | {"steps": 3}, learning_rate=1e30)
-        assert code == 1 and "diverged at step 2" in err.splitlines()[-1]
+        code, _, err = run(**ADAM | COARSE | {"scale_steps": 9}, learning_rate=1e30)
+        assert code == 1 and "diverged at step 8" in err.splitlines()[-1]
         assert pixels("out.png").shape == (24, 32, 3)
         assert len(record()["scales"]) == 1
 

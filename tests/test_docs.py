@@ -28,7 +28,7 @@ def workplace(tmp_path, monkeypatch, tiny_weights_file):
     return tmp_path
 
 
-@pytest.mark.parametrize("name, count", [("docs/experiments.md", 8), ("README.md", 1)])
+@pytest.mark.parametrize("name, count", [("docs/experiments.md", 9), ("README.md", 1)])
 def test_code_of_documents_runs(workplace, name, count):
     blocks = python_blocks(ROOT / name)
     assert len(blocks) == count

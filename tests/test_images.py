@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from nst_jax import images
+from nst_jax import picture_files
 from nst_jax.errors import InputError
 from nst_jax.images import (
     limit_pixels,
@@ -430,7 +430,7 @@ class TestLimit:
         """Their filters are the whole process's, and other threads may change them."""
         Image.new("L", (40, 30)).save(tmp_path / "a.png")
         limit_pixels(0.0011)
-        monkeypatch.setattr(images.warnings, "simplefilter", lambda *_: None)
+        monkeypatch.setattr(picture_files.warnings, "simplefilter", lambda *_: None)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore")
             with pytest.raises(InputError, match="has 0.0012 megapixels: expected at most 0.0011"):

@@ -241,7 +241,7 @@ class TestAspect:
             (tmp_path / "a.png").write_bytes(data)
         with pytest.raises(InputError) as caught:
             mask_aspect_note(tmp_path / "a.png", shape=(4, 4))
-        one_line(caught, "cannot read the mask", "a.png")
+        one_line(caught, "a.png", "picture")
 
 
 def test_a_mask_of_zeros_and_ones_out_of_255_is_told(tmp_path):

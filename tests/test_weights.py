@@ -359,7 +359,7 @@ class TestVerify:
 def test_heavy_libraries_load_late():
     code = (
         "import sys, nst_jax.verify as v; v.verify_weights('none');"
-        "print(sorted({'jax', 'scipy', 'h5py', 'pooch', 'requests'} & set(sys.modules)))"
+        "print(sorted({'jax', 'scipy', 'h5py', 'filelock', 'requests'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

@@ -36,7 +36,7 @@ def flip(arrays):
     return {**arrays, "conv1_1/kernel": np.ascontiguousarray(kernel[:, :, ::-1])}
 
 
-def write_keras(path, arrays, *, naming="kernel", top=False):
+def write_keras(path, arrays, *, naming="kernel", top=False, **storage):
     import h5py
 
     with h5py.File(path, "w") as file:
@@ -49,7 +49,7 @@ def write_keras(path, arrays, *, naming="kernel", top=False):
                     "nested": f"{block}/{block}/{part}:0",
                     "model": f"model_weights/{block}/{block}/{part}:0",
                 }[naming]
-                file[name] = arrays[f"{conv}/{part}"]
+                file.create_dataset(name, data=arrays[f"{conv}/{part}"], **storage)
         if top:
             file["fc1/fc1/kernel:0"] = np.zeros((7, 3), np.float32)
             file["predictions/predictions/bias:0"] = np.zeros(3, np.float32)

@@ -1,0 +1,129 @@
+"""Writing pictures: PNG, JPEG, WebP and TIFF in sRGB, with what is known of their making.
+
+The path ``-`` is standard output, to which a PNG is written.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from nst_jax.errors import InputError
+from nst_jax.files import atomic_write
+from nst_jax.picture_encoding import encode
+from nst_jax.standard_streams import STANDARD, check_standard_output, write_standard_output
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+_DEEP = ("PNG", "TIFF")
+_LOSSY = ("JPEG", "WEBP")
+
+
+def to_uint8(image) -> np.ndarray:
+    """Clip to [0, 1] and round to 0-255; NaN, as in a diverging run's preview, becomes 0.
+
+    >>> to_uint8(np.array([-1.0, 0.5, 2.0])).tolist()
+    [0, 128, 255]
+    """
+    numbers = np.nan_to_num(np.asarray(image, np.float32))
+    return (np.clip(numbers, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def to_uint16(image) -> np.ndarray:
+    """Clip to [0, 1] and round to 0-65535; NaN becomes 0.
+
+    >>> to_uint16(np.array([-1.0, 0.5, 2.0])).tolist()
+    [0, 32768, 65535]
+    """
+    numbers = np.nan_to_num(np.asarray(image, np.float64))
+    return (np.clip(numbers, 0, 1) * 65535 + 0.5).astype(np.uint16)
+
+
+def check_output(
+    path: str | Path, *, alpha: bool = False, bit_depth: int = 8, quality: int | None = None
+) -> None:
+    """Check that a picture can be written as it is asked for.
+
+    Raises:
+      InputError: for an unknown suffix, what its format cannot hold or has no use for, and standard
+        output where it is closed or a terminal.
+    """
+    path = Path(path)
+    if path == STANDARD:
+        check_standard_output()
+    elif path.suffix.lower() not in FORMATS:
+        raise InputError(
+            f"{path} has no suffix of a known picture format: expected one of {' '.join(FORMATS)}"
+        )
+    format = _format(path)
+    if alpha and format == "JPEG":
+        raise InputError(
+            f"the content picture is partly transparent, which JPEG cannot hold: name {path.name} "
+            ".png, .webp or .tif"
+        )
+    if bit_depth not in (8, 16):
+        raise InputError(f"bit_depth is {bit_depth}: expected 8 or 16")
+    if bit_depth == 16 and format not in _DEEP:
+        raise InputError(
+            f"bit_depth 16 is more than {format} can hold: name {path.name} .png or .tif"
+        )
+    if quality is not None and not 1 <= quality <= 100:
+        raise InputError(f"quality is {quality}: expected 1 to 100")
+    if quality is not None and format not in _LOSSY:
+        raise InputError(
+            f"quality has no meaning for {format}, which loses nothing: leave it out, or name "
+            f"{path.name} .jpg or .webp"
+        )
+
+
+def save_image(
+    path: str | Path,
+    image,
+    *,
+    alpha: np.ndarray | None = None,
+    metadata: Mapping[str, str] | None = None,
+    bit_depth: int = 8,
+    quality: int | None = None,
+) -> None:
+    """Write a picture whole or not at all, with the colour profile of sRGB.
+
+    Args:
+      path: where to; the suffix chooses PNG, JPEG (no chroma subsampling), WebP or TIFF. ``-``
+        writes a PNG to standard output.
+      image: ``[H, W, 3]``; values are clipped to [0, 1] and rounded to the nearest of the depth.
+      alpha: ``[H, W]`` in [0, 1].
+      metadata: texts, which ``picture_encoding.read_texts`` reads again. They are a PNG's text
+        chunks; in other formats one named Software is the EXIF (TIFF) tag of that name, and all
+        others are a JSON object in the tag ImageDescription. A JPEG has room for less than 64 KB of
+        them: of more, only Software is written.
+      bit_depth: bits a channel, 8 or 16; 16 for PNG and TIFF.
+      quality: 1 to 100, for JPEG (by default 95) and WebP (by default lossless).
+
+    Raises:
+      InputError: for what ``check_output`` refuses.
+    """
+    path = Path(path)
+    check_output(path, alpha=alpha is not None, bit_depth=bit_depth, quality=quality)
+    to_integers = to_uint8 if bit_depth == 8 else to_uint16
+    pixels = to_integers(image)
+    if alpha is not None:
+        pixels = np.concatenate([pixels, to_integers(alpha)[..., None]], axis=-1)
+    texts = dict(metadata or {})
+    if path == STANDARD:
+        buffer = io.BytesIO()
+        encode(buffer, pixels, format="PNG", texts=texts, quality=None)
+        write_standard_output(buffer.getvalue())
+        return
+    with atomic_write(path) as temporary:
+        encode(temporary, pixels, format=_format(path), texts=texts, quality=quality)
+
+
+def _format(path: Path) -> str:
+    return "PNG" if path == STANDARD else FORMATS[path.suffix.lower()]

@@ -1,0 +1,58 @@
+"""Standard input and output as files, both called ``-``. Standard library only."""
+
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from nst_jax.errors import InputError
+
+STANDARD = Path("-")
+MOST_BYTES = 2**30  # of standard input
+
+
+@lru_cache(maxsize=1)
+def standard_input() -> bytes:
+    """All bytes of standard input, which is read at the first call.
+
+    Raises:
+      InputError: where there is none, or it is a terminal, empty or endless.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise InputError("standard input is closed: expected a picture, as by < FILE")
+    if sys.stdin.isatty():
+        raise InputError("standard input is a terminal: expected a picture, as by < FILE")
+    data = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if not data:
+        raise InputError("standard input is empty: expected a picture file")
+    if len(data) > MOST_BYTES:
+        raise InputError(f"standard input holds over {MOST_BYTES >> 30} GiB: name a file instead")
+    return data
+
+
+def check_standard_output() -> None:
+    """Check that a picture can be written to standard output.
+
+    Raises:
+      InputError: where it is closed or a terminal.
+    """
+    if sys.stdout is None or sys.stdout.closed:
+        raise InputError("standard output is closed: expected a file or pipe for the PNG")
+    if sys.stdout.isatty():
+        raise InputError("standard output is a terminal: expected a file or pipe for the PNG")
+
+
+def write_standard_output(data: bytes) -> None:
+    """Write to standard output; where that fails nothing is left to be flushed at the exit.
+
+    Raises:
+      OSError: where it cannot be written, as of a pipe that is closed.
+    """
+    stream = sys.stdout
+    try:
+        stream.flush()
+        stream.buffer.write(data)
+        stream.buffer.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing to flush at exit
+        raise OSError(error.errno, error.strerror, "standard output") from None

@@ -1,0 +1,185 @@
+"""Checkpoints in a folder: whole or not at all, the newest two, damaged ones passed over."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nst_jax import checkpoint
+from nst_jax.errors import InputError
+from nst_jax.packing import pack, unpack
+
+INPUTS = {"content": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 3))}
+
+
+def arrays(step):
+    return {
+        "x": np.full((2, 2), step, np.float32),
+        "count": np.array(step),
+        "frozen": np.array(True),
+    }
+
+
+def save(folder, *steps):
+    digest = checkpoint.save_inputs(folder, INPUTS)
+    for step in steps:
+        checkpoint.save(folder, {"step": step, "loss": float("nan")}, arrays(step), inputs=digest)
+
+
+def assert_loaded(folder, step, *, damaged=0):
+    saved = checkpoint.load(folder)
+    assert saved.record["step"] == step and np.isnan(saved.record["loss"])
+    for found, expected in ((saved.arrays, arrays(step)), (saved.inputs, INPUTS)):
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert found[name].dtype == array.dtype and found[name].shape == array.shape
+            np.testing.assert_array_equal(found[name], array)
+    assert len(saved.damaged) == damaged
+    return saved
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    save(tmp_path, 0)
+    assert assert_loaded(tmp_path, 0).path == tmp_path / "checkpoint-00000000"
+
+
+def test_the_newest_two_stay(tmp_path):
+    save(tmp_path, 0, 1, 2, 3)
+    assert sorted(os.listdir(tmp_path)) == [
+        "checkpoint-00000002",
+        "checkpoint-00000003",
+        "inputs.safetensors",
+    ]
+    assert_loaded(tmp_path, 3)
+
+
+def damage(path, how):
+    data = path.read_bytes()
+    if how == "flip":
+        middle = len(data) // 2
+        data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    elif how == "cut":
+        data = data[:-5]
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how != "missing":
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "missing", "folder"])
+@pytest.mark.parametrize("name", ["arrays.safetensors", "run.json", "manifest.json"])
+def test_of_a_damaged_one_the_one_before_is_used(tmp_path, name, how):
+    save(tmp_path, 0, 1)
+    damage(tmp_path / "checkpoint-00000001" / name, how)
+    saved = assert_loaded(tmp_path, 0, damaged=1)
+    assert saved.damaged[0].startswith("checkpoint-00000001 is damaged (")
+    # The next one saved is newer than both.
+    checkpoint.save(tmp_path, {"step": 2, "loss": float("nan")}, arrays(2), inputs=digest(tmp_path))
+    assert_loaded(tmp_path, 2)
+
+
+def digest(folder):
+    return checkpoint.inputs_digest(folder)
+
+
+def test_where_none_is_whole(tmp_path):
+    save(tmp_path, 0, 1)
+    damage(tmp_path / "inputs.safetensors", "flip")
+    with pytest.raises(InputError, match="no checkpoint in .* is whole: checkpoint-00000001 is"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "inputs"])
+def test_where_nothing_was_saved(tmp_path, kind):
+    folder = tmp_path / "run"
+    if kind == "file":
+        folder.touch()
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "inputs":
+        checkpoint.save_inputs(folder, INPUTS)
+    with pytest.raises(InputError, match="nothing was saved in .*: begin the run anew"):
+        checkpoint.load(folder)
+
+
+def test_another_format_is_refused(tmp_path):
+    save(tmp_path, 0)
+    path = tmp_path / "checkpoint-00000000" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(InputError, match="has format 2, expected 1: use the nst-jax that wrote it"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["_write_arrays", "file_digest", "_to_disk"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_one_that_cannot_be_written_leaves_those_before(tmp_path, monkeypatch, stage, error):
+    save(tmp_path, 0, 1)
+    before = sorted(os.listdir(tmp_path))
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, stage, fail)
+        with pytest.raises(type(error)):
+            checkpoint.save(tmp_path, {"step": 2}, arrays(2), inputs="")
+    assert sorted(os.listdir(tmp_path)) == before
+    assert_loaded(tmp_path, 1)
+
+
+def test_a_full_disk_has_its_number(tmp_path):
+    """Whose writer has errors of its own."""
+    with pytest.raises(OSError) as caught:
+        checkpoint._write_arrays(tmp_path / "missing" / "a.safetensors", INPUTS)
+    assert caught.value.errno == errno.ENOENT and "missing" in caught.value.filename
+
+
+def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
+    save(tmp_path, 0, 1)
+    for name in (".checkpoint-abcd1234", "checkpoint-x", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    checkpoint.remove_leftovers(tmp_path)
+    assert not (tmp_path / ".checkpoint-abcd1234").exists()
+    assert_loaded(tmp_path, 1)
+    checkpoint.clear(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-x", "notes"]
+
+
+def test_folders_are_checked_before_any_work(tmp_path):
+    check = checkpoint.check_checkpoints
+    check(None, None, overwrite=False)
+    check(tmp_path / "new", 5, overwrite=False)
+    assert not (tmp_path / "new").exists()
+    save(tmp_path, 0)
+    check(tmp_path, None, overwrite=True)
+    (tmp_path / "file").touch()
+    for folder, every, match in (
+        (None, 5, "needs a folder: give --checkpoint DIR"),
+        (tmp_path / "new", 0, "checkpoint_every is 0: expected 1 or more"),
+        (tmp_path / "file", None, "is no folder"),
+        (tmp_path / "a" / "b", None, "a does not exist: create it first"),
+        (tmp_path, None, "holds the checkpoints of a run: go on with it by 'nst-jax resume"),
+    ):
+        with pytest.raises(InputError, match=match):
+            check(folder, every, overwrite=False)
+
+
+def test_packing():
+    value = {"a": [1, 2.5, None, True, "b", Path("c")], "d": {"e": np.ones((2, 1), np.uint8)}}
+    packed: dict[str, np.ndarray] = {}
+    plain = json.loads(json.dumps(pack(value, packed, name="v")))
+    found = unpack(plain, packed)
+    array = found["d"].pop("e")
+    assert found == {"a": value["a"], "d": {}} and array.dtype == np.uint8
+    assert list(packed) == ["v/d/e"]
+    for bad in (object(), {1, 2}, b"bytes"):
+        with pytest.raises(TypeError, match="v/0 is .*: expected plain data or an array"):
+            pack([bad], packed, name="v")
+    for bad in ({"array": "missing"}, {"other": 1}):
+        with pytest.raises(KeyError):
+            unpack(bad, packed)

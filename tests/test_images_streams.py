@@ -1,0 +1,261 @@
+"""Standard input and output as pictures, odd file names, and flags of the outputs."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from nst_jax import cli, job, standard_streams
+from nst_jax.cli import main
+from nst_jax.images import load_image, load_picture, save_image
+from nst_jax.picture_encoding import read_texts
+from nst_jax.standard_streams import standard_input
+
+SHALLOW = ["--style-layers", "relu1_1", "--content-layers", "relu1_1"]
+
+
+@pytest.fixture(autouse=True)
+def desk(tmp_path, monkeypatch, content, style):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(job, "use_compilation_cache", lambda: None)  # is process-wide
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: None)
+    save_image("content.png", content)
+    save_image("style.png", style)
+    standard_input.cache_clear()
+    yield tmp_path
+    standard_input.cache_clear()
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Put bytes on standard input."""
+
+    def given(data):
+        stream = SimpleNamespace(buffer=io.BytesIO(data), closed=False, isatty=lambda: False)
+        monkeypatch.setattr(sys, "stdin", stream)
+
+    return given
+
+
+@pytest.fixture
+def run(capsysbinary, tiny_weights_file):
+    def run(*words):
+        code = main([*words, "--weights", str(tiny_weights_file)])
+        out, err = capsysbinary.readouterr()
+        return code, out, err.decode()
+
+    return run
+
+
+def stylize(content="content.png", style="style.png", output="out.png", **options):
+    line = ["stylize", content, "--style", style, "-o", output, "--size", "32", "--steps", "2"]
+    for name, value in options.items():
+        line += ["--" + name.replace("_", "-"), str(value)]
+    return [*line, *SHALLOW]
+
+
+def refused(result, *texts):
+    code, out, err = result
+    assert (code, out) == (2, b"") and len(err.splitlines()) == 1, err
+    assert all(text in err for text in texts), err
+
+
+class TestStandardInput:
+    def test_gives_what_the_file_gives(self, run, given, desk):
+        assert run(*stylize(init="content.png"))[0] == 0
+        files = {"content": "content.png", "style": "style.png", "init": "content.png"}
+        for place, name in files.items():
+            standard_input.cache_clear()
+            given((desk / name).read_bytes())
+            assert run(*stylize(**files | {place: "-"}, output=f"{place}.out.png"))[0] == 0
+            again = load_image(f"{place}.out.png")
+            np.testing.assert_array_equal(again, load_image("out.png"))
+
+    def test_is_one(self, run, given, desk):
+        given((desk / "content.png").read_bytes())
+        refused(run(*stylize("-", "-")), "- stands for several inputs")
+
+    def test_is_empty(self, run, given):
+        given(b"")
+        refused(run(*stylize("-")), "standard input is empty")
+
+    def test_is_no_picture(self, run, given):
+        given(b"a text")
+        refused(run(*stylize("-")), "standard input is no picture in a known format")
+
+    def test_is_cut(self, run, given, desk):
+        given((desk / "content.png").read_bytes()[:500])
+        refused(run(*stylize("-")), "cannot read the picture standard input (")
+
+    @pytest.mark.parametrize("stream", [None, SimpleNamespace(closed=True)])
+    def test_is_closed(self, run, monkeypatch, stream):
+        monkeypatch.setattr(sys, "stdin", stream)
+        refused(run(*stylize("-")), "standard input is closed")
+
+    def test_is_a_terminal(self, run, monkeypatch):
+        stream = SimpleNamespace(closed=False, isatty=lambda: True)
+        monkeypatch.setattr(sys, "stdin", stream)
+        refused(run(*stylize("-")), "standard input is a terminal")
+
+    def test_is_endless(self, run, given, monkeypatch):
+        monkeypatch.setattr(standard_streams, "MOST_BYTES", 1000)
+        given(bytes(2000))
+        refused(run(*stylize("-")), "standard input holds over")
+
+    def test_has_as_many_pixels_as_it_may(self, run, given, desk):
+        given((desk / "content.png").read_bytes())
+        result = run(*stylize("-", max_megapixels=0.001))
+        refused(result, "standard input has 0.001728 megapixels")
+
+    def test_of_estimate(self, run, given, desk):
+        given((desk / "content.png").read_bytes())
+        code, out, _ = run("estimate", "-", "--size", "32", *SHALLOW)
+        assert code == 0 and out.startswith(b"32x24 px with ")
+
+    def test_of_batch_is_refused(self, run, desk):
+        options = ["--style", "style.png", "-o", "results", "--size", "32"]
+        refused(run("batch", "-", *options), "- stands for one picture")
+        options[1] = "-"
+        refused(run("batch", "content.png", *options), "- stands for one picture")
+
+
+class TestStandardOutput:
+    def test_is_the_picture_and_nothing_else(self, run, given, desk):
+        code, out, _ = run(*stylize())
+        assert (code, out) == (0, b"out.png\n")
+        before = {path.name for path in desk.iterdir()}
+        given((desk / "content.png").read_bytes())
+        code, out, _ = run(*stylize("-", output="-"))
+        assert code == 0 and out.startswith(b"\x89PNG")
+        with Image.open(io.BytesIO(out)) as image:
+            np.testing.assert_array_equal(
+                np.asarray(image) / np.float32(255), load_image("out.png")
+            )
+            record = json.loads(image.text["nst_jax"])
+        assert record["settings"]["content"] == "-" and record["steps"] == 2
+        assert {path.name for path in desk.iterdir()} == before
+
+    def test_of_16_bits_with_an_animation(self, run, desk):
+        code, out, _ = run(*stylize(output="-", bit_depth=16, animation="film.gif"))
+        assert code == 0 and imagecodecs.png_decode(out).dtype == np.uint16
+        assert (desk / "film.gif").exists()
+
+    @pytest.mark.parametrize("command", ["texture", "reconstruct"])
+    def test_of_other_commands(self, run, given, desk, command):
+        given((desk / "style.png").read_bytes())
+        more = ["--style-layers", "relu1_1"] if command == "texture" else ["--layer", "relu1_1"]
+        code, out, _ = run(command, "-", "-o", "-", "--size", "32", "--steps", "2", *more)
+        assert code == 0 and out.startswith(b"\x89PNG")
+
+    def test_has_no_previews(self, run):
+        refused(run(*stylize(output="-", save_every=1)), "save_every", "name a file")
+
+    def test_of_a_sweep_is_refused(self, run):
+        line = ["sweep", *stylize(output="-")[1:], "--over", "steps=1,2"]
+        line.remove("--steps")
+        line.remove("2")
+        refused(run(*line), "a sweep writes a sheet and a JSON file")
+
+    def test_is_a_terminal(self, run, monkeypatch):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        refused(run(*stylize(output="-")), "standard output is a terminal")
+
+    def test_that_is_closed_early_is_told(self):
+        """In one line, also at the interpreter's exit."""
+        code = (
+            "import sys\n"
+            "from nst_jax.standard_streams import write_standard_output\n"
+            "sys.stdin.read()\n"
+            "try:\n"
+            "    write_standard_output(bytes(10**6))\n"
+            "except OSError as error:\n"
+            "    print(error, file=sys.stderr)\n"
+            "    sys.exit(2)\n"
+        )
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+            process.stdout.close()
+            process.stdin.close()
+            assert process.stderr.read() == b"[Errno 32] Broken pipe: 'standard output'\n"
+        assert process.returncode == 2
+
+    def test_that_is_none_is_told(self, run, monkeypatch):
+        monkeypatch.setattr(standard_streams.sys, "stdout", None)
+        with pytest.raises(standard_streams.InputError, match="standard output is closed"):
+            standard_streams.check_standard_output()
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["a b.png", "né 图 🎨.png", "./-x.png", "a;b&c.png", "%d.png"])
+    def test_odd_ones(self, run, desk, name):
+        (desk / "content.png").rename(desk / name)
+        code, out, _ = run(*stylize(name, output="out " + name.removeprefix("./")))
+        assert code == 0 and load_picture(desk / out.decode().rstrip("\n")).rgb.shape == (24, 32, 3)
+
+    def test_one_that_lies(self, run, desk, content):
+        save_image("a.jpg", content)
+        (desk / "a.jpg").rename("a.png")
+        assert run(*stylize("a.png"))[0] == 0
+
+    def test_a_device_is_no_picture(self, run):
+        refused(run(*stylize("/dev/zero")), "/dev/zero is no regular file", "- for standard input")
+
+
+class TestFlags:
+    def test_bit_depth(self, run):
+        for name in ("a.png", "b.tif"):
+            assert run(*stylize(output=name, bit_depth=16))[0] == 0
+        deep = imagecodecs.png_decode(Path("a.png").read_bytes())
+        np.testing.assert_array_equal(tifffile.imread("b.tif"), deep)
+        assert deep.dtype == np.uint16 and len(np.unique(deep % 257)) > 100
+        for name in ("a.png", "b.tif"):
+            record = json.loads(read_texts(name)["nst_jax"])
+            assert record["settings"]["bit_depth"] == 16 and record["steps"] == 2
+        assert run(*stylize(output="plain.png"))[0] == 0
+        shallow = np.asarray(Image.open("plain.png"))
+        np.testing.assert_allclose(shallow / 255, deep / 65535, atol=0.51 / 255)
+
+    def test_quality_also_of_previews(self, run, desk):
+        sizes = {}
+        for quality in (10, 95):
+            name = f"q{quality}.jpg"
+            assert run(*stylize(output=name, quality=quality, save_every=1))[0] == 0
+            sizes[quality] = [
+                (desk / file).stat().st_size for file in (name, f"q{quality}_00001.jpg")
+            ]
+            assert json.loads(read_texts(name)["nst_jax"])["settings"]["quality"] == quality
+        assert all(low < high for low, high in zip(sizes[10], sizes[95], strict=True))
+
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            (dict(output="a.jpg", bit_depth=16), "bit_depth 16 is more than JPEG can hold"),
+            (dict(output="a.webp", bit_depth=16), "bit_depth 16 is more than WEBP can hold"),
+            (dict(output="a.png", quality=90), "quality has no meaning for PNG"),
+            (dict(output="-", quality=90), "quality has no meaning for PNG"),
+            (dict(output="a.tif", quality=90), "quality has no meaning for TIFF"),
+            (dict(output="a.jpg", quality=0), "quality is 0: expected 1 to 100"),
+        ],
+    )
+    def test_what_a_format_cannot_do_is_refused_at_first(self, run, monkeypatch, options, message):
+        monkeypatch.setattr("nst_jax.stylize_command.load_picture", lambda *_, **__: 1 / 0)
+        refused(run(*stylize(**options)), message)
+
+    def test_of_batch(self, run, desk):
+        line = ["batch", "content.png", "--style", "style.png", "-o", "results", "--size", "32"]
+        line += ["--steps", "2", *SHALLOW, "--bit-depth"]
+        assert run(*line, "16")[0] == 0
+        (path,) = desk.glob("results/*.png")
+        assert imagecodecs.png_decode(path.read_bytes()).dtype == np.uint16
+        code, _, err = run(*line, "16")
+        assert code == 0 and "1 there before" in err
+        refused(run(*line, "8"), "is of other pictures or settings")

@@ -1,0 +1,98 @@
+"""Signals in real processes: also amid compiled code, which Python's own handlers wait for."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nst_jax import interrupt
+
+# What blocks is a call of compiled code that releases the interpreter's lock, as XLA's do.
+SCRIPT = """
+import hashlib, os, sys
+from pathlib import Path
+from nst_jax.files import atomic_write
+from nst_jax.interrupt import end_on_signals, exit_code, stop_on_signals
+try:
+    with end_on_signals(), stop_on_signals() as asked, atomic_write(Path("out.png")) as temporary:
+        if sys.argv[1] == "running":
+            asked()
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", int(float(sys.argv[2])))
+        print(asked(), flush=True)
+except KeyboardInterrupt as interruption:
+    sys.exit(exit_code(interruption))
+"""
+
+
+def start(folder, state, rounds):
+    line = [sys.executable, "-c", SCRIPT, state, str(rounds)]
+    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+@pytest.mark.parametrize("state, signals", [("running", 2), ("before", 1)])
+def test_compiled_code_does_not_keep_it(tmp_path, number, state, signals):
+    process = start(tmp_path, state, 2e9)  # many minutes
+    try:
+        for _ in range(signals):
+            time.sleep(0.1)
+            process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number and out == b""
+    assert err.splitlines()[-1] == b"nst-jax: interrupted"
+    assert os.listdir(tmp_path) == []
+
+
+def test_one_is_a_request(tmp_path):
+    process = start(tmp_path, "running", 3e6)  # longer than the grace
+    try:
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out) == (0, b"15\n") and os.listdir(tmp_path) == ["out.png"]
+
+
+def test_nothing_is_left_of_the_handlers():
+    before = [signal.getsignal(number) for number in interrupt.SIGNALS]
+    for context in (interrupt.stop_on_signals, interrupt.end_on_signals):
+        with context():
+            assert signal.getsignal(signal.SIGTERM) not in before
+        assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
+    wakeup = signal.set_wakeup_fd(-1)
+    assert wakeup == -1
+
+
+# What is raised within a finaliser is told and dropped.
+LOST = """
+import time
+from nst_jax.interrupt import end_on_signals
+class Finalised:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(5)
+with end_on_signals():
+    Finalised()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+def test_a_lost_exception_does_not_keep_it(number):
+    process = subprocess.Popen([sys.executable, "-c", LOST], stdout=-1, stderr=-1)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert b"Exception ignored" in err and err.endswith(b"nst-jax: interrupted\n")

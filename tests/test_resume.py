@@ -1,0 +1,504 @@
+"""``nst-jax resume``: a run that was ended anywhere goes on as if it had not been."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import smooth_picture
+from test_cli import Run, check_refused, desk, listing, pixels, record, words  # noqa: F401
+
+from nst_jax import (
+    batch_command,
+    batch_job,
+    checkpoint,
+    job_outputs,
+    transfer,
+)
+from nst_jax.checkpoint_records import load_position, save_position
+from nst_jax.cli import main
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.images import save_image
+from nst_jax.solver import run as solver_run
+from nst_jax.transfer import stylize
+
+ADAM = dict(optimizer="adam", learning_rate=2)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nothing of the program sees it."""
+
+
+@pytest.fixture
+def run(capsys, tiny_weights_file, monkeypatch):
+    monkeypatch.setattr(batch_command, "use_compilation_cache", lambda: None)
+
+    def run(line):
+        capsys.readouterr()
+        if line[0] != "resume":
+            line = [*line, "--weights", str(tiny_weights_file)]
+        return Run(main([*map(str, line)]), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """Give a function that ends the program after so many checkpoints."""
+
+    def arrange(after):
+        left, save = after, checkpoint.save
+
+        def killing(*args, **options):
+            nonlocal left
+            save(*args, **options)
+            left -= 1
+            if left < 0:
+                raise Killed
+
+        monkeypatch.setattr(checkpoint, "save", killing)
+        return lambda: monkeypatch.setattr(checkpoint, "save", save)
+
+    return arrange
+
+
+def told(name="out.json"):
+    """A record but for what differs from run to run."""
+    left_out = ("timing", "memory")
+    return {key: value for key, value in record(name).items() if key not in left_out}
+
+
+def compare(run, kill, line, *, outputs=("out.png",), afters=(0, 1, 4)):
+    """A run that is ended after so many checkpoints and goes on, and one that is not."""
+    whole = run(line)
+    assert whole.code == 0, whole.err
+    expected = {name: Path(name).read_bytes() for name in outputs}, told()
+    for name in (*outputs, "out.json"):
+        os.unlink(name)
+    keep = ["--checkpoint", "kept", "--checkpoint-every", "1", "--overwrite"]
+    for after in afters:
+        restore = kill(after)
+        with pytest.raises(Killed):
+            run([*line, *keep])
+        restore()
+        assert not Path("out.png").exists()
+        code, out, err = run(["resume", "kept"])
+        assert code == 0 and f"nst-jax: going on from step {after}" in err, err
+        assert Path(out.strip()).samefile("out.png")
+        assert {name: Path(name).read_bytes() for name in outputs} == expected[0]
+        assert told() == expected[1]
+        for name in (*outputs, "out.json"):
+            os.unlink(name)
+
+
+RUNS = {
+    "adam": dict(ADAM, steps=6),
+    "lbfgs": dict(steps=6, color="luminance"),
+    "linesearch": dict(steps=5, optimizer="lbfgs-linesearch"),
+    "noise": dict(ADAM, steps=6, init="noise", seed=3),
+    "scales": dict(
+        ADAM, steps=3, min_size=16, scale_steps=3, content_layers="relu2_1", style_layers="relu1_1"
+    ),
+    "tiles": dict(steps=5, tile=16, content_layers="relu2_1", style_layers="relu1_1"),
+    "average": dict(ADAM, steps=5, averaging=0.9),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resumed_run_writes_the_same_picture(run, kill, name):
+    compare(run, kill, words(**RUNS[name]))
+
+
+def test_with_all_that_is_written_and_read(run, kill, style):
+    """Previews, an animation, masks, transparency, an initial picture; the inputs may be gone."""
+    mask = np.zeros((36, 48, 3), np.float32)
+    mask[:, :24] = 1
+    save_image("mask.png", mask)
+    save_image("init.png", smooth_picture(36, 48, seed=4))
+    save_image("clear.png", smooth_picture(36, 48, seed=1), alpha=mask[..., 0])
+    given = dict(ADAM, steps=6, content="clear.png", init="init.png")
+    given |= dict(content_mask="mask.png", region_styles="1", save_every=2, animation="film.gif")
+    outputs = ("out.png", "out_00004.png", "out_00006.png", "film.gif")
+    compare(run, kill, words(**given), outputs=outputs, afters=(3,))
+
+
+def test_needs_nothing_else(run, kill, desk):  # noqa: F811
+    """Neither the pictures nor the folder where the run began."""
+    line = words(steps=5)
+    run(line)
+    expected = pixels("out.png")
+    os.unlink("out.png")
+    restore = kill(2)
+    with pytest.raises(Killed):
+        run([*line, "--checkpoint", "kept", "--checkpoint-every", "1", "--overwrite"])
+    restore()
+    for name in ("content.png", "style.png"):
+        os.unlink(name)
+    (desk / "elsewhere").mkdir()
+    os.rename("kept", "elsewhere/moved")
+    os.chdir("elsewhere")
+    assert run(["resume", "moved"]).code == 0
+    np.testing.assert_array_equal(pixels(desk / "out.png"), expected)
+
+
+@pytest.mark.parametrize("command", ["texture", "reconstruct"])
+def test_other_commands(run, kill, command):
+    line = [command, "style.png", "-o", "out.png", "--size", "32", "--steps", "4"]
+    compare(run, kill, [*line, *(["--layer", "relu2_1"] if command == "reconstruct" else [])])
+
+
+def test_killed_again_and_again(run, kill):
+    line = words(steps=7)
+    run(line)
+    expected = pixels("out.png")
+    line += ["--checkpoint", "kept", "--checkpoint-every", "2", "--overwrite"]
+    for after in (1, 0, 0):
+        restore = kill(after)
+        with pytest.raises(Killed):
+            run(line)
+        restore()
+        line = ["resume", "kept"]
+    assert run(line).code == 0
+    np.testing.assert_array_equal(pixels("out.png"), expected)
+
+
+def test_a_run_that_ended_writes_its_picture_again(run):
+    run([*words(steps=3), "--checkpoint", "kept"])
+    before = pixels("out.png")
+    os.unlink("out.png")
+    assert run(["resume", "kept"]).code == 0
+    np.testing.assert_array_equal(pixels("out.png"), before)
+
+
+def test_before_the_first_checkpoint(run, monkeypatch):
+    def fail(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", fail)
+        with pytest.raises(Killed):
+            run([*words(steps=3), "--checkpoint", "kept"])
+    for folder in ("kept", "nowhere"):
+        code, out, err = run(["resume", folder])
+        assert (code, out) == (2, "") and len(err.splitlines()) == 1
+        assert err.startswith(f"nst-jax: error: nothing was saved in {folder}")
+
+
+def test_a_damaged_one_is_passed_over(run, kill):
+    line = words(steps=5)
+    run(line)
+    expected = pixels("out.png")
+    restore = kill(3)
+    with pytest.raises(Killed):
+        run([*line, "--checkpoint", "kept", "--checkpoint-every", "1", "--overwrite"])
+    restore()
+    path = Path("kept/checkpoint-00000003/arrays.safetensors")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    code, _, err = run(["resume", "kept"])
+    assert code == 0
+    assert err.startswith("nst-jax: checkpoint-00000003 is damaged (the checksum of arrays")
+    assert "going on from step 2" in err
+    np.testing.assert_array_equal(pixels("out.png"), expected)
+
+
+def changed(change):
+    """Change the newest checkpoint's record, and its checksum with it."""
+    folder = checkpoint.checkpoints(Path("kept"))[-1]
+    path, manifest = folder / "run.json", folder / "manifest.json"
+    entry = json.loads(path.read_text())
+    change(entry)
+    path.write_text(json.dumps(entry))
+    files = json.loads(manifest.read_text())
+    files["files"]["run.json"] = checkpoint.file_digest(path)
+    manifest.write_text(json.dumps(files))
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (lambda r: r["versions"].update(jax="0.1"), r"was saved with jax 0\.1 \(here "),
+        (lambda r: r["versions"].update(nst_jax="9"), r"was saved with nst_jax 9 \(here "),
+        (lambda r: r["weights"].update(sha256="ab" * 32), "the run began with the weights tiny"),
+        (lambda r: r.pop("job"), "was not written by this program"),
+        (lambda r: r["config"].update(steps=-1), "is of another run: steps is -1"),
+        (lambda r: r["config"].update(memory_size=5), "does not belong to this run"),
+        (lambda r: r.update(kind="batch"), "was not written by this program"),
+        (lambda r: r["position"]["map"].update(scale=3), "at scale 3 of a run of 1"),
+        (lambda r: r.update(kind="position"), "kept is of a run in Python: go on there by"),
+        (lambda r: r.pop("device"), "was not written by this program"),
+    ],
+)
+def test_other_runs_are_refused(run, desk, change, match):  # noqa: F811
+    run([*words(steps=2), "--checkpoint", "kept"])
+    changed(change)
+    code, out, err = run(["resume", "kept"])
+    lines = [line for line in err.splitlines() if line.startswith("nst-jax: error: ")]
+    assert (code, out) == (2, "") and len(lines) == 1
+    assert re.search(match, lines[0]), err
+
+
+def test_other_devices_are_told(run):
+    run([*words(steps=2), "--checkpoint", "kept"])
+    changed(lambda r: r["device"].update(kind="abacus", count=3))
+    code, _, err = run(["resume", "kept"])
+    assert code == 0 and "nst-jax: the run began on 3 x abacus, here are " in err
+    changed(lambda r: r["job"]["map"]["settings"]["map"].update(spread="tiles"))
+    code, _, err = run(["resume", "kept"])
+    assert code == 2 and err.endswith(": go on with as many\n")
+
+
+@pytest.mark.parametrize("spread", ["rows", "tiles"])
+def test_on_several_devices(run, kill, spread):
+    save_image("content.png", smooth_picture(32, 48, seed=1))
+    options = dict(size=48, steps=4, spread=spread, convolution="direct", style_layers="relu1_1")
+    compare(run, kill, words(content_layers="relu2_1", **options), afters=(2,))
+
+
+def test_positions_from_python(variables, tmp_path, content, style):
+    config = Config(steps=6, style_layers=(("relu1_1", 1.0),), content_layers=(("relu2_1", 1.0),))
+    start = partial(stylize, variables, content, [style], config=config)
+
+    def keep(progress):
+        save_position(tmp_path / "kept", progress.position())
+        return progress.step < 4
+
+    start(callback=keep, callback_every=2)
+    position = load_position(tmp_path / "kept")
+    assert position.step == 4 and len(checkpoint.checkpoints(tmp_path / "kept")) == 2
+    np.testing.assert_array_equal(start(position=position).image, start().image)
+    with pytest.raises(InputError, match="nothing was saved"):
+        load_position(tmp_path)
+
+
+def test_weights_elsewhere(run, desk, slim_file, tiny_weights_file):  # noqa: F811
+    shutil.copy(tiny_weights_file, "mine.safetensors")
+    assert main([*words(steps=2, weights="mine.safetensors"), "--checkpoint", "kept"]) == 0
+    os.rename("mine.safetensors", "moved.safetensors")
+    code, _, err = run(["resume", "kept", "--weights", slim_file])
+    assert code == 2 and "name the former by --weights" in err
+    assert run(["resume", "kept", "--weights", "moved.safetensors"]).code == 0
+
+
+def test_a_folder_in_use_is_not_taken(run, desk, tiny_weights_file):  # noqa: F811
+    run([*words(steps=2), "--checkpoint", "kept"])
+    for name in ("out.png", "out.json"):
+        os.unlink(name)
+    line = [*words(steps=2, weights=tiny_weights_file), "--checkpoint", "kept"]
+
+    def again():
+        return run(line[: line.index("--weights")] + ["--checkpoint", "kept"])
+
+    check_refused(desk, "kept holds the checkpoints of a run: go on with it by", again)
+
+
+class TestFaults:
+    @pytest.fixture
+    def wrapped(self, monkeypatch):
+        """Give a function that wraps the loop's calls that take steps, counted from 1."""
+
+        def arrange(wrapper):
+            count = 0
+
+            def run(*args, num_steps, **options):
+                nonlocal count
+                if not isinstance(num_steps, int) or num_steps == 0:
+                    return solver_run(*args, num_steps=num_steps, **options)
+                count += 1
+                return wrapper(count, lambda: solver_run(*args, num_steps=num_steps, **options))
+
+            monkeypatch.setattr(transfer, "run", run)
+
+        return arrange
+
+    @pytest.mark.parametrize("when", [1, 3])
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_out_of_memory_goes_on_in_a_smaller_way(self, run, wrapped, when, keep):
+        def wrapper(count, take):
+            if count == when:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+            return take()
+
+        save_image("content.png", smooth_picture(300, 400, seed=1))
+        line = words(size=400, steps=4, content_layers="relu2_1", style_layers="relu1_1", **ADAM)
+        line += ["--save-every", "1"]
+        wrapped(wrapper)
+        result = run(
+            [*line, *(["--checkpoint", "kept", "--checkpoint-every", "1"] if keep else [])]
+        )
+        assert result.code == 0, result.err
+        step = f"step {when - 1}" if keep and when > 1 else "the beginning"
+        assert f"nst-jax: out of memory, going on from {step}, " in result.err
+        assert record()["scales"][0]["computed"] != "the whole picture"
+        assert record()["steps"] == 4
+
+    def test_out_of_memory_in_every_way(self, run, wrapped, desk):  # noqa: F811
+        def wrapper(count, take):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+
+        wrapped(wrapper)
+        code, out, err = run(words(steps=2))
+        assert (code, out) == (2, "") and err.splitlines()[-1].startswith("nst-jax: error: ")
+        assert not {"out.png", "out.json"} & set(listing(desk))
+
+    def test_a_loss_that_is_not_finite_once(self, run, wrapped):
+        def wrapper(count, take):
+            state, info = take()
+            return (state._replace(frozen=state.frozen | (count == 2)), info)
+
+        wrapped(wrapper)
+        code, _, err = run([*words(steps=6, **ADAM), "--save-every", "1"])
+        assert code == 0
+        assert "not finite at step 2: going on from the best picture with a fresh optimiser" in err
+        assert record()["status"] == "done" and record()["recoveries"] == 1
+
+    def test_a_full_disk_at_a_checkpoint(self, run, monkeypatch):
+        def fail(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        save, count = checkpoint._write_arrays, 0
+
+        def filling(*args):
+            nonlocal count
+            count += 1
+            (save if count < 4 else fail)(*args)
+
+        monkeypatch.setattr(checkpoint, "_write_arrays", filling)
+        line = [*words(steps=5), "--checkpoint", "kept", "--checkpoint-every", "1"]
+        code, _, err = run(line)
+        assert code == 0 and Path("out.png").exists()
+        assert "cannot write a checkpoint to kept (No space left on device), going on" in err
+        monkeypatch.setattr(checkpoint, "_write_arrays", save)
+        expected = pixels("out.png")
+        code, _, err = run(["resume", "kept"])
+        assert code == 0 and "going on from step 1" in err
+        np.testing.assert_array_equal(pixels("out.png"), expected)
+
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_a_full_disk_at_the_end(self, run, monkeypatch, tmp_path, keep):
+        def fail(path, *_, **__):
+            if Path(path).parent.name.startswith("nst-jax-"):
+                return save_image(path, *_, **__)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+        monkeypatch.setattr("tempfile.tempdir", None)
+        (tmp_path / "tmp").mkdir()
+        line = [*words(steps=3), *(["--checkpoint", "kept"] if keep else [])]
+        with monkeypatch.context() as patched:
+            patched.setattr(job_outputs, "save_image", fail)
+            code, out, err = run(line)
+        last = err.splitlines()[-1]
+        assert (code, out) == (2, "")
+        assert last.startswith("nst-jax: error: cannot write out.png (No space left on device): ")
+        if keep:
+            assert last.endswith("then 'nst-jax resume kept' writes the result")
+            assert run(["resume", "kept"]).code == 0 and Path("out.png").exists()
+        else:
+            (kept,) = (tmp_path / "tmp").glob("nst-jax-*/out.png")
+            assert last.endswith(f"the picture is kept as {kept}, move it to where you want it")
+            run(line)
+            np.testing.assert_array_equal(pixels(kept), pixels("out.png"))
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_leaves_a_checkpoint(self, run, wrapped, number):
+        run(words(steps=6))
+        expected = pixels("out.png")
+
+        def wrapper(count, take):
+            if count == 3:
+                signal.raise_signal(number)
+            return take()
+
+        wrapped(wrapper)
+        before = signal.getsignal(signal.SIGTERM)
+        line = [*words(steps=6), "--save-every", "1", "--overwrite", "--checkpoint", "kept"]
+        assert run(line).code == 128 + number
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert record()["status"] == "stopped" and record()["steps"] == 3
+        wrapped(lambda count, take: take())
+        code, _, err = run(["resume", "kept"])
+        assert code == 0 and "going on from step 3" in err
+        np.testing.assert_array_equal(pixels("out.png"), expected)
+
+
+class TestBatch:
+    @pytest.fixture(autouse=True)
+    def pictures(self, desk, monkeypatch):  # noqa: F811
+        (desk / "in").mkdir()
+        for seed, name in enumerate("abcde"):
+            save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed))
+        devices = jax.devices()[:2]
+        monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+    def line(self, **options):
+        given = dict(ADAM, steps=5, size=32, style="style.png", output_dir="out") | options
+        flags = [word for line in [words(output=None, **given)] for word in line[2:]]
+        return ["batch", "in", *flags]
+
+    def outputs(self):
+        return {path.name: path.read_bytes() for path in sorted(Path("out").glob("*.png"))}
+
+    @pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "lbfgs-linesearch"])
+    def test_goes_on_amid_the_pictures(self, run, kill, optimizer):
+        options = {} if optimizer == "adam" else dict(optimizer=optimizer, learning_rate=None)
+        line = self.line(**options)
+        assert run(line).code == 0
+        expected = {name: pixels(f"out/{name}") for name in self.outputs()}
+        keep = ["--checkpoint", "kept", "--checkpoint-every", "1", "--overwrite"]
+        for after in (0, 3, 8):
+            for path in Path("out").iterdir():
+                path.unlink()
+            restore = kill(after)
+            with pytest.raises(Killed):
+                run([*line, *keep])
+            restore()
+            assert len(self.outputs()) < 5
+            code, _, err = run(["resume", "kept"])
+            assert code == 0, err
+            assert {*self.outputs()} == {*expected}
+            for name, picture in expected.items():
+                np.testing.assert_array_equal(pixels(f"out/{name}"), picture)
+
+    def test_steps_are_not_taken_again(self, run, kill, monkeypatch):
+        line = [*self.line(), "--checkpoint", "kept", "--checkpoint-every", "1"]
+        restore = kill(4)
+        with pytest.raises(Killed):
+            run(line)
+        restore()
+        seen, stylize = [], batch_job.stylize_lanes
+
+        def watched(*lanes, position, **options):
+            seen.append(position and position.step)
+            return stylize(*lanes, position=position, **options)
+
+        monkeypatch.setattr(batch_job, "stylize_lanes", watched)
+        assert run(["resume", "kept"]).code == 0
+        assert seen == [4, None, None]
+
+    def test_others_by_now(self, run, kill):
+        """What was begun is begun anew where it is not the same any more."""
+        line = [*self.line(), "--checkpoint", "kept", "--checkpoint-every", "1"]
+        restore = kill(4)
+        with pytest.raises(Killed):
+            run(line)
+        restore()
+        save_image("in/a.png", smooth_picture(24, 32, seed=77))
+        code, _, err = run(["resume", "kept"])
+        assert code == 0 and "the pictures that were begun are others now" in err
+        assert len(self.outputs()) == 5
+
+    def test_refused(self, run, desk):  # noqa: F811
+        for extra, match in (
+            (["--checkpoint-every", "2"], "needs a folder"),
+            (["--checkpoint", "kept", "--distributed"], "--checkpoint is for one process"),
+        ):
+            check_refused(desk, match, lambda extra=extra: run([*self.line(), *extra]))
