@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import lru_cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -10,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 def check_type(value: Any, hint: Any, *, name: str) -> None:
     """Check a value against an annotation, and the fields of dataclasses and named tuples.
 
-    Whole numbers are floats, too; truth values are neither.
+    Whole numbers are floats, too, as far as a float has all their digits; truth values are neither.
 
     Args:
       value: what was read.
@@ -50,8 +51,12 @@ def check_type(value: Any, hint: Any, *, name: str) -> None:
         _check_items(((key, one, arguments[1]) for key, one in items), name)
     elif hint in (None, NoneType):
         right = value is None
-    elif hint in (int, float):
-        right = isinstance(value, (int, hint)) and not isinstance(value, bool)
+    elif hint is float:
+        right = isinstance(value, float) or (_is(value, int) and abs(value) <= 2**53)
+    elif hint is Path:
+        right = isinstance(value, Path) and "\0" not in str(value)
+    elif hint is int:
+        right = isinstance(value, int) and not isinstance(value, bool)
     else:
         right = isinstance(value, hint)
         if right and (is_dataclass(hint) or hasattr(hint, "_fields")):

@@ -28,7 +28,7 @@ from nst_jax.devices import make_deterministic, use_cpu_devices
 from nst_jax.distributed import Membership, join
 from nst_jax.errors import InputError
 from nst_jax.files import remove_leftovers
-from nst_jax.images import load_image
+from nst_jax.images import limit_pixels, load_image
 from nst_jax.inputs import check_style
 from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_inputs import obtain_weights, tell_of_network, tell_of_slim
@@ -129,6 +129,7 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
 def resume_batch(saved: Saved, folder: Path, *, weights: Path | None) -> int:
     """Go on with a batch from a checkpoint; see ``options.Resume`` and ``batch``."""
     options, composition = restore_batch(saved, folder, weights=weights)
+    limit_pixels(options.run.max_megapixels)
     if options.run.deterministic:
         make_deterministic()
     return batch(options, resumed=(saved, composition))

@@ -208,6 +208,11 @@ def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | No
         last_choice=None if last is None else Choice(*last),
     )
     check_type(position, Position, name="position")
+    rows = {len(values) for values in position.history.values()}
+    counts = [np.max(position.state[name]) for name in position.state if name.startswith("count")]
+    here = position.step - sum(scale.steps for scale in position.ended)
+    if rows != {position.step} or not counts or max(counts) != here:
+        raise ValueError("its numbers of steps contradict each other")
     return position
 
 
@@ -218,7 +223,7 @@ def foreign_is_input_error(saved: checkpoint.Saved) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{saved.path} is of another run: {error}") from None
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(
             f"{saved.path} was not written by this program ({reason}): begin anew"

@@ -28,6 +28,14 @@ from nst_jax.plan_words import Plan
 from nst_jax.position import Position
 from nst_jax.weights import Weights
 
+Masks = np.ndarray | list[np.ndarray | None] | None
+CONTROLS = {
+    "blend": list[float] | dict[str, list[list[float]]] | None,
+    "content_masks": Masks,
+    "style_masks": Masks,
+    "region_weights": list[float] | None,
+    "keep": np.ndarray | None,
+}
 Save = Callable[[Plan | None, Position | None, Sequence[np.ndarray]], bool]
 
 
@@ -111,6 +119,8 @@ def restore_job(
         standing = Standing(plan, position, unpack(record["frames"], saved.arrays))
         for value in (job, run, watch, standing):
             check_type(value, type(value), name=type(value).__name__)
+        for name, control in job.controls.items():
+            check_type(control, CONTROLS[name], name=name)
         _check_pictures(job, standing.frames)
         return job, run, watch, standing
 

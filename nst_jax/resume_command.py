@@ -2,7 +2,6 @@
 
 import sys
 import time
-from pathlib import Path
 
 from nst_jax import checkpoint
 from nst_jax.batch_command import resume_batch
@@ -15,16 +14,13 @@ from nst_jax.checkpoint_records import (
 )
 from nst_jax.devices import make_deterministic
 from nst_jax.errors import InputError
-from nst_jax.files import check_folder, remove_leftovers
+from nst_jax.files import remove_leftovers
 from nst_jax.job import execute
 from nst_jax.job_checkpoint import restore_job
-from nst_jax.job_inputs import json_path, obtain_weights
+from nst_jax.job_inputs import check_outputs, obtain_weights, output_paths
 from nst_jax.job_plan import make_mesh_of
-from nst_jax.job_records import Job
-from nst_jax.options import Resume, WatchOptions
-from nst_jax.report import preview_path
+from nst_jax.options import Resume
 from nst_jax.scales import make_scales
-from nst_jax.standard_streams import STANDARD
 
 
 def resume(options: Resume) -> int:
@@ -52,26 +48,15 @@ def resume(options: Resume) -> int:
     job, run, watch, standing = restore_job(saved, options.folder)
     if run.deterministic:
         make_deterministic()
-    outputs = [path for path in (watch.animation, watch.plot) if path is not None]
-    if job.output != STANDARD:
-        outputs += [job.output, json_path(job.output)]
-    for folder in {path.parent for path in outputs}:
-        check_folder(folder)
     spread = job.settings.get("spread")
     check_devices(saved, divided=spread is not None)
     job = job._replace(mesh=make_mesh_of(spread, config=job.config))
+    scales = make_scales(job.content.shape, config=job.config, mesh=job.mesh)
+    steps = sum(scale.steps for scale in scales)
+    check_outputs(job.output, run, watch, job.picture, inputs=[], steps=steps)
     weights = obtain_weights(saved_weights(saved, options.weights))
     check_weights(saved, weights)
-    remove_leftovers([*outputs, *_previews(job, watch)])  # of the run that was killed
+    remove_leftovers(output_paths(job.output, watch, steps=steps))  # of the run that was killed
     step = 0 if standing.position is None else standing.position.step
     print(f"nst-jax: going on from step {step}", file=sys.stderr)
     return execute(job, run=run, watch=watch, started=started, weights=weights, standing=standing)
-
-
-def _previews(job: Job, watch: WatchOptions) -> list[Path]:
-    """The previews that a job may write."""
-    if watch.save_every is None:
-        return []
-    steps = sum(s.steps for s in make_scales(job.content.shape, config=job.config, mesh=job.mesh))
-    numbers = range(watch.save_every, steps + 1, watch.save_every)
-    return [preview_path(job.output, number) for number in numbers]

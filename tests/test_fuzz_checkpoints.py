@@ -121,8 +121,8 @@ def edit_one_array(arrays, rng):
     array = arrays.get(name, np.zeros(3, np.float32))
     kind = rng.randrange(9)
     changed = [
-        lambda: np.full_like(array, np.nan if array.dtype.kind == "f" else -1),
-        lambda: np.full_like(array, 1e30 if array.dtype.kind == "f" else 2**31 - 1),
+        lambda: np.full_like(array, np.nan if array.dtype.kind == "f" else 0),
+        lambda: np.full_like(array, 1e30 if array.dtype.kind == "f" else 99),
         lambda: np.zeros_like(array),
         lambda: array.astype(np.float64),
         lambda: array.astype(bool),
