@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nst_jax import checkpoint
+from nst_jax.annotations import check_type
 from nst_jax.batch_options import Batch
 from nst_jax.checkpoint_records import (
     absolute,
@@ -103,7 +104,9 @@ def restore_batch(
             }
         )
         position = restore_position(saved.record["position"], saved.arrays)
-        composition = Composition(tuple(saved.record["jobs"]), int(saved.record["width"]), position)
+        composition = Composition(tuple(saved.record["jobs"]), saved.record["width"], position)
+        check_type(options, Batch, name="options")
+        check_type(composition, Composition, name="composition")
         return options, composition
 
 

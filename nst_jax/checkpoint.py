@@ -2,7 +2,8 @@
 
 Contract: a checkpoint is a folder ``checkpoint-00000003`` with ``arrays.safetensors``,
 ``run.json`` and ``manifest.json``, which has the sha256 of each; beside it is
-``checkpoint-inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is unpickled.
+``checkpoint-inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is
+unpickled.
 """
 
 import errno
@@ -270,12 +271,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, 
         )
     places = {name: path / name for name in (ARRAYS, RECORD)} | {INPUTS: path.parent / INPUTS}
     for name, place in places.items():
+        if not place.is_file():  # to read from a pipe is to wait
+            raise ValueError(f"{name} is no file, or is not there")
         if file_digest(place) != manifest["files"][name]:
             raise ValueError(f"the checksum of {name} does not match")
     return _read_json(places[RECORD]), _read_arrays(places[ARRAYS]), _read_arrays(places[INPUTS])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.name} is no file, or is not there")
     if path.stat().st_size > _LARGEST_JSON:
         raise ValueError(f"{path.name} is too large")
     value = json.loads(path.read_text("utf-8"))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nst_jax import checkpoint, report
+from nst_jax.annotations import check_type
 from nst_jax.choices import Choice
 from nst_jax.errors import InputError
 from nst_jax.packing import as_tuples, pack, unpack
@@ -189,7 +190,7 @@ def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | No
     """The position that ``position_record`` has packed.
 
     Raises:
-      KeyError, TypeError, ValueError: for what it does not make.
+      AttributeError, KeyError, TypeError, ValueError: for what it does not make.
     """
     if plain is None:
         return None
@@ -199,11 +200,18 @@ def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | No
         for shape, steps, choice in position.ended
     ]
     last = position.last_choice
-    return position._replace(
+    position = position._replace(
         ended=tuple(ended),
         choice=Choice(*position.choice),
         last_choice=None if last is None else Choice(*last),
     )
+    check_type(position, Position, name="position")
+    rows = {len(values) for values in position.history.values()}
+    counts = [np.max(position.state[name]) for name in position.state if name.startswith("count")]
+    here = position.step - sum(scale.steps for scale in position.ended)
+    if rows != {position.step} or not counts or max(counts) != here:
+        raise ValueError("its numbers of steps contradict each other")
+    return position
 
 
 @contextmanager
@@ -213,7 +221,7 @@ def foreign_is_input_error(saved: checkpoint.Saved) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{saved.path} is of another run: {error}") from None
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(
             f"{saved.path} was not written by this program ({reason}): begin anew"

@@ -17,7 +17,7 @@ from nst_jax.allocator import keep_freed_memory
 from nst_jax.batch_options import Batch
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.interrupt import end_on_sigterm, exit_code
+from nst_jax.interrupt import end_on_signals, exit_code
 from nst_jax.layer_factors import Layers, parse_layers
 from nst_jax.loss_factors import Losses, parse_losses
 from nst_jax.options import (
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 done; 1 diverged, with the best picture written; 2 bad input; 130 interrupted, 143 by SIGTERM.
     """
-    with lasting_errors(), end_on_sigterm():
+    with lasting_errors(), end_on_signals():
         return _main(arguments)
 
 

@@ -29,16 +29,22 @@ def exit_code(interruption: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def end_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block by an exception, so that nothing half-written stays."""
+def end_on_signals() -> Iterator[None]:
+    """Let Ctrl-C or SIGTERM end the block by an exception, so that nothing half-written stays.
+
+    Where that is lost, as one in a finaliser is, or compiled code keeps Python from raising it, the
+    process is ended hard after a second, without its temporary files.
+    """
     if threading.current_thread() is not threading.main_thread():  # who alone gets signals
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _raise)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    previous = [signal.signal(one, _raise) for one in SIGNALS]
+    with _ended_hard(lambda: False):
+        try:
+            yield
+        finally:
+            for one, handler in zip(SIGNALS, previous):
+                signal.signal(one, handler)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nst_jax import checkpoint
+from nst_jax.annotations import check_type
 from nst_jax.checkpoint_records import (
     absolute,
     begin_folder,
@@ -27,6 +28,14 @@ from nst_jax.plan_words import Plan
 from nst_jax.position import Position
 from nst_jax.weights import Weights
 
+Masks = np.ndarray | list[np.ndarray | None] | None
+CONTROLS = {
+    "blend": list[float] | dict[str, list[list[float]]] | None,
+    "content_masks": Masks,
+    "style_masks": Masks,
+    "region_weights": list[float] | None,
+    "keep": np.ndarray | None,
+}
 Save = Callable[[Plan | None, Position | None, Sequence[np.ndarray]], bool]
 
 
@@ -101,15 +110,39 @@ def restore_job(
         values = unpack(record["job"], saved.inputs)
         picture = PictureOptions(**values["picture"])
         job = Job(**values | {"config": config, "picture": picture})
-        if not isinstance(job.content, np.ndarray) or not isinstance(job.output, Path):
-            raise TypeError("job")
         run = RunOptions(**unpack(record["run"], {}) | {"config": config, "overwrite": True})
         watch = WatchOptions(**unpack(record["watch"], {}) | {"checkpoint": folder})
         plan = record["plan"]
         if plan is not None:
             plan = Plan(Choice(*plan[0]), LoopMemory(*plan[1]), *plan[2:])
         position = restore_position(record["position"], saved.arrays)
-        return job, run, watch, Standing(plan, position, unpack(record["frames"], saved.arrays))
+        standing = Standing(plan, position, unpack(record["frames"], saved.arrays))
+        for value in (job, run, watch, standing):
+            check_type(value, type(value), name=type(value).__name__)
+        for name, control in job.controls.items():
+            check_type(control, CONTROLS[name], name=name)
+        _check_pictures(job, standing.frames)
+        return job, run, watch, standing
+
+
+def _check_pictures(job: Job, frames: list[np.ndarray]) -> None:
+    """Check what no type tells of arrays.
+
+    Raises:
+      ValueError: for arrays that are no pictures, or do not fit the content.
+    """
+    alphas = [] if job.alpha is None else [job.alpha]
+    inits = [] if job.init is None else [job.init]
+    for array in [job.content, *job.styles, *inits, *alphas]:
+        if array.dtype != np.float32 or array.ndim != 3 - (array is job.alpha):
+            raise ValueError(f"a picture is {array.dtype}{list(array.shape)}")
+        if not np.isfinite(array).all():
+            raise ValueError("a picture is not finite")
+    for array in [*frames, *alphas]:
+        if array.shape[:2] != job.content.shape[:2]:
+            raise ValueError("pictures of one run have several sizes")
+    if any(frame.dtype != np.uint8 or frame.shape[2:] != (3,) for frame in frames):
+        raise ValueError("a frame is no picture")
 
 
 def _values(options: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from nst_jax.weights import (
 )
 
 LARGEST_SIZE = 100_000
+MOST_PREVIEWS = 100_000
 LEAST_BYTES = 60  # a pixel: the content, the picture, the best one, a gradient, a step
 
 
@@ -122,23 +123,15 @@ def check_outputs(
     if watch.save_every is not None and watch.save_every < 1:
         raise InputError(f"save_every is {watch.save_every}: expected 1 or more")
     check_checkpoints(watch.checkpoint, watch.checkpoint_every, overwrite=run.overwrite)
-    outputs = [] if output == STANDARD else [output, json_path(output)]
-    previews: list[Path] = []
-    if watch.animation is not None:
-        if watch.animation.suffix.lower() != ".gif":
-            raise InputError(f"{watch.animation} is no name of an animation: expected FILE.gif")
-        outputs.append(watch.animation)
+    if watch.animation is not None and watch.animation.suffix.lower() != ".gif":
+        raise InputError(f"{watch.animation} is no name of an animation: expected FILE.gif")
     if watch.plot is not None:
         report.check_plotting(watch.plot)
-        outputs.append(watch.plot)
     if watch.save_every is not None and output == STANDARD:
         raise InputError(
             "save_every names previews after the output, which is standard output: name a file"
         )
-    if watch.save_every is not None:
-        last = run.config.steps if steps is None else steps
-        numbers = range(watch.save_every, last + 1, watch.save_every)
-        previews = [report.preview_path(output, step) for step in numbers]
+    outputs = output_paths(output, watch, steps=run.config.steps if steps is None else steps)
     inputs = list(inputs)
     if run.config.init not in INITS:
         inputs.append(Path(run.config.init))
@@ -150,7 +143,7 @@ def check_outputs(
     seen: set[str] = set()
     if watch.checkpoint is not None:
         seen.add(os.path.realpath(watch.checkpoint))
-    for path in outputs + previews:
+    for path in outputs:
         real = os.path.realpath(path)
         if real in read:
             raise InputError(f"{path} is an input: choose another name for the output")
@@ -160,6 +153,23 @@ def check_outputs(
         check_free(path, overwrite=run.overwrite)
     for folder in {path.parent for path in outputs}:
         check_folder(folder)
+
+
+def output_paths(output: Path, watch: WatchOptions, *, steps: int) -> list[Path]:
+    """The files that a run of so many steps writes, but its checkpoints.
+
+    Raises:
+      InputError: for more previews than anyone looks at.
+    """
+    outputs = [] if output == STANDARD else [output, json_path(output)]
+    outputs += [path for path in (watch.animation, watch.plot) if path is not None]
+    numbers = range(watch.save_every or steps + 1, steps + 1, watch.save_every or 1)
+    if len(numbers) > MOST_PREVIEWS:
+        raise InputError(
+            f"save_every {watch.save_every} makes {len(numbers)} previews: expected at most "
+            f"{MOST_PREVIEWS}, choose a larger number"
+        )
+    return outputs + [report.preview_path(output, step) for step in numbers]
 
 
 def load_init(config: Config, *, shape: tuple[int, int, int]) -> np.ndarray | None:

@@ -14,13 +14,13 @@ from nst_jax.checkpoint_records import (
 )
 from nst_jax.devices import make_deterministic
 from nst_jax.errors import InputError
-from nst_jax.files import check_folder
+from nst_jax.files import remove_leftovers
 from nst_jax.job import execute
 from nst_jax.job_checkpoint import restore_job
-from nst_jax.job_inputs import obtain_weights
+from nst_jax.job_inputs import check_outputs, obtain_weights, output_paths
 from nst_jax.job_plan import make_mesh_of
 from nst_jax.options import Resume
-from nst_jax.standard_streams import STANDARD
+from nst_jax.scales import make_scales
 
 
 def resume(options: Resume) -> int:
@@ -40,6 +40,7 @@ def resume(options: Resume) -> int:
     check_versions(saved)
     with foreign_is_input_error(saved):
         kind = saved.record["kind"]
+    checkpoint.remove_leftovers(options.folder)
     if kind == "batch":
         return resume_batch(saved, options.folder, weights=options.weights)
     if kind != "picture":
@@ -47,14 +48,15 @@ def resume(options: Resume) -> int:
     job, run, watch, standing = restore_job(saved, options.folder)
     if run.deterministic:
         make_deterministic()
-    for path in {job.output, watch.animation, watch.plot} - {None}:
-        if path != STANDARD:
-            check_folder(path.parent)
     spread = job.settings.get("spread")
     check_devices(saved, divided=spread is not None)
     job = job._replace(mesh=make_mesh_of(spread, config=job.config))
+    scales = make_scales(job.content.shape, config=job.config, mesh=job.mesh)
+    steps = sum(scale.steps for scale in scales)
+    check_outputs(job.output, run, watch, job.picture, inputs=[], steps=steps)
     weights = obtain_weights(saved_weights(saved, options.weights))
     check_weights(saved, weights)
+    remove_leftovers(output_paths(job.output, watch, steps=steps))  # of the run that was killed
     step = 0 if standing.position is None else standing.position.step
     print(f"nst-jax: going on from step {step}", file=sys.stderr)
     return execute(job, run=run, watch=watch, started=started, weights=weights, standing=standing)

@@ -155,7 +155,7 @@ def stylize(
     layers = TAPS if loss else ()  # an objective of one's own may ask for any
     check_inputs(inputs, config=config, init=init, mesh=mesh, layers=layers)
     scales = make_scales(inputs.content.shape, config=config, mesh=mesh, layers=layers)
-    if position is not None and not 1 <= position.scale <= len(scales):
+    if position is not None and not len(position.ended) + 1 == position.scale <= len(scales):
         raise InputError(
             f"the position is at scale {position.scale} of a run of {len(scales)}: begin anew"
         )

@@ -14,7 +14,7 @@ PACKAGE = Path(nst_jax.__file__).parent
 
 # Each module may import those on its level or below; the core (up to batch) knows no files.
 LEVELS = [
-    {"errors"},
+    {"errors", "annotations"},
     {"layers", "files", "allocator", "standard_streams"},
     {"interrupt"},
     {"layer_factors", "types", "pairing"},

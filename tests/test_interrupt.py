@@ -15,9 +15,9 @@ SCRIPT = """
 import hashlib, os, sys
 from pathlib import Path
 from nst_jax.files import atomic_write
-from nst_jax.interrupt import end_on_sigterm, exit_code, stop_on_signals
+from nst_jax.interrupt import end_on_signals, exit_code, stop_on_signals
 try:
-    with end_on_sigterm(), stop_on_signals() as asked, atomic_write(Path("out.png")) as temporary:
+    with end_on_signals(), stop_on_signals() as asked, atomic_write(Path("out.png")) as temporary:
         if sys.argv[1] == "running":
             asked()
         print("ready", flush=True)
@@ -63,9 +63,36 @@ def test_one_is_a_request(tmp_path):
 
 def test_nothing_is_left_of_the_handlers():
     before = [signal.getsignal(number) for number in interrupt.SIGNALS]
-    for context in (interrupt.stop_on_signals, interrupt.end_on_sigterm):
+    for context in (interrupt.stop_on_signals, interrupt.end_on_signals):
         with context():
             assert signal.getsignal(signal.SIGTERM) not in before
         assert [signal.getsignal(number) for number in interrupt.SIGNALS] == before
     wakeup = signal.set_wakeup_fd(-1)
     assert wakeup == -1
+
+
+# What is raised within a finaliser is told and dropped.
+LOST = """
+import time
+from nst_jax.interrupt import end_on_signals
+class Finalised:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(5)
+with end_on_signals():
+    Finalised()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+def test_a_lost_exception_does_not_keep_it(number):
+    process = subprocess.Popen([sys.executable, "-c", LOST], stdout=-1, stderr=-1)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert b"Exception ignored" in err and err.endswith(b"nst-jax: interrupted\n")

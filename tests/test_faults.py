@@ -1,0 +1,142 @@
+"""The short form of ``scripts/faults.py``: processes are killed and asked to stop, and go on."""
+
+import random
+import signal
+from collections import Counter
+
+import faults
+import faults_computing
+import faults_ends
+import faults_files
+import pytest
+from faults_runs import COMMANDS, Unexpected, check_same, check_visible, draw_inputs, results
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Where runs are made; references are made as they are asked for."""
+    work = tmp_path_factory.mktemp("faults")
+    return faults.Workshop(work, work / "cache", {}, faults.Options())
+
+
+def reference(shop, name):
+    if name not in shop.references:
+        shop.references[name] = faults.reference(name, shop)
+    return shop.references[name]
+
+
+def test_killed_and_stopped(shop, tmp_path):
+    name, met = "Adam", []
+    given = reference(shop, name)
+    for number in range(12):
+        rng = random.Random(number)
+        met += faults_ends.kill(name, tmp_path / f"{number}", given, rng, cache=shop.cache)[:-1]
+        if len(met) >= 3:
+            break
+    assert len(met) >= 3
+    rng = random.Random(0)
+    options = dict(cache=shop.cache, number=signal.SIGINT)
+    faults_ends.stop(name, tmp_path / "stopped", given, rng, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["L-BFGS", "coarse to fine", "batch"])
+def test_killed(shop, name):
+    task = next(
+        task
+        for task in faults.kills(shop._replace(references={name: reference(shop, name)}))
+        if task.fault.endswith(name)
+    )
+    row = faults.attempt(shop, task._replace(wanted=3))
+    assert not row.wrong and row.faults >= 3
+
+
+@pytest.mark.slow
+def test_stopped(shop):
+    name = "L-BFGS"
+    reference(shop, name)
+    for number, twice in ((signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGINT, True)):
+
+        def trial(folder, rng, given=dict(number=number, twice=twice)):
+            return faults._stop(folder, rng, shop=shop, names=[name], **given)
+
+        row = faults.attempt(shop, faults.Task(f"{number} {twice}", trial, 2))
+        assert not row.wrong and row.faults == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", ["NaN in the gradient once, Adam", "NaN in the loss from a step on"]
+)
+def test_computing(shop, tmp_path, fault):
+    assert faults_computing.TRIALS[fault](tmp_path / "run", cache=shop.cache)
+
+
+@pytest.mark.slow
+def test_small_disks(shop, tmp_path):
+    if not faults_files.can_mount(tmp_path):
+        pytest.skip("this user may not mount a disk")
+    given = reference(shop, "Adam")
+    faults_files.disk_full(tmp_path / "run", given, cache=shop.cache)
+
+
+class TestTheChecks:
+    """What would show that a promise was not kept does so."""
+
+    def make(self, folder, **files):
+        draw_inputs(folder)
+        for name, data in files.items():
+            (folder / name.replace("_", ".")).write_bytes(data)
+        return folder
+
+    def test_what_is_cut_off_is_seen(self, tmp_path):
+        whole = (self.make(tmp_path / "a") / "content.png").read_bytes()
+        check_visible(self.make(tmp_path / "b", out_png=whole))
+        with pytest.raises(Unexpected, match="out.png is not whole"):
+            check_visible(self.make(tmp_path / "c", out_png=whole[:-200]))
+        with pytest.raises(Unexpected, match="out.json is not whole"):
+            check_visible(self.make(tmp_path / "d", out_json=b"{"))
+
+    def test_another_result_is_seen(self, tmp_path):
+        one, other = (self.make(tmp_path / name) for name in "ab")
+        for folder, picture in ((one, "content.png"), (other, "style.png")):
+            (folder / "out.png").write_bytes((folder / picture).read_bytes())
+        check_same(one, results(one))
+        with pytest.raises(Unexpected, match="out.png is another one"):
+            check_same(one, results(other))
+        (one / ".out-12345678.png").touch()
+        with pytest.raises(Unexpected, match="left over"):
+            results(one)
+
+    def test_a_broken_promise_makes_the_row_say_no(self, shop):
+        def trial(folder, rng):
+            raise Unexpected("lost")
+
+        row = faults.attempt(shop, faults.Task("fault", trial))
+        assert row.wrong == ["fault-0: lost"] and faults._cells(row)[-1] == "no"
+        row = faults.attempt(shop, faults.Task("fault", lambda folder, rng: None, 2))
+        assert row.wrong == ["only 0 of 2 faults met a run"]
+
+    def test_the_table(self, tmp_path):
+        page = tmp_path / "page.md"
+        page.write_text(f"before\n\n{faults.BEGIN}\nold\n{faults.END}\nafter\n")
+        task = faults.Task("SIGKILL", lambda folder, rng: None, 3)
+        counts = Counter({"at save": 2, "at steps": 1, "resumed": 1})
+        faults.put_table(page, [faults.Row(task, 3, counts, [])])
+        assert page.read_text().splitlines() == [
+            *("before", "", faults.BEGIN, ""),
+            "| fault | how often | what came of it | result as without the fault |",
+            "| --- | --- | --- | --- |",
+            "| SIGKILL | 3 | 2 at save, 1 at steps, 1 resumed | yes |",
+            *("", faults.END, "after"),
+        ]
+
+
+def test_every_part_and_command_has_tasks(shop):
+    fake = faults_ends.Reference(faults_ends.Marks(1.0, 2.0), {})
+    full = shop._replace(references=dict.fromkeys(COMMANDS, fake))
+    tasks = {name: list(part(full)) for name, part in faults.PARTS.items()}
+    assert sum(task.wanted for task in tasks["kills"]) >= 50
+    assert sum(task.wanted for task in tasks["signals"] if "twice" not in task.fault) >= 25
+    names = [task.fault for part in tasks.values() for task in part]
+    assert len(set(names)) == len(names)
