@@ -14,7 +14,7 @@ from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_checkpoint import Standing, job_saver
 from nst_jax.job_inputs import obtain_weights, tell_of_network, tell_of_slim
 from nst_jax.job_outputs import write_outputs
-from nst_jax.job_plan import explained, make_plan, make_room
+from nst_jax.job_plan import explained, make_plan, make_room, tell_of_room
 from nst_jax.job_records import EXIT_CODES, Job, closing_words, make_record
 from nst_jax.job_run import optimise
 from nst_jax.memory import own_memory, peak_memory
@@ -82,7 +82,7 @@ def execute(
             run=run,
             watch=watch,
             standing=standing or Standing(plan, None, []),
-            steps=sum(scale.steps for scale in scales),
+            scales=scales,
             save=save,
             asked=asked,
         )
@@ -116,6 +116,7 @@ def _plan(job: Job, weights: Weights, *, standing: Standing | None) -> Plan | No
         return None
     if standing is not None:
         if standing.plan is not None:
+            tell_of_room(standing.plan)
             make_room(standing.plan)
         return standing.plan
     try:

@@ -77,6 +77,7 @@ LEVELS = [
     {"job_inputs", "region_inputs", "checkpoint_records"},
     {"job_records"},
     {"job_plan", "job_outputs", "job_checkpoint"},
+    {"smaller_ways"},
     {"job_run"},
     {"job"},
     {"batch_records"},
