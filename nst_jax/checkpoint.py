@@ -2,7 +2,7 @@
 
 Contract: a checkpoint is a folder ``checkpoint-00000003`` with ``arrays.safetensors``,
 ``run.json`` and ``manifest.json``, which has the sha256 of each; beside it is
-``checkpoint-inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is
+``inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is
 unpickled.
 """
 
@@ -26,7 +26,7 @@ from nst_jax.manifest import file_digest
 FORMAT = 1
 KEPT = 2
 INPUTS, ARRAYS, RECORD, MANIFEST = (
-    "checkpoint-inputs.safetensors",
+    "inputs.safetensors",
     "arrays.safetensors",
     "run.json",
     "manifest.json",

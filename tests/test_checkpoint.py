@@ -53,7 +53,7 @@ def test_the_newest_two_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [
         "checkpoint-00000002",
         "checkpoint-00000003",
-        "checkpoint-inputs.safetensors",
+        "inputs.safetensors",
     ]
     assert_loaded(tmp_path, 3)
 
@@ -90,7 +90,7 @@ def digest(folder):
 
 def test_where_none_is_whole(tmp_path):
     save(tmp_path, 0, 1)
-    damage(tmp_path / "checkpoint-inputs.safetensors", "flip")
+    damage(tmp_path / "inputs.safetensors", "flip")
     with pytest.raises(InputError, match="no checkpoint in .* is whole: checkpoint-00000001 is"):
         checkpoint.load(tmp_path)
 

@@ -110,7 +110,7 @@ def test_leaves_by_their_paths():
     flat = flatten(tree)
     assert list(flat) == ["a/0", "b"] and flat["b"].dtype == np.uint16
     device = jax.tree.map(jax.numpy.asarray, tree)
-    restored = restore(device, flat)
+    restored = restore(device, dict(flat))
     assert restored["b"].dtype == jax.numpy.bfloat16 and device["b"].is_deleted()
     assert np.array_equal(restored["a"][0], tree["a"][0])
     with pytest.raises(InputError, match="b is in one of the two only"):
