@@ -843,6 +843,7 @@ class TestProcess:
             process.stderr.close()
             process.send_signal(signal.SIGINT)
             out = process.stdout.read()
+            process.stdout.close()
             process.wait(timeout=60)
         finally:
             process.kill()
