@@ -24,6 +24,7 @@ from nst_jax.job_records import Job
 from nst_jax.loop import Progress
 from nst_jax.options import RunOptions, WatchOptions
 from nst_jax.plan_words import Plan
+from nst_jax.position import Position
 from nst_jax.progress import progress_display
 from nst_jax.scale_state import RECOVERIES
 from nst_jax.scales import Scale
@@ -73,15 +74,15 @@ def optimise(
     """
     if save and standing.position is None:
         save(standing.plan, None, [])
-    scale, ends = 1, list(accumulate(one.steps for one in scales))
-    if standing.position is not None:
-        scale = standing.position.scale
+    ends = list(accumulate(one.steps for one in scales))
 
-    def seen(progress: Progress) -> None:
-        nonlocal scale
-        scale = progress.scale + (progress.step == ends[progress.scale - 1])
+    def seen(place: Progress | Position | None) -> None:
+        nonlocal scale  # at which the memory would not suffice
+        scale = 1 if place is None else place.scale + (place.step == ends[place.scale - 1])
 
+    scale = 1
     while True:
+        seen(standing.position)
         try:
             return _optimise(job, weights, run, watch, standing, ends[-1], save, asked, seen)
         except jax.errors.JaxRuntimeError as error:
@@ -89,7 +90,6 @@ def optimise(
             if standing.plan is None or not is_out_of_memory(error):
                 raise explained(error, **size) from None
         standing = smaller(job, weights, standing.plan, watch=watch, scale=scale, scales=scales)
-        scale = 1 if standing.position is None else standing.position.scale
 
 
 def _optimise(
