@@ -183,3 +183,16 @@ def test_packing():
     for bad in ({"array": "missing"}, {"other": 1}):
         with pytest.raises(KeyError):
             unpack(bad, packed)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    first = tmp_path / "first"
+    first.mkdir()
+    digest = checkpoint.save_inputs(first, {})
+    path = checkpoint.save(first, {"step": 1}, {}, inputs=digest)
+    newest = checkpoint.save(first, {"step": 2}, {}, inputs=digest)
+    for name in ("manifest.json", "run.json", "arrays.safetensors"):
+        (newest / name).unlink()
+        os.mkfifo(newest / name)
+        saved = checkpoint.load(first)
+        assert saved.path == path and "is no file" in saved.damaged[0]
