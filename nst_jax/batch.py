@@ -4,7 +4,7 @@ Contract: images are float32 RGB in [0, 1]; a batch is ``[B, H, W, 3]``, of one 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -69,7 +69,8 @@ def stylize_batch(
     Returns:
       A ``Result`` of L pictures: ``image`` is ``[L, H, W, 3]``, ``loss`` ``[L]``, ``status`` a
       tuple, the leaves of ``history`` are ``[steps, L]``, and there is no ``state``. A picture
-      whose loss is not finite stops, repeats its last numbers, and does not change the others;
+      whose loss is not finite does not change the others; it goes on from its best picture when
+      they have ended, as in ``stylize``, and one that diverges for good repeats its last numbers;
       ``lanes.each_result`` takes the result apart.
 
     Raises:
@@ -130,6 +131,7 @@ def problem_maker(
     blend: Any = None,
     mesh: Mesh | None = None,
     keep: int | None = None,
+    known: Mapping[tuple[int, ...], Choice] | None = None,
 ) -> Callable[[Any, dict[Any, Any]], Problem]:
     """A function that makes problems which share kernels and, of equal styles, Gram matrices.
 
@@ -140,10 +142,11 @@ def problem_maker(
       variables, config, blend: as for ``stylize_batch``.
       mesh: devices that each get the kernels; one of ``rows.rows_mesh`` divides pictures, too.
       keep: how many Gram matrices to keep at most, the oldest are given up; None for all.
+      known: how pictures of some shapes are computed, where that is not to be found out.
     """
     kernels: Variables | None = None
     seen: dict[tuple[Any, ...], dict[str, Moments]] = {}
-    choices: dict[tuple[int, ...], Choice] = {}  # found out once for a size, and the same for all
+    choices = dict(known or {})  # found out once for a size, and the same for all
     follow = follows_content(config)
 
     def make(content: Any, styles: dict[Any, Any]) -> Problem:

@@ -20,8 +20,8 @@ from nst_jax.batch_checks import (
 from nst_jax.batch_inputs import Item, expand, plan, share_of
 from nst_jax.batch_job import KEPT_STYLES, Keeping, run_job
 from nst_jax.batch_options import Batch, ProcessOptions
-from nst_jax.batch_records import BatchJob, leave_out, writing
-from nst_jax.checkpoint import Saved
+from nst_jax.batch_records import BatchJob, job_fingerprint, leave_out, writing
+from nst_jax.checkpoint import Saved, held
 from nst_jax.checkpoint_records import check_weights
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.devices import make_deterministic, use_cpu_devices
@@ -107,19 +107,21 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
     mine = share_of(ordered, areas, index=me.index, count=me.count)
     failures = failures if me.index == 0 else []
     todo, records = find_missing(job, mine, overwrite=run.overwrite)
+    first = Composition((), 0, None)
+    if resumed is not None:
+        first, todo, records = find_begun(job, resumed[1], mine, todo, records)
     missing = {item: sizes[item] for item in todo}
 
     use_compilation_cache()  # only now: bad input leaves nothing behind
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        save = None
-        if options.checkpoint is not None:
-            save = batch_saver(options, weights=weights, resumed=resumed is not None)
-        keeping = Keeping(
-            save, options.checkpoint_every, resumed and resumed[1] or Composition((), 0, None)
-        )
-        return make_missing(job, missing, records, failures, alone=me.count == 1, keeping=keeping)
+        with held(options.checkpoint):
+            save = None
+            if options.checkpoint is not None:
+                save = batch_saver(options, weights=weights, resumed=resumed is not None)
+            keeping, alone = Keeping(save, options.checkpoint_every, first), me.count == 1
+            return make_missing(job, missing, records, failures, alone=alone, keeping=keeping)
     except InputError:  # such as of too little memory
         with suppress(OSError):
             folder.rmdir()  # where nothing was written
@@ -129,10 +131,36 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
 def resume_batch(saved: Saved, folder: Path, *, weights: Path | None) -> int:
     """Go on with a batch from a checkpoint; see ``options.Resume`` and ``batch``."""
     options, composition = restore_batch(saved, folder, weights=weights)
+    saved.arrays.clear()  # the state is not to be there twice
     limit_pixels(options.run.max_megapixels)
     if options.run.deterministic:
         make_deterministic()
     return batch(options, resumed=(saved, composition))
+
+
+def find_begun(
+    job: BatchJob,
+    first: Composition,
+    items: Sequence[Item],
+    todo: list[Item],
+    there: list[dict[str, Any]],
+) -> tuple[Composition, list[Item], list[dict[str, Any]]]:
+    """What of a batch goes on that was begun before, see ``batch_checks.find_missing``.
+
+    Pictures that were made together go on together: where some are there already, as of a process
+    that was killed while it wrote them, they are written again.
+
+    Returns:
+      The composition to begin with, empty where all its pictures are there; the outputs to make;
+      the records of those that stay.
+    """
+    if {record["job"] for record in there} >= {*first.jobs}:
+        return Composition((), 0, None), todo, there
+    again = [
+        item for item in items if item not in todo and job_fingerprint(job, item) in first.jobs
+    ]
+    names = {item.output.name for item in again}
+    return first, [*todo, *again], [one for one in there if one["output"] not in names]
 
 
 def make_missing(

@@ -16,6 +16,7 @@ from nst_jax.batch_checkpoint import Composition, Save
 from nst_jax.batch_inputs import Item
 from nst_jax.batch_records import BatchJob, Loaded, job_fingerprint, leave_out, make_records, write
 from nst_jax.checkpoint_records import saving_times
+from nst_jax.choices import Choice
 from nst_jax.errors import InputError
 from nst_jax.images import load_picture
 from nst_jax.inputs import check_pictures
@@ -84,12 +85,17 @@ def run_job(
     process: int | None = None
     devices = jax.local_devices()
     several = len(devices) > 1
+    sizes, begun = begun_first(job, sizes, keeping.first)
+    known: dict[tuple[int, ...], Choice] = {}
+    if begun and keeping.first.position is not None:  # or other memory would make it another run
+        known = {(*next(iter(sizes.values())), 3): keeping.first.position.choice}
     make = problem_maker(
         job.weights.variables,
         config=job.config,
         blend=job.blend,
         mesh=make_mesh(devices) if several else None,
         keep=KEPT_STYLES,
+        known=known,
     )
     counts = Counter(sizes.values())
     shared = job.same_styles and not follows_content(job.config)
@@ -128,9 +134,9 @@ def run_job(
                 keep(write, step=progress.step, last=stop or progress.step == progress.steps)
             return not stop
 
-        def save(position: Callable[[], Position]) -> None:
+        def save(position: Callable[[], Position]) -> bool:
             assert keeping.save is not None
-            keeping.save(Composition(jobs, width, position()))
+            return keeping.save(Composition(jobs, width, position()))
 
         first = keeping.first
         result = stylize_lanes(
@@ -146,7 +152,6 @@ def run_job(
 
     if keeping.save and not keeping.first.jobs:
         keeping.save(keeping.first)
-    sizes, begun = begun_first(job, sizes, keeping.first)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writers:
         writes: deque[Future[None]] = deque()
         largest = max(height * width for height, width in counts)

@@ -2,7 +2,8 @@
 
 Contract: a checkpoint is a folder ``checkpoint-00000003`` with ``arrays.safetensors``,
 ``run.json`` and ``manifest.json``, which has the sha256 of each; beside it is
-``inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is unpickled.
+``inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is
+unpickled.
 """
 
 import errno
@@ -11,15 +12,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nst_jax.errors import InputError
-from nst_jax.files import check_folder
+from nst_jax.files import check_folder, umask
 from nst_jax.manifest import file_digest
 
 FORMAT = 1
@@ -30,6 +31,7 @@ INPUTS, ARRAYS, RECORD, MANIFEST = (
     "run.json",
     "manifest.json",
 )
+LOCK = ".lock"
 _NAME = re.compile(r"checkpoint-(\d{8,})")
 _LARGEST_JSON = 2**26  # bytes; those of a run have some thousands
 
@@ -53,11 +55,17 @@ class Saved(NamedTuple):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; none where there is no such folder."""
+    """The checkpoints in a folder, oldest first; none where there is no such folder.
+
+    Raises:
+      InputError: where the folder cannot be read.
+    """
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
     found = [(int(match[1]), folder / match[0]) for match in map(_NAME.fullmatch, names) if match]
     return [path for _, path in sorted(found)]
 
@@ -91,6 +99,40 @@ def check_checkpoints(folder: Path | None, every: int | None, *, overwrite: bool
         )
 
 
+@contextmanager
+def held(folder: Path | None) -> Iterator[None]:
+    """Keep other runs out of a folder of checkpoints, which is made where it is missing.
+
+    A run that is killed holds it no more.
+
+    Raises:
+      InputError: where another run has it, or it cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"another run has the checkpoints in {folder}: wait for it, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot write a checkpoint to {folder} ({error.strerror}): choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is held, so that nobody else has it
+            (folder / LOCK).unlink()
+        lock.release()
+
+
 def clear(folder: Path) -> None:
     """Remove the checkpoints of an earlier run, and what killed runs have left half-written.
 
@@ -101,6 +143,14 @@ def clear(folder: Path) -> None:
         _remove(path)
     remove_leftovers(folder)
     (folder / INPUTS).unlink(missing_ok=True)
+
+
+def remove_damaged(saved: Saved) -> None:
+    """Remove the checkpoints that ``load`` has passed over, so that no sound one goes for them."""
+    with suppress(OSError):
+        for path in checkpoints(saved.path.parent):
+            if path.name > saved.path.name:
+                _remove(path)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -123,6 +173,7 @@ def save_inputs(folder: Path, arrays: Mapping[str, np.ndarray]) -> str:
     try:
         _write_arrays(temporary / INPUTS, arrays)
         digest = file_digest(temporary / INPUTS)
+        (temporary / INPUTS).chmod(0o666 & ~umask())
         _to_disk(temporary / INPUTS)
         os.replace(temporary / INPUTS, folder / INPUTS)
     finally:
@@ -173,12 +224,15 @@ def save(
         (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}), "utf-8")
         for name in (ARRAYS, RECORD, MANIFEST, ""):
             _to_disk(temporary / name)
-        temporary.chmod(0o755)  # mkdtemp's 0700 is for secrets
+        for name in (ARRAYS, RECORD, MANIFEST):
+            (temporary / name).chmod(0o666 & ~umask())
+        temporary.chmod(0o777 & ~umask())  # mkdtemp's 0700 is for secrets
         os.replace(temporary, path)
-        _to_disk(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    with suppress(OSError):  # not every file system can, and the checkpoint is there
+        _to_disk(folder)
     with suppress(OSError):
         for old in before[: 1 - KEPT]:
             _remove(old)

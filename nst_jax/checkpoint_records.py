@@ -56,11 +56,9 @@ def try_to_save(
         checkpoint.save(folder, record, arrays, inputs=digest)
         return True
     except OSError as error:
-        print(
-            f"nst-jax: cannot write a checkpoint to {folder} ({error.strerror}), going on with the "
-            "one before",
-            file=sys.stderr,
-        )
+        rest = "with the one before" if checkpoint.checkpoints(folder) else "without one"
+        words = f"cannot write a checkpoint to {folder} ({error.strerror}), going on {rest}"
+        print(f"nst-jax: {words}", file=sys.stderr)
         return False
 
 
@@ -230,8 +228,10 @@ def foreign_is_input_error(saved: checkpoint.Saved) -> Iterator[None]:
         ) from None
 
 
-def saving_times(every: int | None) -> Callable[..., None]:
+def saving_times(every: int | None) -> Callable[..., bool]:
     """A function ``(save, *, step, last)`` that calls ``save`` when it is time, and at the last.
+
+    It returns whether it saved, and that succeeded.
 
     Args:
       every: at every so many steps; None by the clock, so that saving takes a twentieth of the time
@@ -239,14 +239,16 @@ def saving_times(every: int | None) -> Callable[..., None]:
     """
     ended, took = time.monotonic(), 0.0
 
-    def keep(save: Callable[[], Any], *, step: int, last: bool) -> None:
+    def keep(save: Callable[[], bool], *, step: int, last: bool) -> bool:
         nonlocal ended, took
         now = time.monotonic()
         by_clock = every is None and now > ended + max(EVERY_SECONDS, 20 * took)
         if last or by_clock or (every is not None and step % every == 0):
-            save()
+            saved = save()
             ended = time.monotonic()
             took = ended - now
+            return saved
+        return False
 
     return keep
 

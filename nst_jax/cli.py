@@ -35,6 +35,7 @@ from nst_jax.options import (
 )
 from nst_jax.preset_type import Preset
 from nst_jax.presets import get_preset, own_numbers, without_scales
+from nst_jax.standard_streams import lasting_errors
 
 # Flags of which a second one would silently replace the first, where both may be meant.
 ONCE = (
@@ -206,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 done; 1 diverged, with the best picture written; 2 bad input; 130 interrupted, 143 by SIGTERM.
     """
-    with end_on_signals():
+    with lasting_errors(), end_on_signals():
         return _main(arguments)
 
 

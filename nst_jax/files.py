@@ -27,16 +27,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
     _temporaries.add(temporary)
     try:
         yield temporary
-        with _umask_lock:  # the umask is the process's, and is read by setting it
-            umask = os.umask(0)
-            os.umask(umask)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        temporary.chmod(0o666 & ~umask())  # mkstemp's 0600 is for secrets
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
         _temporaries.discard(temporary)
+
+
+def umask() -> int:
+    """The process's umask, which is read by setting it."""
+    with _umask_lock:
+        mask = os.umask(0)
+        os.umask(mask)
+    return mask
 
 
 def discard_temporaries() -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import jax
 
+from nst_jax.checkpoint import held
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.images import check_output
 from nst_jax.inputs import check_pictures
@@ -13,7 +14,7 @@ from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_checkpoint import Standing, job_saver
 from nst_jax.job_inputs import obtain_weights, tell_of_network, tell_of_slim
 from nst_jax.job_outputs import write_outputs
-from nst_jax.job_plan import explained, make_plan, make_room
+from nst_jax.job_plan import explained, make_plan, make_room, tell_of_room
 from nst_jax.job_records import EXIT_CODES, Job, closing_words, make_record
 from nst_jax.job_run import optimise
 from nst_jax.memory import own_memory, peak_memory
@@ -70,19 +71,18 @@ def execute(
     plan, process = _plan(job, weights, standing=standing), own_memory()
     plan_s = 0.0 if job.mesh is not None else time.perf_counter() - planned
     _tell_of_plan(job, plan, process=process, scales=scales)
-    save = None
-    if watch.checkpoint is not None:
-        save = job_saver(job, run=run, watch=watch, weights=weights, resumed=standing is not None)
-    standing = (standing or Standing(plan, None, []))._replace(plan=plan)
-
-    with stop_on_signals() as asked:
+    with held(watch.checkpoint), stop_on_signals() as asked:
+        save = None
+        if watch.checkpoint is not None:
+            resumed = standing is not None
+            save = job_saver(job, run=run, watch=watch, weights=weights, resumed=resumed)
         ended = optimise(
             job,
             weights,
             run=run,
             watch=watch,
-            standing=standing,
-            steps=sum(scale.steps for scale in scales),
+            standing=standing or Standing(plan, None, []),
+            scales=scales,
             save=save,
             asked=asked,
         )
@@ -92,7 +92,13 @@ def execute(
         record["memory"] = {"estimated_bytes": estimated, "peak_bytes": peak_memory()}
         record["timing"] = {"load_s": load_s, "plan_s": plan_s} | ended.result.timing
         write_outputs(
-            record, ended.result.image, job=job, watch=watch, frames=ended.frames, started=started
+            record,
+            ended.result.image,
+            job=job,
+            watch=watch,
+            frames=ended.frames,
+            started=started,
+            kept=ended.kept,
         )
         signal = asked()
     status = ended.result.status
@@ -110,6 +116,7 @@ def _plan(job: Job, weights: Weights, *, standing: Standing | None) -> Plan | No
         return None
     if standing is not None:
         if standing.plan is not None:
+            tell_of_room(standing.plan)
             make_room(standing.plan)
         return standing.plan
     try:

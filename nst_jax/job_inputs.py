@@ -141,6 +141,8 @@ def check_outputs(
         raise InputError("- stands for several inputs, and standard input is one: name files")
     read = {os.path.realpath(path) for path in inputs}
     seen: set[str] = set()
+    if watch.checkpoint is not None:
+        seen.add(os.path.realpath(watch.checkpoint))
     for path in outputs:
         real = os.path.realpath(path)
         if real in read:

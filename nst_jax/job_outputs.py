@@ -26,6 +26,7 @@ def write_outputs(
     watch: WatchOptions,
     frames: list[np.ndarray],
     started: float,
+    kept: bool,
 ) -> None:
     """Write the result, then its record, and the animation and the plot where asked for.
 
@@ -35,39 +36,28 @@ def write_outputs(
       job, watch: where to.
       frames: of the animation.
       started: ``time.perf_counter()`` of the command's start.
+      kept: whether the newest checkpoint is of the run's end.
 
     Raises:
       InputError: where something cannot be written; it says where the result is kept.
     """
+    texts, more = metadata(record), asdict(job.picture)
     try:
-        write_pictures(record, image, job=job, watch=watch, frames=frames)
-        record["timing"]["total_s"] = time.perf_counter() - started
+        save_image(job.output, image, alpha=job.alpha, metadata=texts, **more)
+    except OSError as error:
+        folder = watch.checkpoint if kept else None
+        raise not_written(error, image, texts, job=job, folder=folder) from None
+    record["timing"]["total_s"] = time.perf_counter() - started
+    try:
         if job.output != STANDARD:
             report.write_json(json_path(job.output), record)
+        if watch.animation is not None:
+            report.write_animation(watch.animation, [*frames, to_uint8(image)])
+        if watch.plot is not None:
+            report.write_plot(watch.plot, record["history"])
     except OSError as error:
-        raise not_written(error, image, record, job=job, watch=watch) from None
-
-
-def write_pictures(
-    record: dict[str, Any],
-    image: Any,
-    *,
-    job: Job,
-    watch: WatchOptions,
-    frames: list[np.ndarray],
-) -> None:
-    """Write the result, and the animation and the plot where they are asked for."""
-    save_image(
-        job.output,
-        image,
-        alpha=job.alpha,
-        metadata=metadata(record),
-        **asdict(job.picture),
-    )
-    if watch.animation is not None:
-        report.write_animation(watch.animation, [*frames, to_uint8(image)])
-    if watch.plot is not None:
-        report.write_plot(watch.plot, record["history"])
+        words = not_written_words(error, job.output)
+        raise InputError(f"{words}the picture is written as {job.output}") from None
 
 
 def metadata(record: dict[str, Any]) -> dict[str, str]:
@@ -86,23 +76,21 @@ def not_written_words(error: OSError, output: Path) -> str:
 
 
 def not_written(
-    error: OSError, image: Any, record: dict[str, Any], *, job: Job, watch: WatchOptions
+    error: OSError, image: Any, texts: dict[str, str], *, job: Job, folder: Path | None
 ) -> InputError:
-    """The error of an output that could be written before the run and cannot be now.
+    """The error of a picture that could be written before the run and cannot be now.
 
-    The result is kept by the last checkpoint, or else in the folder for temporary files.
+    It is kept by the checkpoint in ``folder``, or else in the folder for temporary files.
     """
     what = not_written_words(error, job.output)
-    if watch.checkpoint is not None:
-        folder = watch.checkpoint
+    if folder is not None:
         return InputError(
             f"{what}see to the place, then 'nst-jax resume {folder}' writes the result"
         )
     try:
-        folder = Path(tempfile.mkdtemp(prefix="nst-jax-"))
-        kept = folder / f"{job.output.stem}.png"
+        kept = Path(tempfile.mkdtemp(prefix="nst-jax-")) / f"{job.output.stem}.png"
         depth = job.picture.bit_depth
-        save_image(kept, image, alpha=job.alpha, metadata=metadata(record), bit_depth=depth)
+        save_image(kept, image, alpha=job.alpha, metadata=texts, bit_depth=depth)
     except OSError:
         return InputError(f"{what}the result is lost; see to the place and run again")
     return InputError(f"{what}the picture is kept as {kept}, move it to where you want it")

@@ -1,5 +1,7 @@
 """Where and how a run of the command line is computed, and what to say where it does not fit."""
 
+import sys
+
 import jax
 from jax.sharding import Mesh
 
@@ -9,7 +11,7 @@ from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture
 from nst_jax.job_records import Job
 from nst_jax.mask_checks import check_guidance
-from nst_jax.memory import USABLE, free_bytes
+from nst_jax.memory import USABLE, free_bytes, in_gib
 from nst_jax.memory_plan import as_shape, choose
 from nst_jax.parallel import make_mesh
 from nst_jax.plan_words import Plan, Task
@@ -65,8 +67,9 @@ def make_plan(job: Job, weights: Weights, *, than: Plan | None = None) -> Plan |
         {name: value for name, value in given.items() if value is not None},
     )
     free = free_bytes(jax.local_devices()[0]) if than is None else _less(than)
-    plan = choose(task, free=free)
+    plan = choose(task, free=free, failed=than is not None)
     if plan is not None:
+        plan = plan if than is None else plan._replace(free=than.free)
         make_room(plan)
     return plan
 
@@ -85,6 +88,14 @@ def make_smaller_plan(job: Job, weights: Weights, *, than: Plan) -> Plan:
 def _less(plan: Plan) -> int:
     """Free memory with which ``choose`` takes a way that needs less."""
     return int((sum(plan.needs) - 1) / USABLE)
+
+
+def tell_of_room(plan: Plan) -> None:
+    """Say where less is free now than an earlier plan needs, which is kept for the same result."""
+    free, needed = free_bytes(jax.local_devices()[0]), sum(plan.needs)
+    if free is not None and needed > free:
+        words = f"the run was planned to take {in_gib(needed)} and {in_gib(free)} are free now"
+        print(f"nst-jax: {words}: it may not go on here", file=sys.stderr)
 
 
 def make_room(plan: Plan) -> None:

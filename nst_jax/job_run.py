@@ -4,28 +4,30 @@ Pictures and files meet the core only here.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from nst_jax import checkpoint, report
+from nst_jax import report
 from nst_jax.allocator import keep_to_place
 from nst_jax.checkpoint_records import saving_times
-from nst_jax.choices import Choice, choice_in_words
 from nst_jax.images import resize_to, save_image, to_uint8
 from nst_jax.inputs import as_picture, initial_image
-from nst_jax.job_checkpoint import Save, Standing, restore_job
-from nst_jax.job_plan import explained, is_out_of_memory, make_smaller_plan
+from nst_jax.job_checkpoint import Save, Standing
+from nst_jax.job_plan import explained, is_out_of_memory
 from nst_jax.job_records import Job
 from nst_jax.loop import Progress
 from nst_jax.options import RunOptions, WatchOptions
 from nst_jax.plan_words import Plan
 from nst_jax.progress import progress_display
 from nst_jax.scale_state import RECOVERIES
+from nst_jax.scales import Scale
+from nst_jax.smaller_ways import smaller
 from nst_jax.transfer import Result, stylize
 from nst_jax.weights import Weights
 
@@ -37,11 +39,13 @@ class Ended(NamedTuple):
       result: of ``transfer.stylize``.
       plan: how it was computed in the end, or None on several devices.
       frames: the animation's, where there is to be one.
+      kept: whether the newest checkpoint is of the run's end.
     """
 
     result: Result
     plan: Plan | None
     frames: list[np.ndarray]
+    kept: bool
 
 
 def optimise(
@@ -51,7 +55,7 @@ def optimise(
     run: RunOptions,
     watch: WatchOptions,
     standing: Standing,
-    steps: int,
+    scales: Sequence[Scale],
     save: Save | None,
     asked: Callable[[], int | None],
 ) -> Ended:
@@ -60,7 +64,7 @@ def optimise(
     Args:
       job, weights, run, watch: what to do.
       standing: where to begin.
-      steps: over all scales.
+      scales: of the run.
       save: writes checkpoints, if any.
       asked: gives the signal that asked to stop, or None.
 
@@ -69,42 +73,23 @@ def optimise(
     """
     if save and standing.position is None:
         save(standing.plan, None, [])
+    scale, ends = 1, list(accumulate(one.steps for one in scales))
+    if standing.position is not None:
+        scale = standing.position.scale
+
+    def seen(progress: Progress) -> None:
+        nonlocal scale
+        scale = progress.scale + (progress.step == ends[progress.scale - 1])
+
     while True:
         try:
-            return _optimise(job, weights, run, watch, standing, steps, save, asked)
+            return _optimise(job, weights, run, watch, standing, ends[-1], save, asked, seen)
         except jax.errors.JaxRuntimeError as error:
             size = {"width": job.content.shape[1], "height": job.content.shape[0]}
             if standing.plan is None or not is_out_of_memory(error):
                 raise explained(error, **size) from None
-        standing = _smaller(job, weights, standing, watch=watch)
-
-
-def _smaller(job: Job, weights: Weights, standing: Standing, *, watch: WatchOptions) -> Standing:
-    """How to go on after the memory did not suffice.
-
-    Raises:
-      InputError: where there is no smaller way.
-    """
-    assert standing.plan is not None
-    plan = make_smaller_plan(job, weights, than=standing.plan)
-    standing = Standing(plan, None, [])
-    if watch.checkpoint is not None and checkpoint.checkpoints(watch.checkpoint):
-        _, _, _, saved = restore_job(checkpoint.load(watch.checkpoint), watch.checkpoint)
-        if saved.position is not None and _fits(saved.position.choice, plan.choice):
-            position = saved.position._replace(choice=plan.choice, last_choice=plan.choice)
-            standing = standing._replace(position=position, frames=saved.frames)
-    where = "from the beginning"
-    if standing.position is not None:
-        where = f"from step {standing.position.step}"
-    words = choice_in_words(plan.choice)
-    print(f"nst-jax: out of memory, going on {where}, {words}", file=sys.stderr)
-    return standing
-
-
-def _fits(first: Choice, second: Choice) -> bool:
-    """Whether the state of the one way is one of the other, too."""
-    fields = ("memory_size", "memory_dtype")
-    return all(getattr(first, name) == getattr(second, name) for name in fields)
+        standing = smaller(job, weights, standing.plan, watch=watch, scale=scale, scales=scales)
+        scale = 1 if standing.position is None else standing.position.scale
 
 
 def _optimise(
@@ -116,6 +101,7 @@ def _optimise(
     steps: int,
     save: Save | None,
     asked: Callable[[], int | None],
+    seen: Callable[[Progress], None],
 ) -> Ended:
     """One try, with progress, previews and checkpoints."""
     key = jax.random.key(run.seed)
@@ -140,16 +126,25 @@ def _optimise(
     multiples = [each for each, _ in watchers]
     if save and watch.checkpoint_every is not None:
         multiples.append(watch.checkpoint_every)
-    told = 0 if standing.position is None else standing.position.recoveries
+    told, before, kept = 0, 0, False
+    if standing.position is not None:
+        told, before = standing.position.recoveries, standing.position.step
+        # Complete already, as of a result that could not be written.
+        kept = save is not None and before == steps
 
     with progress_display(steps) as show:
 
         def callback(progress: Progress) -> bool:
-            nonlocal told
+            nonlocal told, before, kept
             show(progress)
+            seen(progress)
             if progress.recoveries > told:
                 told = progress.recoveries
-                print(f"nst-jax: {recovery_words(progress)}", file=sys.stderr)
+                finite = np.isfinite(progress.info.loss) & np.isfinite(progress.info.grad_norm)
+                # It may have been at the last step of the scale before.
+                step = before if finite else progress.step
+                print(f"nst-jax: {recovery_words(step, told)}", file=sys.stderr)
+            before = progress.step
             for each, watcher in watchers:
                 if progress.step % each == 0:
                     watcher(progress)
@@ -160,7 +155,7 @@ def _optimise(
                 # At the end, too: outputs that cannot be written then are by ``resume``.
                 last = stop or progress.step == progress.steps
                 write = partial(_save, save, plan, progress.position, frames)
-                keep(write, step=progress.step, last=last)
+                kept = keep(write, step=progress.step, last=last)
             return not stop
 
         result = stylize(
@@ -178,20 +173,20 @@ def _optimise(
             position=standing.position,
             **job.controls,
         )
-        return Ended(jax.block_until_ready(result), plan, frames)
+        return Ended(jax.block_until_ready(result), plan, frames, kept)
 
 
 def _save(
     save: Save, plan: Plan | None, position: Callable[[], Any], frames: list[np.ndarray]
-) -> None:
-    save(plan, position(), frames)
+) -> bool:
+    return save(plan, position(), frames)
 
 
-def recovery_words(progress: Progress) -> str:
+def recovery_words(step: int, times: int) -> str:
     """What is told of a run that went back to its best picture."""
     return (
-        f"the loss or its gradient was not finite at step {progress.step}: going on from the best "
-        f"picture with a fresh optimiser and a smaller step ({progress.recoveries} of {RECOVERIES})"
+        f"the loss or its gradient was not finite at step {step}: going on from the best picture "
+        f"with a fresh optimiser and a smaller step ({times} of {RECOVERIES})"
     )
 
 

@@ -33,7 +33,7 @@ class Progress(NamedTuple):
       history: diagnostics so far, pieces of one entry a step.
       steps_s: seconds of all steps of this scale, without compilation.
       position: of a run of ``transfer.stylize`` or of lanes a function that gives where it stands,
-        copied to the host, see ``position``; call it before the callback returns. None while one
+        on the host, see ``position``; call it before the callback returns. None while one
         lane goes on by itself.
     """
 

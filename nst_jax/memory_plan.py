@@ -106,7 +106,7 @@ def fits_surely(task: Task, *, free: int) -> bool:
     return fixed + scratch < USABLE * free
 
 
-def choose(task: Task, *, free: int | None) -> Plan | None:
+def choose(task: Task, *, free: int | None, failed: bool = False) -> Plan | None:
     """Find out how a run fits into the memory.
 
     In this order: the whole picture; the whole with as many pairs of L-BFGS as there are steps,
@@ -118,6 +118,7 @@ def choose(task: Task, *, free: int | None) -> Plan | None:
     Args:
       task: of one size.
       free: bytes that the device has, see ``memory.free_bytes``; None for no limit.
+      failed: whether ``free`` is only what a failure shows, and not to be told.
 
     Returns:
       The ``Plan``, or None where the backend does not tell what a program takes.
@@ -175,7 +176,8 @@ def choose(task: Task, *, free: int | None) -> Plan | None:
     sizes = (int(longer * 0.97**power) for power in range(1, 400))
     scaled = {size: _shape_at(task, size) for size in sizes if size * other >= 64 * longer}
     fitting = next((size for size, shape in scaled.items() if fits(shape)), None)
-    raise refusal(task, last=alternatives[-1], needed=sparing, limit=int(limit), fitting=fitting)
+    told = None if failed else int(limit)
+    raise refusal(task, last=alternatives[-1], needed=sparing, limit=told, fitting=fitting)
 
 
 def _shape_at(task: Task, size: int) -> tuple[int, int]:

@@ -47,7 +47,7 @@ class Task(NamedTuple):
 
 
 def refusal(
-    task: Task, *, last: Choice, needed: float, limit: int, fitting: int | None
+    task: Task, *, last: Choice, needed: float, limit: int | None, fitting: int | None
 ) -> InputError:
     """The error for a picture that does not fit in any way.
 
@@ -55,7 +55,7 @@ def refusal(
       task: of the picture.
       last: the most sparing way to compute it.
       needed: bytes that the least way takes.
-      limit: bytes that may be taken of what is free.
+      limit: bytes that may be taken of what is free; None where they are not known.
       fitting: longer side of a picture that would fit, or None.
     """
     height, width = task.content.shape[:2]
@@ -73,7 +73,9 @@ def refusal(
     return InputError(
         f"a picture of {width}x{height} px needs about {in_gib(needed / USABLE, digits=3)}"
         + (f" even in tiles of {last.tile} px" if last.tile else "")
-        + f", {in_gib(limit / USABLE, digits=3)} are free: {advice}"
+        + (", more" if limit is None else f", {in_gib(limit / USABLE, digits=3)} are free")
+        + (" than could be had" if limit is None else "")
+        + f": {advice}"
         + (f"; {' and '.join(others)} would need less" if others else "")
     )
 

@@ -98,7 +98,7 @@ def restore(template: Any, arrays: Arrays) -> Any:
 
     Args:
       template: the state of the same run before its first step.
-      arrays: see ``flatten``.
+      arrays: see ``flatten``; it is emptied, so that no array is there twice for long.
 
     Raises:
       InputError: as ``unflatten``.
@@ -107,8 +107,11 @@ def restore(template: Any, arrays: Arrays) -> Any:
     host = unflatten(jax.eval_shape(lambda tree: tree, template), arrays)
     for leaf in jax.tree.leaves(template):
         leaf.delete()  # what L-BFGS remembers is not to be there twice
-    leaves = [jax.device_put(array, place) for array, place in zip(jax.tree.leaves(host), places)]
-    return jax.tree.unflatten(jax.tree.structure(host), leaves)
+    waiting, structure = jax.tree.leaves(host)[::-1], jax.tree.structure(host)
+    del host
+    arrays.clear()
+    leaves = [jax.device_put(waiting.pop(), place) for place in places]
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _foreign(reason: str) -> InputError:

@@ -58,5 +58,7 @@ def resume(options: Resume) -> int:
     check_weights(saved, weights)
     remove_leftovers(output_paths(job.output, watch, steps=steps))  # of the run that was killed
     step = 0 if standing.position is None else standing.position.step
-    print(f"nst-jax: going on from step {step}", file=sys.stderr)
+    saved.arrays.clear()  # the state is not to be there twice
+    checkpoint.remove_damaged(saved)
+    print(f"nst-jax: going on from step {step}, to write {job.output}", file=sys.stderr)
     return execute(job, run=run, watch=watch, started=started, weights=weights, standing=standing)

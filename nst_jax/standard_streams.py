@@ -2,8 +2,11 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TextIO
 
 from nst_jax.errors import InputError
 
@@ -28,6 +31,44 @@ def standard_input() -> bytes:
     if len(data) > MOST_BYTES:
         raise InputError(f"standard input holds over {MOST_BYTES >> 30} GiB: name a file instead")
     return data
+
+
+@contextmanager
+def lasting_errors() -> Iterator[None]:
+    """Let standard error fail without an exception: who listens to a run is not to end it.
+
+    As of ``nst-jax ... 2>&1 | tee log``, where Ctrl-C ends ``tee``, too.
+    """
+    stream = sys.stderr
+    sys.stderr = stream and _Lasting(stream)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stderr = stream
+
+
+class _Lasting:
+    """A text stream of which writing never fails."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._tried(lambda: self._stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        self._tried(self._stream.flush)
+
+    def _tried(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (OSError, ValueError):  # broken, or closed
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        return None
 
 
 def check_standard_output() -> None:

@@ -25,11 +25,12 @@ from nst_jax.layers import TAPS
 from nst_jax.loop import Progress, iterate
 from nst_jax.memory import free_bytes
 from nst_jax.objective import as_sequence
+from nst_jax.optimizers import scale_learning_rate
 from nst_jax.position import Position, flatten, restore, unflatten
 from nst_jax.problem import Problem, find_choice, make_problem
 from nst_jax.pyramid import rescale_moments, resize
 from nst_jax.rows import divides_rows
-from nst_jax.scale_state import begin, begin_again, loss_at, may_recover, outcome
+from nst_jax.scale_state import SMALLER, begin, begin_again, loss_at, may_recover, outcome
 from nst_jax.scales import (
     EndedScale,
     Inputs,
@@ -135,6 +136,7 @@ def stylize(
         the whole picture and computes its share of the tiles.
       position: where an earlier run with the same other arguments stood, from the
         ``Progress.position`` of its callback; on CPUs the result is that of one run, bit for bit.
+        The arrays of its ``state`` are taken out of it, so that they are not in memory twice.
 
     Returns:
       A ``Result``; also where the loss diverged.
@@ -237,6 +239,9 @@ def stylize(
         if saved is not None:
             state = restore(state, saved.state)
             past = partial(unflatten, arrays=saved.history, rows=True)
+        elif moments is None and recoveries and optimizer is None:
+            smaller = scale_learning_rate(state.opt_state, SMALLER**recoveries)
+            state = state._replace(opt_state=smaller)
         image = moments = saved = None
         # What the targets needed was more than they are, and may lie where the loop finds no use.
         release_freed_memory()

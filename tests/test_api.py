@@ -14,7 +14,7 @@ PACKAGE = Path(nst_jax.__file__).parent
 
 # Each module may import those on its level or below; the core (up to batch) knows no files.
 LEVELS = [
-    {"errors", "annotations"},
+    {"errors"},
     {"layers", "files", "allocator", "standard_streams"},
     {"interrupt"},
     {"layer_factors", "types", "pairing"},
@@ -69,7 +69,16 @@ LEVELS = [
     {"picture_netpbm", "picture_decoding", "picture_depth", "color_profiles"},
     {"picture_files", "picture_encoding"},
     {"picture_output"},
-    {"images", "report", "progress", "compilation_cache", "region_plan", "manifest", "packing"}
+    {
+        "images",
+        "report",
+        "progress",
+        "compilation_cache",
+        "region_plan",
+        "manifest",
+        "annotations",
+        "packing",
+    }
     | {"distributed", "devices"},
     {"mask_files", "contact_sheet", "batch_inputs", "checkpoint"},
     {"options"},
@@ -77,6 +86,7 @@ LEVELS = [
     {"job_inputs", "region_inputs", "checkpoint_records"},
     {"job_records"},
     {"job_plan", "job_outputs", "job_checkpoint"},
+    {"smaller_ways"},
     {"job_run"},
     {"job"},
     {"batch_records"},

@@ -857,7 +857,7 @@ class TestFailures:
         assert listing(Path("out")) == before
 
     def test_all_diverge(self, run):
-        code, _, err = run(learning_rate=1e30, batch_size=2)
+        code, _, err = run(learning_rate=1e30, batch_size=2, steps=4)
         assert code == 1 and err.splitlines()[-1] == "nst-jax: 3 made but diverged"
         assert outputs() == NAMES and set(statuses().values()) == {"diverged"}
 

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +198,22 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         os.mkfifo(newest / name)
         saved = checkpoint.load(first)
         assert saved.path == path and "is no file" in saved.damaged[0]
+
+
+def test_one_run_at_a_time(tmp_path):
+    folder = tmp_path / "kept"
+    with checkpoint.held(folder):
+        # Locks of one process know each other; another process sees them just as well.
+        code = "import sys; from pathlib import Path; from nst_jax.checkpoint import held\n"
+        code += "with held(Path(sys.argv[1])): pass"
+        line = [sys.executable, "-c", code, str(folder)]
+        ended = subprocess.run(line, capture_output=True, text=True)
+        assert ended.returncode == 1 and "another run has the checkpoints in" in ended.stderr
+    assert subprocess.run(line).returncode == 0
+    assert os.listdir(folder) == []
+    with checkpoint.held(None):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write a checkpoint to"):
+        with checkpoint.held(tmp_path / "file" / "kept"):
+            pass

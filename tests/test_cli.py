@@ -832,6 +832,23 @@ class TestProcess:
         assert pixels("out.png").shape == (24, 32, 3)
         assert not [name for name in os.listdir(desk) if name.startswith(".")]
 
+    def test_a_reader_of_errors_that_ends_does_not_end_the_run(self, desk, tiny_weights_file):
+        """As of ``2>&1 | tee log``, where Ctrl-C ends tee, too."""
+        process = self.start(tiny_weights_file, steps=5000, save_every=10, style_layers="relu1_1")
+        try:
+            deadline = time.monotonic() + 60
+            while not (desk / "out_00010.png").exists() and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.stderr.close()
+            process.send_signal(signal.SIGINT)
+            out = process.stdout.read()
+            process.wait(timeout=60)
+        finally:
+            process.kill()
+        assert (process.returncode, out) == (130, "out.png\n")
+        assert record()["status"] == "stopped"
+
     def test_bad_input(self, desk):
         process = self.start("nowhere.h5")
         out, err = process.communicate(timeout=60)

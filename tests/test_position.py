@@ -40,6 +40,11 @@ def positions(run, *, every=1):
     return run(callback=callback, callback_every=every), found
 
 
+def again(run, position, **options):
+    """A run from a position that can be taken again."""
+    return run(position=position._replace(state=dict(position.state)), **options)
+
+
 def assert_same(first, second):
     assert np.array_equal(first.image, second.image)
     assert np.array_equal(first.loss, second.loss) and first.status == second.status
@@ -56,10 +61,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(variables, content, style, name)
     assert steps == list(range(1, len(whole.history.loss) + 1))
     # Amid a scale, at its end and at the end of all; and from a resumed run again.
     for place in {3, 5, 9, len(found) - 1} & set(range(len(found))):
-        assert_same(run(position=found[place]), whole)
-    again, later = positions(partial(run, position=found[1]), every=(3, 4))
-    assert_same(again, whole)
-    assert_same(run(position=later[1]), whole)
+        assert_same(again(run, found[place]), whole)
+    resumed, later = positions(partial(again, run, found[1]), every=(3, 4))
+    assert_same(resumed, whole)
+    assert_same(again(run, later[1]), whole)
     assert later[-1].step == steps[-1]
 
 
@@ -68,8 +73,8 @@ def test_the_way_is_that_of_the_start(variables, content, style):
     config = replace(PLAIN, optimizer="adam")
     run = partial(stylize, variables, content, [style], config=config)
     whole, found = positions(partial(run, choice=Choice(tile=16)))
-    assert found[2].choice == Choice(tile=16) == run(position=found[2]).scales[0].choice
-    assert_same(run(position=found[2]), whole)
+    assert found[2].choice == Choice(tile=16) == again(run, found[2]).scales[0].choice
+    assert_same(again(run, found[2]), whole)
 
 
 @pytest.mark.parametrize("rows", [True, False], ids=["rows", "tiles"])
@@ -84,7 +89,7 @@ def test_on_several_devices(variables, style, rows):
     content = smooth_picture(64, 40, seed=3)
     run = partial(stylize, variables, content, [style], config=config, mesh=mesh)
     whole, found = positions(run)
-    assert_same(run(position=found[2]), whole)
+    assert_same(again(run, found[2]), whole)
 
 
 def test_a_position_of_another_run_is_refused(variables, content, style):
@@ -105,7 +110,7 @@ def test_leaves_by_their_paths():
     flat = flatten(tree)
     assert list(flat) == ["a/0", "b"] and flat["b"].dtype == np.uint16
     device = jax.tree.map(jax.numpy.asarray, tree)
-    restored = restore(device, flat)
+    restored = restore(device, dict(flat))
     assert restored["b"].dtype == jax.numpy.bfloat16 and device["b"].is_deleted()
     assert np.array_equal(restored["a"][0], tree["a"][0])
     with pytest.raises(InputError, match="b is in one of the two only"):
@@ -146,6 +151,6 @@ def test_a_resumed_batch_is_the_uninterrupted_one(variables, style, together, op
     run = partial(stylize_lanes, lanes, together=together)
     whole, found = positions(run)
     for place in (1, 4, len(found) - 1):
-        assert_same(run(position=found[place]), whole)
+        assert_same(again(run, found[place]), whole)
     if rates[2]:
         assert whole.recoveries[0] == 0 < whole.recoveries[2]

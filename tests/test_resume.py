@@ -20,6 +20,7 @@ from nst_jax import (
     batch_job,
     checkpoint,
     job_outputs,
+    problem,
     transfer,
 )
 from nst_jax.checkpoint_records import load_position, save_position
@@ -91,7 +92,9 @@ def compare(run, kill, line, *, outputs=("out.png",), afters=(0, 1, 4)):
         restore()
         assert not Path("out.png").exists()
         code, out, err = run(["resume", "kept"])
-        assert code == 0 and f"nst-jax: going on from step {after}" in err, err
+        assert code == 0 and f"nst-jax: going on from step {after}, to write " in err, err
+        first = next(line for line in err.splitlines() if line.startswith("step "))
+        assert first.startswith(f"step {after + 1}/")
         assert Path(out.strip()).samefile("out.png")
         assert {name: Path(name).read_bytes() for name in outputs} == expected[0]
         assert told() == expected[1]
@@ -352,7 +355,10 @@ class TestFaults:
     def test_a_loss_that_is_not_finite_once(self, run, wrapped):
         def wrapper(count, take):
             state, info = take()
-            return (state._replace(frozen=state.frozen | (count == 2)), info)
+            if count != 2:
+                return state, info
+            info = info._replace(loss=info.loss.at[0].set(np.nan))
+            return state._replace(frozen=state.frozen | True), info
 
         wrapped(wrapper)
         code, _, err = run([*words(steps=6, **ADAM), "--save-every", "1"])
@@ -407,6 +413,59 @@ class TestFaults:
             assert last.endswith(f"the picture is kept as {kept}, move it to where you want it")
             run(line)
             np.testing.assert_array_equal(pixels(kept), pixels("out.png"))
+
+    @pytest.mark.parametrize("name", ["out.json", "film.gif"])
+    def test_what_stands_beside_the_picture_cannot_be_written(self, run, monkeypatch, name):
+        def fail(path, *_, **__):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+        write = "write_json" if name == "out.json" else "write_animation"
+        monkeypatch.setattr(job_outputs.report, write, fail)
+        code, out, err = run([*words(steps=2), "--animation", "film.gif"])
+        assert (code, out) == (2, "") and Path("out.png").exists()
+        assert err.endswith(f"{name} (Permission denied): the picture is written as out.png\n")
+        assert Path("out.json").exists() == (name == "film.gif")
+
+    def test_a_disk_that_is_full_from_the_start_to_the_end(self, run, monkeypatch, tmp_path):
+        """No checkpoint holds the result, so none is promised to."""
+
+        def fail(path, *_, **__):
+            if Path(path).parent.name.startswith("nst-jax-"):
+                return save_image(path, *_, **__)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        monkeypatch.setattr(checkpoint, "save", fail)
+        monkeypatch.setattr(job_outputs, "save_image", fail)
+        code, _, err = run([*words(steps=2), "--checkpoint", "kept"])
+        assert code == 2 and err.count("(No space left on device), going on without one") == 2
+        assert "the picture is kept as " in err.splitlines()[-1]
+        assert list(tmp_path.glob("nst-jax-*/out.png"))
+
+    @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+    def test_out_of_memory_at_a_coarse_scale(self, run, wrapped, optimizer):
+        """The scales before the last have their own way to take less."""
+        failures = 0
+
+        def wrapper(count, take):
+            nonlocal failures
+            if count in (3, 5):  # at the second scale, twice
+                failures += 1
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+            return take()
+
+        layers = dict(content_layers="relu2_1", style_layers="relu1_1")
+        line = words(**layers, optimizer=optimizer, size=48, steps=2, min_size=16, scale_steps=2)
+        line += ["--scale-factor", "1.7", "--save-every", "1"]
+        line += ["--checkpoint", "kept", "--checkpoint-every", "1"]
+        wrapped(wrapper)
+        code, _, err = run(line)
+        assert code == 0 and failures == 2, err
+        told = [word for word in err.splitlines() if "out of memory" in word]
+        assert all(
+            "going on from step 2, the scales before the last as if" in word for word in told
+        )
+        assert [scale["steps"] for scale in record()["scales"]] == [2, 2, 2]
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_leaves_a_checkpoint(self, run, wrapped, number):
@@ -483,6 +542,48 @@ class TestBatch:
         monkeypatch.setattr(batch_job, "stylize_lanes", watched)
         assert run(["resume", "kept"]).code == 0
         assert seen == [4, None, None]
+
+    def test_killed_while_pictures_are_written(self, run, kill):
+        """Those that were made together are written again, from their last step."""
+        line = self.line()
+        assert run(line).code == 0
+        expected = {name: pixels(f"out/{name}") for name in self.outputs()}
+        for path in Path("out").iterdir():
+            path.unlink()
+        restore = kill(5)  # at the last step of the first two
+        with pytest.raises(Killed):
+            run([*line, "--checkpoint", "kept", "--checkpoint-every", "1"])
+        restore()
+        assert run(self.line()).code == 0  # another run makes all of them
+        for name in list(expected)[1:]:
+            (Path("out") / name).unlink()
+        code, _, err = run(["resume", "kept"])
+        assert code == 0 and "others now" not in err, err
+        for name, picture in expected.items():
+            np.testing.assert_array_equal(pixels(f"out/{name}"), picture)
+        # All that was begun is there.
+        (Path("out") / list(expected)[-1]).unlink()
+        code, _, err = run(["resume", "kept"])
+        assert code == 0 and "others now" not in err and len(self.outputs()) == 5
+
+    def test_with_less_memory_now(self, run, kill, monkeypatch):
+        """The way of the start is kept, or L-BFGS would remember another number of pairs."""
+        line = self.line(optimizer="lbfgs", learning_rate=None, memory_size=None)
+        line += ["--checkpoint", "kept", "--checkpoint-every", "1"]
+        restore = kill(4)
+        with pytest.raises(Killed):
+            run(line)
+        restore()
+        ways = []
+        make_problem = problem.make_problem
+
+        def watched(*args, choice=None, **options):
+            ways.append(choice)
+            return make_problem(*args, choice=choice, **options)
+
+        monkeypatch.setattr("nst_jax.batch.make_problem", watched)
+        assert run(["resume", "kept"]).code == 0
+        assert None not in ways[:2]
 
     def test_others_by_now(self, run, kill):
         """What was begun is begun anew where it is not the same any more."""
