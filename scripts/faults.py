@@ -206,6 +206,7 @@ def files(shop: Workshop) -> Iterator[Task]:
     for words, trial, equal in (
         ("resume with other weights", faults_files.other_weights, False),
         ("resume by another version", faults_files.other_version, False),
+        ("resume of a run at work", faults_files.two_at_a_time, True),
         ("compiled programs in the cache cut off", faults_files.programs_cut, True),
         ("checkpoints removed amid the run", faults_files.checkpoints_lost, True),
     ):

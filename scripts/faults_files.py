@@ -119,6 +119,24 @@ def other_version(folder: Path, reference: Reference, *, cache: Path) -> str:
     return refused(code, said, "was saved with jax 0.0.1", folder=folder)
 
 
+def two_at_a_time(folder: Path, reference: Reference, *, cache: Path) -> str:
+    """A run is to be gone on with while it is at work: refused, and it is not disturbed."""
+    draw_inputs(folder)
+    started = start([*COMMANDS["Adam"], "--steps", "400"], folder, cache=cache)
+    reach_checkpoint(started, 2)
+    code, said = run(RESUME, folder, cache=cache)
+    expect(started.process.poll() is None, "the run has ended too early")
+    outcome = refused(code, said, "another run has the checkpoints", folder=folder)
+    started.process.kill()
+    started.process.wait()
+    code, said = run(RESUME, folder, cache=cache)
+    expect(code == 0, f"resume ends by {code}: {said[-300:]!r}")
+    losses = results(folder)["out.json"]["history"]["total"]
+    known = reference.results["out.json"]["history"]["total"]
+    expect(losses[: len(known)] == known, "another history of the loss")
+    return outcome
+
+
 def programs_cut(folder: Path, reference: Reference, *, cache: Path) -> str:
     """Compiled programs in the cache are cut off: they are compiled anew."""
     draw_inputs(folder)
