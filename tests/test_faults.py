@@ -40,7 +40,7 @@ def test_killed_and_stopped(shop, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["L-BFGS", "coarse to fine", "batch"])
+@pytest.mark.parametrize("name", ["L-BFGS", "batch"])
 def test_killed(shop, name):
     task = next(
         task

@@ -108,7 +108,8 @@ def texts(name, hint):
     if origin is typing.Literal:
         return st.sampled_from([*map(str, arguments), "x"])
     if origin is tuple:
-        return st.lists(texts("", arguments[0]), max_size=3)
+        inner = WORDS if typing.get_args(arguments[0]) else texts("", arguments[0])
+        return st.lists(inner, max_size=3)
     if arguments:
         return st.one_of([texts("", one) for one in arguments])
     simple = {int: NUMBERS, float: REALS, Path: st.sampled_from(PICTURES), bool: st.nothing()}
@@ -191,7 +192,7 @@ def test_command_lines(line, desk, capsys):
 
 
 @pytest.mark.slow
-@settings(max_examples=250, **FUZZ)
+@settings(max_examples=150, **FUZZ)
 @given(line=lines())
 def test_many_command_lines(line, desk, capsys):
     check_line(line, desk, capsys)
