@@ -116,7 +116,7 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with held(options.checkpoint):
+        with held(None if resumed else options.checkpoint):  # ``resume`` holds it
             save = None
             if options.checkpoint is not None:
                 save = batch_saver(options, weights=weights, resumed=resumed is not None)

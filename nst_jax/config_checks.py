@@ -85,6 +85,8 @@ def check_config(config: Any) -> None:
         value = getattr(config, name)
         if value is not None:
             _check_positive(name, value)
+    if not 1e-15 <= config.pixel_range <= 1e15:  # float32 is to have its square, and one over it
+        raise InputError(f"pixel_range is {config.pixel_range}: expected 1e-15 to 1e15")
     for name, hint in get_type_hints(type(config)).items():
         if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
             expected = ", ".join(map(str, get_args(hint)))

@@ -7,11 +7,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from nst_jax.files import discard_temporaries
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+IMPORTING = "<frozen importlib"  # how Python names the code of its imports
 GRACE = 1.0  # seconds that the program has to end by itself where it is to end at once
 
 
@@ -32,8 +34,8 @@ def exit_code(interruption: KeyboardInterrupt) -> int:
 def end_on_signals() -> Iterator[None]:
     """Let Ctrl-C or SIGTERM end the block by an exception, so that nothing half-written stays.
 
-    Where that is lost, as one in a finaliser is, or compiled code keeps Python from raising it, the
-    process is ended hard after a second, without its temporary files.
+    Amid an import the process is ended hard, without its temporary files; after a second also where
+    the exception is lost, as one in a finaliser is, or compiled code keeps Python from raising it.
     """
     if threading.current_thread() is not threading.main_thread():  # who alone gets signals
         yield
@@ -88,7 +90,24 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
 
 
 def _raise(signum: int, frame: Any) -> None:
+    # Extensions that are being imported cannot bear an exception: some crash.
+    importing = any(one.f_code.co_filename.startswith(IMPORTING) for one in _stack(frame))
+    if importing:
+        _end_hard(signum)
     raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _end_hard(signum: int) -> NoReturn:
+    """End the process without its clean-up, but for what it is writing."""
+    discard_temporaries()
+    os.write(2, b"nst-jax: interrupted\n")
+    os._exit(128 + signum)
 
 
 @contextmanager
@@ -104,9 +123,7 @@ def _ended_hard(running: Callable[[], bool]) -> Iterator[None]:
             for number in numbers:
                 seen += number in SIGNALS
                 if number in SIGNALS and seen > running() and not ended.wait(GRACE):
-                    discard_temporaries()
-                    os.write(2, b"nst-jax: interrupted\n")
-                    os._exit(128 + number)
+                    _end_hard(number)
 
     previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=watch, daemon=True)

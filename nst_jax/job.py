@@ -71,7 +71,8 @@ def execute(
     plan, process = _plan(job, weights, standing=standing), own_memory()
     plan_s = 0.0 if job.mesh is not None else time.perf_counter() - planned
     _tell_of_plan(job, plan, process=process, scales=scales)
-    with held(watch.checkpoint), stop_on_signals() as asked:
+    # Of a run that goes on ``resume`` holds the folder.
+    with held(None if standing else watch.checkpoint), stop_on_signals() as asked:
         save = None
         if watch.checkpoint is not None:
             resumed = standing is not None

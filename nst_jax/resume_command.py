@@ -34,6 +34,13 @@ def resume(options: Resume) -> int:
         the command that began the run.
     """
     started = time.perf_counter()
+    if not checkpoint.checkpoints(options.folder):
+        checkpoint.load(options.folder)  # says so; a folder to hold may not be there
+    with checkpoint.held(options.folder):  # before anything there is removed
+        return _resume(options, started=started)
+
+
+def _resume(options: Resume, *, started: float) -> int:
     saved = checkpoint.load(options.folder)
     for words in saved.damaged:
         print(f"nst-jax: {words}, going on from the one before", file=sys.stderr)

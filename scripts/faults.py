@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import faults_computing
+import faults_disks
 import faults_ends
 import faults_files
 import tyro
@@ -205,22 +206,23 @@ def files(shop: Workshop) -> Iterator[Task]:
     for words, trial, equal in (
         ("resume with other weights", faults_files.other_weights, False),
         ("resume by another version", faults_files.other_version, False),
+        ("resume of a run at work", faults_files.two_at_a_time, True),
         ("compiled programs in the cache cut off", faults_files.programs_cut, True),
         ("checkpoints removed amid the run", faults_files.checkpoints_lost, True),
     ):
         yield Task(words, _plain(partial(trial, **adam)), equal=equal)
-    if not faults_files.can_mount(shop.work):
+    if not faults_disks.can_mount(shop.work):
         print("full and read-only disks are left out: this user may not mount any")
         return
-    disk, full, read_only = faults_files.output_disk, faults_files.fill, faults_files.make_read_only
+    disk, full, read_only = faults_disks.output_disk, faults_disks.fill, faults_disks.make_read_only
     for words, trial, equal in (
-        ("checkpoints' disk full amid the run", partial(faults_files.disk_full, **adam), True),
-        ("checkpoints' disk full before", partial(faults_files.disk_full_before, **adam), False),
+        ("checkpoints' disk full amid the run", partial(faults_disks.disk_full, **adam), True),
+        ("checkpoints' disk full before", partial(faults_disks.disk_full_before, **adam), False),
         ("outputs' disk full amid the run", partial(disk, spoil=full, **coarse), True),
         ("... without checkpoints", partial(disk, spoil=full, kept=False, **coarse), True),
         ("... of a batch", partial(disk, spoil=full, name="batch", **batch), True),
         ("outputs' disk read-only amid the run", partial(disk, spoil=read_only, **coarse), True),
-        ("outputs' disk read-only before", partial(faults_files.read_only_before, **adam), False),
+        ("outputs' disk read-only before", partial(faults_disks.read_only_before, **adam), False),
     ):
         yield Task(words, _plain(trial), equal=equal)
 

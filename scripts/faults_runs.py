@@ -138,6 +138,16 @@ def run(words: Sequence[str], folder: Path, *, cache: Path, **options: Any) -> t
     return wait(start(words, folder, cache=cache, **options))
 
 
+def refused(code: int, said: str, words: str, *, folder: Path) -> str:
+    """Check that a command was refused by one line, with nothing written."""
+    lines = [line for line in said.splitlines() if line.startswith("nst-jax: error: ")]
+    right = code == 2 and len(lines) == 1 and words in lines[0]
+    expect(right, f"expected exit code 2 and {words!r}, found {code}: {said[-300:]!r}")
+    left = [path.name for path in outputs(folder) if path.name != "filling"]
+    expect(not left, f"{left} was written")
+    return "refused, exit 2"
+
+
 def measure(words: Sequence[str], folder: Path, *, cache: Path) -> Marks:
     """Run a command to its end.
 

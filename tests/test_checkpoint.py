@@ -187,6 +187,19 @@ def test_packing():
             unpack(bad, packed)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    first = tmp_path / "first"
+    first.mkdir()
+    digest = checkpoint.save_inputs(first, {})
+    path = checkpoint.save(first, {"step": 1}, {}, inputs=digest)
+    newest = checkpoint.save(first, {"step": 2}, {}, inputs=digest)
+    for name in ("manifest.json", "run.json", "arrays.safetensors"):
+        (newest / name).unlink()
+        os.mkfifo(newest / name)
+        saved = checkpoint.load(first)
+        assert saved.path == path and "is no file" in saved.damaged[0]
+
+
 def test_one_run_at_a_time(tmp_path):
     folder = tmp_path / "kept"
     with checkpoint.held(folder):

@@ -6,8 +6,8 @@ from collections import Counter
 
 import faults
 import faults_computing
+import faults_disks
 import faults_ends
-import faults_files
 import pytest
 from faults_runs import COMMANDS, Unexpected, check_same, check_visible, draw_inputs, results
 
@@ -40,7 +40,7 @@ def test_killed_and_stopped(shop, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["L-BFGS", "coarse to fine", "batch"])
+@pytest.mark.parametrize("name", ["L-BFGS", "batch"])
 def test_killed(shop, name):
     task = next(
         task
@@ -74,10 +74,10 @@ def test_computing(shop, tmp_path, fault):
 
 @pytest.mark.slow
 def test_small_disks(shop, tmp_path):
-    if not faults_files.can_mount(tmp_path):
+    if not faults_disks.can_mount(tmp_path):
         pytest.skip("this user may not mount a disk")
     given = reference(shop, "Adam")
-    faults_files.disk_full(tmp_path / "run", given, cache=shop.cache)
+    faults_disks.disk_full(tmp_path / "run", given, cache=shop.cache)
 
 
 class TestTheChecks:

@@ -197,17 +197,22 @@ def damage(folder, rng):
     return f"{kind} {name}"
 
 
-def check_one(bases, folder, monkeypatch, capsys, number):
-    """Resume one damaged checkpoint."""
-    rng = random.Random(number)
+def take_base(bases, folder, rng):
+    """Copy one of the bases, as if its run had been in the new folder; its name."""
     name = rng.choice(sorted(RUNS))
     shutil.copytree(bases / name, folder)
-    monkeypatch.chdir(folder)
-    # What the record names is this folder, not where it was made.
-    for path in Path("ck").glob("checkpoint-*"):
+    for path in (folder / "ck").glob("checkpoint-*"):
         text = (path / RECORD).read_text().replace(str(bases / name), str(folder))
         (path / RECORD).write_text(text)
         correct_manifest(path)
+    return name
+
+
+def check_one(bases, folder, monkeypatch, capsys, number):
+    """Resume one damaged checkpoint."""
+    rng = random.Random(number)
+    name = take_base(bases, folder, rng)
+    monkeypatch.chdir(folder)
     done = f"{number}: {name}, {damage(Path('ck'), rng)}"
     before = listing(folder)
     ended = None

@@ -108,7 +108,8 @@ def texts(name, hint):
     if origin is typing.Literal:
         return st.sampled_from([*map(str, arguments), "x"])
     if origin is tuple:
-        return st.lists(texts("", arguments[0]), max_size=3)
+        inner = WORDS if typing.get_args(arguments[0]) else texts("", arguments[0])
+        return st.lists(inner, max_size=3)
     if arguments:
         return st.one_of([texts("", one) for one in arguments])
     simple = {int: NUMBERS, float: REALS, Path: st.sampled_from(PICTURES), bool: st.nothing()}
@@ -184,14 +185,14 @@ FUZZ = dict(
 )
 
 
-@settings(max_examples=60, derandomize=True, **FUZZ)
+@settings(max_examples=30, derandomize=True, **FUZZ)
 @given(line=lines())
 def test_command_lines(line, desk, capsys):
     check_line(line, desk, capsys)
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, **FUZZ)
+@settings(max_examples=150, **FUZZ)
 @given(line=lines())
 def test_many_command_lines(line, desk, capsys):
     check_line(line, desk, capsys)
@@ -234,7 +235,7 @@ def values(hint):
 CONFIG_HINTS = typing.get_type_hints(Config)
 
 
-@settings(max_examples=400, derandomize=True, **FUZZ)
+@settings(max_examples=200, derandomize=True, **FUZZ)
 @given(
     given=st.lists(st.sampled_from(sorted(CONFIG_HINTS)), max_size=5, unique=True).flatmap(
         lambda names: st.fixed_dictionaries({name: values(CONFIG_HINTS[name]) for name in names})
@@ -245,7 +246,7 @@ def test_settings(given):
     with time_limit(5):
         try:
             config = Config(**given)
-        except (InputError, TypeError, ValueError, AttributeError):
+        except (InputError, TypeError, ValueError):  # the latter of wrong types
             return
     assert dataclasses.replace(config) == config or any(
         isinstance(value, float) and math.isnan(value) for value in given.values()

@@ -96,3 +96,24 @@ def test_a_lost_exception_does_not_keep_it(number):
         process.kill()
     assert process.returncode == 128 + number
     assert b"Exception ignored" in err and err.endswith(b"nst-jax: interrupted\n")
+
+
+def test_amid_an_import(tmp_path):
+    """An exception there makes some extensions crash."""
+    (tmp_path / "slow.py").write_text(
+        "import time\nprint('ready', flush=True)\ntry:\n    time.sleep(600)\n"
+        "except BaseException:\n    print('raised', flush=True)\n"
+    )
+    script = "from nst_jax.interrupt import end_on_signals\nwith end_on_signals():\n    import slow"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{script}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (130, b"", b"nst-jax: interrupted\n")

@@ -604,3 +604,19 @@ class TestBatch:
             (["--checkpoint", "kept", "--distributed"], "--checkpoint is for one process"),
         ):
             check_refused(desk, match, lambda extra=extra: run([*self.line(), *extra]))
+
+
+def test_a_run_at_work_is_not_disturbed(run, kill):
+    restore = kill(1)
+    with pytest.raises(Killed):
+        run([*words(steps=4, **ADAM), "--checkpoint", "kept", "--checkpoint-every", "1"])
+    restore()
+    with checkpoint.held(Path("kept")):
+        (Path("kept") / ".checkpoint-12345678").mkdir()  # what it is writing
+        Path(".out-12345678.png").touch()
+        code, _, err = run(["resume", "kept"])
+        assert code == 2 and "another run has the checkpoints in kept" in err
+        assert Path("kept/.checkpoint-12345678").exists() and Path(".out-12345678.png").exists()
+    assert run(["resume", "kept"]).code == 0
+    assert not Path("kept/.checkpoint-12345678").exists()
+    assert not Path(".out-12345678.png").exists()
