@@ -44,7 +44,7 @@ class Options:
     Attributes:
       only: Parts of it.
       kills: How many SIGKILLs at least.
-      interrupts: How many SIGINTs; SIGTERMs are a quarter, double signals a sixth of them.
+      interrupts: How many SIGINTs; SIGTERMs are half, double signals a sixth of them.
       seed: Of the random moments and damages.
       workers: How many runs at the same time.
       write: A page whose table to replace.
@@ -174,7 +174,7 @@ def signals(shop: Workshop) -> Iterator[Task]:
         trial = partial(_stop, shop=shop, names=[name], number=signal.SIGINT)
         yield Task(f"SIGINT, {name}", trial, -(-total // len(names)))
     for words, number, twice, wanted in (
-        ("SIGTERM", signal.SIGTERM, False, -(-total // 4)),
+        ("SIGTERM", signal.SIGTERM, False, -(-total // 2)),
         ("SIGINT twice", signal.SIGINT, True, -(-total // 6)),
     ):
         trial = partial(_stop, shop=shop, names=names, number=number, twice=twice)

@@ -73,7 +73,7 @@ def damage(path: Path, rng: random.Random) -> str:
 
 
 def newest_damaged(
-    folder: Path, reference: Reference, rng: random.Random, *, cache: Path, name: str
+    folder: Path, rng: random.Random, *, reference: Reference, cache: Path, name: str
 ) -> str:
     """The newest checkpoint has a damaged file: the one before is gone on from."""
     killed_at(rng.randint(3, 9), folder, cache=cache)
@@ -85,7 +85,7 @@ def newest_damaged(
     return "the one before, exit 0"
 
 
-def all_damaged(folder: Path, reference: Reference, rng: random.Random, *, cache: Path) -> str:
+def all_damaged(folder: Path, rng: random.Random, *, reference: Reference, cache: Path) -> str:
     """No checkpoint is whole: it is said."""
     killed_at(4, folder, cache=cache)
     for path in checkpoints(folder / FOLDER):

@@ -693,6 +693,7 @@ BAD_OPTIONS = [
     ({"style_blend": "0"}, "style_blend is .*above 0"),
     ({"style": ""}, "no style picture"),
     ({"save_every": 0}, "save_every is 0: expected 1 or more"),
+    ({"save_every": 1, "steps": 10**12}, "save_every 1 makes 1000000000000 previews: expected"),
     ({"weights": "nowhere.h5"}, "nowhere.h5 .*do not exist"),
     ({"weights": "."}, "are no file"),
     # Too small for the deepest layer: 16 px a side for relu5_1, 8 px for conv4_1.

@@ -245,3 +245,9 @@ def test_shortest_side():
         check_sides(15, 40, ("relu1_1", "conv4_4"), what="style", padding="reflect")
     with pytest.raises(InputError, match="conv4_4 .*at least 8 px"):
         check_sides(9, 7, ("relu1_1", "conv4_4"))
+
+
+@pytest.mark.parametrize("value", [1e-16, 1e16])
+def test_the_range_of_pixels_has_a_square_in_float32(value):
+    refused("pixel_range is 1e[+-]?16: expected 1e-15 to 1e15", pixel_range=value)
+    assert Config(pixel_range=1e15).pixel_range == 1e15

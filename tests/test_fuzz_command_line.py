@@ -185,7 +185,7 @@ FUZZ = dict(
 )
 
 
-@settings(max_examples=30, derandomize=True, **FUZZ)
+@settings(max_examples=20, derandomize=True, **FUZZ)
 @given(line=lines())
 def test_command_lines(line, desk, capsys):
     check_line(line, desk, capsys)
