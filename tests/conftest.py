@@ -14,6 +14,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_captured_constants_warn_bytes", 2_000)
 
+PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
 TINY_CHANNELS = (4, 6, 8, 10, 12)
 
 
@@ -29,8 +30,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def pixel_limit(monkeypatch):
-    """Keep Pillow's limit, which the command line sets for its process."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    """Keep Pillow's limit, which the command line sets for its process.
+
+    Not the one that is found: fixtures of whole modules may have run the command line before.
+    """
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PILLOWS_LIMIT)
 
 
 @pytest.fixture(autouse=True)
