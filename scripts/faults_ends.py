@@ -181,7 +181,7 @@ def stop(
         _check_stopped(found, name=name, folder=folder, reference=reference, twice=twice)
     how = complete(words, folder, reference, cache=cache)
     there = "results kept" if found else "nothing written"
-    return f"{there}, {how}"
+    return f"{there} ({how})"
 
 
 def _check_stopped(
