@@ -4,6 +4,7 @@ Pictures and files meet the core only here.
 """
 
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -78,7 +79,7 @@ def optimise(
 
     def seen(place: Progress | Position | None) -> None:
         nonlocal scale  # at which the memory would not suffice
-        scale = 1 if place is None else place.scale + (place.step == ends[place.scale - 1])
+        scale = 1 if place is None else 1 + bisect_right(ends, place.step)
 
     scale = 1
     while True:

@@ -28,6 +28,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(no_gpu)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """Forget a module's programs: those of all modules together fill the machine's memory."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def pixel_limit(monkeypatch):
     """Keep Pillow's limit, which the command line sets for its process.
