@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 from nst_jax import checkpoint
 from nst_jax.annotations import check_type
 from nst_jax.batch_options import Batch
+from nst_jax.checkpoint_folder import begin_folder
 from nst_jax.checkpoint_records import (
     absolute,
-    begin_folder,
     common_record,
     foreign_is_input_error,
     position_record,
+    restore_config,
     restore_position,
     saved_weights,
     try_to_save,
 )
-from nst_jax.config import Config
 from nst_jax.options import RunOptions, StyleOptions
 from nst_jax.packing import as_tuples, pack, unpack
 from nst_jax.position import Position
@@ -91,7 +91,7 @@ def restore_batch(
     with foreign_is_input_error(saved):
         plain = unpack(saved.record["options"], {})
         run = plain.pop("run")
-        config = Config(**{name: as_tuples(value) for name, value in run["config"].items()})
+        config = restore_config(run["config"])
         styles = {name: as_tuples(value) for name, value in plain.pop("styles").items()}
         del plain["processes"]
         options = Batch(

@@ -10,7 +10,7 @@ from typing import Any
 from nst_jax.batch_inputs import Item
 from nst_jax.batch_options import Batch, ProcessOptions
 from nst_jax.batch_records import BatchJob, job_fingerprint
-from nst_jax.checkpoint import check_checkpoints
+from nst_jax.checkpoint_folder import check_checkpoints
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder

@@ -21,7 +21,8 @@ from nst_jax.batch_inputs import Item, expand, plan, share_of
 from nst_jax.batch_job import KEPT_STYLES, Keeping, run_job
 from nst_jax.batch_options import Batch, ProcessOptions
 from nst_jax.batch_records import BatchJob, job_fingerprint, leave_out, writing
-from nst_jax.checkpoint import Saved, held
+from nst_jax.checkpoint import Saved
+from nst_jax.checkpoint_folder import held
 from nst_jax.checkpoint_records import check_weights
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.devices import make_deterministic, use_cpu_devices

@@ -219,7 +219,7 @@ def begun_first(
 ) -> tuple[Mapping[Item, tuple[int, int]], int]:
     """The pictures to make with those that were begun before in front, and how many these are.
 
-    Where one of them is there by now, or its files are others, all begin anew.
+    Where the files of one of them are others now, all begin anew.
     """
     if not first.jobs:
         return sizes, 0

@@ -2,7 +2,7 @@
 
 Contract: a checkpoint is a folder ``checkpoint-00000003`` with ``arrays.safetensors``,
 ``run.json`` and ``manifest.json``, which has the sha256 of each; beside it is
-``inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is
+``checkpoint-inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is
 unpickled.
 """
 
@@ -12,26 +12,25 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nst_jax.errors import InputError
-from nst_jax.files import check_folder, umask
+from nst_jax.files import umask
 from nst_jax.manifest import file_digest
 
 FORMAT = 1
 KEPT = 2
 INPUTS, ARRAYS, RECORD, MANIFEST = (
-    "inputs.safetensors",
+    "checkpoint-inputs.safetensors",
     "arrays.safetensors",
     "run.json",
     "manifest.json",
 )
-LOCK = ".lock"
 _NAME = re.compile(r"checkpoint-(\d{8,})")
 _LARGEST_JSON = 2**26  # bytes; those of a run have some thousands
 
@@ -70,69 +69,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def check_checkpoints(folder: Path | None, every: int | None, *, overwrite: bool) -> None:
-    """Check, before any work, that checkpoints can be written to a folder; nothing is removed.
-
-    Args:
-      folder: where to, or None for none.
-      every: at how many steps, if anyone says.
-      overwrite: whether those of another run may be removed.
-
-    Raises:
-      InputError: where they cannot.
-    """
-    if folder is None:
-        if every is not None:
-            raise InputError("--checkpoint-every needs a folder: give --checkpoint DIR, too")
-        return
-    if every is not None and every < 1:
-        raise InputError(f"checkpoint_every is {every}: expected 1 or more")
-    if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise InputError(f"{folder} is no folder: choose another one for the checkpoints")
-    if not os.path.isdir(folder.parent):
-        raise InputError(f"the folder {folder.parent} does not exist: create it first")
-    check_folder(folder if os.path.isdir(folder) else folder.parent)
-    if checkpoints(folder) and not overwrite:
-        raise InputError(
-            f"{folder} holds the checkpoints of a run: go on with it by 'nst-jax resume {folder}', "
-            "choose another folder, or give --overwrite"
-        )
-
-
-@contextmanager
-def held(folder: Path | None) -> Iterator[None]:
-    """Keep other runs out of a folder of checkpoints, which is made where it is missing.
-
-    A run that is killed holds it no more.
-
-    Raises:
-      InputError: where another run has it, or it cannot be written.
-    """
-    if folder is None:
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"another run has the checkpoints in {folder}: wait for it, or choose another folder"
-        ) from None
-    except OSError as error:
-        raise InputError(
-            f"cannot write a checkpoint to {folder} ({error.strerror}): choose another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # while it is held, so that nobody else has it
-            (folder / LOCK).unlink()
-        lock.release()
-
-
 def clear(folder: Path) -> None:
     """Remove the checkpoints of an earlier run, and what killed runs have left half-written.
 
@@ -140,7 +76,7 @@ def clear(folder: Path) -> None:
       OSError: where that is not possible.
     """
     for path in checkpoints(folder):
-        _remove(path)
+        remove(path)
     remove_leftovers(folder)
     (folder / INPUTS).unlink(missing_ok=True)
 
@@ -150,7 +86,7 @@ def remove_damaged(saved: Saved) -> None:
     with suppress(OSError):
         for path in checkpoints(saved.path.parent):
             if path.name > saved.path.name:
-                _remove(path)
+                remove(path)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -235,7 +171,7 @@ def save(
         _to_disk(folder)
     with suppress(OSError):
         for old in before[: 1 - KEPT]:
-            _remove(old)
+            remove(old)
     return path
 
 
@@ -317,7 +253,7 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a folder so that no part of it is ever seen under its name."""
     away = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=path.parent))
     os.replace(path, away / path.name)

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from nst_jax import checkpoint, report
 from nst_jax.annotations import check_type
 from nst_jax.choices import Choice
+from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.packing import as_tuples, pack, unpack
 from nst_jax.position import Position
@@ -23,25 +24,6 @@ from nst_jax.weights import Weights
 EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
 # What decides about the numbers, and about the form of an optimiser's state.
 VERSIONS = ("nst_jax", "jax", "jaxlib", "flax", "optax")
-
-
-def begin_folder(folder: Path, inputs: dict[str, np.ndarray]) -> str:
-    """Make a folder ready for the checkpoints of a new run, and write what they share.
-
-    Returns:
-      The digest for ``checkpoint.save``.
-
-    Raises:
-      InputError: where it cannot be written.
-    """
-    try:
-        folder.mkdir(exist_ok=True)
-        checkpoint.clear(folder)
-        return checkpoint.save_inputs(folder, inputs)
-    except OSError as error:
-        raise InputError(
-            f"cannot write a checkpoint to {folder} ({error.strerror}): choose another folder"
-        ) from None
 
 
 def try_to_save(
@@ -177,6 +159,15 @@ def load_position(folder: str | Path) -> Position:
     if position is None:
         raise InputError(f"{saved.path} was saved before the first step: begin anew")
     return position
+
+
+def restore_config(plain: Mapping[str, Any]) -> Config:
+    """Settings from plain data.
+
+    Raises:
+      InputError, TypeError, AttributeError: for what are no settings.
+    """
+    return Config(**{name: as_tuples(value) for name, value in plain.items()})
 
 
 def position_record(position: Position | None, arrays: dict[str, np.ndarray]) -> Any:

@@ -178,7 +178,7 @@ def parse(arguments: list[str]):
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
         | Annotated[Weights, tyro.conf.subcommand("weights")]
-        | Annotated[Version, tyro.conf.subcommand("version")],  # type: ignore[arg-type]
+        | Annotated[Version, tyro.conf.subcommand("version")],
         prog="nst-jax",
         description="Neural style transfer in JAX.",
         args=arguments,

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import jax
 
-from nst_jax.checkpoint import held
+from nst_jax.checkpoint_folder import held
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.images import check_output
 from nst_jax.inputs import check_pictures

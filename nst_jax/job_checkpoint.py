@@ -9,21 +9,21 @@ import numpy as np
 
 from nst_jax import checkpoint
 from nst_jax.annotations import check_type
+from nst_jax.checkpoint_folder import begin_folder
 from nst_jax.checkpoint_records import (
     absolute,
-    begin_folder,
     common_record,
     foreign_is_input_error,
     position_record,
+    restore_config,
     restore_position,
     try_to_save,
 )
 from nst_jax.choices import Choice
-from nst_jax.config import Config
 from nst_jax.job_records import Job
 from nst_jax.memory import LoopMemory
 from nst_jax.options import PictureOptions, RunOptions, WatchOptions
-from nst_jax.packing import as_tuples, pack, unpack
+from nst_jax.packing import pack, unpack
 from nst_jax.plan_words import Plan
 from nst_jax.position import Position
 from nst_jax.weights import Weights
@@ -106,7 +106,7 @@ def restore_job(
     """
     with foreign_is_input_error(saved):
         record = saved.record
-        config = Config(**{name: as_tuples(value) for name, value in record["config"].items()})
+        config = restore_config(record["config"])
         values = unpack(record["job"], saved.inputs)
         picture = PictureOptions(**values["picture"])
         job = Job(**values | {"config": config, "picture": picture})

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nst_jax import report
-from nst_jax.checkpoint import check_checkpoints
+from nst_jax.checkpoint_folder import check_checkpoints
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free

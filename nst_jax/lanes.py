@@ -18,7 +18,7 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.lane_ends import LaneEnd, cut, go_on_alone, repeat_to_equal, tell_of_one
 from nst_jax.lane_plans import Lane, plan_apart, plan_together
-from nst_jax.loop import Progress, iterate
+from nst_jax.loop import Progress, add_timing, iterate
 from nst_jax.parallel import Mesh, flat_mesh
 from nst_jax.position import Position, flatten, restore, unflatten
 from nst_jax.rows import divides_rows
@@ -91,8 +91,8 @@ def stylize_lanes(
       A ``Result`` whose ``image``, ``loss``, ``status`` and ``recoveries`` have an entry for each
       lane, as have the leaves of ``history`` on their second axis. A lane whose loss is not finite
       does not change its neighbours: it waits for them and then goes on from its best picture by
-      itself, as ``transfer.stylize`` does. One that diverged for good
-      repeats its last numbers. ``state`` is None: L-BFGS's may be larger than all else.
+      itself, as ``transfer.stylize`` does. One that diverged for good repeats its last numbers.
+      ``state`` is None: L-BFGS's may be larger than all else.
 
     Raises:
       InputError: where the configs differ in more than numbers, for settings that are for single
@@ -135,7 +135,7 @@ def stylize_lanes(
     last: Info | None = None
     state: State = plan.state
     if position is not None:
-        plan = plan._replace(state=None)  # type: ignore[arg-type]
+        plan = plan._replace(state=None)
         state = restore(state, position.state)
 
     def past(like: Info) -> Info:
@@ -166,7 +166,7 @@ def stylize_lanes(
     losses = _entries(ended.state.best_loss, plan.order)
     frozen = _entries(ended.state.frozen, plan.order)
     history = jax.tree.map(lambda x: x.reshape(len(x), -1)[:, plan.order], ended.history)
-    timing = ended.timing if position is None else _added(position.timing, ended.timing)
+    timing = ended.timing if position is None else add_timing(position.timing, ended.timing)
     alone: list[LaneEnd] = []
     for index, lane in enumerate(lanes):
         own = jax.tree.map(lambda x, index=index: x[:, index], history)
@@ -186,10 +186,6 @@ def stylize_lanes(
         timing=timing,
         recoveries=tuple(end.recoveries for end in alone),
     )
-
-
-def _added(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
-    return {name: number + second[name] for name, number in first.items()}
 
 
 def check_single(config: Config) -> None:

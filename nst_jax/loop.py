@@ -157,6 +157,11 @@ def iterate(
     )
 
 
+def add_timing(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """The seconds of two pieces of a run together."""
+    return {name: seconds + second.get(name, 0.0) for name, seconds in first.items()}
+
+
 def _let_go(in_use: int | None) -> None:
     """Wait for a chunk's scratch memory to be freed.
 

@@ -5,6 +5,7 @@ import time
 
 from nst_jax import checkpoint
 from nst_jax.batch_command import resume_batch
+from nst_jax.checkpoint_folder import held
 from nst_jax.checkpoint_records import (
     check_devices,
     check_versions,
@@ -36,7 +37,7 @@ def resume(options: Resume) -> int:
     started = time.perf_counter()
     if not checkpoint.checkpoints(options.folder):
         checkpoint.load(options.folder)  # says so; a folder to hold may not be there
-    with checkpoint.held(options.folder):  # before anything there is removed
+    with held(options.folder):  # before anything there is removed
         return _resume(options, started=started)
 
 

@@ -40,7 +40,7 @@ def lasting_errors() -> Iterator[None]:
     As of ``nst-jax ... 2>&1 | tee log``, where Ctrl-C ends ``tee``, too.
     """
     stream = sys.stderr
-    sys.stderr = stream and _Lasting(stream)  # type: ignore[assignment]
+    sys.stderr = stream and _Lasting(stream)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture
 from nst_jax.layers import TAPS
-from nst_jax.loop import Progress, iterate
+from nst_jax.loop import Progress, add_timing, iterate
 from nst_jax.memory import free_bytes
 from nst_jax.objective import as_sequence
 from nst_jax.optimizers import scale_learning_rate
@@ -201,7 +201,7 @@ def stylize(
                 ended=before,
                 choice=problem.choice,
                 recoveries=progress.recoveries,
-                timing=_added(
+                timing=add_timing(
                     timing, {"compile_s": progress.compile_s, "steps_s": progress.steps_s}
                 ),
                 state=flatten(progress.state),
@@ -265,7 +265,7 @@ def stylize(
         )
         state, one = one.state, one._replace(state=None)
         histories.append(one.history)
-        recoveries, timing = one.recoveries, _added(timing, one.timing)
+        recoveries, timing = one.recoveries, add_timing(timing, one.timing)
         steps = sum(len(history.loss) for history in histories)
         ended.append(EndedScale(scale.shape, steps - done, problem.choice))
         spoilt = one.status == "diverged"
@@ -303,8 +303,3 @@ def stylize(
         scales=tuple(ended),
         recoveries=recoveries,
     )
-
-
-def _added(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
-    """Sums of the numbers of one name."""
-    return {name: number + second.get(name, 0.0) for name, number in first.items()}

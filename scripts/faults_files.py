@@ -164,7 +164,7 @@ def correct_manifest(path: Path) -> None:
     """Give a checkpoint's manifest the checksums of the files as they are."""
     manifest = json.loads((path / "manifest.json").read_text())
     places = {name: path / name for name in ("arrays.safetensors", "run.json")}
-    places["inputs.safetensors"] = path.parent / "inputs.safetensors"
+    places["checkpoint-inputs.safetensors"] = path.parent / "checkpoint-inputs.safetensors"
     manifest["files"] = {name: file_digest(place) for name, place in places.items()}
     (path / "manifest.json").write_text(json.dumps(manifest))
 

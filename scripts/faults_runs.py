@@ -227,7 +227,7 @@ def check_visible(folder: Path) -> None:
     for path in checkpoints(folder / FOLDER):
         digests = json.loads((path / "manifest.json").read_text())["files"]
         for name, digest in digests.items():
-            file = path.parent / name if name == "inputs.safetensors" else path / name
+            file = path.parent / name if name == "checkpoint-inputs.safetensors" else path / name
             right = hashlib.sha256(file.read_bytes()).hexdigest() == digest
             expect(right, f"{path.name} is visible, but {name} is not whole")
             if file.suffix == ".safetensors":

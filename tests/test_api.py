@@ -81,6 +81,7 @@ LEVELS = [
     }
     | {"distributed", "devices"},
     {"mask_files", "contact_sheet", "batch_inputs", "checkpoint"},
+    {"checkpoint_folder"},
     {"options"},
     {"batch_options"},
     {"job_inputs", "region_inputs", "checkpoint_records"},

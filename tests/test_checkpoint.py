@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from nst_jax import checkpoint
+from nst_jax.checkpoint_folder import check_checkpoints, held
 from nst_jax.errors import InputError
 from nst_jax.packing import pack, unpack
 
@@ -53,7 +54,7 @@ def test_the_newest_two_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [
         "checkpoint-00000002",
         "checkpoint-00000003",
-        "inputs.safetensors",
+        "checkpoint-inputs.safetensors",
     ]
     assert_loaded(tmp_path, 3)
 
@@ -90,7 +91,7 @@ def digest(folder):
 
 def test_where_none_is_whole(tmp_path):
     save(tmp_path, 0, 1)
-    damage(tmp_path / "inputs.safetensors", "flip")
+    damage(tmp_path / "checkpoint-inputs.safetensors", "flip")
     with pytest.raises(InputError, match="no checkpoint in .* is whole: checkpoint-00000001 is"):
         checkpoint.load(tmp_path)
 
@@ -153,7 +154,7 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
 
 
 def test_folders_are_checked_before_any_work(tmp_path):
-    check = checkpoint.check_checkpoints
+    check = check_checkpoints
     check(None, None, overwrite=False)
     check(tmp_path / "new", 5, overwrite=False)
     assert not (tmp_path / "new").exists()
@@ -202,18 +203,18 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_one_run_at_a_time(tmp_path):
     folder = tmp_path / "kept"
-    with checkpoint.held(folder):
+    with held(folder):
         # Locks of one process know each other; another process sees them just as well.
-        code = "import sys; from pathlib import Path; from nst_jax.checkpoint import held\n"
+        code = "import sys; from pathlib import Path; from nst_jax.checkpoint_folder import held\n"
         code += "with held(Path(sys.argv[1])): pass"
         line = [sys.executable, "-c", code, str(folder)]
         ended = subprocess.run(line, capture_output=True, text=True)
         assert ended.returncode == 1 and "another run has the checkpoints in" in ended.stderr
     assert subprocess.run(line).returncode == 0
     assert os.listdir(folder) == []
-    with checkpoint.held(None):
+    with held(None):
         pass
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot write a checkpoint to"):
-        with checkpoint.held(tmp_path / "file" / "kept"):
+        with held(tmp_path / "file" / "kept"):
             pass

@@ -20,7 +20,7 @@ from nst_jax.images import save_image
 
 ARRAYS, INPUTS, RECORD, MANIFEST = (
     "arrays.safetensors",
-    "inputs.safetensors",
+    "checkpoint-inputs.safetensors",
     "run.json",
     "manifest.json",
 )

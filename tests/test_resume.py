@@ -23,6 +23,7 @@ from nst_jax import (
     problem,
     transfer,
 )
+from nst_jax.checkpoint_folder import held
 from nst_jax.checkpoint_records import load_position, save_position
 from nst_jax.cli import main
 from nst_jax.config import Config
@@ -611,7 +612,7 @@ def test_a_run_at_work_is_not_disturbed(run, kill):
     with pytest.raises(Killed):
         run([*words(steps=4, **ADAM), "--checkpoint", "kept", "--checkpoint-every", "1"])
     restore()
-    with checkpoint.held(Path("kept")):
+    with held(Path("kept")):
         (Path("kept") / ".checkpoint-12345678").mkdir()  # what it is writing
         Path(".out-12345678.png").touch()
         code, _, err = run(["resume", "kept"])
