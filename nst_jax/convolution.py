@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nst_jax.layers import CONVS, TAPS, deepest
+from nst_jax.layers import TAPS, convs_to, deepest
 from nst_jax.types import Array, Variables
 from nst_jax.winograd import winograd_conv, winograd_kernel
 
@@ -116,7 +116,7 @@ def prepare_kernels(
         return jax.tree.map(winograd_kernel, pair) if convolution == "winograd" and wide else pair
 
     params = variables["params"]
-    used = CONVS[: CONVS.index(deepest(layers).replace("relu", "conv")) + 1]
+    used = convs_to(deepest(layers))
     # A slim network ends with the deepest layer that it has learned.
     kernels = {name: prepare(params[name]["kernel"]) for name in used if name in params}
     return {**variables, "prepared": kernels}

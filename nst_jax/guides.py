@@ -9,7 +9,7 @@ whole's, and for hard masks nothing differs.
 
 import jax.numpy as jnp
 
-from nst_jax.layers import CONVS, block_of, deepest, stride
+from nst_jax.layers import block_of, convs_to, deepest, stride
 from nst_jax.types import Array
 
 
@@ -44,7 +44,7 @@ def layer_guides(
         raise ValueError(f"method is {method!r}: expected 'simple', 'inside' or 'all'")
     reduce = {"simple": jnp.mean, "inside": jnp.min, "all": jnp.max}[method]
     guides: dict[str, Array] = {}
-    for name in CONVS[: CONVS.index(deepest(layers).replace("relu", "conv")) + 1]:
+    for name in convs_to(deepest(layers)):
         if name.endswith("_1") and block_of(name) > 1:
             height, width = (side // 2 for side in mask.shape)
             windows = mask[: 2 * height, : 2 * width].reshape(height, 2, width, 2)

@@ -15,10 +15,9 @@ from PIL import Image
 from nst_jax.color_profiles import to_srgb
 from nst_jax.errors import InputError
 from nst_jax.picture_files import named, opened
-from nst_jax.picture_output import FORMATS, check_output, save_image, to_uint8
+from nst_jax.picture_output import check_output, save_image, to_uint8
 
 __all__ = [
-    "FORMATS",
     "Picture",
     "check_output",
     "limit_pixels",

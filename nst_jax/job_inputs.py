@@ -14,7 +14,7 @@ from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image, resize_to
-from nst_jax.memory import available_bytes, in_gib
+from nst_jax.memory import host_bytes, in_gib
 from nst_jax.options import PictureOptions, RunOptions, WatchOptions
 from nst_jax.presets import get_preset
 from nst_jax.standard_streams import STANDARD
@@ -56,7 +56,7 @@ def check_room(shape: tuple[int, int]) -> None:
     Raises:
       InputError: where there is not.
     """
-    needed, free = LEAST_BYTES * shape[0] * shape[1], available_bytes()
+    needed, free = LEAST_BYTES * shape[0] * shape[1], host_bytes()
     if free is not None and needed > free:
         raise InputError(
             f"a picture of {shape[1]}x{shape[0]} px needs more than {in_gib(needed)}, "

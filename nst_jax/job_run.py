@@ -1,7 +1,4 @@
-"""The optimisation of a job, with all that is done between its steps.
-
-Pictures and files meet the core only here.
-"""
+"""The optimisation of a job, with all that is done between its steps."""
 
 import sys
 from bisect import bisect_right

@@ -61,6 +61,15 @@ def shortest_side(tap: str, *, padding: str = "zero") -> int:
     return (2 if padding == "reflect" else 1) * stride(tap)
 
 
+def convs_to(tap: str) -> tuple[str, ...]:
+    """The convolutions up to a tap, in their order.
+
+    >>> convs_to("relu2_1")
+    ('conv1_1', 'conv1_2', 'conv2_1')
+    """
+    return CONVS[: CONVS.index(tap.replace("relu", "conv")) + 1]
+
+
 def reach(tap: str) -> int:
     """How many pixels beyond its own square of ``stride`` pixels a feature sees on each side.
 
@@ -68,7 +77,7 @@ def reach(tap: str) -> int:
     (1, 38, 70)
     """
     pixels = 0
-    for name in reversed(CONVS[: CONVS.index(tap.replace("relu", "conv")) + 1]):
+    for name in reversed(convs_to(tap)):
         pixels += 1
         if name.endswith("_1") and block_of(name) > 1:
             pixels *= 2  # each feature behind a pooling sees two before it

@@ -15,6 +15,7 @@ import optax
 
 from nst_jax.types import Array
 
+PAIRS = 100  # remembered by default, as in Torch
 # Accelerators multiply float32 coarsely by default: too coarse for curvature.
 _vdot = partial(jnp.vdot, precision="highest")
 
@@ -42,7 +43,7 @@ class ScaleByTorchLbfgsState(NamedTuple):
 
 
 def scale_by_torch_lbfgs(
-    memory_size: int = 100,
+    memory_size: int = PAIRS,
     *,
     pixel_range: float = 1.0,
     first_step: float | None = None,

@@ -106,12 +106,17 @@ def free_bytes(device: jax.Device) -> int | None:  # type: ignore[valid-type]
       Bytes, or None where it is not known.
     """
     if device.platform == "cpu":
-        known = [free for free in (available_bytes(), cgroup_bytes()) if free is not None]
-        return min(known, default=None)
+        return host_bytes()
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats or "bytes_in_use" not in stats:
         return None
     return max(0, stats["bytes_limit"] - stats["bytes_in_use"])
+
+
+def host_bytes() -> int | None:
+    """Memory that this process may still take of the machine, or None where it is not known."""
+    known = [free for free in (available_bytes(), cgroup_bytes()) if free is not None]
+    return min(known, default=None)
 
 
 def own_memory() -> int:

@@ -21,6 +21,7 @@ from nst_jax.choices import (
 )
 from nst_jax.convolution import prepare_kernels
 from nst_jax.layers import deepest, stride
+from nst_jax.lbfgs import PAIRS
 from nst_jax.memory import USABLE, LoopMemory, loop_memory, tree_bytes
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.plan_words import Plan, Task, refusal
@@ -231,7 +232,7 @@ def _alternatives(task: Task) -> Iterator[Choice]:
     memories: list[tuple[int | None, str | None]] = [(None, None)]
     if config.optimizer == "lbfgs" and task.optimizer is None:
         # More pairs than steps are never there.
-        pairs = min(config.memory_size or 100, config.steps)
+        pairs = min(config.memory_size or PAIRS, config.steps)
         memories = [(pairs, None), *((m, dtype) for m, dtype in MEMORIES if m < pairs)]
     wholes = [first]
     if config.remat == "auto" and not first.tile:

@@ -13,13 +13,13 @@ import optax
 
 from nst_jax.config import Config, Optimizer, Preconditioner
 from nst_jax.coordinates import in_pixel_units, in_spectral_coordinates
-from nst_jax.lbfgs import scale_by_torch_lbfgs
+from nst_jax.lbfgs import PAIRS, scale_by_torch_lbfgs
 from nst_jax.types import Array
 
 
 def lbfgs(
     learning_rate: float | Array = 1.0,
-    memory_size: int = 100,
+    memory_size: int = PAIRS,
     pixel_range: float = 1.0,
     first_step: float | None = None,
     gain: float = 1.0,
@@ -78,7 +78,7 @@ def make_optimizer(
         options |= {"memory_dtype": memory_dtype}
         static = ("memory_size", "pixel_range", "first_step", "gain", "memory_dtype")
         make = optax.inject_hyperparams(lbfgs, static_args=static)
-        return coordinates(make(learning_rate=1.0, memory_size=memory_size or 100, **options))
+        return coordinates(make(learning_rate=1.0, memory_size=memory_size or PAIRS, **options))
     if name == "lbfgs-linesearch":
         return in_pixel_units(coordinates(optax.lbfgs(memory_size=memory_size or 10)), pixel_range)
     raise ValueError(f"optimizer is {name!r}: expected lbfgs, lbfgs-linesearch or adam")

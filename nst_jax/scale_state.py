@@ -3,7 +3,6 @@
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from nst_jax.optimizers import scale_learning_rate, set_learning_rate
 from nst_jax.parallel import replicate
 from nst_jax.problem import Problem, start
 from nst_jax.rows import divides_rows, start_rows, state_shardings
-from nst_jax.solver import averaged, run
+from nst_jax.solver import average_weight, averaged, run
 from nst_jax.types import Array, State
 
 RECOVERIES = 3  # how often a run goes back to its best picture
@@ -93,7 +92,7 @@ def begin_again(
     fresh = begin(problem, image, None, config=plain, mesh=mesh)
     average = fresh.average
     if average is not None:
-        weight = -jnp.expm1(count.astype(average.dtype) * math.log(config.averaging))
+        weight = average_weight(count.astype(average.dtype), config.averaging)
         average = weight * fresh.best_image
     return fresh._replace(
         opt_state=scale_learning_rate(fresh.opt_state, SMALLER**times),

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 
 from nst_jax.errors import InputError
-from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, deepest
+from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, convs_to, deepest
 
 _VGG16 = {conv for conv in CONVS if conv not in ("conv3_4", "conv4_4", "conv5_4")}
 
@@ -40,8 +40,7 @@ def expected_shapes(
 def array_convs(lifts: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """The convolutions of a network, of a slim one those up to its deepest lifted layer."""
     layers = tuple(layer for _, layer in lifts)
-    last = deepest(layers).replace("relu", "conv") if layers else CONVS[-1]
-    return CONVS[: CONVS.index(last) + 1]
+    return convs_to(deepest(layers)) if layers else CONVS
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], *, slim: bool = False) -> None:

@@ -115,9 +115,12 @@ def averaged(state: State, *, averaging: float) -> Array:
       ``[H, W, 3]``.
     """
     assert state.average is not None
-    # Not 1 - d^n, which has no digits left where d is near 1.
-    count = state.count.astype(state.average.dtype)
-    return state.average / -jnp.expm1(count * math.log(averaging))
+    return state.average / average_weight(state.count.astype(state.average.dtype), averaging)
+
+
+def average_weight(count: Array, averaging: float) -> Array:
+    """What a running average with decay d has seen of n steps: 1 - d^n."""
+    return -jnp.expm1(count * math.log(averaging))  # which has digits left where d is near 1
 
 
 @partial(jax.jit, static_argnames=("solver", "chunk_size"), donate_argnames="state")

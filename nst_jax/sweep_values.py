@@ -1,6 +1,7 @@
 """Settings and the values to try, from the command line; combinations that share a program."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple, get_type_hints
@@ -59,9 +60,7 @@ def combinations(
         if len(set(swept[name])) < len(swept[name]):
             raise InputError(f"--over {text!r} has a value twice: expected different ones")
     parsed = {name: [_parse(name, value) for value in values] for name, values in swept.items()}
-    count = 1
-    for values in parsed.values():
-        count *= len(values)
+    count = math.prod(map(len, parsed.values()))
     if count > MAX_COMBINATIONS:
         raise InputError(
             f"--over asks for {count} pictures: expected at most {MAX_COMBINATIONS}; leave out "
@@ -154,7 +153,7 @@ def groups(items: Sequence[Combination], *, lanes: int) -> list[list[int]]:
         by_structure.setdefault(structure(item.config), []).append(index)
     result: list[list[int]] = []
     for config, indices in by_structure.items():
-        # Lanes of a line search would wait for each other.
+        # A line search's go in turn anyway: alone, each is written when it is done.
         most = 1 if config.optimizer == "lbfgs-linesearch" else lanes
         size = -(-len(indices) // -(-len(indices) // most))
         result += [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -22,6 +22,7 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture
 from nst_jax.layers import TAPS
+from nst_jax.lbfgs import PAIRS
 from nst_jax.loop import Progress, add_timing, iterate
 from nst_jax.memory import free_bytes
 from nst_jax.objective import as_sequence
@@ -176,7 +177,7 @@ def stylize(
         if config.optimizer == "lbfgs" and config.memory_size is None and scale != scales[-1]:
             # More pairs than steps are never there, and the last scale's plan does not allow for
             # their memory. (One program for all numbers of steps has who names the pairs.)
-            own = replace(own, memory_size=min(100, scale.steps))
+            own = replace(own, memory_size=min(PAIRS, scale.steps))
         given = at_scale(inputs, shape=scale.shape, config=config)._asdict() | options
         given |= {"blend": blend, "region_weights": region_weights, "mesh": mesh, "free": free}
         try:

@@ -23,12 +23,11 @@ class Check(NamedTuple):
     detail: str
 
 
-def verify_weights(path: str | Path, *, preprocessing: str | None = None) -> list[Check]:
+def verify_weights(path: str | Path) -> list[Check]:
     """Check a file of weights.
 
     Args:
       path: the file.
-      preprocessing: as for `load_weights`.
 
     Returns:
       Checks in order: its form; its arrays (layers, shapes, finite values, and in a canonical
@@ -41,7 +40,7 @@ def verify_weights(path: str | Path, *, preprocessing: str | None = None) -> lis
     except InputError as error:
         return [Check("form", False, str(error))]
     try:
-        converted = convert(path, preprocessing=preprocessing)
+        converted = convert(path)
     except InputError as error:
         return [Check("form", True, form), Check("arrays", False, str(error))]
     kernel = converted.arrays["conv1_1/kernel"]

@@ -15,7 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from nst_jax.convolution import conv, transpose_kernel
-from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, check_sides, check_tap, deepest
+from nst_jax.layers import (
+    CHANNELS,
+    CONVS,
+    TAPS,
+    block_of,
+    check_sides,
+    check_tap,
+    convs_to,
+    deepest,
+)
 from nst_jax.lift import Features, Lifted, check_lifted, dense, widened
 from nst_jax.types import Array, Taps, Variables
 
@@ -130,8 +139,7 @@ class VGG19(nn.Module):
     def setup(self) -> None:
         self.mean = self.variable("preprocessing", "mean", jnp.zeros, (3,))
         self.std = self.variable("preprocessing", "std", jnp.ones, (3,))
-        last = deepest(self.layers).replace("relu", "conv")
-        for name in CONVS[: CONVS.index(last) + 1]:
+        for name in convs_to(deepest(self.layers)):
             has_prepared = self.has_variable("prepared", name)
             padding = self.padding
             if padding == "replicate-input":

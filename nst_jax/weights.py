@@ -1,4 +1,4 @@
-"""Load, save, find and check weights of VGG-19.
+"""Load, save, find and list weights of VGG-19.
 
 `load_weights` takes any known form (``weight_forms.py``) and gives one tree (``convert.py``);
 `save_weights` writes the canonical .safetensors (``canonical.py``).

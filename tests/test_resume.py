@@ -464,6 +464,7 @@ class TestFaults:
         code, _, err = run(line)
         assert code == 0 and failures == 2, err
         told = [word for word in err.splitlines() if "out of memory" in word]
+        assert len(told) == failures
         assert all(
             "going on from step 2, the scales before the last as if" in word for word in told
         )
