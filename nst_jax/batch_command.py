@@ -1,5 +1,6 @@
 """The command ``nst-jax batch``: check everything, find what is missing, make it, sum up."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,7 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
     missing = {item: sizes[item] for item in todo}
 
     use_compilation_cache()  # only now: bad input leaves nothing behind
+    there = os.path.isdir(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -125,7 +127,8 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
             return make_missing(job, missing, records, failures, alone=alone, keeping=keeping)
     except InputError:  # such as of too little memory
         with suppress(OSError):
-            folder.rmdir()  # where nothing was written
+            if not there:
+                folder.rmdir()  # where nothing was written
         raise
 
 

@@ -95,7 +95,9 @@ def _in_folder(folder: Path, *, what: str) -> list[Path]:
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
     files = [folder / name for name in names if not name.startswith(".")]
-    files = [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()]
+    files = [
+        file for file in files if file.suffix.lower() in PICTURE_SUFFIXES and os.path.isfile(file)
+    ]
     if not files:
         raise InputError(
             f"the folder {folder} holds no {what} picture: expected files with a suffix of "
@@ -136,7 +138,7 @@ def _matching(pattern: Path, *, what: str) -> list[Path]:
     folder = next((above for above in pattern.parents if os.path.isdir(above)), Path())
     rest = str(pattern.relative_to(folder))
     found = {folder / name for name in glob.glob(rest, root_dir=folder, recursive=True)}
-    files = sorted((file for file in found if file.is_file()), key=lambda file: file.parts)
+    files = sorted((file for file in found if os.path.isfile(file)), key=lambda file: file.parts)
     if not files:
         raise InputError(
             f"no file matches {pattern}: expected {what} pictures; see to the pattern and the "

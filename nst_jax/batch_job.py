@@ -21,6 +21,7 @@ from nst_jax.errors import InputError
 from nst_jax.images import load_picture
 from nst_jax.inputs import check_pictures
 from nst_jax.job_plan import explained, is_out_of_memory
+from nst_jax.job_records import recovered_words
 from nst_jax.lane_memory import (
     batch_that_fits,
     picture_memory,
@@ -107,9 +108,14 @@ def run_job(
     def readable(results: Iterable[tuple[Item, Future[Loaded]]]) -> Iterator[Loaded]:
         for item, future in results:
             try:
-                yield future.result()
+                loaded = future.result()
+                if loaded.content.shape[:2] != sizes[item]:
+                    words = "has another size than at the start of the batch: run again for it"
+                    raise InputError(f"{item.content} {words}")
             except InputError as error:
                 fail(item, error)
+            else:
+                yield loaded
 
     def with_problems(group: Iterable[Loaded]) -> Iterator[tuple[Loaded, Problem]]:
         for loaded in group:
@@ -192,6 +198,10 @@ def run_job(
                     if "stopped" in result.status:
                         tally["stopped"] = 1
                         return tally
+                    for (loaded, _), often in zip(batch, result.recoveries):
+                        if often:
+                            words = f"{loaded.item.output.name}: {recovered_words(often)}"
+                            print(f"nst-jax: {words}", file=sys.stderr)
                     records = make_records(job, [loaded for loaded, _ in batch], result)
                     for (loaded, _), image, record in zip(batch, result.image, records):
                         writes.append(writers.submit(write, job, loaded, image, record))

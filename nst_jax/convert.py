@@ -17,6 +17,7 @@ import numpy as np
 
 from nst_jax.canonical import Preprocessing, Record, check_contents, parse_header, write_canonical
 from nst_jax.errors import InputError
+from nst_jax.files import expanded
 from nst_jax.layers import CONVS
 from nst_jax.networks import CREDITS, PREPROCESSING, Layout, recognise
 from nst_jax.shapes import check_shapes
@@ -56,7 +57,7 @@ def convert(path: str | Path, *, preprocessing: str | None = None) -> Converted:
       InputError: where the file is damaged or holds another network, or where its preprocessing
         cannot be told.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if preprocessing is not None and preprocessing not in PREPROCESSING:
         raise InputError(
             f"unknown preprocessing {preprocessing!r}: expected one of {', '.join(PREPROCESSING)}"
@@ -101,7 +102,7 @@ def convert_file(
     Raises:
       InputError: as `convert` and `write_canonical`.
     """
-    destination = Path(destination).expanduser()
+    destination = expanded(destination)
     converted = convert(source, preprocessing=preprocessing)
     write_canonical(
         destination,

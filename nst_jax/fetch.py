@@ -14,7 +14,7 @@ from nst_jax.canonical import write_canonical
 from nst_jax.convert import convert, file_digest
 from nst_jax.download import Failed, download
 from nst_jax.errors import InputError
-from nst_jax.files import remove_leftovers
+from nst_jax.files import expanded, remove_leftovers
 from nst_jax.stored import MAX_FILE
 
 CACHE_VARIABLE = "NST_JAX_CACHE"
@@ -78,7 +78,7 @@ DEFAULT_SOURCE = "keras"
 def cache_dir() -> Path:
     """The per-user folder of converted weights, or the one in ``NST_JAX_CACHE``."""
     if folder := os.environ.get(CACHE_VARIABLE):
-        return Path(folder).expanduser()
+        return expanded(folder)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("nst_jax"))
@@ -110,7 +110,7 @@ def fetch(
     """
     if source not in SOURCES:
         raise InputError(f"unknown weights {source!r}: expected one of {', '.join(SOURCES)}")
-    folder = cache_dir() if cache is None else Path(cache).expanduser()
+    folder = cache_dir() if cache is None else expanded(cache)
     target = cached_path(source, cache=folder)
     if _is_complete(target):
         return target

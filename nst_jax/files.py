@@ -36,6 +36,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _temporaries.discard(temporary)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` or ``~name`` at its beginning replaced.
+
+    Raises:
+      InputError: where nobody knows that home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path} begins with no known home: write the whole path") from None
+
+
 def umask() -> int:
     """The process's umask, which is read by setting it."""
     with _umask_lock:

@@ -11,6 +11,7 @@ from nst_jax import report
 from nst_jax.choices import choice_in_words
 from nst_jax.config import Config
 from nst_jax.options import PictureOptions, RunOptions
+from nst_jax.scale_state import RECOVERIES
 from nst_jax.transfer import Result
 from nst_jax.weights import Weights
 
@@ -60,6 +61,14 @@ def closing_words(result: Result, *, averaging: float = 0.0) -> str:
     return (
         f"diverged at step {step}: the loss or its gradient is not finite; wrote {picture}. Lower "
         "the weights or the learning rate"
+    )
+
+
+def recovered_words(times: int) -> str:
+    """What is told of one of several pictures that went back to its best before it ended."""
+    return (
+        f"the loss or its gradient was not finite: went on from the best picture with a smaller "
+        f"step ({times} of {RECOVERIES})"
     )
 
 

@@ -34,6 +34,8 @@ def go_on_alone(lane: Lane, end: LaneEnd, *, mesh: Mesh | None, callback: Any) -
       mesh: devices of the lanes, if any.
       callback: as of ``loop.iterate``.
     """
+    if len(end.history.loss) >= lane.config.steps:
+        return end  # without a step left nothing would show that it is finite again
     take, fresh = plan_one(lane, mesh=mesh)
     places = jax.tree.map(lambda x: x.sharding, fresh)
     rows = mesh if divides_rows(mesh) else None

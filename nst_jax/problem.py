@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -55,7 +56,9 @@ def compute_moments(
 ) -> dict[str, Moments]:
     """``Targets.style`` alone, compiled: it serves contents of any size."""
     unused = LossWeights(0.0, 0.0, 0.0, {}, {})
-    targets = loss.targets(variables, styles[0], styles, weights=unused, style_masks=style_masks)
+    # In place of a content, of which nothing is computed: a style may be too small for its layers.
+    blank = jnp.zeros((64, 64, 3), styles[0].dtype)
+    targets = loss.targets(variables, blank, styles, weights=unused, style_masks=style_masks)
     return targets.style
 
 

@@ -30,7 +30,7 @@ from nst_jax.job_inputs import (
 )
 from nst_jax.job_outputs import not_written_words
 from nst_jax.job_plan import explained
-from nst_jax.job_records import EXIT_CODES, settings_record
+from nst_jax.job_records import EXIT_CODES, recovered_words, settings_record
 from nst_jax.lane_memory import picture_memory, pictures_in_words, refusal, times
 from nst_jax.lane_plans import Lane
 from nst_jax.lanes import check_single, each_result, structure, stylize_lanes
@@ -189,6 +189,10 @@ def run_groups(
                 found = jax.device_get(stylize_lanes(batch, callback=callback))
                 for index, result in zip(group, each_result(found), strict=True):
                     results[index] = result
+                    if result.recoveries:
+                        values = ", ".join(map(" ".join, items[index].words.items()))
+                        words = f"{values}: {recovered_words(result.recoveries)}"
+                        print(f"nst-jax: {words}", file=sys.stderr)
                 done += first.config.steps
                 if not go_on:
                     break
@@ -232,6 +236,7 @@ def picture_record(item: Combination, result: Result | None) -> dict[str, Any]:
     return record | {
         "status": result.status,
         "steps": len(result.history.loss),
+        "recoveries": result.recoveries,
         "final_loss": result.loss,
         "history": report.history_record(result.history),
     }

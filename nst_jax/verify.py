@@ -9,6 +9,7 @@ from nst_jax.canonical import Preprocessing
 from nst_jax.convert import Converted, convert, file_digest
 from nst_jax.errors import InputError
 from nst_jax.fetch import SOURCES
+from nst_jax.files import expanded
 from nst_jax.networks import recognise
 from nst_jax.normalization import in_words
 from nst_jax.shapes import find_lifts
@@ -34,7 +35,7 @@ def verify_weights(path: str | Path) -> list[Check]:
       file what the header says of them); its checksum; its network by the first filter. A check
       that fails to read the file is the last. Weights that are merely unknown pass.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         form = find_form(path)
     except InputError as error:

@@ -16,6 +16,7 @@ from nst_jax.canonical import Preprocessing, Record, write_canonical
 from nst_jax.convert import check_finite, convert, to_flat, to_tree
 from nst_jax.errors import InputError
 from nst_jax.fetch import DEFAULT_SOURCE, SOURCES, cached_path
+from nst_jax.files import expanded
 from nst_jax.normalization import Normalization, parse_normalization
 from nst_jax.shapes import check_shapes
 from nst_jax.weight_forms import find_form, open_weights
@@ -131,7 +132,7 @@ def save_weights(
     Raises:
       InputError: where these are no weights of a VGG-19, or the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     variables, info = weights
     if set(variables) - {"lift"} != {"params", "preprocessing"}:
         raise InputError(
@@ -181,7 +182,7 @@ def find_weights(*, path: str | Path | None = None, model: str | None = None) ->
     for where, named in (("--weights", path), (WEIGHTS_VARIABLE, os.environ.get(WEIGHTS_VARIABLE))):
         if not named:
             continue
-        found = Path(named).expanduser()
+        found = expanded(named)
         if not os.path.isfile(found):
             raise InputError(
                 f"the weights {found} (from {where}) do not exist or are no file: check the "
@@ -220,7 +221,7 @@ def is_shipped_slim(path: Path) -> bool:
 def _installed() -> Iterator[tuple[str, Path]]:
     """Weights in the cache, then those shipped with the package or in a checkout."""
     for source in SOURCES:
-        if (path := cached_path(source)).is_file():
+        if os.path.isfile(path := cached_path(source)):
             yield "cache", path
     package = Path(__file__).parent
     folders = [package / "data"]
@@ -239,7 +240,7 @@ def list_weights() -> list[Place]:
     """
     places = []
     if named := os.environ.get(WEIGHTS_VARIABLE):
-        path = Path(named).expanduser()
+        path = expanded(named)
         detail = _size_and_kind(path) if os.path.isfile(path) else "does not exist"
         places.append(Place(WEIGHTS_VARIABLE, path.stem, named, detail))
     for where, path in _installed():

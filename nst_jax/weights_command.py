@@ -7,7 +7,7 @@ from nst_jax.batch_inputs import expand
 from nst_jax.convert import convert_file
 from nst_jax.errors import InputError
 from nst_jax.fetch import fetch
-from nst_jax.files import check_writable
+from nst_jax.files import check_writable, expanded
 from nst_jax.options import Convert, Fetch, ListWeights, Normalize, Verify
 from nst_jax.verify import verify_weights
 from nst_jax.weights import find_weights, list_weights, load_weights, save_weights
@@ -68,7 +68,7 @@ def _normalize(action: Normalize) -> None:
 
     # Checked first, for with many pictures the rest takes minutes.
     _check_name(action.output)
-    check_writable(action.output.expanduser(), overwrite=action.overwrite)
+    check_writable(expanded(action.output), overwrite=action.overwrite)
     check_size(action.size)
     limit_pixels(action.max_megapixels)
     paths = [source.path for source in expand(action.pictures, what="sample")]

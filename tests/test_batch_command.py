@@ -813,6 +813,20 @@ class TestFailures:
         assert code == 1 and err.splitlines()[-1] == "nst-jax: 2 made, 1 left out"
         assert statuses()["b__style.png"] == "failed"
 
+    def test_content_that_is_exchanged_amid_the_run(self, run, monkeypatch):
+        load_picture = batch_job.load_picture
+
+        def exchanging(path, **options):
+            if path.name == "b.png":
+                save_image(path, smooth_picture(24, 40, seed=1))
+            return load_picture(path, **options)
+
+        monkeypatch.setattr(batch_job, "load_picture", exchanging)
+        code, _, err = run()
+        assert code == 1 and err.splitlines()[-1] == "nst-jax: 2 made, 1 left out"
+        assert "in/b.png has another size than at the start of the batch" in err
+        assert statuses()["b__style.png"] == "failed"
+
     def test_name_with_a_line_break(self, run):
         Path("in/x\ny.png").touch()
         code, _, err = run()
@@ -855,6 +869,11 @@ class TestFailures:
         code, _, err = run(**options)
         assert (code, err) == (1, "nst-jax: 2 there before, 1 there before but diverged\n")
         assert listing(Path("out")) == before
+
+    def test_a_picture_that_recovers_is_told(self, run):
+        code, _, err = run("in/a.png", learning_rate=1e30, steps=4)
+        told = "nst-jax: a__style.png: the loss or its gradient was not finite: went on from"
+        assert code == 1 and any(line.startswith(told) for line in err.splitlines())
 
     def test_all_diverge(self, run):
         code, _, err = run(learning_rate=1e30, batch_size=2, steps=4)

@@ -506,6 +506,14 @@ class TestBatch:
         flags = [word for line in [words(output=None, **given)] for word in line[2:]]
         return ["batch", "in", *flags]
 
+    @pytest.mark.parametrize("there", [True, False])
+    def test_a_refused_one_leaves_the_folders_as_they_were(self, run, there):
+        if there:
+            Path("out").mkdir()
+        with held(Path("kept")):
+            assert run([*self.line(), "--checkpoint", "kept"]).code == 2
+        assert Path("out").exists() == there
+
     def outputs(self):
         return {path.name: path.read_bytes() for path in sorted(Path("out").glob("*.png"))}
 

@@ -699,6 +699,18 @@ class TestCommand:
         assert found[1]["history"]["total"][-1] is None
         results = [alone(learning_rate=rate) for rate in (2.0, 1e30)]
         shows(results, ["learning_rate 2", "learning_rate 1e30\ndiverged"], 2)
+        assert [picture["recoveries"] for picture in found] == [0, results[1].recoveries]
+        words = "learning_rate 1e30: the loss or its gradient was not finite: went on from the best"
+        told = [line for line in err.splitlines() if words in line]
+        assert len(told) == 1 and told[0].endswith(f"({results[1].recoveries} of 3)")
+        assert results[1].recoveries > 0
+
+    def test_a_picture_that_diverges_at_its_last_step(self, run, alone):
+        assert run("learning_rate=1e37", steps=2).code == 1
+        (found,) = record()["pictures"]
+        single = alone(learning_rate=1e37, steps=2)
+        assert found["status"] == single.status == "diverged"
+        assert (found["steps"], found["recoveries"]) == (2, 0)
 
     def test_losses_whose_sum_overflows(self, run):
         """Their mean, which is shown on the way, is no fault of the lanes."""

@@ -200,6 +200,13 @@ def test_a_diverged_run_keeps_the_best_picture(variables, content, style):
     assert np.isfinite(result.image).all() and np.isfinite(result.loss)
 
 
+def test_a_style_may_be_too_small_for_the_content_s_layers(variables, content):
+    """Nothing but its own layers is computed of it."""
+    config = Config(steps=2, content_layers=("relu4_2",), style_layers=("relu1_1",))
+    found = transfer.stylize(variables, content, smooth_picture(3, 5, seed=1), config=config)
+    assert found.status == "done" and found.loss < found.history.loss[0]
+
+
 def test_any_optax_optimizer(variables, content, style):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01, momentum=0.9))
     result = transfer.stylize(

@@ -264,6 +264,16 @@ class TestFind:
         assert {place.where for place in places[5:]} == {"to fetch"}
         assert "the default" in places[5].detail and places[5].path.startswith("https://")
 
+    def test_a_home_that_nobody_knows(self, tmp_path, monkeypatch):
+        match = "^~nosuchuser/x begins with no known home: write the whole path$"
+        with pytest.raises(InputError, match=match):
+            load_weights("~nosuchuser/x")
+        with pytest.raises(InputError, match=match):
+            verify_weights("~nosuchuser/x")
+        monkeypatch.setenv("NST_JAX_WEIGHTS", "~nosuchuser/x")
+        with pytest.raises(InputError, match=match):
+            find_weights()
+
     def test_named_files_that_do_not_exist(self, tmp_path, monkeypatch):
         with pytest.raises(InputError, match="from --weights"):
             find_weights(path=tmp_path / "x")
