@@ -28,9 +28,8 @@ from nst_jax.checkpoint_records import check_weights
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.devices import make_deterministic, use_cpu_devices
 from nst_jax.distributed import Membership, join
-from nst_jax.errors import InputError
 from nst_jax.files import remove_leftovers
-from nst_jax.images import limit_pixels, load_image
+from nst_jax.images import limit_pixels
 from nst_jax.inputs import check_style
 from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_inputs import obtain_weights, tell_of_network, tell_of_slim
@@ -46,7 +45,7 @@ from nst_jax.manifest import (
 from nst_jax.objective import check_learned
 from nst_jax.problem import check_precision
 from nst_jax.progress import job_display
-from nst_jax.region_inputs import style_size
+from nst_jax.region_inputs import load_style, style_size
 
 
 def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -> int:
@@ -77,7 +76,7 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
     use_cpu_devices()
 
     scaled = style_size(options.size, options.styles)
-    style = lru_cache(KEPT_STYLES)(lambda place: load_image(style_files[place], size=scaled))
+    style = lru_cache(KEPT_STYLES)(lambda place: load_style(style_files[place], size=scaled))
     for place in range(len(style_files)):
         check_style(style(place), config=config)
     sizes, failures = find_sizes(items, config=config, size=options.size)
@@ -125,11 +124,10 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
                 save = batch_saver(options, weights=weights, resumed=resumed is not None)
             keeping, alone = Keeping(save, options.checkpoint_every, first), me.count == 1
             return make_missing(job, missing, records, failures, alone=alone, keeping=keeping)
-    except InputError:  # such as of too little memory
+    finally:
         with suppress(OSError):
             if not there:
-                folder.rmdir()  # where nothing was written
-        raise
+                folder.rmdir()  # where nothing was written, such as with too little memory
 
 
 def resume_batch(saved: Saved, folder: Path, *, weights: Path | None) -> int:

@@ -37,21 +37,22 @@ def json_path(output: Path) -> Path:
     return output.with_suffix(".json")
 
 
-def check_size(size: int) -> None:
+def check_size(size: int, *, what: str = "size") -> None:
     """Check a side in pixels.
 
     Raises:
       InputError: where it is not positive, or beyond all devices.
     """
     if not 1 <= size <= LARGEST_SIZE:
-        raise InputError(f"size is {size}: expected 1 to {LARGEST_SIZE} pixels")
+        raise InputError(f"{what} is {size}: expected 1 to {LARGEST_SIZE} pixels")
 
 
-def check_room(shape: tuple[int, int]) -> None:
+def check_room(shape: tuple[int, int], *, what: str = "picture") -> None:
     """Check, before a picture is read and scaled, that there is memory for the pictures alone.
 
     Args:
-      shape: height and width of the result.
+      shape: height and width of the result, or of a style.
+      what: it is.
 
     Raises:
       InputError: where there is not.
@@ -59,7 +60,7 @@ def check_room(shape: tuple[int, int]) -> None:
     needed, free = LEAST_BYTES * shape[0] * shape[1], host_bytes()
     if free is not None and needed > free:
         raise InputError(
-            f"a picture of {shape[1]}x{shape[0]} px needs more than {in_gib(needed)}, "
+            f"a {what} of {shape[1]}x{shape[0]} px needs more than {in_gib(needed)}, "
             f"{in_gib(free)} are free: choose a smaller size, see 'nst-jax estimate'"
         )
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.images import load_image
+from nst_jax.images import load_image, picture_shape
 from nst_jax.inputs import as_picture
+from nst_jax.job_inputs import check_room, check_size
 from nst_jax.mask_checks import check_guidance
 from nst_jax.mask_files import (
     feather,
@@ -117,7 +118,19 @@ def style_size(size: int, styles: StyleOptions) -> int:
     scale = styles.style_scale
     if not 0 < scale < 100:
         raise InputError(f"style_scale is {scale}: expected a number above 0 and under 100")
-    return max(1, round(size * scale))
+    scaled = max(1, round(size * scale))
+    check_size(scaled, what="the size of the styles")
+    return scaled
+
+
+def load_style(path: Path, *, size: int) -> np.ndarray:
+    """Read a style picture and scale it to a longer side, where there is room for that.
+
+    Raises:
+      InputError: for files that cannot be read, and far too large sizes.
+    """
+    check_room(picture_shape(path, size=size), what="style")
+    return load_image(path, size=size)
 
 
 def load_style_inputs(
@@ -145,7 +158,7 @@ def load_style_inputs(
     plan = _plan(regions, styles, config, count=len(masks))
     # Styles are scaled to the content's longer side, which keeps their strokes' size in step.
     scaled = style_size(size, styles)
-    pictures = [load_image(path, size=scaled) for path in styles.style]
+    pictures = [load_style(path, size=scaled) for path in styles.style]
     sources = plan.sources
     style_masks: list[np.ndarray | None] = [
         None

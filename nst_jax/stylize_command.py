@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.images import load_image, load_picture, picture_shape
+from nst_jax.images import load_picture, picture_shape
 from nst_jax.inputs import check_pictures
 from nst_jax.job import execute
 from nst_jax.job_inputs import check_outputs, check_room, check_size, load_init
@@ -20,7 +20,12 @@ from nst_jax.job_records import Job
 from nst_jax.layer_factors import parse_layers
 from nst_jax.options import Reconstruct, RegionOptions, RunOptions, StyleOptions, Stylize, Texture
 from nst_jax.presets import get_preset
-from nst_jax.region_inputs import check_controls, check_region_options, load_style_inputs
+from nst_jax.region_inputs import (
+    check_controls,
+    check_region_options,
+    load_style,
+    load_style_inputs,
+)
 from nst_jax.scales import make_scales
 
 # Options that a record leaves out: said elsewhere, or of no effect on the result.
@@ -116,7 +121,7 @@ def texture(options: Texture) -> int:
         output=options.output,
         picture=options.picture,
         content=np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
-        styles=[load_image(path, size=style_size) for path in options.style],
+        styles=[load_style(path, size=style_size) for path in options.style],
         config=config,
         controls={"blend": options.style_blend or None},
         alpha=None,

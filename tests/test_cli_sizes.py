@@ -27,7 +27,7 @@ from test_cli import (
     words,
 )
 
-from nst_jax import estimate_command, job, job_plan, job_run, memory_plan
+from nst_jax import estimate_command, job, job_inputs, job_plan, job_run, memory_plan
 from nst_jax.cli import main
 from nst_jax.images import load_picture, save_image
 
@@ -416,6 +416,13 @@ class TestStyleScale:
     @pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "100"])
     def test_bad_values(self, run, desk, scale):
         check_refused(desk, "style_scale is .*: expected", lambda: run(style_scale=scale))
+
+    def test_styles_for_which_there_is_no_room(self, run, desk, monkeypatch):
+        match = "the size of the styles is 198000: expected 1 to 100000 pixels"
+        check_refused(desk, match, lambda: run(size=2000, style_scale=99))
+        monkeypatch.setattr(job_inputs, "host_bytes", lambda: 2**20)
+        match = r"a style of 792x960 px needs more than \d+ MiB, 1 MiB are free: choose a smaller"
+        check_refused(desk, match, lambda: run(style_scale=30))
 
     def test_too_small_for_the_layers(self, run, desk):
         match = "style picture is .* px, but layer"
