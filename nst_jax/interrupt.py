@@ -37,16 +37,8 @@ def end_on_signals() -> Iterator[None]:
     Amid an import the process is ended hard, without its temporary files; after a second also where
     the exception is lost, as one in a finaliser is, or compiled code keeps Python from raising it.
     """
-    if threading.current_thread() is not threading.main_thread():  # who alone gets signals
+    with _handled(_raise, running=lambda: False):
         yield
-        return
-    previous = [signal.signal(one, _raise) for one in SIGNALS]
-    with _ended_hard(lambda: False):
-        try:
-            yield
-        finally:
-            for one, handler in zip(SIGNALS, previous):
-                signal.signal(one, handler)
 
 
 @contextmanager
@@ -77,13 +69,20 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
         running = True
         return asked
 
-    if threading.current_thread() is not threading.main_thread():
+    with _handled(handle, running=lambda: running):
         yield asked_for
+
+
+@contextmanager
+def _handled(handle: Callable[[int, Any], None], *, running: Callable[[], bool]) -> Iterator[None]:
+    """Give signals to a handler, in the main thread, which alone gets them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     previous = [signal.signal(one, handle) for one in SIGNALS]
-    with _ended_hard(lambda: running):
+    with _ended_hard(running):
         try:
-            yield asked_for
+            yield
         finally:
             for one, handler in zip(SIGNALS, previous):
                 signal.signal(one, handler)

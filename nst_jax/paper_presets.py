@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from nst_jax.config import STYLE_LAYERS, Config
+from nst_jax.layer_factors import weigh_layers
 from nst_jax.loss_factors import LossFactor
 from nst_jax.preset_type import Preset
 from nst_jax.tool_presets import FIFTHS
@@ -25,10 +26,7 @@ GATYS = Preset(
     config=Config(
         content_weight=1.0,
         style_weight=1000.0,
-        style_layers=tuple(
-            (name, 1 / channels**2)
-            for (name, _), channels in zip(STYLE_LAYERS, (64, 128, 256, 512, 512), strict=True)
-        ),
+        style_layers=weigh_layers((name for name, _ in STYLE_LAYERS), scheme="1/C2"),
         tv_weight=0.0,
         gram_normalization="hw",
         optimizer="lbfgs",

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from nst_jax.config import STYLE_LAYERS, Config
+from nst_jax.layer_factors import weigh_layers
 from nst_jax.loss_factors import LossFactor
 from nst_jax.preset_type import Preset
 
-FIFTHS = tuple((name, 0.2) for name, _ in STYLE_LAYERS)
+STYLE_NAMES = tuple(name for name, _ in STYLE_LAYERS)
+FIFTHS = weigh_layers(STYLE_NAMES, scheme="course")
 
 NEURAL_STYLE = Preset(
     summary="neural-style-pt, the PyTorch port of neural-style",
@@ -98,10 +100,7 @@ STYLE_TRANSFER_PYTORCH = Preset(
     config=Config(
         content_weight=0.015,
         style_weight=1.0,
-        style_layers=tuple(
-            (name, weight / 341)
-            for (name, _), weight in zip(STYLE_LAYERS, (256, 64, 16, 4, 1), strict=True)
-        ),
+        style_layers=weigh_layers(STYLE_NAMES, scheme="geometric"),
         style_losses=(LossFactor("wasserstein", 1.0),),
         covariance_eps=1e-4,
         tv_weight=2.0,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from nst_jax.config import STYLE_LAYERS, Config
+from nst_jax.layers import CHANNELS, stride
 from nst_jax.preset_type import Preset
 from nst_jax.tool_presets import FIFTHS
 
@@ -146,10 +147,8 @@ KERAS_TUTORIAL = Preset(
     config=Config(
         content_layers=(("relu5_2", 1.0),),
         style_layers=tuple(
-            (name, channels**2 / (36 * stride**4))
-            for (name, _), channels, stride in zip(
-                STYLE_LAYERS, (64, 128, 256, 512, 512), (1, 2, 4, 8, 16), strict=True
-            )
+            (name, channels**2 / (36 * stride(name) ** 4))
+            for (name, _), channels in zip(STYLE_LAYERS, CHANNELS, strict=True)
         ),
         content_weight=0.01184,  # 2.5e-8 * 512 * 25 * 37
         style_weight=2e-7,
