@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from nst_jax.config import Config, Tile
 from nst_jax.errors import InputError
+from nst_jax.job_inputs import check_seed
 from nst_jax.lanes import structure
 from nst_jax.layer_factors import Layers, parse_layers
 from nst_jax.loss_factors import Losses, parse_losses
@@ -102,15 +103,14 @@ def _combine(
 
 def _parse(name: str, text: str) -> Any:
     """The value of a setting from its text; ``Config`` checks it further."""
-    hints = get_type_hints(Config)
     names = [field.name for field in fields(Config)]
-    if name != "seed" and name not in names:
+    if name not in ("seed", *names):
         raise InputError(f"--over names {name!r}: expected seed or one of {', '.join(names)}")
-    if name != "seed" and hints[name] == Layers:
+    hint = int if name == "seed" else get_type_hints(Config)[name]
+    if hint == Layers:
         return parse_layers(text.replace("+", ","))
-    if name != "seed" and hints[name] == Losses:
+    if hint == Losses:
         return parse_losses(text.replace("+", ","))
-    hint = int if name == "seed" else hints[name]
     if hint == tuple[str, ...]:
         return tuple(text.split("+"))
     if hint is bool:
@@ -124,8 +124,8 @@ def _parse(name: str, text: str) -> Any:
     if hint not in (int, int | None):
         return text
     value = _number(name, text, kind=int)
-    if name == "seed" and not 0 <= value < 2**32:
-        raise InputError(f"seed is {value}: expected 0 to {2**32 - 1}")
+    if name == "seed":
+        check_seed(value)
     return value
 
 
