@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, groupby, islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -15,6 +15,7 @@ from nst_jax.batch import follows_content, problem_maker
 from nst_jax.batch_checkpoint import Composition, Save
 from nst_jax.batch_inputs import Item
 from nst_jax.batch_records import BatchJob, Loaded, job_fingerprint, leave_out, make_records, write
+from nst_jax.batch_width import AT_MOST, choose_width, even_width, half_width, tell
 from nst_jax.checkpoint_records import saving_times
 from nst_jax.choices import Choice
 from nst_jax.errors import InputError
@@ -22,23 +23,16 @@ from nst_jax.images import load_picture
 from nst_jax.inputs import check_pictures
 from nst_jax.job_plan import explained, is_out_of_memory
 from nst_jax.job_records import recovered_words
-from nst_jax.lane_memory import (
-    batch_that_fits,
-    picture_memory,
-    pictures_in_words,
-    refusal,
-    times,
-)
+from nst_jax.lane_memory import picture_memory
 from nst_jax.lane_plans import Lane
 from nst_jax.lanes import stylize_lanes
 from nst_jax.loop import Progress
-from nst_jax.memory import LoopMemory, free_bytes, own_memory
+from nst_jax.memory import free_bytes, own_memory
 from nst_jax.parallel import make_mesh
 from nst_jax.position import Position
 from nst_jax.problem import Problem
 from nst_jax.transfer import Result
 
-AT_MOST = 64  # pictures at once on an accelerator, unless more are asked for
 AHEAD_PIXELS = 2**25  # that are read before they are needed: 0.4 GB
 KEPT_STYLES = 64  # style pictures and Gram matrices that stay in memory
 WRITERS = 4
@@ -267,61 +261,3 @@ def read_item(job: BatchJob, item: Item) -> Loaded:
     styles = {place: job.style(place) for place in item.styles}
     check_pictures(picture.rgb, list(styles.values()), config=job.config)
     return Loaded(item, picture.rgb, picture.alpha, styles, job_fingerprint(job, item))
-
-
-def choose_width(
-    job: BatchJob,
-    memory: LoopMemory | None,
-    *,
-    shape: Sequence[int],
-    devices: Sequence[Any],
-    free: int | None,
-) -> int:
-    """How many pictures to compute at once, each of which takes so much memory.
-
-    Raises:
-      InputError: where the memory does not suffice for one.
-    """
-    # CPU devices share one memory, and more than one picture for each gains nothing.
-    cpu = devices[0].platform == "cpu"
-    holders, most = (1, len(devices)) if cpu else (len(devices), AT_MOST * len(devices))
-    wanted = most if job.batch_size == "auto" else job.batch_size
-    wanted = min(wanted, most) if cpu else wanted
-    if free is None or memory is None:
-        return wanted
-    fitting = holders * batch_that_fits(memory, free, at_most=-(-wanted // holders))
-    if not fitting:
-        raise refusal(memory, free, width=shape[1], height=shape[0])
-    return min(wanted, fitting)
-
-
-def tell(
-    problem: Problem,
-    memory: LoopMemory,
-    *,
-    width: int,
-    devices: Sequence[Any],
-    free: int | None,
-    process: int,
-) -> None:
-    """Say what so many pictures of one size take together; of several memories, in the fullest."""
-    cpu = devices[0].platform == "cpu"
-    pictures = width if cpu else -(-width // len(devices))
-    together = times(memory, pictures, networks=width if cpu else 1)
-    words = pictures_in_words(problem, together, free=free, process=process, pictures=pictures)
-    print(f"nst-jax: {words}", file=sys.stderr)
-
-
-def even_width(most: int, *, count: int) -> int:
-    """The least width that takes as few batches as the largest one allowed: less is filled up.
-
-    >>> even_width(64, count=65), even_width(64, count=3)
-    (33, 3)
-    """
-    return -(-count // -(-count // most))
-
-
-def half_width(width: int, *, devices: Sequence[Any]) -> int:
-    """Half as many pictures in each memory, or 0 where there was one: CPU devices share theirs."""
-    holders = 1 if devices[0].platform == "cpu" else len(devices)
-    return holders * (-(-width // holders) // 2)

@@ -91,7 +91,7 @@ LEVELS = [
     {"job_run"},
     {"job"},
     {"batch_records"},
-    {"batch_checkpoint"},
+    {"batch_checkpoint", "batch_width"},
     {"batch_job", "batch_checks"},
     {"stylize_command", "weights_command", "sweep_values", "batch_command", "estimate_command"},
     {"sweep_command", "resume_command"},
