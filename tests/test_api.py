@@ -27,7 +27,7 @@ LEVELS = [
     {"own_presets"},
     {"presets"},
     {"lift", "guides", "shares", "color_matching", "pyramid", "windows"},
-    {"color", "tiling", "rows"},
+    {"color", "tiling", "rows", "pooling"},
     {"winograd", "coordinates"},
     {"convolution"},
     {"vgg", "losses", "lbfgs", "inputs", "mask_checks"},
