@@ -4,7 +4,6 @@ Only the standard library and tyro are imported here; what computes is imported 
 that needs it, so that ``--help`` answers at once.
 """
 
-import os
 import sys
 from dataclasses import replace
 from typing import Annotated, Any, get_args
@@ -22,6 +21,7 @@ from nst_jax.layer_factors import Layers, parse_layers
 from nst_jax.loss_factors import Losses, parse_losses
 from nst_jax.options import (
     Estimate,
+    ListWeights,
     Presets,
     Reconstruct,
     Resume,
@@ -30,12 +30,13 @@ from nst_jax.options import (
     Stylize,
     Sweep,
     Texture,
+    Verify,
     Version,
     Weights,
 )
 from nst_jax.preset_type import Preset
 from nst_jax.presets import get_preset, own_numbers, without_scales
-from nst_jax.standard_streams import lasting_errors
+from nst_jax.standard_streams import lasting_errors, lasting_output
 
 # Flags of which a second one would silently replace the first, where both may be meant.
 ONCE = (
@@ -56,6 +57,8 @@ ONCE = (
     "--layer",
     "--color",
 )
+# Of which standard output is the result, rather than a word about files.
+PRINTED = (Estimate, ListWeights, Presets, Verify, Version)
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:
@@ -205,7 +208,8 @@ def prepare_process(run: RunOptions) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the return value is the exit code.
 
-    0 done; 1 diverged, with the best picture written; 2 bad input; 130 interrupted, 143 by SIGTERM.
+    0 done; 1 diverged, with the best picture written; 2 bad input, or an output that cannot be
+    written; 130 interrupted, 143 by SIGTERM.
     """
     with lasting_errors(), end_on_signals():
         return _main(arguments)
@@ -216,49 +220,11 @@ def _main(arguments: list[str] | None) -> int:
     if arguments == ["--version"]:
         arguments = ["version"]
     try:
-        options = parse(arguments)
-        match options:
-            case Stylize() | Texture() | Reconstruct():
-                prepare_process(options.run)
-                from nst_jax import stylize_command
-
-                commands = {
-                    Stylize: stylize_command.stylize,
-                    Texture: stylize_command.texture,
-                    Reconstruct: stylize_command.reconstruct,
-                }
-                return commands[type(options)](options)
-            case Estimate():
-                prepare_process(options.run)
-                from nst_jax.estimate_command import estimate
-
-                return estimate(options)
-            case Batch():
-                prepare_process(options.run)
-                from nst_jax.batch_command import batch
-
-                return batch(options)
-            case Sweep():
-                prepare_process(options.run)
-                from nst_jax.sweep_command import sweep
-
-                return sweep(options)
-            case Resume():
-                keep_freed_memory()
-                from nst_jax.resume_command import resume
-
-                return resume(options)
-            case Presets():
-                return print_presets(options)
-            case Version():
-                from importlib.metadata import version
-
-                print(version("nst_jax"))
-                return 0
-            case _:
-                from nst_jax.weights_command import manage_weights
-
-                return manage_weights(options.action)
+        with lasting_output() as errors:
+            options = parse(arguments)
+            code = execute(options)
+        printed = isinstance(getattr(options, "action", options), PRINTED)
+        return 2 if errors and printed else code
     except InputError as error:
         message = " ".join(str(error).splitlines())  # a file's name may hold a line break
         print(f"nst-jax: error: {message}", file=sys.stderr)
@@ -266,12 +232,59 @@ def _main(arguments: list[str] | None) -> int:
     except MemoryError:
         print("nst-jax: error: out of memory: choose a smaller --size", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing to flush at exit
-        return 0
     except KeyboardInterrupt as interruption:
         print("nst-jax: interrupted", file=sys.stderr)
         return exit_code(interruption)
+
+
+def execute(options: Any) -> int:
+    """Run the command of these options; the return value is its exit code.
+
+    Raises:
+      InputError: as the command.
+    """
+    match options:
+        case Stylize() | Texture() | Reconstruct():
+            prepare_process(options.run)
+            from nst_jax import stylize_command
+
+            commands = {
+                Stylize: stylize_command.stylize,
+                Texture: stylize_command.texture,
+                Reconstruct: stylize_command.reconstruct,
+            }
+            return commands[type(options)](options)
+        case Estimate():
+            prepare_process(options.run)
+            from nst_jax.estimate_command import estimate
+
+            return estimate(options)
+        case Batch():
+            prepare_process(options.run)
+            from nst_jax.batch_command import batch
+
+            return batch(options)
+        case Sweep():
+            prepare_process(options.run)
+            from nst_jax.sweep_command import sweep
+
+            return sweep(options)
+        case Resume():
+            keep_freed_memory()
+            from nst_jax.resume_command import resume
+
+            return resume(options)
+        case Presets():
+            return print_presets(options)
+        case Version():
+            from importlib.metadata import version
+
+            print(version("nst_jax"))
+            return 0
+        case _:
+            from nst_jax.weights_command import manage_weights
+
+            return manage_weights(options.action)
 
 
 def print_presets(options: Presets) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -43,20 +44,61 @@ def contact_sheet(
     height, width, *channels = shapes.pop()
     if shapes or channels != [3]:
         raise ValueError("expected pictures of one shape [H, W, 3]")
-    columns = min(columns, len(pictures))
+    layout = _layout((height, width), labels=labels, columns=columns, title=title)
+    canvas = Image.new("L", (layout.shape[1], layout.shape[0]), 255)
+    draw = ImageDraw.Draw(canvas)
+    with _any_size():
+        for x, top, line, face in layout.texts:
+            draw.text((x, top), line, fill=INK, font=face)
+    sheet = np.repeat(np.asarray(canvas, np.float32)[..., None] / 255, 3, axis=-1)
+    for picture, (x, top) in zip(pictures, layout.places, strict=True):
+        pixels = np.clip(np.nan_to_num(np.asarray(picture, np.float32)), 0, 1)
+        sheet[top : top + height, x : x + width] = pixels
+    return sheet
+
+
+def sheet_shape(
+    shape: Sequence[int], *, labels: Sequence[str], columns: int, title: str | None = None
+) -> tuple[int, int]:
+    """Height and width of the ``contact_sheet`` of pictures of this height and width.
+
+    >>> sheet_shape((150, 200), labels=["", "", ""], columns=2)
+    (336, 436)
+    """
+    return _layout(shape, labels=labels, columns=columns, title=title).shape
+
+
+class _Layout(NamedTuple):
+    """Where everything of a sheet is.
+
+    Attributes:
+      shape: its height and width.
+      places: the left and top of each picture.
+      texts: left, top, line and font.
+    """
+
+    shape: tuple[int, int]
+    places: list[tuple[int, int]]
+    texts: list[tuple[int, int, str, ImageFont.FreeTypeFont]]
+
+
+def _layout(
+    shape: Sequence[int], *, labels: Sequence[str], columns: int, title: str | None
+) -> _Layout:
+    height, width = shape[:2]
+    columns = min(columns, len(labels))
     size = min(max(round(width / 22), 11), 28)
     gap, space = size + 1, size // 3  # around cells; between a picture and its label
     cell = max(width, 6 * size)
     font, title_font = _font(size), _font(round(1.25 * size))
     sheet_width = columns * (cell + gap) + gap
 
-    # Texts first, as their lines decide about the height: (x, y, line, font).
     texts, places, y = [], [], gap
     for line in _wrap(title or "", font=title_font, width=sheet_width - 2 * gap):
         texts.append((gap, y, line, title_font))
         y += _line_height(title_font)
     y += gap if texts else 0
-    for start in range(0, len(pictures), columns):
+    for start in range(0, len(labels), columns):
         bottom = y + height
         for column, label in enumerate(labels[start : start + columns]):
             x, below = gap + column * (cell + gap), y + height + space
@@ -66,17 +108,7 @@ def contact_sheet(
                 below += _line_height(font)
                 bottom = max(bottom, below)
         y = bottom + gap
-
-    canvas = Image.new("L", (sheet_width, y), 255)
-    draw = ImageDraw.Draw(canvas)
-    with _any_size():
-        for x, top, line, face in texts:
-            draw.text((x, top), line, fill=INK, font=face)
-    sheet = np.repeat(np.asarray(canvas, np.float32)[..., None] / 255, 3, axis=-1)
-    for picture, (x, top) in zip(pictures, places, strict=True):
-        pixels = np.clip(np.nan_to_num(np.asarray(picture, np.float32)), 0, 1)
-        sheet[top : top + height, x : x + width] = pixels
-    return sheet
+    return _Layout((y, sheet_width), places, texts)
 
 
 @contextmanager

@@ -44,19 +44,23 @@ def write_outputs(
     texts, more = metadata(record), asdict(job.picture)
     try:
         save_image(job.output, image, alpha=job.alpha, metadata=texts, **more)
-    except OSError as error:
-        folder = watch.checkpoint if kept else None
+    except Exception as error:  # of an encoder it may be any
+        # What an encoder cannot do now, it cannot do later either.
+        folder = watch.checkpoint if kept and getattr(error, "errno", None) else None
         raise not_written(error, image, texts, job=job, folder=folder) from None
     record["timing"]["total_s"] = time.perf_counter() - started
+    path = json_path(job.output)
     try:
         if job.output != STANDARD:
-            report.write_json(json_path(job.output), record)
+            report.write_json(path, record)
         if watch.animation is not None:
-            report.write_animation(watch.animation, [*frames, to_uint8(image)])
+            path = watch.animation
+            report.write_animation(path, [*frames, to_uint8(image)])
         if watch.plot is not None:
-            report.write_plot(watch.plot, record["history"])
-    except OSError as error:
-        words = not_written_words(error, job.output)
+            path = watch.plot
+            report.write_plot(path, record["history"])
+    except Exception as error:
+        words = not_written_words(error, path)
         raise InputError(f"{words}the picture is written as {job.output}") from None
 
 
@@ -70,13 +74,19 @@ def metadata(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def not_written_words(error: OSError, output: Path) -> str:
+def not_written_words(error: Exception, output: Path) -> str:
     """What could not be written, and why."""
-    return f"cannot write {error.filename or output} ({error.strerror or error}): "
+    return f"cannot write {getattr(error, 'filename', None) or output} ({reason(error)}): "
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be written, by the system's words or an encoder's."""
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(words.split())
 
 
 def not_written(
-    error: OSError, image: Any, texts: dict[str, str], *, job: Job, folder: Path | None
+    error: Exception, image: Any, texts: dict[str, str], *, job: Job, folder: Path | None
 ) -> InputError:
     """The error of a picture that could be written before the run and cannot be now.
 
@@ -87,10 +97,25 @@ def not_written(
         return InputError(
             f"{what}see to the place, then 'nst-jax resume {folder}' writes the result"
         )
+    depth = job.picture.bit_depth
+    kept = kept_elsewhere(job.output, image, alpha=job.alpha, metadata=texts, bit_depth=depth)
+    return InputError(f"{what}{kept}")
+
+
+def kept_elsewhere(output: Path, image: Any, **options: Any) -> str:
+    """Keep a picture that cannot be written in the folder for temporary files.
+
+    Args:
+      output: where it was to be.
+      image: the picture.
+      options: of ``save_image``, for a PNG.
+
+    Returns:
+      What became of it, in words.
+    """
     try:
-        kept = Path(tempfile.mkdtemp(prefix="nst-jax-")) / f"{job.output.stem}.png"
-        depth = job.picture.bit_depth
-        save_image(kept, image, alpha=job.alpha, metadata=texts, bit_depth=depth)
-    except OSError:
-        return InputError(f"{what}the result is lost; see to the place and run again")
-    return InputError(f"{what}the picture is kept as {kept}, move it to where you want it")
+        kept = Path(tempfile.mkdtemp(prefix="nst-jax-")) / f"{output.stem}.png"
+        save_image(kept, image, **options)
+    except Exception:
+        return "the result is lost; see to the place and run again"
+    return f"the picture is kept as {kept}, move it to where you want it"

@@ -17,6 +17,7 @@ from nst_jax.checkpoint_records import saving_times
 from nst_jax.images import resize_to, save_image, to_uint8
 from nst_jax.inputs import as_picture, initial_image
 from nst_jax.job_checkpoint import Save, Standing
+from nst_jax.job_outputs import reason
 from nst_jax.job_plan import explained, is_out_of_memory
 from nst_jax.job_records import Job
 from nst_jax.loop import Progress
@@ -202,8 +203,8 @@ def preview_writer(job: Job) -> Callable[[Progress], None]:
         path = report.preview_path(job.output, progress.step)
         try:
             save_image(path, full_size(progress, job), alpha=job.alpha, **asdict(job.picture))
-        except OSError as error:
-            print(f"nst-jax: cannot write {path} ({error.strerror}), going on", file=sys.stderr)
+        except Exception as error:  # of an encoder it may be any
+            print(f"nst-jax: cannot write {path} ({reason(error)}), going on", file=sys.stderr)
 
     return write
 

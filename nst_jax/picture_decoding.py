@@ -1,5 +1,8 @@
 """The samples of Pillow's pictures of any mode."""
 
+import os
+from typing import BinaryIO
+
 import numpy as np
 from PIL import Image
 
@@ -33,6 +36,18 @@ def pillow_samples(image: Image.Image, *, profile: bytes | None) -> Samples:
     values = rgba[..., :1] if grey else rgba[..., :3]
     alpha = rgba[..., 3] / np.float32(255)
     return Samples(values, "grey" if grey else "rgb", alpha, profile)
+
+
+def is_psd_transparent(file: BinaryIO) -> bool:
+    """Whether a PSD's channel after its colours is the transparency, and no saved selection.
+
+    Then the number of its layers is written as a negative one (Adobe Photoshop File Formats).
+    """
+    file.seek(26)  # behind the header
+    for _ in ("palette", "resources"):
+        file.seek(int.from_bytes(file.read(4)), os.SEEK_CUR)
+    layers = file.read(10)[4:]  # in this section the first: its length, and their number
+    return any(layers[:4]) and int.from_bytes(layers[4:], signed=True) < 0
 
 
 def profile_of(image: Image.Image) -> bytes | None:

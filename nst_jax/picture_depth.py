@@ -53,7 +53,8 @@ def png_samples(data: bytes, *, shape: tuple[int, int], profile: bytes | None) -
     """
     import imagecodecs
 
-    values = imagecodecs.png_decode(b"".join(_pixel_chunks(data, shape=shape)))
+    with quiet("imagecodecs"):  # libpng warns of an interlaced one, which is read right
+        values = imagecodecs.png_decode(b"".join(_pixel_chunks(data, shape=shape)))
     values = values[..., None] if values.ndim == 2 else values
     if values.shape[:2] != shape:
         raise ValueError("its size is not that of its header")

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from nst_jax.errors import InputError
-from nst_jax.picture_decoding import pillow_samples, profile_of
+from nst_jax.picture_decoding import is_psd_transparent, pillow_samples, profile_of
 from nst_jax.picture_depth import (
     is_deep_png,
     is_deep_tiff,
@@ -147,7 +147,10 @@ def _identified(file: BinaryIO, *, path: Path) -> Opened:
             samples = png_samples(file.read(), shape=(height, width), profile=profile)
             return _turned(samples, orientation)
         image.load()
-        return pillow_samples(ImageOps.exif_transpose(image), profile=profile)
+        whole = ImageOps.exif_transpose(image)
+        if image.format == "PSD" and image.mode == "RGBA" and not is_psd_transparent(file):
+            whole = whole.convert("RGB")
+        return pillow_samples(whole, profile=profile)
 
     shape = (width, height) if is_turned(orientation) else (height, width)
     return Opened(shape, _is_series(image), decode)

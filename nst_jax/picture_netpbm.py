@@ -2,15 +2,17 @@
 
 import math
 import re
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from nst_jax.picture_samples import Samples, in_unit_range
 
-_BLANK = rb"(?:\s|#[^\n]*\n)+"  # a comment goes on to its line's end
+_COMMENT = rb"#[^\n]*\n"  # it goes on to its line's end
+_BLANK = rb"(?:\s|" + _COMMENT + rb")+"
 _HEAD = re.compile(
-    rb"(P6|PF)" + _BLANK + rb"(\d+)" + _BLANK + rb"(\d+)" + _BLANK + rb"([-+.\deE]+)\s"
+    rb"(P3|P6|PF)" + _BLANK + rb"(\d+)" + _BLANK + rb"(\d+)" + _BLANK + rb"([-+.\deE]+)\s"
 )
 
 
@@ -19,7 +21,7 @@ class Netpbm(NamedTuple):
 
     Attributes:
       shape: height and width.
-      dtype: of its numbers, with their byte order.
+      dtype: of its numbers, with their byte order, or "text".
       top: the largest number, for integers.
       start: where the numbers begin.
     """
@@ -44,20 +46,32 @@ def netpbm_header(data: bytes) -> Netpbm | None:
         order = "<" if float(found[4]) < 0 else ">"
         return Netpbm(shape, order + "f4", 1, found.end())
     top = int(found[4])
-    return Netpbm(shape, ">u2", top, found.end()) if 255 < top < 65536 else None
+    kind = "text" if found[1] == b"P3" else ">u2"
+    return Netpbm(shape, kind, top, found.end()) if 255 < top < 65536 else None
 
 
 def netpbm_samples(data: bytes, header: Netpbm) -> Samples:
     """Samples of a deep file.
 
     Raises:
-      ValueError: for a file that is cut off, and floats outside of [0, 1].
+      ValueError, OverflowError: for a file that is cut off, floats outside of [0, 1], and text
+        that is no numbers.
     """
     count = 3 * math.prod(header.shape)
-    size = count * np.dtype(header.dtype).itemsize
-    if not count or len(data) < header.start + size:
+    if header.dtype == "text":
+        values = _written_out(data[header.start :], most=count)
+    else:
+        whole = len(data) >= header.start + count * np.dtype(header.dtype).itemsize
+        values = np.frombuffer(data, header.dtype, count * whole, header.start)
+    if not count or len(values) < count:
         raise ValueError("it is cut off")
-    values = np.frombuffer(data, header.dtype, count, header.start).reshape(*header.shape, 3)
+    values = values.reshape(*header.shape, 3)
     if header.dtype.endswith("f4"):
         return Samples(in_unit_range(values)[::-1], "rgb")  # from the bottom to the top
     return Samples(np.minimum(values / np.float32(header.top), 1), "rgb")
+
+
+def _written_out(text: bytes, *, most: int) -> np.ndarray:
+    """The first numbers of a text, at most so many."""
+    words = re.finditer(rb"\S+", re.sub(_COMMENT, b"\n", text))
+    return np.fromiter((int(word[0]) for word in islice(words, most)), np.uint16)

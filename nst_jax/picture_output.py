@@ -4,7 +4,7 @@ The path ``-`` is standard output, to which a PNG is written.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ FORMATS = {
 }
 _DEEP = ("PNG", "TIFF")
 _LOSSY = ("JPEG", "WEBP")
+# Pixels that a side may have; PNG and TIFF hold more than any device computes.
+_LARGEST_SIDES = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}
 
 
 def to_uint8(image) -> np.ndarray:
@@ -83,6 +85,27 @@ def check_output(
         )
 
 
+def check_sides(path: str | Path, shape: Sequence[int]) -> None:
+    """Check that the format of a name, which may be an animation's, can hold so many pixels.
+
+    Args:
+      path: where to.
+      shape: height and width.
+
+    Raises:
+      InputError: where it cannot.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    most = _LARGEST_SIDES.get(suffix)
+    if most is not None and max(shape[:2]) > most:
+        advice = f"name {path.name} .png or .tif" if suffix in FORMATS else "leave it out"
+        raise InputError(
+            f"{path} would be {shape[1]}x{shape[0]} px, and a side of a {suffix} has at most "
+            f"{most}: {advice}, or choose a smaller size"
+        )
+
+
 def save_image(
     path: str | Path,
     image,
@@ -107,10 +130,11 @@ def save_image(
       quality: 1 to 100, for JPEG (by default 95) and WebP (by default lossless).
 
     Raises:
-      InputError: for what ``check_output`` refuses.
+      InputError: for what ``check_output`` and ``check_sides`` refuse.
     """
     path = Path(path)
     check_output(path, alpha=alpha is not None, bit_depth=bit_depth, quality=quality)
+    check_sides(path, np.shape(image))
     to_integers = to_uint8 if bit_depth == 8 else to_uint16
     pixels = to_integers(image)
     if alpha is not None:

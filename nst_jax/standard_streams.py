@@ -40,23 +40,45 @@ def lasting_errors() -> Iterator[None]:
     As of ``nst-jax ... 2>&1 | tee log``, where Ctrl-C ends ``tee``, too.
     """
     stream = sys.stderr
-    sys.stderr = stream and _Lasting(stream)
+    sys.stderr = stream and _Lasting(stream, [])
     try:
         yield
     finally:
         sys.stderr = stream
 
 
-class _Lasting:
-    """A text stream of which writing never fails."""
+@contextmanager
+def lasting_output() -> Iterator[list[OSError]]:
+    """Let standard output fail without an exception: what is printed last is not to hide the rest.
 
-    def __init__(self, stream: TextIO):
-        self._stream = stream
+    Gives a list of why it could not be written, which is complete, and told, at the end. That its
+    reader has gone, such as head, which has seen enough, is no reason.
+    """
+    stream, errors = sys.stdout, []
+    sys.stdout = stream and _Lasting(stream, errors)
+    try:
+        yield errors
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        sys.stdout = stream
+        for error in errors[:1]:
+            print(f"nst-jax: cannot write to standard output ({error.strerror})", file=sys.stderr)
+
+
+class _Lasting:
+    """A text stream of which writing never fails; a list gets the errors but of broken pipes."""
+
+    def __init__(self, stream: TextIO, errors: list[OSError]):
+        self._stream, self._errors = stream, errors
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        if self._stream.errors == "strict":  # which bears no name of odd bytes
+            encoding = self._stream.encoding
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
         return self._tried(lambda: self._stream.write(text)) or len(text)
 
     def flush(self) -> None:
@@ -65,7 +87,9 @@ class _Lasting:
     def _tried(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except (OSError, ValueError):  # broken, or closed
+        except (OSError, ValueError) as error:  # broken, or closed
+            if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                self._errors.append(error)
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         return None

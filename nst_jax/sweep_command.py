@@ -13,9 +13,9 @@ import numpy as np
 from nst_jax import report
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.config import INITS
-from nst_jax.contact_sheet import contact_sheet
+from nst_jax.contact_sheet import contact_sheet, sheet_shape
 from nst_jax.errors import InputError
-from nst_jax.images import load_image, save_image
+from nst_jax.images import check_sides, load_image, save_image
 from nst_jax.inputs import check_pictures
 from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_inputs import (
@@ -28,7 +28,7 @@ from nst_jax.job_inputs import (
     tell_of_network,
     tell_of_slim,
 )
-from nst_jax.job_outputs import not_written_words
+from nst_jax.job_outputs import kept_elsewhere, not_written_words
 from nst_jax.job_plan import explained
 from nst_jax.job_records import EXIT_CODES, recovered_words, settings_record
 from nst_jax.lane_memory import picture_memory, pictures_in_words, refusal, times
@@ -81,6 +81,8 @@ def sweep(options: Sweep) -> int:
         raise InputError("a sweep writes a sheet and a JSON file, not standard output: name a file")
     check_outputs(options.output, run, WatchOptions(), inputs=inputs)
     content = load_image(options.content, size=options.size)
+    whole = sheet_shape(content.shape, labels=make_labels(items), columns=sheet_columns(items))
+    check_sides(options.output, whole)
     read = load_style_inputs(
         options.regions,
         options.styles,
@@ -124,12 +126,17 @@ def sweep(options: Sweep) -> int:
         "pictures": [picture_record(item, result) for item, result in zip(items, results)],
         "timing": {"total_s": time.perf_counter() - started},
     }
+    sheet = make_sheet(items, results, blank=np.ones_like(content))
     try:
-        save_image(options.output, make_sheet(items, results, blank=np.ones_like(content)))
+        save_image(options.output, sheet)
+    except Exception as error:  # of an encoder it may be any
+        words = not_written_words(error, options.output)
+        raise InputError(f"{words}{kept_elsewhere(options.output, sheet)}") from None
+    try:
         report.write_json(json_path(options.output), record)
     except OSError as error:
-        words = not_written_words(error, options.output)
-        raise InputError(f"{words}the result is lost; see to the place and run again") from None
+        words = not_written_words(error, json_path(options.output))
+        raise InputError(f"{words}the sheet is written as {options.output}") from None
     print(options.output)
     statuses = {"stopped" if result is None else result.status for result in results}
     for status in ("stopped", "diverged"):
@@ -246,16 +253,22 @@ def make_sheet(
     items: Sequence[Combination], results: Sequence[Result | None], *, blank: np.ndarray
 ) -> np.ndarray:
     """The pictures with their values, the last setting along the rows."""
-    names = list(items[0].words)
-    last = len({item.words[names[-1]] for item in items})
-    columns = last if len(names) > 1 else min(COLUMNS, last)
-    labels = []
-    for item, result in zip(items, results, strict=True):
-        lines = [f"{name} {value}" for name, value in item.words.items()]
-        if result is None:
-            lines.append("not run")
-        elif result.status != "done":
-            lines.append(result.status)
-        labels.append("\n".join(lines))
+    statuses = ["not run" if result is None else result.status for result in results]
+    labels = [
+        label if status == "done" else f"{label}\n{status}"
+        for label, status in zip(make_labels(items), statuses, strict=True)
+    ]
     pictures = [blank if result is None else np.asarray(result.image) for result in results]
-    return contact_sheet(pictures, labels=labels, columns=columns)
+    return contact_sheet(pictures, labels=labels, columns=sheet_columns(items))
+
+
+def make_labels(items: Sequence[Combination]) -> list[str]:
+    """The values of each picture."""
+    return ["\n".join(f"{name} {value}" for name, value in item.words.items()) for item in items]
+
+
+def sheet_columns(items: Sequence[Combination]) -> int:
+    """Pictures in a row: as many as the last setting has values, or a few where it is alone."""
+    *others, name = items[0].words
+    last = len({item.words[name] for item in items})
+    return last if others else min(COLUMNS, last)

@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, features
 from test_images import STORED, chunk, orientation
 
 from nst_jax.errors import InputError
-from nst_jax.images import load_picture, picture_shape, save_image
+from nst_jax.images import check_sides, load_picture, picture_shape, save_image
 from nst_jax.picture_encoding import read_texts
 
 RNG = np.random.default_rng(3)
@@ -136,6 +136,11 @@ class TestPng:
         (tmp_path / "a.png").write_bytes(png(RGB, depth=16, kind=2, before=bad))
         check(tmp_path / "a.png", (RGB / 65535, None))
         assert capfd.readouterr().err.count("\n") == 1  # of the profile
+
+    def test_an_interlaced_one_is_read_in_silence(self, tmp_path, caplog):
+        (tmp_path / "a.png").write_bytes(png(RGB, depth=16, kind=2, interlaced=True))
+        check(tmp_path / "a.png", (RGB / 65535, None))
+        assert not caplog.records  # which are printed where nothing handles them
 
 
 def tiff(path, values, *, number=1, **options):
@@ -419,6 +424,32 @@ class TestOthers:
             with pytest.raises(InputError, match="has 400 megapixels"):
                 read(tmp_path / "a.ppm")
 
+    @pytest.mark.parametrize("top", [255, 256, 1000, 65535])
+    def test_ppm_as_text(self, tmp_path, top):
+        values = RGB * (top + 1) // 65536
+        head = f"P3\n7 5 # a comment\n{top} # another\n"
+        lines = [" ".join(map(str, row.ravel())) for row in values]
+        path = tmp_path / "a.ppm"
+        path.write_text(head + " # 1 2 3\n".join(lines))
+        check(path, (values / top, None))
+        for text in (head + "\n".join(lines[:-1]), head + "1.5 " * 105, head + "-5 " * 105):
+            path.write_text(text)
+            with pytest.raises(InputError, match="cannot read the picture"):
+                load_picture(path)
+
+    @pytest.mark.parametrize("layers", [None, 0, 2, -1])
+    def test_psd_with_a_fourth_channel(self, tmp_path, layers):
+        """It is a saved selection, but where the number of layers is negative."""
+        pixels = sample_pixels(channels=4)
+        height, width = pixels.shape[:2]
+        head = struct.pack(">4sH6xHIIHH", b"8BPS", 1, 4, height, width, 8, 3)
+        head += struct.pack(">I4sI", 4, b"none", 0)  # a palette without meaning, and no resources
+        section = b"" if layers is None else struct.pack(">Ihxx", 4, layers)
+        data = head + struct.pack(">I", len(section)) + section + bytes(2)
+        (tmp_path / "a.psd").write_bytes(data + np.moveaxis(pixels, -1, 0).tobytes())
+        alpha = pixels[..., 3] / 255 if layers == -1 else None
+        check(tmp_path / "a.psd", (pixels[..., :3] / 255, alpha))
+
     @pytest.mark.parametrize("order", ["<", ">"])
     @pytest.mark.parametrize("kind", ["PF", "Pf"])
     def test_pfm(self, tmp_path, kind, order):
@@ -558,6 +589,17 @@ class TestOutputs:
             found = second_reading(tmp_path / name)[..., :3] / 255
             errors.append(np.abs(found - picture).mean())
         assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
+
+    @pytest.mark.parametrize("name, most", [("a.webp", 16383), ("a.JPG", 65500), ("a.gif", 65535)])
+    def test_sides_that_a_format_cannot_have(self, tmp_path, name, most):
+        check_sides(tmp_path / name, (1, most))
+        if name != "a.gif":
+            save_image(tmp_path / name, np.zeros((1, most, 3)))
+            with pytest.raises(InputError, match=f"has at most {most}: name {name} .png or"):
+                save_image(tmp_path / name, np.zeros((most + 1, 1, 3)))
+        with pytest.raises(InputError, match=f"would be 1x{most + 1} px, .* has at most {most}: "):
+            check_sides(tmp_path / name, (most + 1, 1))
+        check_sides("a.png", (10**6, 1))
 
     def test_jpeg_has_no_chroma_subsampling(self, tmp_path):
         save_image(tmp_path / "a.jpg", EVERY, quality=50)

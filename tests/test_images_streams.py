@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nst_jax import cli, job, standard_streams
+from nst_jax import cli, job, picture_output, standard_streams
 from nst_jax.cli import main
 from nst_jax.images import load_image, load_picture, save_image
 from nst_jax.picture_encoding import read_texts
@@ -194,6 +195,47 @@ class TestStandardOutput:
             standard_streams.check_standard_output()
 
 
+class TestLastLine:
+    """Of standard output that cannot be written nothing is lost but what was to be printed."""
+
+    @pytest.mark.parametrize("unbuffered", ["", "1"])
+    @pytest.mark.parametrize("reader", ["gone", "full"])
+    @pytest.mark.parametrize("words", ["version", "weights list", "--help"])
+    def test_of_what_is_printed(self, words, reader, unbuffered):
+        line = [sys.executable, "-m", "nst_jax", *words.split()]
+        options = dict(env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, text=True)
+        with open("/dev/full", "w") if reader == "full" else broken_pipe() as stream:
+            done = subprocess.run(line, stdout=stream, stderr=subprocess.PIPE, **options)
+        told = "nst-jax: cannot write to standard output (No space left on device)\n"
+        assert done.stderr == (told if reader == "full" else "")
+        assert done.returncode == (2 if reader == "full" and words != "--help" else 0)
+
+    @pytest.mark.parametrize("code", [0, 1, 130])
+    @pytest.mark.parametrize("buffering", [-1, 1])
+    @pytest.mark.parametrize("reader", ["gone", "full"])
+    def test_of_files_keeps_the_exit_code(self, monkeypatch, capsys, reader, buffering, code):
+        stream = open("/dev/full", "w", buffering) if reader == "full" else broken_pipe(buffering)
+        monkeypatch.setattr(cli, "execute", lambda options: print("out.png") or code)
+        with stream, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            assert main(stylize()) == code
+        assert capsys.readouterr().err.count("\n") == (reader == "full")
+
+    def test_of_a_name_of_odd_bytes(self, desk, monkeypatch, tiny_weights_file):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+        monkeypatch.setattr(sys, "stdout", stream)
+        name = os.fsdecode(b"\xc3\xa9\xff.png")
+        assert main([*stylize(output=name), "--weights", str(tiny_weights_file)]) == 0
+        assert stream.buffer.getvalue() == b"\xc3\xa9\\udcff.png\n" and Path(name).exists()
+
+
+def broken_pipe(buffering=-1):
+    """A stream whose reader has gone."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    return open(theirs, "w", buffering)
+
+
 class TestNames:
     @pytest.mark.parametrize("name", ["a b.png", "né 图 🎨.png", "./-x.png", "a;b&c.png", "%d.png"])
     def test_odd_ones(self, run, desk, name):
@@ -249,6 +291,20 @@ class TestFlags:
     def test_what_a_format_cannot_do_is_refused_at_first(self, run, monkeypatch, options, message):
         monkeypatch.setattr("nst_jax.stylize_command.load_picture", lambda *_, **__: 1 / 0)
         refused(run(*stylize(**options)), message)
+
+    @pytest.mark.parametrize("options", [{"output": "a.webp"}, {"animation": "a.gif"}])
+    @pytest.mark.parametrize("command", ["stylize", "texture", "reconstruct"])
+    def test_a_side_that_a_format_cannot_have(self, run, desk, monkeypatch, command, options):
+        monkeypatch.setattr(picture_output, "_LARGEST_SIDES", {".webp": 31, ".gif": 31})
+        monkeypatch.setattr(job, "obtain_weights", None)  # not called
+        line = stylize(**options)
+        if command == "texture":
+            line = ["texture", "style.png", *line[4:-2]]
+        if command == "reconstruct":
+            line = ["reconstruct", "content.png", "--layer", "relu1_1", *line[4:-4]]
+        before = sorted(desk.iterdir())
+        refused(run(*line), " px, and a side of a ", " has at most 31: ", "choose a smaller size")
+        assert sorted(desk.iterdir()) == before
 
     def test_of_batch(self, run, desk):
         line = ["batch", "content.png", "--style", "style.png", "-o", "results", "--size", "32"]

@@ -20,6 +20,7 @@ from nst_jax import (
     batch_job,
     checkpoint,
     job_outputs,
+    picture_output,
     problem,
     transfer,
 )
@@ -427,6 +428,41 @@ class TestFaults:
         assert (code, out) == (2, "") and Path("out.png").exists()
         assert err.endswith(f"{name} (Permission denied): the picture is written as out.png\n")
         assert Path("out.json").exists() == (name == "film.gif")
+
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_what_an_encoder_cannot_do(self, run, monkeypatch, tmp_path, keep):
+        """Then ``resume`` could not do it either."""
+
+        def fail(*arguments, format, **options):
+            if format == "WEBP":
+                raise ValueError("encoding error 5:\nof 16384 pixels")
+            encode(*arguments, format=format, **options)
+
+        encode = picture_output.encode
+        monkeypatch.setattr(picture_output, "encode", fail)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        line = [*words(steps=2, save_every=1, output="out.webp")]
+        code, out, err = run([*line, *(["--checkpoint", "kept"] if keep else [])])
+        first, second = [one for one in err.splitlines() if one.endswith(", going on")]
+        last = err.splitlines()[-1]
+        assert (code, out) == (2, "")
+        assert "cannot write out_00001.webp (encoding error 5: of 16384 pixels), going on" in first
+        assert "cannot write out_00002.webp" in second
+        (kept,) = tmp_path.glob("nst-jax-*/out.png")
+        assert last == (
+            "nst-jax: error: cannot write out.webp (encoding error 5: of 16384 pixels): the "
+            f"picture is kept as {kept}, move it to where you want it"
+        )
+
+    def test_an_animation_that_its_encoder_cannot_do(self, run, monkeypatch):
+        def fail(path, frames):
+            raise OverflowError
+
+        monkeypatch.setattr(job_outputs.report, "write_animation", fail)
+        code, _, err = run([*words(steps=2), "--animation", "film.gif"])
+        assert code == 2 and err.endswith(
+            "cannot write film.gif (OverflowError): the picture is written as out.png\n"
+        )
 
     def test_a_disk_that_is_full_from_the_start_to_the_end(self, run, monkeypatch, tmp_path):
         """No checkpoint holds the result, so none is promised to."""

@@ -1,7 +1,9 @@
 """Sweeps: combinations, what shares a program, lanes against single runs, the command."""
 
+import errno
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,10 +14,10 @@ from test_cli import Run, check_refused, listing, pixels, pressing, record
 from test_transfer import count_traces
 
 import nst_jax
-from nst_jax import cli, loop, sweep_command
+from nst_jax import cli, job_outputs, loop, picture_output, sweep_command
 from nst_jax.cli import main
 from nst_jax.config import Config
-from nst_jax.contact_sheet import contact_sheet
+from nst_jax.contact_sheet import contact_sheet, sheet_shape
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image, to_uint8
 from nst_jax.lane_plans import Lane
@@ -730,6 +732,46 @@ class TestCommand:
         with Image.open("out.jpg") as image:
             assert image.format == "JPEG"
         assert len(record()["pictures"]) == 1
+
+    def test_a_sheet_larger_than_its_format(self, run, desk, monkeypatch):
+        """As it will be, which is known before."""
+        height, width = sheet_shape((24, 32), labels=["seed 1", "seed 2"], columns=2)
+        monkeypatch.setattr(picture_output, "_LARGEST_SIDES", {".jpg": width - 1})
+        code, out, err = run("seed=1,2", init="noise", output="out.jpg")
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert f"px, and a side of a .jpg has at most {width - 1}: name out.jpg .png" in err
+        assert not (desk / "out.jpg").exists()
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such folder"), ValueError("no")])
+    def test_a_sheet_that_cannot_be_written_is_kept(self, run, alone, monkeypatch, tmp_path, error):
+        def fail(path, *arguments, **options):
+            if path == Path("out.png"):
+                raise error
+            save_image(path, *arguments, **options)
+
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        for module in (sweep_command, job_outputs):
+            monkeypatch.setattr(module, "save_image", fail)
+        code, out, err = run("seed=1", init="noise", steps=1)
+        (kept,) = tmp_path.glob("nst-jax-*/out.png")
+        reason = getattr(error, "strerror", None) or "no"
+        assert (code, out) == (2, "") and err.endswith(
+            f"error: cannot write out.png ({reason}): the picture is kept as {kept}, move it to "
+            "where you want it\n"
+        )
+        kept.rename("out.png")
+        result = alone(seed=1, init="noise", steps=1)
+        shows([result], ["seed 1"], columns=1)
+
+    def test_a_record_that_cannot_be_written(self, run, desk, monkeypatch):
+        def fail(path, record):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(sweep_command.report, "write_json", fail)
+        code, _, err = run("seed=1", init="noise", steps=1)
+        assert code == 2 and err.endswith(
+            "cannot write out.json (No space left on device): the sheet is written as out.png\n"
+        )
 
 
 @pytest.fixture
