@@ -76,7 +76,7 @@ class _Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if self._stream.errors == "strict":  # which bears no name of odd bytes
+        if getattr(self._stream, "errors", None) == "strict":  # which bears no name of odd bytes
             encoding = self._stream.encoding
             text = text.encode(encoding, "backslashreplace").decode(encoding)
         return self._tried(lambda: self._stream.write(text)) or len(text)
