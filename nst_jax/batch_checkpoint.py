@@ -107,6 +107,8 @@ def restore_batch(
         composition = Composition(tuple(saved.record["jobs"]), saved.record["width"], position)
         check_type(options, Batch, name="options")
         check_type(composition, Composition, name="composition")
+        if composition.jobs and composition.width < 1:
+            raise ValueError(f"width is {composition.width}: expected 1 or more")
         return options, composition
 
 

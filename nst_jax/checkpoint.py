@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -65,8 +66,13 @@ def checkpoints(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
-    found = [(int(match[1]), folder / match[0]) for match in map(_NAME.fullmatch, names) if match]
-    return [path for _, path in sorted(found)]
+    found = [folder / name for name in names if _NAME.fullmatch(name)]
+    return sorted(found, key=lambda path: (_number(path), path))
+
+
+def _number(path: Path) -> int:
+    """Which checkpoint it is: as text, ``checkpoint-100000000`` would be before 99999999."""
+    return int(path.name.removeprefix("checkpoint-"))
 
 
 def clear(folder: Path) -> None:
@@ -85,7 +91,7 @@ def remove_damaged(saved: Saved) -> None:
     """Remove the checkpoints that ``load`` has passed over, so that no sound one goes for them."""
     with suppress(OSError):
         for path in checkpoints(saved.path.parent):
-            if path.name > saved.path.name:
+            if _number(path) > _number(saved.path):
                 remove(path)
 
 
@@ -149,8 +155,7 @@ def save(
       OSError: where it cannot be written; those before stay.
     """
     before = checkpoints(folder)
-    last = _NAME.fullmatch(before[-1].name) if before else None
-    path = folder / f"checkpoint-{int(last[1]) + 1 if last else 0:08}"
+    path = folder / f"checkpoint-{_number(before[-1]) + 1 if before else 0:08}"
     temporary = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder))
     try:
         _write_arrays(temporary / ARRAYS, arrays)
@@ -179,7 +184,8 @@ def load(folder: Path) -> Saved:
     """Read the newest checkpoint that is whole.
 
     Raises:
-      InputError: where there is none, or it is of another format.
+      InputError: where there is none, it is of another format, or cannot be read now, which says
+        nothing of its being whole.
     """
     found = checkpoints(folder)
     if not found:
@@ -190,9 +196,15 @@ def load(folder: Path) -> Saved:
         try:
             record, arrays, inputs = _read(path)
             return Saved(record, arrays, inputs, path, tuple(damaged))
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception as error:  # of files that may hold anything
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+                # It may be sound, so nothing goes on from the one before, nor removes it.
+                raise InputError(
+                    f"cannot read {error.filename or path}: {error.strerror or error}: make it "
+                    "readable, or try again when it is"
+                ) from None
             reason = " ".join(f"{error}".split())[:120] or type(error).__name__
             damaged.append(f"{path.name} is damaged ({reason})")
     raise InputError(f"no checkpoint in {folder} is whole: {'; '.join(damaged)}: begin anew")
@@ -207,7 +219,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, 
         )
     places = {name: path / name for name in (ARRAYS, RECORD)} | {INPUTS: path.parent / INPUTS}
     for name, place in places.items():
-        if not place.is_file():  # to read from a pipe is to wait
+        if not _is_file(place):
             raise ValueError(f"{name} is no file, or is not there")
         if file_digest(place) != manifest["files"][name]:
             raise ValueError(f"the checksum of {name} does not match")
@@ -215,7 +227,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, 
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not _is_file(path):
         raise ValueError(f"{path.name} is no file, or is not there")
     if path.stat().st_size > _LARGEST_JSON:
         raise ValueError(f"{path.name} is too large")
@@ -223,6 +235,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path.name} is no object")
     return value
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file: to read from a pipe is to wait.
+
+    Raises:
+      OSError: where that cannot be known; ``Path.is_file`` takes this for no in some versions.
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -44,10 +44,14 @@ def check_checkpoints(folder: Path | None, every: int | None, *, overwrite: bool
 
 
 @contextmanager
-def held(folder: Path | None) -> Iterator[None]:
+def held(folder: Path | None, *, resumed: bool = False) -> Iterator[None]:
     """Keep other runs out of a folder of checkpoints, which is made where it is missing.
 
     A run that is killed holds it no more.
+
+    Args:
+      folder: of checkpoints, or None for none.
+      resumed: whether a run is to go on there, which cannot choose another folder.
 
     Raises:
       InputError: where another run has it, or it cannot be written.
@@ -62,11 +66,10 @@ def held(folder: Path | None) -> Iterator[None]:
         folder.mkdir(exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(
-            f"another run has the checkpoints in {folder}: wait for it, or choose another folder"
-        ) from None
+        advice = "until it ends" if resumed else "for it, or choose another folder"
+        raise InputError(f"another run has the checkpoints in {folder}: wait {advice}") from None
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise _unwritable(folder, error, resumed=resumed) from None
     try:
         yield
     finally:
@@ -91,6 +94,8 @@ def begin_folder(folder: Path, inputs: dict[str, np.ndarray]) -> str:
         raise _unwritable(folder, error) from None
 
 
-def _unwritable(folder: Path, error: OSError) -> InputError:
+def _unwritable(folder: Path, error: OSError, *, resumed: bool = False) -> InputError:
     reason = f"cannot write a checkpoint to {folder} ({error.strerror})"
+    if resumed:
+        return InputError(f"{reason}: make it writable, or copy it and resume from the copy")
     return InputError(f"{reason}: choose another folder")

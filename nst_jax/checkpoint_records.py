@@ -12,6 +12,7 @@ import numpy as np
 
 from nst_jax import checkpoint, report
 from nst_jax.annotations import check_type
+from nst_jax.checkpoint_checks import check_position
 from nst_jax.choices import Choice
 from nst_jax.config import Config
 from nst_jax.errors import InputError
@@ -24,6 +25,8 @@ from nst_jax.weights import Weights
 EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
 # What decides about the numbers, and about the form of an optimiser's state.
 VERSIONS = ("nst_jax", "jax", "jaxlib", "flax", "optax")
+# What a record of another form meets.
+FOREIGN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def try_to_save(
@@ -197,11 +200,7 @@ def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | No
         last_choice=None if last is None else Choice(*last),
     )
     check_type(position, Position, name="position")
-    rows = {len(values) for values in position.history.values()}
-    counts = [np.max(position.state[name]) for name in position.state if name.startswith("count")]
-    here = position.step - sum(scale.steps for scale in position.ended)
-    if rows != {position.step} or not counts or max(counts) != here:
-        raise ValueError("its numbers of steps contradict each other")
+    check_position(position)
     return position
 
 
@@ -212,7 +211,7 @@ def foreign_is_input_error(saved: checkpoint.Saved) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{saved.path} is of another run: {error}") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except FOREIGN as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(
             f"{saved.path} was not written by this program ({reason}): begin anew"

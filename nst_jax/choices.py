@@ -7,6 +7,8 @@ import jax
 from jax.sharding import Mesh
 
 from nst_jax.config import Config, LossConfig
+from nst_jax.config_checks import LARGEST_COUNT
+from nst_jax.lbfgs import MEMORY_DTYPES
 from nst_jax.objective import make_loss, of_luminance
 from nst_jax.optimizers import make_optimizer
 from nst_jax.types import Loss
@@ -28,6 +30,21 @@ class Choice(NamedTuple):
     recompute_content: bool = False
     memory_size: int | None = None
     memory_dtype: str | None = None
+
+
+def check_choice(choice: Choice) -> None:
+    """Check a way to compute that was read from a file.
+
+    Raises:
+      ValueError: for one that is none.
+    """
+    if not 0 <= choice.tile <= LARGEST_COUNT:
+        raise ValueError(f"tile is {choice.tile}: expected 0 to {LARGEST_COUNT}")
+    if choice.memory_size is not None and not 1 <= choice.memory_size <= LARGEST_COUNT:
+        raise ValueError(f"memory_size is {choice.memory_size}: expected 1 to {LARGEST_COUNT}")
+    if choice.memory_dtype not in MEMORY_DTYPES:
+        known = ", ".join(map(str, MEMORY_DTYPES))
+        raise ValueError(f"memory_dtype is {choice.memory_dtype!r}: expected one of {known}")
 
 
 def structure(config: Config, choice: Choice) -> LossConfig:

@@ -6,9 +6,12 @@ from nst_jax.errors import InputError
 from nst_jax.layer_factors import FLOAT32_MAX, check_weight
 from nst_jax.loss_config import HISTOGRAM_LAYERS
 
+LARGEST_SIZE = 100_000  # pixels of a side
+LARGEST_COUNT = 2**31 - 1  # of steps and the like, which devices count in int32
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+def _is_count(value: object, *, most: int = LARGEST_COUNT) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def _check_scales(config: Any) -> None:
@@ -20,7 +23,10 @@ def _check_scales(config: Any) -> None:
     if config.scale_factor != type(config).scale_factor and config.min_size is None:
         raise InputError("scale_factor has no meaning for one scale: name its coarsest by min_size")
     if not isinstance(config.scale_steps, tuple) or not all(map(_is_count, config.scale_steps)):
-        raise InputError(f"scale_steps is {config.scale_steps}: expected whole numbers, 1 or more")
+        raise InputError(
+            f"scale_steps is {config.scale_steps}: expected whole numbers, 1 or more, at most "
+            f"{LARGEST_COUNT}"
+        )
     if config.scale_steps and config.min_size is None:
         raise InputError("scale_steps has no meaning for one scale: name its coarsest by min_size")
     if not 0 <= config.averaging <= 0.9999:
@@ -36,7 +42,7 @@ def _check_losses(config: Any) -> None:
     else:
         expected, right = "1 to 4", isinstance(order, int | float) and 1 <= order <= 4
     if not right:
-        shown = f"{order:g}" if isinstance(order, int | float) else repr(order)
+        shown = f"{order:g}" if isinstance(order, float) else repr(order)
         raise InputError(f"tv_order is {shown}: expected {expected} for tv_form {config.tv_form}")
     given = [name for name, _ in config.content_losses + config.style_losses]
     for setting, loss in (("histogram_layers", "histogram"), ("covariance_eps", "wasserstein")):
@@ -95,13 +101,19 @@ def check_config(config: Any) -> None:
     _check_adam(config)
     if not config.content_layers and not config.style_layers:
         raise InputError("no layers: expected at least one content or style layer")
-    for name in ("steps", "memory_size", "min_size"):
+    bounds = {"steps": LARGEST_COUNT, "memory_size": LARGEST_COUNT, "min_size": LARGEST_SIZE}
+    for name, most in bounds.items():
         value = getattr(config, name)
-        if value is not None and not _is_count(value):
-            raise InputError(f"{name} is {value}: expected a whole number, 1 or more")
+        if value is not None and not _is_count(value, most=most):
+            raise InputError(
+                f"{name} is {value}: expected a whole number, 1 or more, at most {most}"
+            )
     _check_scales(config)
     if config.tile not in ("auto", "off") and not _is_count(config.tile):
-        raise InputError(f"tile is {config.tile!r}: expected auto, off, or a side in pixels")
+        raise InputError(
+            f"tile is {config.tile!r}: expected auto, off, or a side in pixels, 1 or more, at most "
+            f"{LARGEST_COUNT}"
+        )
     if _is_count(config.tile) and config.remat == "on":
         raise InputError(
             "remat on has no meaning with tiles, which compute all activations twice: leave one out"

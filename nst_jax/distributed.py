@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from nst_jax.config_checks import LARGEST_COUNT
 from nst_jax.errors import InputError
 
 TIMEOUT_S = 300  # JAX's own default: hosts of a queue do not start at once
@@ -118,8 +119,10 @@ def _check(coordinator: str | None, count: int | None, index: int | None) -> Non
             f"the coordinator is {coordinator!r}: expected HOST:PORT of process 0, such as "
             "host1:1234"
         )
-    if count < 1:
-        raise InputError(f"the process count is {count}: expected at least 1")
+    if not 1 <= count <= LARGEST_COUNT:
+        raise InputError(
+            f"the process count is {count}: expected at least 1, at most {LARGEST_COUNT}"
+        )
     if not 0 <= index < count:
         raise InputError(f"the process index is {index}: expected 0 to {count - 1}")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from nst_jax import checkpoint
 from nst_jax.annotations import check_type
+from nst_jax.checkpoint_checks import check_plan
 from nst_jax.checkpoint_folder import begin_folder
 from nst_jax.checkpoint_records import (
     absolute,
@@ -119,6 +120,8 @@ def restore_job(
         standing = Standing(plan, position, unpack(record["frames"], saved.arrays))
         for value in (job, run, watch, standing):
             check_type(value, type(value), name=type(value).__name__)
+        if plan is not None:
+            check_plan(plan)
         for name, control in job.controls.items():
             check_type(control, CONTROLS[name], name=name)
         _check_pictures(job, standing.frames)

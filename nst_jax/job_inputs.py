@@ -11,6 +11,7 @@ import numpy as np
 from nst_jax import report
 from nst_jax.checkpoint_folder import check_checkpoints
 from nst_jax.config import INITS, Config
+from nst_jax.config_checks import LARGEST_SIZE
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image, resize_to
@@ -27,7 +28,6 @@ from nst_jax.weights import (
     load_weights,
 )
 
-LARGEST_SIZE = 100_000
 MOST_PREVIEWS = 100_000
 LEAST_BYTES = 60  # a pixel: the content, the picture, the best one, a gradient, a step
 
@@ -164,12 +164,15 @@ def output_paths(output: Path, watch: WatchOptions, *, steps: int) -> list[Path]
     """
     outputs = [] if output == STANDARD else [output, json_path(output)]
     outputs += [path for path in (watch.animation, watch.plot) if path is not None]
-    numbers = range(watch.save_every or steps + 1, steps + 1, watch.save_every or 1)
-    if len(numbers) > MOST_PREVIEWS:
+    if watch.save_every is None:
+        return outputs
+    count = steps // watch.save_every  # a range has no length beyond 2**63
+    if count > MOST_PREVIEWS:
         raise InputError(
-            f"save_every {watch.save_every} makes {len(numbers)} previews: expected at most "
+            f"save_every {watch.save_every} makes {count} previews: expected at most "
             f"{MOST_PREVIEWS}, choose a larger number"
         )
+    numbers = range(watch.save_every, steps + 1, watch.save_every)
     return outputs + [report.preview_path(output, step) for step in numbers]
 
 

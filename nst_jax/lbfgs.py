@@ -16,6 +16,7 @@ import optax
 from nst_jax.types import Array
 
 PAIRS = 100  # remembered by default, as in Torch
+MEMORY_DTYPES = (None, "bfloat16")  # of them
 # Accelerators multiply float32 coarsely by default: too coarse for curvature.
 _vdot = partial(jnp.vdot, precision="highest")
 
@@ -79,7 +80,7 @@ def scale_by_torch_lbfgs(
       Liu and Nocedal 1989, "On the limited memory BFGS method"; ``torch.optim.LBFGS``.
     """
 
-    if memory_dtype not in (None, "bfloat16"):
+    if memory_dtype not in MEMORY_DTYPES:
         raise ValueError(f"memory_dtype is {memory_dtype!r}: expected None or 'bfloat16'")
 
     # As plain bits: XLA's CPU backend would widen the whole memory to float32 before the loop.

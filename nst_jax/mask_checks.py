@@ -81,6 +81,8 @@ def check_masks(
         if content_masks is None:
             content_masks = 1 - keep[None]
     if content_masks is not None:
+        if getattr(content_masks, "ndim", 3) == 0:
+            raise InputError("content masks are one number: expected [H, W] for each region")
         masks = [
             _as_mask(f"content mask {number}", mask, content)
             for number, mask in enumerate(content_masks, start=1)
@@ -104,6 +106,8 @@ def check_masks(
 
 def _as_mask(what: str, mask: Any, picture: Array) -> Array:
     array = jnp.asarray(mask)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise InputError(f"the {what} has numbers of type {array.dtype}: expected real ones")
     if array.shape != picture.shape[:2]:
         raise InputError(
             f"the {what} has shape {array.shape}: expected its picture's {picture.shape[:2]}"

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+DEEPEST = 50  # level of what is unpacked; packing it again takes the same room on the stack
+
 
 def pack(value: Any, arrays: dict[str, np.ndarray], *, name: str) -> Any:
     """A value as JSON has it; its arrays are added to ``arrays`` under names that begin so.
@@ -37,24 +39,28 @@ def pack(value: Any, arrays: dict[str, np.ndarray], *, name: str) -> Any:
     return {"array": name}
 
 
-def unpack(plain: Any, arrays: dict[str, np.ndarray]) -> Any:
+def unpack(plain: Any, arrays: dict[str, np.ndarray], *, deepest: int = DEEPEST) -> Any:
     """The value that ``pack`` has packed.
 
     Raises:
       KeyError, TypeError: for what ``pack`` does not make.
+      ValueError: for lists in lists of more than ``deepest`` levels.
 
     >>> unpack({"map": {"a": [{"array": "x"}]}}, {"x": np.ones(2)})
     {'a': [array([1., 1.])]}
     """
+    if not deepest:
+        raise ValueError("it is nested too deep")
     if isinstance(plain, list):
-        return [unpack(item, arrays) for item in plain]
+        return [unpack(item, arrays, deepest=deepest - 1) for item in plain]
     if not isinstance(plain, dict):
         return plain
     if "array" in plain:
         return arrays[plain["array"]]
     if "path" in plain:
         return Path(plain["path"])
-    return {key: unpack(item, arrays) for key, item in plain["map"].items()}
+    items = plain["map"].items()
+    return {key: unpack(item, arrays, deepest=deepest - 1) for key, item in items}
 
 
 def as_tuples(value: Any) -> Any:

@@ -37,7 +37,7 @@ def resume(options: Resume) -> int:
     started = time.perf_counter()
     if not checkpoint.checkpoints(options.folder):
         checkpoint.load(options.folder)  # says so; a folder to hold may not be there
-    with held(options.folder):  # before anything there is removed
+    with held(options.folder, resumed=True):  # before anything there is removed
         return _resume(options, started=started)
 
 

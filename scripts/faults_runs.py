@@ -236,7 +236,7 @@ def check_visible(folder: Path) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("checkpoint-*"))
+    return sorted(folder.glob("checkpoint-[0-9]*"))
 
 
 def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:

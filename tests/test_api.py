@@ -81,7 +81,7 @@ LEVELS = [
     }
     | {"distributed", "devices"},
     {"mask_files", "contact_sheet", "batch_inputs", "checkpoint"},
-    {"checkpoint_folder"},
+    {"checkpoint_folder", "checkpoint_checks"},
     {"options"},
     {"batch_options"},
     {"job_inputs", "region_inputs", "checkpoint_records"},

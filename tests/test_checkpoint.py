@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
@@ -87,6 +88,57 @@ def test_of_a_damaged_one_the_one_before_is_used(tmp_path, name, how):
 
 def digest(folder):
     return checkpoint.inputs_digest(folder)
+
+
+@pytest.mark.parametrize("name", ["arrays.safetensors", "run.json", "manifest.json"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_one_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch, name, code):
+    """A file of another user's, or a disk that fails for a while."""
+    save(tmp_path, 0, 1)
+    bad, before = tmp_path / "checkpoint-00000001" / name, sorted(os.listdir(tmp_path))
+    stat = os.stat
+
+    def fail(path, **options):
+        if path == bad:
+            raise OSError(code, os.strerror(code), str(path))
+        return stat(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", fail)
+        message = f"cannot read {bad}: {os.strerror(code)}: make it readable, or try again"
+        with pytest.raises(InputError, match=message):
+            checkpoint.load(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert_loaded(tmp_path, 1)
+
+
+@pytest.mark.parametrize("reader", ["file_digest", "_read_json", "_read_arrays"])
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), MemoryError()])
+def test_errors_while_one_is_read_are_not_its_own(tmp_path, monkeypatch, reader, error):
+    save(tmp_path, 0, 1)
+
+    def fail(path):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, reader, fail)
+        with pytest.raises(MemoryError if isinstance(error, MemoryError) else InputError) as caught:
+            checkpoint.load(tmp_path)
+    assert isinstance(error, MemoryError) or "cannot read" in str(caught.value)
+    assert_loaded(tmp_path, 1)
+
+
+def test_numbers_count_not_names(tmp_path):
+    save(tmp_path, 0, 1)
+    os.rename(tmp_path / "checkpoint-00000000", tmp_path / "checkpoint-99999999")
+    os.rename(tmp_path / "checkpoint-00000001", tmp_path / "checkpoint-100000000")
+    saved = assert_loaded(tmp_path, 1)
+    checkpoint.remove_damaged(saved)
+    names = [path.name for path in checkpoint.checkpoints(tmp_path)]
+    assert names == ["checkpoint-99999999", "checkpoint-100000000"]
+    damage(tmp_path / "checkpoint-100000000" / "run.json", "cut")
+    checkpoint.remove_damaged(assert_loaded(tmp_path, 0, damaged=1))
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == names[:1]
 
 
 def test_where_none_is_whole(tmp_path):
@@ -188,6 +240,16 @@ def test_packing():
             unpack(bad, packed)
 
 
+def test_packing_is_not_deep():
+    for depth, right in ((40, True), (60, False), (700, False)):
+        plain = json.loads("[" * depth + "]" * depth)
+        if right:
+            assert pack(unpack(plain, {}), {}, name="v") == plain
+        else:
+            with pytest.raises(ValueError, match="nested too deep"):
+                unpack(plain, {})
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     first = tmp_path / "first"
     first.mkdir()
@@ -218,3 +280,21 @@ def test_one_run_at_a_time(tmp_path):
     with pytest.raises(InputError, match="cannot write a checkpoint to"):
         with held(tmp_path / "file" / "kept"):
             pass
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_to_do_about_a_folder(tmp_path, monkeypatch, resumed):
+    """Who goes on with a run cannot choose another folder."""
+    for error, words in (
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot write a checkpoint to .*"),
+        (filelock.Timeout("lock"), "another run has the checkpoints in"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+        with pytest.raises(InputError, match=words) as caught:
+            with held(tmp_path, resumed=resumed):
+                pass
+        assert ("choose another folder" in str(caught.value)) is not resumed

@@ -693,7 +693,10 @@ BAD_OPTIONS = [
     ({"style_blend": "0"}, "style_blend is .*above 0"),
     ({"style": ""}, "no style picture"),
     ({"save_every": 0}, "save_every is 0: expected 1 or more"),
-    ({"save_every": 1, "steps": 10**12}, "save_every 1 makes 1000000000000 previews: expected"),
+    ({"save_every": 1, "steps": 10**9}, "save_every 1 makes 1000000000 previews: expected"),
+    ({"save_every": 1, "steps": 10**20}, "steps is 10+: expected .*, at most 2147483647"),
+    ({"min_size": 10**400}, "min_size is 10+: expected .*, at most 100000"),
+    *(({"memory_size": n}, "memory_size is .*, at most 2147483647") for n in (3 * 10**9, 10**19)),
     ({"weights": "nowhere.h5"}, "nowhere.h5 .*do not exist"),
     ({"weights": "."}, "are no file"),
     # Too small for the deepest layer: 16 px a side for relu5_1, 8 px for conv4_1.

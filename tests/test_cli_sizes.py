@@ -158,6 +158,7 @@ class TestEstimate:
             ({"content": "nowhere.png"}, "nowhere.png does not exist"),
             ({"size": 0}, "size is 0: expected"),
             ({"size": 1}, "content picture is 1x1 px, but layer"),
+            ({"memory_size": 10**19}, "memory_size is 10+: expected .*, at most 2147483647"),
             ({"weights": "nowhere.h5"}, "nowhere.h5"),
             ({"min_size": 16, "scale_steps": "1 2 3 4 5 6"}, "scale_steps has 6 numbers"),
             ({"precision": "tf32"}, "precision tf32 is one of NVIDIA GPUs"),

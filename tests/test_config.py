@@ -116,6 +116,23 @@ def test_counts_are_whole_and_positive(name, bad):
     refused(re.escape(f"{name} is {bad}: expected a whole number, 1 or more"), **{name: bad})
 
 
+@pytest.mark.parametrize("name", ["steps", "memory_size", "min_size", "tile", "scale_steps"])
+def test_counts_have_a_largest_one(name):
+    def given(value):
+        return (
+            {"min_size": 64, "scale_steps": (9, value)} if name == "scale_steps" else {name: value}
+        )
+
+    most = 100_000 if name == "min_size" else 2**31 - 1
+    for bad in (most + 1, 10**19, 10**400):
+        refused(rf"{name} is .*{bad}.*, at most {most}$", **given(bad))
+    Config(**given(most))
+
+
+def test_a_power_of_the_total_variation_that_is_no_float():
+    refused("tv_order is 10+: expected one of 1, 2", tv_order=10**400)
+
+
 @pytest.mark.parametrize(
     "name, expected",
     [

@@ -160,6 +160,7 @@ def test_the_port_is_free_when_a_waiting_process_was_killed(start, port):
         (explicit(1, 2), "process index is 2: expected 0 to 1"),
         (explicit(1, -1), "process index is -1: expected 0 to 1"),
         (explicit(1, 0, count=0), "process count is 0: expected at least 1"),
+        (explicit(1, 0, count=10**19), "process count is 10+: expected .*at most 2147483647"),
         *[
             (explicit(1, 0) | {"coordinator": address}, "expected HOST:PORT of process 0")
             for address in ("", "host", "host:", ":1", "host:x", "host:70000", "http://host:1")

@@ -35,6 +35,7 @@ RUNS = {
 }
 VALUES = [
     *(None, True, False, -1, 0, 1, 2, 0.5, 10**30, -(2**31), 2**63, 1e308, math.nan, math.inf),
+    *(10**19, 10**400, -(10**400)),
     *("", "x", "-", "\0", "a" * 300, "../victim.txt", "victim.txt", "victim.png", "auto", "off"),
     *([], {}, [[]], [1], [None, "x"], {"map": {}}, {"array": "x"}, {"path": 1}, {"x": {"y": []}}),
     {"path": "victim.txt"},
@@ -76,7 +77,7 @@ def bases(tmp_path_factory, tiny_weights_file):
             patch.chdir(desk)
             words = f"{words} --style style.png --size 24 --steps 6 --weights {tiny_weights_file}"
             assert main([*words.split(), "--checkpoint", "ck", "--checkpoint-every", "1"]) == 0
-            found = sorted(Path("ck").glob("checkpoint-*"))
+            found = checkpoint.checkpoints(Path("ck"))
             for path in [*found[:3], *found[5:]]:
                 shutil.rmtree(path)
             for path in [*Path().glob("out*")]:
@@ -120,7 +121,7 @@ def edit_one_array(arrays, rng):
     """Replace an array by one of other numbers, another shape or type; remove or add one."""
     name = rng.choice(sorted(arrays)) if arrays else "x"
     array = arrays.get(name, np.zeros(3, np.float32))
-    kind = rng.randrange(9)
+    kind = rng.randrange(11)
     changed = [
         lambda: np.full_like(array, np.nan if array.dtype.kind == "f" else 0),
         lambda: np.full_like(array, 1e30 if array.dtype.kind == "f" else 99),
@@ -131,6 +132,8 @@ def edit_one_array(arrays, rng):
         lambda: array.reshape(-1),
         lambda: np.zeros((0, 3), np.float32),
         lambda: np.zeros((3, 1000, 1000), np.float32),
+        lambda: array.astype(np.complex64),
+        lambda: array.reshape(-1)[:1].reshape(()) if array.size else array,
     ][kind]
     if rng.random() < 0.1:
         arrays.pop(name, None)
@@ -143,7 +146,7 @@ def edit_one_array(arrays, rng):
 
 def damage(folder, rng):
     """Damage the checkpoints of a folder, the newest above all; what was done."""
-    older, newest = sorted(folder.glob("checkpoint-*"))
+    older, newest = checkpoint.checkpoints(folder)
     kind = rng.choice(("bits", "cut", "file", "swap", "record", "record", "record", "arrays"))
     if kind == "record":
         if rng.random() < 0.1:
@@ -202,7 +205,7 @@ def take_base(bases, folder, rng):
     """Copy one of the bases, as if its run had been in the new folder; its name."""
     name = rng.choice(sorted(RUNS))
     shutil.copytree(bases / name, folder)
-    for path in (folder / "ck").glob("checkpoint-*"):
+    for path in checkpoint.checkpoints(folder / "ck"):
         text = (path / RECORD).read_text().replace(str(bases / name), str(folder))
         (path / RECORD).write_text(text)
         correct_manifest(path)
@@ -246,6 +249,104 @@ def check_many(bases, tmp_path, monkeypatch, capsys, numbers):
         shutil.rmtree(folder)
     assert not wrong, f"{len(wrong)} of {len(numbers)}:\n" + "\n".join(wrong)
     assert {0, 2} <= set(codes)  # some are still whole, or have one before
+
+
+def put(*place, value):
+    """A change of a record: a value at a place."""
+
+    def change(record):
+        for key in place[:-1]:
+            record = record[key]
+        record[place[-1]] = value
+
+    return change
+
+
+CHOICES = [(0, -1), (0, 10**19), (3, -1), (3, 0), (3, 10**19), (4, "x"), (4, "float32")]
+COUNTS = (-1, -(10**400), 2**63, 10**400)
+POSITIONS = [
+    *(put("position", "map", "choice", at, value=value) for at, value in CHOICES),
+    *(put("position", "map", "recoveries", value=value) for value in (-1000, 4, 10**400)),
+    *(put("position", "map", "free", value=value) for value in COUNTS),
+    put("position", "map", "last_choice", value=[-1, False, False, None, None]),
+]
+PLANS = [
+    *(put("plan", 0, at, value=value) for at, value in CHOICES),
+    *(put("plan", 1, at, value=value) for value in COUNTS for at in range(4)),
+    *(put("plan", at, value=value) for value in COUNTS for at in (2, 3)),
+    put("job", "map", "settings", "map", "style_blend", value=json.loads("[" * 400 + "]" * 400)),
+]
+ENDED = [
+    put("position", "map", "ended", 0, 1, value=-4),
+    put("position", "map", "ended", 0, 2, 0, value=-1),
+]
+WIDTHS = [put("width", value=value) for value in (0, -1)]
+HOSTILE = {"adam": POSITIONS + PLANS, "lbfgs": POSITIONS + ENDED, "batch": POSITIONS + WIDTHS}
+
+
+@pytest.fixture
+def newest(bases, tmp_path, monkeypatch):
+    """Give a function that copies one of the bases; the newest checkpoint of the copy."""
+
+    def take(name):
+        shutil.copytree(bases / name, tmp_path / name)
+        monkeypatch.chdir(tmp_path / name)
+        return checkpoint.checkpoints(Path("ck"))[-1]
+
+    return take
+
+
+def check_foreign(capsys, *, done, words="was not written by this program"):
+    before = listing(Path())
+    ended = command(["resume", "ck"], capsys)
+    check_ended(ended)
+    assert ended.code == 2 and words in ended.err, f"{done}: {ended}"
+    assert listing(Path()) == before
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_values_that_no_run_has(newest, capsys, name):
+    path = newest(name)
+    text = (path / RECORD).read_text()
+    for number, change in enumerate(HOSTILE[name]):
+        record = json.loads(text)
+        change(record)
+        (path / RECORD).write_text(json.dumps(record))
+        correct_manifest(path)
+        check_foreign(capsys, done=f"{name} {number}")
+
+
+def test_a_batch_without_steps(newest, capsys):
+    path = newest("batch")
+
+    def change(arrays):
+        for name, array in arrays.items():
+            if name.startswith("position/history"):
+                arrays[name] = array[:0]
+            elif name.startswith("position/state/count"):
+                arrays[name] = np.zeros_like(array)
+
+    record = json.loads((path / RECORD).read_text())
+    record["position"]["map"]["step"] = 0
+    (path / RECORD).write_text(json.dumps(record))
+    edit_arrays(path / ARRAYS, change)
+    correct_manifest(path)
+    check_foreign(capsys, done="no step")
+
+
+@pytest.mark.parametrize("kind", ["number", "complex"])
+def test_masks_that_are_none(newest, capsys, kind):
+    path = newest("adam")
+
+    def change(arrays):
+        masks = arrays["job/controls/content_masks"]
+        number = kind == "number"
+        changed = masks.reshape(-1)[:1].reshape(()) if number else masks.astype(np.complex64)
+        arrays["job/controls/content_masks"] = changed
+
+    edit_arrays(path.parent / INPUTS, change)
+    correct_manifest(path)
+    check_foreign(capsys, done=kind, words={"number": "one number", "complex": "complex64"}[kind])
 
 
 def test_damaged_checkpoints(bases, tmp_path, monkeypatch, capsys):

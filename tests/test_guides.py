@@ -266,6 +266,8 @@ class TestCheckMasks:
                 r"content mask 2 has shape \(31, 48\): expected its picture's \(32, 48\)",
             ),
             ({"content_masks": LEFT}, r"content mask 1 has shape \(48,\)"),
+            ({"content_masks": np.float32(1)}, "content masks are one number: expected"),
+            ({"content_masks": [LEFT + 0j]}, "content mask 1 has numbers of type complex64"),
             ({"content_masks": [LEFT[..., None]]}, r"content mask 1 has shape \(32, 48, 1\)"),
             (
                 {"content_masks": [with_value(np.nan)]},

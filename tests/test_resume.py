@@ -661,7 +661,7 @@ def test_a_run_at_work_is_not_disturbed(run, kill):
         (Path("kept") / ".checkpoint-12345678").mkdir()  # what it is writing
         Path(".out-12345678.png").touch()
         code, _, err = run(["resume", "kept"])
-        assert code == 2 and "another run has the checkpoints in kept" in err
+        assert code == 2 and "another run has the checkpoints in kept: wait until it ends\n" in err
         assert Path("kept/.checkpoint-12345678").exists() and Path(".out-12345678.png").exists()
     assert run(["resume", "kept"]).code == 0
     assert not Path("kept/.checkpoint-12345678").exists()
