@@ -1,6 +1,7 @@
 """Fixtures that the tests share: a small random network, pictures, strict JAX settings."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -18,7 +19,14 @@ PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
 TINY_CHANNELS = (4, 6, 8, 10, 12)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(items):
+    seen = Counter()
+    for item in items:
+        name = item.nodeid.split("[")[0]
+        seen[name] += 1
+        if "sampled" in item.keywords and seen[name] > 1:
+            item.add_marker("slow")
     missing = pytest.mark.skip(reason="NST_JAX_WEIGHTS does not name VGG-19 weights")
     no_gpu = pytest.mark.skip(reason="no GPU")
     for item in items:
