@@ -5,7 +5,6 @@ asking the command line for help, does not wait for JAX.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -80,10 +79,13 @@ __all__ = [
     "total_variation",
     "prepare_kernels",
 ]
-__version__ = version("nst_jax")
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("nst_jax")
     if name not in _HOMES:
         raise AttributeError(f"module 'nst_jax' has no attribute {name!r}")
     value = getattr(import_module(f"nst_jax.{_HOMES[name]}"), name)

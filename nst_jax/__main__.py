@@ -1,7 +1,18 @@
-"""``python -m nst_jax`` is the command ``nst-jax``."""
+"""The command ``nst-jax``, also as ``python -m nst_jax``."""
 
+import signal
 import sys
 
-from nst_jax.cli import main
+# While the rest is imported, Ctrl-C ends the process at once rather than by a traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line, see ``cli.main``."""
+    from nst_jax import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -117,3 +117,20 @@ def test_amid_an_import(tmp_path):
     finally:
         process.kill()
     assert (process.returncode, out, err) == (130, b"", b"nst-jax: interrupted\n")
+
+
+def test_amid_the_command_s_own_imports(tmp_path):
+    (tmp_path / "tyro.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(600)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nst_jax", "version"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (-signal.SIGINT, b"", b"")
