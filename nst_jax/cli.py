@@ -21,7 +21,6 @@ from nst_jax.layer_factors import Layers, parse_layers
 from nst_jax.loss_factors import Losses, parse_losses
 from nst_jax.options import (
     Estimate,
-    ListWeights,
     Presets,
     Reconstruct,
     Resume,
@@ -30,13 +29,12 @@ from nst_jax.options import (
     Stylize,
     Sweep,
     Texture,
-    Verify,
     Version,
-    Weights,
 )
 from nst_jax.preset_type import Preset
 from nst_jax.presets import get_preset, own_numbers, without_scales
 from nst_jax.standard_streams import lasting_errors, lasting_output
+from nst_jax.weights_options import ListWeights, Verify, Weights
 
 # Flags of which a second one would silently replace the first, where both may be meant.
 ONCE = (

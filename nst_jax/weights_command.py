@@ -8,13 +8,13 @@ from nst_jax.convert import convert_file
 from nst_jax.errors import InputError
 from nst_jax.fetch import fetch
 from nst_jax.files import check_writable, expanded
-from nst_jax.options import Convert, Fetch, ListWeights, Normalize, Verify
 from nst_jax.verify import verify_weights
 from nst_jax.weights import find_weights, list_weights, load_weights, save_weights
+from nst_jax.weights_options import Convert, Fetch, ListWeights, Normalize, Verify
 
 
 def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -> int:
-    """Run ``nst-jax weights``; see ``options.Weights``.
+    """Run ``nst-jax weights``; see ``weights_options.Weights``.
 
     Returns:
       The exit code; 1 where a check of ``verify`` failed, of weights that can be used.

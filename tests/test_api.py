@@ -82,7 +82,7 @@ LEVELS = [
     | {"distributed", "devices"},
     {"mask_files", "contact_sheet", "batch_inputs", "checkpoint"},
     {"checkpoint_folder", "checkpoint_checks"},
-    {"options"},
+    {"options", "weights_options"},
     {"batch_options"},
     {"job_inputs", "region_inputs", "checkpoint_records"},
     {"job_records"},

@@ -20,17 +20,15 @@ from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.layers import TAPS
 from nst_jax.options import (
-    Convert,
     Estimate,
-    Normalize,
     Presets,
     Reconstruct,
     Resume,
     Stylize,
     Sweep,
     Texture,
-    Verify,
 )
+from nst_jax.weights_options import Convert, Normalize, Verify
 
 COMMANDS = {
     "stylize": (Stylize, ["content.png"]),
