@@ -95,6 +95,7 @@ LEVELS = [
     {"batch_job", "batch_checks"},
     {"stylize_command", "weights_command", "sweep_values", "batch_command", "estimate_command"},
     {"sweep_command", "resume_command"},
+    {"command_line"},
     {"cli"},
     {"__init__", "__main__"},
 ]

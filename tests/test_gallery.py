@@ -14,7 +14,7 @@ from gallery_pictures import INPUTS, content_masks
 from look_report import summary
 from PIL import Image
 
-from nst_jax.cli import parse
+from nst_jax.command_line import parse
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image

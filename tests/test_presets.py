@@ -5,7 +5,8 @@ from dataclasses import asdict, fields, replace
 import pytest
 
 from nst_jax import presets
-from nst_jax.cli import main, parse
+from nst_jax.cli import main
+from nst_jax.command_line import parse
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.presets import PRESETS, get_preset
