@@ -19,6 +19,8 @@ from nst_jax.parallel import make_mesh
 from nst_jax.rows import rows_mesh
 from nst_jax.transfer import stylize
 
+pytestmark = pytest.mark.sampled
+
 SHALLOW = {"content_layers": ["relu2_1"], "style_layers": ["relu1_1", "relu2_1"]}
 ADAM = Config(steps=6, optimizer="adam", **SHALLOW)
 LBFGS = Config(steps=6, memory_size=4, **SHALLOW)
@@ -165,6 +167,7 @@ class TestApart:
         found = stylize_batch(variables, **case, config=config)
         assert_same(found, singles(variables, case, configs=config))
 
+    @pytest.mark.slow
     def test_where_things_are_does_not_matter(self, variables):
         """Pictures and network may be on other devices than those of the mesh."""
         first, _, *others = jax.devices()
@@ -188,6 +191,7 @@ class TestTogether:
         found = stylize_batch(variables, **case, config=config, together=True)
         assert_close(found, singles(variables, case, configs=config), rtol=1e-5)
 
+    @pytest.mark.slow
     def test_in_double_precision(self, x64, variables):
         case = wide_case(CASES["all"])
         found = stylize_batch(wide(variables), **case, config=LBFGS, together=True)
@@ -301,6 +305,7 @@ class TestRows:
             ("search", "all", 1),
         ],
     )
+    @pytest.mark.slow
     def test_each_is_the_run_alone(self, variables, name, case, parts):
         """Each has its own numbers, so that none can stand for another."""
         case, mesh = CASES[case], rows_mesh(lanes=parts)
@@ -311,6 +316,7 @@ class TestRows:
         found = stylize_batch(variables, **case, config=configs, mesh=mesh)
         assert_close(found, singles(variables, case, configs=configs), rtol=1e-5)
 
+    @pytest.mark.slow
     def test_lbfgs_in_double_precision(self, x64, variables):
         case = wide_case(CASES["pairs"])
         found = stylize_batch(wide(variables), **case, config=LBFGS, mesh=rows_mesh(lanes=2))
@@ -331,6 +337,7 @@ class TestRows:
         assert_close(found, singles(variables, case, configs=config, key=keys), rtol=1e-5)
         assert seen[-1].image.shape == (6, 24, 32, 3)
 
+    @pytest.mark.slow
     def test_neighbours_do_not_notice_a_divergence(self, variables):
         configs = [ADAM, replace(ADAM, learning_rate=1e30), ADAM]
         found = stylize_batch(variables, **CASES["all"], config=configs, mesh=rows_mesh(lanes=2))

@@ -44,6 +44,8 @@ from nst_jax.cli import main
 from nst_jax.images import load_picture, save_image
 from nst_jax.memory import LoopMemory
 
+pytestmark = pytest.mark.sampled
+
 SIZE = 32
 SETTINGS = {
     "content_layers": "relu2_1",
@@ -1229,6 +1231,7 @@ class TestDistributed:
         }
         assert list(records()) == list(expected) and set(statuses().values()) == {"done"}
 
+    @pytest.mark.slow
     def test_two_processes_share_the_pictures(self, run, pair):
         many(6, (18, 24))
         cut_jpeg("many/p05-18.jpg")

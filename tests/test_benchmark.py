@@ -35,6 +35,7 @@ def test_settings_are_those_of_the_preset_in_whole_pictures(precision):
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="for CPUs' convolutions")
+@pytest.mark.slow
 def test_candidates_of_each_precision(variables, content, style, monkeypatch):
     """Ours take the setting itself: its rounding, and no Winograd beside it."""
     losses = []

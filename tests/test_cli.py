@@ -37,6 +37,8 @@ from nst_jax.config import Config
 from nst_jax.images import load_image, load_picture, save_image, to_uint8
 from nst_jax.presets import PRESETS
 
+pytestmark = pytest.mark.sampled
+
 SIZE = 32  # of the content 32x24; so most runs share one compilation
 
 # Layers that are quickly compiled.
@@ -127,6 +129,7 @@ def reference(variables, **settings):
 
 
 class TestResult:
+    @pytest.mark.slow
     def test_files_and_words(self, run, desk):
         code, out, err = run()
         assert (code, out) == (0, "out.png\n")
@@ -321,6 +324,7 @@ class TestSettings:
         run(**PLAIN | {"steps": 2})
         assert len(record()["history"]["total"]) == record()["steps"] == 2
 
+    @pytest.mark.slow
     def test_convolution_changes_rounding_only(self, run, monkeypatch):
         monkeypatch.setattr(convolution, "WINOGRAD_CHANNELS", 4)
         problem._prepare.clear_cache()
@@ -333,6 +337,7 @@ class TestSettings:
         assert losses["winograd"] == pytest.approx(losses["direct"], rel=1e-4)
 
     @pytest.mark.parametrize("name, value, others, steps", SCALES)
+    @pytest.mark.slow
     def test_effect_on_the_scales(self, run, name, value, others, steps):
         assert run(**PLAIN | others | {name: value}).code == 0
         history = record()["history"]["total"]
@@ -352,6 +357,7 @@ class TestSettings:
         assert plain["final_loss"] == min(losses)
         assert average["final_loss"] not in losses and average["final_loss"] < losses[0]
 
+    @pytest.mark.slow
     def test_bfloat16_is_another_rounding_of_the_network(self, run):
         terms = {
             precision: self.terms(run, **PLAIN, precision=precision)

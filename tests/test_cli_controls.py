@@ -19,6 +19,8 @@ from nst_jax.inputs import initial_image
 from nst_jax.mask_files import feather, load_mask
 from nst_jax.weights import load_weights
 
+pytestmark = pytest.mark.sampled
+
 SIZE = 32  # of the content 32x24 and the styles 26x32; so most runs share one compilation
 STEPS = 3
 ADAM = {"optimizer": "adam", "learning_rate": 2.0}

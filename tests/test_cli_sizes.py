@@ -31,6 +31,8 @@ from nst_jax import estimate_command, job, job_inputs, job_plan, job_run, memory
 from nst_jax.cli import main
 from nst_jax.images import load_picture, save_image
 
+pytestmark = pytest.mark.sampled
+
 ADAM = {**SHALLOW, "optimizer": "adam", "steps": 2}
 COARSE = {"min_size": 16, "scale_factor": 2}  # 16x12 and 32x24 px
 GIB = 2**30
@@ -112,6 +114,7 @@ class TestEstimate:
         for name, recorded in names.items():
             assert figures[name] == pytest.approx(found[recorded] / GIB, rel=0.06)
 
+    @pytest.mark.slow
     def test_a_smaller_memory(self, estimate, monkeypatch):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
         monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)  # this process is large
@@ -139,6 +142,7 @@ class TestEstimate:
         assert figures["program, compiled"] == 0.5 and figures["of"] == 1
         check_refused(desk, "0 GiB are free", lambda: estimate(memory=0.4))
 
+    @pytest.mark.slow
     def test_what_does_not_fit(self, estimate, desk, monkeypatch):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
         monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)
@@ -211,11 +215,13 @@ class TestWays:
         (scale,) = record()["scales"]
         assert re.match(computed, scale["computed"]) and scale["computed"] in told
 
+    @pytest.mark.slow
     def test_what_does_not_fit_is_refused(self, run, desk, monkeypatch):
         monkeypatch.setattr(job_plan, "free_bytes", lambda device: int(0.012 * GIB))
         match = "300x225 px needs about .*: a longer side of about [0-9]+ px would fit"
         check_refused(desk, match, lambda: run(size=300, **SHALLOW))
 
+    @pytest.mark.slow
     def test_the_loop_is_compiled_once(self, run, caplog):
         """The plan's program is the run's, with all that controls the objective."""
         save_image("mask.png", np.broadcast_to(np.arange(33)[None, :, None] < 20, (40, 33, 3)))
@@ -364,6 +370,7 @@ class TestScales:
         assert pixels("out.png").shape == (24, 32, 3)
         assert len(record()["scales"]) == 1
 
+    @pytest.mark.slow
     def test_a_tileable_texture(self, command):
         save_image("style.png", smooth_picture(32, 32, seed=2))
         options = {"style_layers": "relu1_1 relu2_1", "optimizer": "adam", "steps": 2, **COARSE}
@@ -375,6 +382,7 @@ class TestScales:
             assert scale["width"] % 2 == scale["height"] % 2 == 0
         assert len(record("t.json")["scales"]) == 2
 
+    @pytest.mark.slow
     def test_a_reconstruction(self, command):
         options = {"layer": "relu2_1", "optimizer": "adam", "steps": 3, "size": SIZE, **COARSE}
         code, *_ = command("reconstruct", "content.png", output="r.png", **options)
@@ -502,6 +510,7 @@ class TestSpread:
         assert len(previews) == steps
         assert {pixels(name).shape for name in previews} == {(64, 80, 3)}
 
+    @pytest.mark.slow
     def test_as_a_person_runs_it(self, desk, tiny_weights_file):
         save_image("content.png", smooth_picture(64, 80, seed=1))
         environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}

@@ -25,6 +25,8 @@ from nst_jax.scales import Inputs, at_scale
 from nst_jax.solver import run
 from nst_jax.transfer import stylize
 
+pytestmark = pytest.mark.sampled
+
 SHALLOW = dict(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
 SCALES = dict(min_size=16, scale_factor=2.0, scale_steps=(4,), steps=5)
 LBFGS = Config(memory_size=4, **SHALLOW, **SCALES)
@@ -354,6 +356,7 @@ class TestPrograms:
 
 
 class TestDevices:
+    @pytest.mark.slow
     def test_rows(self, variables):
         content = smooth_picture(32, 40, seed=1)
         config = replace(ADAM, steps=3, scale_steps=(3,))
@@ -376,6 +379,7 @@ class TestDevices:
             with pytest.raises(InputError, match=message):
                 stylize(variables, content, STYLES[:1], **options)
 
+    @pytest.mark.slow
     def test_tiles(self, variables):
         content = smooth_picture(64, 80, seed=1)
         config = replace(ADAM, min_size=40, steps=3, scale_steps=(2,), tile=32)

@@ -11,6 +11,8 @@ from jax.test_util import check_grads
 from nst_jax import color, color_matching
 from nst_jax.color_matching import match_color
 
+pytestmark = pytest.mark.sampled
+
 LINEAR = ("cholesky", "pca", "symmetric")
 YIQ = [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
 YCBCR = [

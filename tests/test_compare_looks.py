@@ -75,6 +75,7 @@ def test_a_style_of_another_shape_is_fitted_onto_white():
     assert (found[:, :17] == 1).all() and (found[:, 32:] == 1).all()
 
 
+@pytest.mark.slow
 def test_what_a_comparison_writes(arguments, monkeypatch, tmp_path):
     settings = ["--settings", "plain=x", "strong=x:style_weight=10000"]
     assert run([*arguments, *settings], monkeypatch) == 0

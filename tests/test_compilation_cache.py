@@ -57,6 +57,7 @@ def test_another_processor_has_another_folder(tmp_path, monkeypatch):
     assert machine_fingerprint() != own
 
 
+@pytest.mark.slow
 def test_the_second_run_compiles_nothing(cache, tmp_path, tiny_weights_file, content, style):
     save_image(tmp_path / "content.png", content)
     save_image(tmp_path / "style.png", style)

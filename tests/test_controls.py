@@ -25,6 +25,8 @@ from nst_jax.transfer import stylize
 from nst_jax.variation import total_variation
 from nst_jax.vgg import features
 
+pytestmark = pytest.mark.sampled
+
 BASE = Config(content_layers=["relu2_2"], style_layers=["relu1_1", "relu2_2"])
 SMALL = Config(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
 generator = np.random.default_rng(0)
@@ -197,6 +199,7 @@ FULL = {
 @pytest.mark.parametrize(
     "guides, padding, order", [("simple", "zero", 1), ("inside", "circular", 2), ("all", "zero", 1)]
 )
+@pytest.mark.slow
 def test_every_term_has_its_value(
     x64, networks, network, mixing, normalization, guides, padding, order
 ):
@@ -581,6 +584,7 @@ def finished(image, color):
 
 class TestStylize:
     @pytest.mark.parametrize("color", MODES)
+    @pytest.mark.slow
     def test_regions_and_kept_parts_in_every_colour_mode(self, variables, color):
         shown = []
         result = stylize(

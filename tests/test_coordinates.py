@@ -10,6 +10,8 @@ from nst_jax.coordinates import _spectral, in_spectral_coordinates
 from nst_jax.lbfgs import scale_by_torch_lbfgs
 from nst_jax.optimizers import lbfgs, make_optimizer
 
+pytestmark = pytest.mark.sampled
+
 SHAPES = [(8, 12, 3), (7, 9, 3), (1, 5, 3), (6, 1, 3)]
 
 
@@ -45,6 +47,7 @@ def smooth(x):
 
 
 @pytest.mark.parametrize("inner", [lbfgs(0.5, 3), optax.adam(0.1)], ids=["lbfgs", "adam"])
+@pytest.mark.slow
 def test_steps_are_those_in_z(x64, inner):
     """x = T z takes the steps that the plain optimiser takes on f(T z)."""
     wrapped = in_spectral_coordinates(inner)

@@ -9,6 +9,8 @@ from test_guides import quick_compilation  # noqa: F401
 from nst_jax.config import CONTENT_LOSSES, STYLE_LOSSES, Config
 from nst_jax.objective import loss_weights, make_loss
 
+pytestmark = pytest.mark.sampled
+
 SIDE = 16  # one position in relu5_1
 NOISE = np.random.default_rng(0).uniform(size=(SIDE, SIDE, 3))
 PICTURES = {

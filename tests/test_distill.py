@@ -103,6 +103,7 @@ def test_parts_against_numpy(variables, batch):
         np.testing.assert_allclose(parts[f"G {name}"], relative, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_nearly_the_same_loss(variables, batch):
     targets = teacher_of(variables, batch)
     scales = distillation.measure_scales(targets)
@@ -279,6 +280,7 @@ def test_a_narrow_network_is_no_teacher(tmp_path, tiny_weights_file):
         distill.distill(distill.Options(folder=tmp_path / "run", teacher=tiny_weights_file))
 
 
+@pytest.mark.slow
 def test_pictures_of_optimisations_do_not_depend_on_the_clock(monkeypatch, slim_variables):
     """However long a step takes, the same pictures are kept."""
     drawn = [draw_picture(np.random.default_rng(k), side=100) for k in range(2)]

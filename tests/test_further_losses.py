@@ -25,6 +25,8 @@ from nst_jax.loss_factors import CONTENT_LOSSES, STYLE_LOSSES
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.vgg import features
 
+pytestmark = pytest.mark.sampled
+
 CONTENT_LAYERS = {"relu2_2": 1, "relu1_1": 0.5}
 STYLE_LAYERS = {"relu1_1": 1, "relu2_2": 0.3}
 MATCHED = ("relu2_2",)
@@ -269,6 +271,7 @@ QUICK = {("mask", "tile"), ("styles", "vmap"), ("mask", "slim")}  # every mode o
     ],
 )
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_every_pair_has_numpy_s_values_and_the_gradients_of_the_plain_way(networks, modes):
     mixing = "sum" if PAIRS.index(modes) % 2 else "average"
     config, styles, given, options = setting(modes, mixing)

@@ -13,6 +13,8 @@ from nst_jax.images import load_image
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.presets import PRESETS
 
+pytestmark = pytest.mark.sampled
+
 
 def objective(config, variables, content, styles):
     loss = make_loss(config.loss)
@@ -27,6 +29,7 @@ QUICK = ("neural-style", "course", "style-transfer-pytorch")
     "name",
     [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in PRESETS],
 )
+@pytest.mark.slow
 def test_objective_to_second_order(x64, variables, content, style, name):
     """Through the whole small network; reverse mode, as the convolution has a custom rule."""
     as_float64 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731

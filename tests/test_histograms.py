@@ -10,6 +10,8 @@ from nst_jax import histograms as h
 from nst_jax.style_term import matchings
 from nst_jax.types import Moments, Targets
 
+pytestmark = pytest.mark.sampled
+
 rng = np.random.default_rng(0)
 FEATURES = rng.normal(size=(24, 30, 3)) + np.array([0, 2, -1])
 STYLE = rng.gamma(2, size=(20, 35, 3))

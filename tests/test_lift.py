@@ -106,6 +106,7 @@ def test_objective_is_that_of_the_dense_features(
     np.testing.assert_allclose(jax.grad(value)(image), jax.grad(plain)(image), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_gradient_of_the_objective(x64, slim_variables):
     slim, picture = as_float64(slim_variables), jnp.full((8, 9, 3), 0.4)
     picture += 0.1 * jax.random.normal(jax.random.key(1), picture.shape)

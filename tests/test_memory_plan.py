@@ -19,6 +19,8 @@ from nst_jax.plan_words import Plan, Task, in_words
 from nst_jax.tiling import make_grid
 from nst_jax.vgg import init_variables
 
+pytestmark = pytest.mark.sampled
+
 # Layers that are quickly compiled.
 SHALLOW = Config(content_layers={"relu2_1": 1}, style_layers={"relu1_1": 1, "relu2_1": 1}, steps=40)
 LAYERS = SHALLOW.loss.content_layers + SHALLOW.loss.style_layers
@@ -260,6 +262,7 @@ class TestOrder:
             assert chosen(task, free).choice == way
             assert len(figures.calls) <= (1 if not way.tile else 4)
 
+    @pytest.mark.slow
     def test_another_type_of_pairs_is_measured(self, variables, figures, monkeypatch):
         """Where a device converts what is remembered that takes scratch memory."""
         plain = figures(off=1.3)  # so that some are measured before without that
@@ -371,6 +374,7 @@ class TestCompiled:
         np.testing.assert_allclose(again, plan.needs, rtol=1e-3)
         assert sum(again) <= limit_of(free) * 1.001
 
+    @pytest.mark.slow
     def test_pairs_in_bfloat16(self, variables, compiled):
         task = make_task(variables, self.size, replace(SHALLOW, tile="off", remat="off"))
         plain = sum(compiled(task, Choice(memory_size=10)))
@@ -382,6 +386,7 @@ class TestCompiled:
             return
         assert sum(measure(task, plan.choice)) <= 1.02 * limit_of(free)
 
+    @pytest.mark.slow
     def test_refusal_names_a_size_that_fits(self, variables, compiled):
         task = make_task(variables, (300, 400), ADAM)
         free = int(0.55 * sum(compiled(task, Choice(tile=64))))

@@ -16,6 +16,8 @@ from nst_jax.lift import Lifted, dense
 from nst_jax.style_term import layer_loss, mixed_losses, moment_loss, region_moments, wanted_moments
 from nst_jax.types import LossWeights, Moments, Regions, Targets
 
+pytestmark = pytest.mark.sampled
+
 rng = np.random.default_rng(0)
 PLAIN = rng.normal(size=(5, 7, 4)) + 1
 LIFTED = Lifted(rng.normal(size=(5, 7, 3)), rng.normal(size=(3, 4)), rng.normal(size=4))
@@ -157,6 +159,7 @@ def test_losses_of_moments(x64, loss, normalization):
         assert abs(moment_loss(loss, target, target, config=config)) < 1e-12
 
 
+@pytest.mark.slow
 def test_mixed_losses_are_sums_of_losses_or_losses_of_averages(x64):
     found, styles = m.stacked([FOUND, STYLES[0]]), m.stacked(STYLES)
     shares = np.array([[0.2, 0.5, 0.3], [0, 0, 1]])

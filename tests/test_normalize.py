@@ -30,6 +30,8 @@ from nst_jax.verify import verify_weights
 from nst_jax.vgg import features
 from nst_jax.weights import Weights, WeightsInfo, list_weights, load_weights, save_weights
 
+pytestmark = pytest.mark.sampled
+
 POOLINGS = {
     "max": np.max,
     "average": np.mean,
@@ -88,6 +90,7 @@ SINGLE = ("max", "average", "l2")
 
 @pytest.mark.parametrize("pooling", SINGLE)
 class TestScale:
+    @pytest.mark.slow
     def test_means_are_those_of_all_positions(self, alive, pictures, pooling):
         found = mean_activations(alive, pictures, pooling=pooling)
         expected = oracle_means(alive, pictures, pooling=pooling)
@@ -113,6 +116,7 @@ class TestScale:
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.slow
 def test_in_double_precision(x64, alive, pictures, pooling):
     double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), alive)
     inputs = [picture.astype(float) for picture in pictures]

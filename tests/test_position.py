@@ -13,6 +13,8 @@ from nst_jax.errors import InputError
 from nst_jax.position import Position, flatten, restore, unflatten
 from nst_jax.transfer import stylize
 
+pytestmark = pytest.mark.sampled
+
 PLAIN = Config(steps=9, content_layers=(("relu2_2", 1.0),), style_layers=(("relu1_1", 1.0),))
 CONFIGS = {
     "adam": replace(PLAIN, optimizer="adam", learning_rate=2.0),

@@ -22,6 +22,8 @@ from nst_jax.transfer import stylize
 from nst_jax.vgg import network_features
 from nst_jax.weights import load_weights
 
+pytestmark = pytest.mark.sampled
+
 SLIM = Path(__file__).resolve().parent.parent / "weights" / "vgg19-slim.safetensors"
 LOW = Config(
     content_layers=["relu2_2"],

@@ -14,6 +14,8 @@ from nst_jax.normalization import Normalization
 from nst_jax.presets import PRESETS
 from nst_jax.weights import Weights, WeightsInfo, save_weights
 
+pytestmark = pytest.mark.sampled
+
 LAYERS = "--style-layers relu1_1 --content-layers relu1_2".split()
 SMALL = "--size 16 --steps 1".split()
 

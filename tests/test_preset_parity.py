@@ -16,6 +16,8 @@ from nst_jax.objective import loss_weights, make_loss
 from nst_jax.presets import PRESETS
 from nst_jax.vgg import init_variables
 
+pytestmark = pytest.mark.sampled
+
 CONVS = [f"conv{b}_{i}" for b, n in enumerate((2, 2, 4, 4, 4), start=1) for i in range(1, n + 1)]
 FIVE = [f"relu{block}_1" for block in range(1, 6)]
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

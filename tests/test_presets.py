@@ -11,6 +11,8 @@ from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.presets import PRESETS, get_preset
 
+pytestmark = pytest.mark.sampled
+
 DEFAULT = presets.DEFAULT_PRESET  # before the tests take another one
 FIVE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 

@@ -14,6 +14,8 @@ from nst_jax import pyramid
 from nst_jax.optimizers import make_optimizer
 from nst_jax.pyramid import rescale_moments, resize, scale_shapes
 
+pytestmark = pytest.mark.sampled
+
 
 class TestScaleShapes:
     @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from nst_jax.config import Config
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.vgg import init_variables, network_features
 
+pytestmark = pytest.mark.sampled
+
 LOW = Config(content_layers=["relu2_2", "conv3_1"], style_layers=["relu1_1", "relu2_2"])
 STYLES = [smooth_picture(30, 33, seed=2), smooth_picture(26, 39, seed=3)]
 

@@ -33,6 +33,8 @@ from nst_jax.images import save_image
 from nst_jax.solver import run as solver_run
 from nst_jax.transfer import stylize
 
+pytestmark = pytest.mark.sampled
+
 ADAM = dict(optimizer="adam", learning_rate=2)
 
 
@@ -123,6 +125,7 @@ def test_a_resumed_run_writes_the_same_picture(run, kill, name):
     compare(run, kill, words(**RUNS[name]))
 
 
+@pytest.mark.slow
 def test_with_all_that_is_written_and_read(run, kill, style):
     """Previews, an animation, masks, transparency, an initial picture; the inputs may be gone."""
     mask = np.zeros((36, 48, 3), np.float32)
@@ -136,6 +139,7 @@ def test_with_all_that_is_written_and_read(run, kill, style):
     compare(run, kill, words(**given), outputs=outputs, afters=(3,))
 
 
+@pytest.mark.slow
 def test_needs_nothing_else(run, kill, desk):  # noqa: F811
     """Neither the pictures nor the folder where the run began."""
     line = words(steps=5)
@@ -156,6 +160,7 @@ def test_needs_nothing_else(run, kill, desk):  # noqa: F811
 
 
 @pytest.mark.parametrize("command", ["texture", "reconstruct"])
+@pytest.mark.slow
 def test_other_commands(run, kill, command):
     line = [command, "style.png", "-o", "out.png", "--size", "32", "--steps", "4"]
     compare(run, kill, [*line, *(["--layer", "relu2_1"] if command == "reconstruct" else [])])
@@ -269,6 +274,7 @@ def test_on_several_devices(run, kill, spread):
     compare(run, kill, words(content_layers="relu2_1", **options), afters=(2,))
 
 
+@pytest.mark.slow
 def test_positions_from_python(variables, tmp_path, content, style):
     config = Config(steps=6, style_layers=(("relu1_1", 1.0),), content_layers=(("relu2_1", 1.0),))
     start = partial(stylize, variables, content, [style], config=config)
@@ -327,6 +333,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("when", [1, 3])
     @pytest.mark.parametrize("keep", [True, False])
+    @pytest.mark.slow
     def test_out_of_memory_goes_on_in_a_smaller_way(self, run, wrapped, when, keep):
         def wrapper(count, take):
             if count == when:
@@ -346,6 +353,7 @@ class TestFaults:
         assert record()["scales"][0]["computed"] != "the whole picture"
         assert record()["steps"] == 4
 
+    @pytest.mark.slow
     def test_out_of_memory_in_every_way(self, run, wrapped, desk):  # noqa: F811
         def wrapper(count, take):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
@@ -481,6 +489,7 @@ class TestFaults:
         assert list(tmp_path.glob("nst-jax-*/out.png"))
 
     @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+    @pytest.mark.slow
     def test_out_of_memory_at_a_coarse_scale(self, run, wrapped, optimizer):
         """The scales before the last have their own way to take less."""
         failures = 0
@@ -554,6 +563,7 @@ class TestBatch:
         return {path.name: path.read_bytes() for path in sorted(Path("out").glob("*.png"))}
 
     @pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "lbfgs-linesearch"])
+    @pytest.mark.slow
     def test_goes_on_amid_the_pictures(self, run, kill, optimizer):
         options = {} if optimizer == "adam" else dict(optimizer=optimizer, learning_rate=None)
         line = self.line(**options)

@@ -35,6 +35,8 @@ from nst_jax.vgg import init_variables
 from nst_jax.weights import load_weights
 from nst_jax.winograd import winograd_conv
 
+pytestmark = pytest.mark.sampled
+
 SLIM = Path(__file__).resolve().parent.parent / "weights" / "vgg19-slim.safetensors"
 DEEP = Config(optimizer="adam", convolution="direct")
 SHALLOW = replace(
@@ -194,6 +196,7 @@ class TestCheck:
 
 
 class TestLossAndGradient:
+    @pytest.mark.slow
     def test_of_the_whole_depth_and_its_collectives(self, variables, x64):
         error, found = compare(variables, DEEP)
         assert error < 1e-12
@@ -234,6 +237,7 @@ class TestLossAndGradient:
         assert set(found) <= {"collective-permute", "all-reduce"}
         assert largest(found) < SMALL
 
+    @pytest.mark.slow
     def test_of_the_shipped_slim_weights_in_single_precision(self):
         slim = load_weights(SLIM).variables
         error, found = compare(slim, Config(convolution="direct"), dtype=jnp.float32)
@@ -408,6 +412,7 @@ def run_bytes(config, devices, *, shape):
     return np.array([analysis.argument_size_in_bytes - kernels, analysis.temp_size_in_bytes])
 
 
+@pytest.mark.slow
 def test_memory_of_each_device():
     config = Config(memory_size=10, content_layers=["relu3_1"], style_layers=["relu1_1", "relu3_1"])
     one, two, four = (run_bytes(config, devices, shape=(256, 192, 3)) for devices in (1, 2, 4))
@@ -425,6 +430,7 @@ def test_memory_of_each_device():
     ],
     ids=lambda losses: "-".join(map(str, losses)),
 )
+@pytest.mark.slow
 def test_further_losses_gather_no_layer(x64, variables, losses):
     error, found = compare(variables, replace(SHALLOW, **losses))
     assert error < 1e-9

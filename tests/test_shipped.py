@@ -28,6 +28,8 @@ from nst_jax.verify import verify_weights
 from nst_jax.vgg import features, network_features
 from nst_jax.weights import load_weights
 
+pytestmark = pytest.mark.sampled
+
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "weights" / "vgg19-slim.safetensors"
 CARD = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")

@@ -42,6 +42,7 @@ def options(tmp_path, monkeypatch, slim_variables, tiny_weights_file, content, s
     )
 
 
+@pytest.mark.slow
 def test_figures_and_their_way_into_a_file(options, tmp_path, capsys):
     slim_quality.check_ship(replace(options, ship=tmp_path / "shipped.safetensors"))
     result = slim_quality.compare(options)

@@ -14,6 +14,8 @@ from nst_jax.optimizers import make_optimizer
 from nst_jax.solver import averaged, make_solver, run
 from nst_jax.types import Loss, Terms
 
+pytestmark = pytest.mark.sampled
+
 OPTIMIZERS = ("lbfgs", "lbfgs-linesearch", "adam")
 
 

@@ -27,6 +27,8 @@ from nst_jax.memory import USABLE, LoopMemory
 from nst_jax.problem import make_problem
 from nst_jax.sweep_values import MAX_COMBINATIONS, combinations, groups, structure
 
+pytestmark = pytest.mark.sampled
+
 SHALLOW = {"content_layers": ["relu2_1"], "style_layers": ["relu1_1", "relu2_1"]}
 BASE = Config(steps=4, **SHALLOW)
 ADAM = Config(steps=4, optimizer="adam", learning_rate=2.0, **SHALLOW)

@@ -23,6 +23,8 @@ from nst_jax.problem import make_problem
 from nst_jax.vgg import init_variables
 from nst_jax.weights import load_weights
 
+pytestmark = pytest.mark.sampled
+
 SLIM = Path(__file__).resolve().parent.parent / "weights" / "vgg19-slim.safetensors"
 # A stride of 4 and a halo of 12.
 LOW = Config(
@@ -219,6 +221,7 @@ def test_large_styles_by_tiles(x64, networks, monkeypatch, padding):
     assert sizes == [16, 16] and difference(found, whole) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_circular_style_is_cropped_to_the_stride(x64, networks):
     """As though it had been given so, whatever the rows beyond are."""
     config = replace(LOW, padding="circular")
@@ -230,6 +233,7 @@ def test_a_circular_style_is_cropped_to_the_stride(x64, networks):
     assert difference(others, [expected, expected]) == 0
 
 
+@pytest.mark.slow
 def test_tiles_of_a_slim_network(x64, networks):
     """Of its products: their sums with the bias have a count of the window's own positions."""
     config = replace(LOW, content_layers=["relu2_2"], style_layers=["relu2_2"], padding="replicate")
@@ -253,6 +257,7 @@ def test_a_tile_as_large_as_the_picture_is_the_whole(x64, networks):
     assert program(40) == program(0) != program(16)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_batch_by_tiles(x64, networks):
     """Under ``vmap``, each with a content of its own, against the whole of each alone."""
     variables, keeps = networks["full"], as_float64(masks_of(45, 50, 2))
@@ -282,6 +287,7 @@ def test_pictures_of_a_batch_by_tiles(x64, networks):
     assert difference(found, jax.tree.map(lambda *x: jnp.stack(x), *expected)) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_run_that_sees_luminance_only(x64, networks):
     """Through ``make_problem``; a step of 1 down the gradient shows it."""
     content, style, image = as_float64([smooth_picture(61, 58, seed=i) for i in (1, 2, 3)])
@@ -313,6 +319,7 @@ def test_a_halo_one_stride_too_small_is_found(x64, networks, monkeypatch):
     "devices, size, count",
     [((4,), (34, 75), 10), ((3, 1), (34, 20), 2)],
 )
+@pytest.mark.slow
 def test_tiles_divided_among_devices(x64, networks, devices, size, count):
     """Also where they do not come out even, with fewer than devices, and on any mesh."""
     flat = make_mesh(jax.devices()[: np.prod(devices)])
@@ -346,6 +353,7 @@ def temporary_bytes(config, variables, side):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_tile(optimised):
     """Four times as large a picture takes less than its own size more, and the whole all again."""
     variables = jax.eval_shape(

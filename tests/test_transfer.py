@@ -120,6 +120,7 @@ def test_the_host_fetches_numbers_only(variables, content, style, monkeypatch):
     assert fetched and max(fetched) <= loop.CHUNK_SIZE
 
 
+@pytest.mark.slow
 def test_weights_and_steps_do_not_recompile(variables, content, style, monkeypatch):
     """One trace serves chunks of any length, other weights, learning rates and pictures."""
     monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # a step a chunk
