@@ -50,7 +50,10 @@ def expect(condition: Any, words: str) -> None:
         raise Unexpected(words)
 
 
-def _stylize(*words: str, steps: int = 60) -> list[str]:
+STEPS = 60  # of the commands, unless they say so; with a checkpoint before the first and at each
+
+
+def _stylize(*words: str, steps: int = STEPS) -> list[str]:
     layers = ["--content-layers", "relu2_2", "--style-layers", "relu1_1", "relu2_1"]
     return [
         *("stylize", "content.png", "--style", "style.png", "-o", "out.png", "--size", "48"),
