@@ -98,6 +98,23 @@ def test_a_lost_exception_does_not_keep_it(number):
     assert b"Exception ignored" in err and err.endswith(b"nst-jax: interrupted\n")
 
 
+def interrupted(*words, **environment):
+    """Exit code, output and errors of a Python that gets SIGINT once it has said "ready"."""
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | environment,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
 def test_amid_an_import(tmp_path):
     """An exception there makes some extensions crash."""
     (tmp_path / "slow.py").write_text(
@@ -105,32 +122,11 @@ def test_amid_an_import(tmp_path):
         "except BaseException:\n    print('raised', flush=True)\n"
     )
     script = "from nst_jax.interrupt import end_on_signals\nwith end_on_signals():\n    import slow"
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{script}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert (process.returncode, out, err) == (130, b"", b"nst-jax: interrupted\n")
+    code = f"import sys; sys.path.append({str(tmp_path)!r})\n{script}"
+    assert interrupted("-c", code) == (130, b"", b"nst-jax: interrupted\n")
 
 
 def test_amid_the_command_s_own_imports(tmp_path):
     (tmp_path / "tyro.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(600)\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nst_jax", "version"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )
-    try:
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert (process.returncode, out, err) == (-signal.SIGINT, b"", b"")
+    found = interrupted("-m", "nst_jax", "version", PYTHONPATH=str(tmp_path))
+    assert found == (-signal.SIGINT, b"", b"")
