@@ -63,7 +63,7 @@ def _main(arguments: list[str] | None) -> int:
     try:
         with lasting_output() as errors:
             options = parse(arguments)
-            code = execute(options)
+            code = run_command(options)
         printed = isinstance(getattr(options, "action", options), PRINTED)
         return 2 if errors and printed else code
     except InputError as error:
@@ -78,7 +78,7 @@ def _main(arguments: list[str] | None) -> int:
         return exit_code(interruption)
 
 
-def execute(options: Any) -> int:
+def run_command(options: Any) -> int:
     """Run the command of these options; the return value is its exit code.
 
     Raises:

@@ -15,12 +15,12 @@ from PIL import Image
 from nst_jax.color_profiles import to_srgb
 from nst_jax.errors import InputError
 from nst_jax.picture_files import named, opened
-from nst_jax.picture_output import check_output, check_sides, save_image, to_uint8
+from nst_jax.picture_output import check_output, check_output_sides, save_image, to_uint8
 
 __all__ = [
     "Picture",
     "check_output",
-    "check_sides",
+    "check_output_sides",
     "limit_pixels",
     "load_image",
     "load_numbers",

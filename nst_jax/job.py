@@ -8,7 +8,7 @@ import jax
 
 from nst_jax.checkpoint_folder import held
 from nst_jax.compilation_cache import use_compilation_cache
-from nst_jax.images import check_output, check_sides
+from nst_jax.images import check_output, check_output_sides
 from nst_jax.inputs import check_pictures
 from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_checkpoint import Standing, job_saver
@@ -54,9 +54,9 @@ def execute(
       InputError: before anything is written; for outputs that cannot be written, at the end.
     """
     check_output(job.output, alpha=job.alpha is not None, **asdict(job.picture))
-    check_sides(job.output, job.content.shape)
+    check_output_sides(job.output, job.content.shape)
     if watch.animation is not None:
-        check_sides(watch.animation, job.content.shape)
+        check_output_sides(watch.animation, job.content.shape)
     check_pictures(job.content, job.styles, config=job.config, init=job.init)
     if weights is None:
         weights = obtain_weights(run.weights, model=run.model)

@@ -85,7 +85,7 @@ def check_output(
         )
 
 
-def check_sides(path: str | Path, shape: Sequence[int]) -> None:
+def check_output_sides(path: str | Path, shape: Sequence[int]) -> None:
     """Check that the format of a name, which may be an animation's, can hold so many pixels.
 
     Args:
@@ -130,11 +130,11 @@ def save_image(
       quality: 1 to 100, for JPEG (by default 95) and WebP (by default lossless).
 
     Raises:
-      InputError: for what ``check_output`` and ``check_sides`` refuse.
+      InputError: for what ``check_output`` and ``check_output_sides`` refuse.
     """
     path = Path(path)
     check_output(path, alpha=alpha is not None, bit_depth=bit_depth, quality=quality)
-    check_sides(path, np.shape(image))
+    check_output_sides(path, np.shape(image))
     to_integers = to_uint8 if bit_depth == 8 else to_uint16
     pixels = to_integers(image)
     if alpha is not None:

@@ -15,7 +15,7 @@ from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.config import INITS
 from nst_jax.contact_sheet import contact_sheet, sheet_shape
 from nst_jax.errors import InputError
-from nst_jax.images import check_sides, load_image, save_image
+from nst_jax.images import check_output_sides, load_image, save_image
 from nst_jax.inputs import check_pictures
 from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_inputs import (
@@ -82,7 +82,7 @@ def sweep(options: Sweep) -> int:
     check_outputs(options.output, run, WatchOptions(), inputs=inputs)
     content = load_image(options.content, size=options.size)
     whole = sheet_shape(content.shape, labels=make_labels(items), columns=sheet_columns(items))
-    check_sides(options.output, whole)
+    check_output_sides(options.output, whole)
     read = load_style_inputs(
         options.regions,
         options.styles,

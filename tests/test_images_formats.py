@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, features
 from test_images import STORED, chunk, orientation
 
 from nst_jax.errors import InputError
-from nst_jax.images import check_sides, load_picture, picture_shape, save_image
+from nst_jax.images import check_output_sides, load_picture, picture_shape, save_image
 from nst_jax.picture_encoding import read_texts
 
 RNG = np.random.default_rng(3)
@@ -592,14 +592,14 @@ class TestOutputs:
 
     @pytest.mark.parametrize("name, most", [("a.webp", 16383), ("a.JPG", 65500), ("a.gif", 65535)])
     def test_sides_that_a_format_cannot_have(self, tmp_path, name, most):
-        check_sides(tmp_path / name, (1, most))
+        check_output_sides(tmp_path / name, (1, most))
         if name != "a.gif":
             save_image(tmp_path / name, np.zeros((1, most, 3)))
             with pytest.raises(InputError, match=f"has at most {most}: name {name} .png or"):
                 save_image(tmp_path / name, np.zeros((most + 1, 1, 3)))
         with pytest.raises(InputError, match=f"would be 1x{most + 1} px, .* has at most {most}: "):
-            check_sides(tmp_path / name, (most + 1, 1))
-        check_sides("a.png", (10**6, 1))
+            check_output_sides(tmp_path / name, (most + 1, 1))
+        check_output_sides("a.png", (10**6, 1))
 
     def test_jpeg_has_no_chroma_subsampling(self, tmp_path):
         save_image(tmp_path / "a.jpg", EVERY, quality=50)
