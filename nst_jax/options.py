@@ -29,8 +29,8 @@ class RunOptions:
       overwrite: Replace existing output files; in a batch, those of other pictures or settings.
       deterministic: Let GPUs, too, give the same bits each time, at some cost of speed; CPUs always
         do on the same number of threads.
-      threads: How many CPU threads to compute on, on which the last bits depend; by default as many
-        as the process has CPUs for, by its affinity mask and CPU quota. On Linux.
+      threads: How many CPU threads to compute on, on which the result's bits depend; by default as
+        many as the process has CPUs for, by its affinity mask and CPU quota. On Linux.
       max_megapixels: Largest picture file to read, in millions of pixels; a guard against files
         made to fill the memory.
       config: Settings of the optimisation.
@@ -235,7 +235,7 @@ class Resume:
       folder: The folder that --checkpoint has named.
       weights: The network's file, where it is not at its place any more.
       threads: How many CPU threads to compute on; by default the number that the run was told, or
-        as many as the process has CPUs for. On another number than before the last bits differ.
+        as many as the process has CPUs for. On another number than before the bits differ.
     """
 
     folder: Positional[Path]

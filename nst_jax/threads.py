@@ -1,6 +1,6 @@
 """On how many threads CPUs compute, to be set before JAX starts. Standard library only.
 
-The number decides about the last bits of a result: XLA divides sums among its threads.
+The number decides about the bits of a result: XLA divides sums among its threads.
 """
 
 import math
