@@ -625,8 +625,10 @@ class TestBatch:
             np.testing.assert_array_equal(pixels(f"out/{name}"), picture)
         # All that was begun is there.
         (Path("out") / list(expected)[-1]).unlink()
+        changed(lambda r: r["device"].update(threads=7))
         code, _, err = run(["resume", "kept"])
         assert code == 0 and "others now" not in err and len(self.outputs()) == 5
+        assert "nst-jax: the run was on 7 threads before and is on " in err
 
     def test_with_less_memory_now(self, run, kill, monkeypatch):
         """The way of the start is kept, or L-BFGS would remember another number of pairs."""
