@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import linalg
@@ -13,6 +14,7 @@ from scipy import linalg
 from nst_jax.gaussians import FALLBACK, LITTLE, STAGES, STARTS, wasserstein_loss
 from nst_jax.images import load_image
 from nst_jax.lift import compact, dense
+from nst_jax.losses import gram_sum
 from nst_jax.presets import get_preset
 from nst_jax.problem import make_problem, start
 from nst_jax.solver import run
@@ -78,6 +80,7 @@ def test_loss_and_gradient_of_real_features_are_scipys(network, precision, bound
     variables = load_weights(slim if network == "slim" else os.environ["NST_JAX_WEIGHTS"]).variables
     taps_of = jax.jit(partial(network_features, layers=LAYERS))
     ours = jax.jit(jax.value_and_grad(partial(wasserstein_loss, eps=EPS), argnums=(0, 1)))
+    moments_of = jax.jit(lambda x: (jnp.mean(x, 0), gram_sum(x[None]) / len(x)))
     features = []
     for image in pictures:
         taps = {name: dense(compact(tap)) for name, tap in taps_of(variables, image).items()}
@@ -87,7 +90,7 @@ def test_loss_and_gradient_of_real_features_are_scipys(network, precision, bound
     for layer in LAYERS:
         for own, style in ((0, 5), (1, 5), (2, 5), (3, 5), (4, 5), (5, 4), (0, 2), (1, 2)):
             x = features[own][layer]
-            given = [(f.mean(0), f.T @ f / len(f)) for f in (x, features[style][layer])]
+            given = [moments_of(f) for f in (x, features[style][layer])]
             value, (by_mean, by_gram) = ours(*given[0], *given[1])
             exact = [tuple(np.float64(part) for part in pair) for pair in given]
             x, (by_mean, by_gram) = np.float64(x), (np.float64(g) for g in (by_mean, by_gram))
@@ -95,8 +98,12 @@ def test_loss_and_gradient_of_real_features_are_scipys(network, precision, bound
             expected, gradient = scipys_loss(exact, x, little=little)
             found = x.shape[1] * (by_mean + x @ (by_gram + by_gram.T)) / len(x)
             what = f"{layer} of picture {own} and style {style}"
-            assert abs(x.shape[1] * float(value) / expected - 1) < bound, what
-            assert linalg.norm(found - gradient) < bound * linalg.norm(gradient), what
+            # Where covariances are singular, as of flat pictures and of fewer positions than
+            # channels, the least eigenvalues are rounding, or 1e-4 in double precision.
+            singular = 4 in (own, style) or len(x) < x.shape[1]
+            limit = 10 * bound if singular else bound
+            assert abs(x.shape[1] * float(value) / expected - 1) < limit, what
+            assert linalg.norm(found - gradient) < limit * linalg.norm(gradient), what
 
 
 @pytest.mark.parametrize("network", ["full", "slim"])
