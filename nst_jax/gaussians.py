@@ -165,7 +165,7 @@ _spread.defvjp(_spread_forward, _spread_backward)
 def transport_maps(
     first: Array, second: Array, floors: Array, more: Array
 ) -> tuple[Array, Array, Array]:
-    """T = S^-1 # S' with T S T = S', T^-1, and what was added to the diagonals, ``[2]``.
+    """T with T S T = S', its inverse, and what was added to the diagonals.
 
     The sign of the matrix [[0, S], [S', 0]] is [[0, T^-1], [T, 0]] (Higham 2008, "Functions of
     Matrices", theorem 5.2). It is the limit of x -> x h(x^2) for polynomials h that take [l, 1]
@@ -184,6 +184,9 @@ def transport_maps(
       first, second: S and S', symmetric, ``[C, C]``.
       floors: what their least eigenvalues are at least, up to rounding, ``[2]``.
       more: what to add to their diagonals where they are not positive definite, ``[2]``.
+
+    Returns:
+      ``[C, C]``, ``[C, C]`` and ``[2]``.
     """
     return _maps_forward(first, second, floors, more)[0]
 
@@ -191,19 +194,21 @@ def transport_maps(
 def _maps_forward(first: Array, second: Array, floors: Array, more: Array):
     identity = jnp.eye(first.shape[-1], dtype=first.dtype)
 
-    def attempt(number: Array | int) -> tuple[Array, Array, Array, Array]:
-        added = more * jnp.stack([jnp.asarray(number) % 2, jnp.asarray(number) // 2])
+    def attempt(number: Array) -> tuple[Array, Array, Array, Array]:
+        added = more * jnp.stack([number % 2, number // 2]).astype(more.dtype)
         pair = first + added[0] * identity, second + added[1] * identity
         return *_iterate(*pair, floors + added), added
 
     def failed(carry: tuple[Array, tuple[Array, ...]]) -> Array:
         number, (_, _, distance, _) = carry
-        return ~(distance < 1) & (number < 3)
+        return ~(distance < 1) & (number < 4)
 
     def again(carry: tuple[Array, tuple[Array, ...]]) -> tuple[Array, tuple[Array, ...]]:
-        return carry[0] + 1, attempt(carry[0] + 1)
+        return carry[0] + 1, attempt(carry[0])
 
-    _, (back, there, _, added) = jax.lax.while_loop(failed, again, (0, attempt(0)))
+    unknown = jnp.full((), jnp.inf, first.dtype)
+    nothing = jnp.zeros((), jnp.int32), (first, second, unknown, jnp.zeros_like(more))
+    _, (back, there, _, added) = jax.lax.while_loop(failed, again, nothing)
     return (there, back, added), (first, second, floors, added)
 
 
@@ -230,11 +235,13 @@ def _iterate(
     """T^-1, T and |I - P| of the last P, see ``transport_maps``."""
     dtype = first.dtype
     identity = jnp.eye(first.shape[-1], dtype=dtype)
-    crossed = _matmul(first, second)
+    sizes = jnp.stack([jnp.trace(first), jnp.trace(second)])
+    x, y = first / sizes[0], second / sizes[1]
+    p = _matmul(x, y)
     # |x|^4 <= tr P^2, so that all eigenvalues of the scaled matrix are in [l, 1].
-    top = jnp.sqrt(jnp.sqrt(jnp.sum(crossed * crossed.T))) * (1 + 1e-3)
-    ratio = jnp.sqrt(jnp.trace(first) / jnp.trace(second))
-    least = jnp.sqrt(floors[0] * floors[1]) / top
+    top = jnp.sqrt(jnp.sqrt(jnp.sum(p * p.T))) * (1 + 1e-3)
+    least = jnp.prod(jnp.sqrt(floors / sizes)) / top
+    ratio = jnp.sqrt(sizes[0] / sizes[1])
     stages, starts = jnp.asarray(STAGES, dtype), jnp.asarray(STARTS, dtype)
     enough = float(jnp.finfo(dtype).eps / 35) ** (1 / 4)  # of which the last step leaves eps / 8
 
@@ -250,13 +257,14 @@ def _iterate(
         return x, y, p, low
 
     def unfinished(carry: Any) -> Array:
-        return carry[-1] < 1 - enough
+        return (0 < carry[-1]) & (carry[-1] < 1 - enough)
 
-    carry = first / (top * ratio), second * (ratio / top), crossed / top**2, least
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        return jax.lax.cond(unfinished(carry), take, lambda x: x, carry), None
+
+    carry = x / top, y / top, p / top**2, least
     if fixed:
-        steps = STEPS[dtype.name]
-        step = lambda carry, _: (jax.lax.cond(unfinished(carry), take, lambda x: x, carry), None)  # noqa: E731
-        carry, _ = jax.lax.scan(step, carry, length=steps)
+        carry, _ = jax.lax.scan(step, carry, length=STEPS[dtype.name])
     else:
         carry = jax.lax.while_loop(unfinished, take, carry)
     x, y, p, _ = carry

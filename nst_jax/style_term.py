@@ -273,9 +273,9 @@ def moment_loss(loss: str, found: Moments, target: Moments, *, config: LossConfi
         squares = [jnp.diagonal(m.gram) if m.squares is None else m.squares for m in (x, y)]
         return mean_std_loss(x.mean, squares[0], y.mean, squares[1])
     if loss == "wasserstein":
-        found, wanted = (x.compact_mean, x.compact_gram), (y.compact_mean, y.compact_gram)
+        given = (x.compact_mean, x.compact_gram, y.compact_mean, y.compact_gram)
         channels = x.mean.shape[-1]
-        return wasserstein_loss(*found, *wanted, eps=config.covariance_eps, channels=channels)
+        return wasserstein_loss(*given, eps=config.covariance_eps, channels=channels)
     raise ValueError(f"loss is {loss!r}: expected gram, covariance, mean-std or wasserstein")
 
 
