@@ -31,10 +31,10 @@ def test_each_stage_leads_to_the_next():
     """Where x may be as large as rounding makes it, and from any least value on."""
     following = STARTS[1:]
     for (a, b, c), begin, end in zip(STAGES[:-1], STARTS, following, strict=False):
-        x = np.linspace(max(begin, 0.01566), 1.01, 100_001)
+        x = np.linspace(max(begin, 0.01112), 1.01, 100_001)
         found = x * (a + b * x**2 + c * x**4)
         assert end < found.min() and found.max() < 1 + 1e-6
-        x = np.linspace(0, 0.01566, 1001)[1:]
+        x = np.linspace(0, 0.01112, 1001)[1:]
         assert (x * (a + b * x**2 + c * x**4) > 2 * x).all()  # smaller ones come along
     x = np.linspace(STARTS[-2], 1, 1001)
     found = x * np.polyval(STAGES[-1][::-1], x**2)
