@@ -99,9 +99,10 @@ def test_loss_and_gradient_of_real_features_are_scipys(network, precision, bound
             found = x.shape[1] * (by_mean + x @ (by_gram + by_gram.T)) / len(x)
             what = f"{layer} of picture {own} and style {style}"
             # Where covariances are singular, as of flat pictures and of fewer positions than
-            # channels, the least eigenvalues are rounding, or 1e-4 in double precision.
+            # channels, the least eigenvalues are rounding, or 1e-4 in double precision, where
+            # SciPy's answers by Cholesky's factors and by roots are 1e-8 apart, too.
             singular = 4 in (own, style) or len(x) < x.shape[1]
-            limit = 10 * bound if singular else bound
+            limit = (10 if precision == "float32" else 100) * bound if singular else bound
             assert abs(x.shape[1] * float(value) / expected - 1) < limit, what
             assert linalg.norm(found - gradient) < limit * linalg.norm(gradient), what
 
