@@ -108,6 +108,7 @@ def devices_mesh(count):
 class TestApart:
     """On CPUs each goes through the program of ``stylize``: not a bit differs."""
 
+    @pytest.mark.optimized
     @each_config
     @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
     def test_each_is_the_run_alone(self, variables, config, case):
@@ -620,6 +621,7 @@ class TestPrograms:
         assert compiled() == (1 if together else 2)
         assert compiled() == 0
 
+    @pytest.mark.optimized
     @pytest.mark.parametrize("devices", [1, 2])
     def test_a_filled_batch_has_the_program_of_a_full_one(self, variables, monkeypatch, devices):
         """``distinct`` gives one whose lanes share a field the program of others."""
@@ -781,6 +783,7 @@ def test_how_a_size_is_computed_is_found_out_once(variables, monkeypatch):
 
 @pytest.mark.weights
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_the_real_network(vgg19_weights, images_folder):
     from nst_jax.images import load_image
 

@@ -826,12 +826,12 @@ class TestProcess:
             tiny_weights_file, steps=steps, save_every=10, style_layers=style_layers
         )
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not (desk / "out_00030.png").exists() and process.poll() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=120)
         finally:
             process.kill()
         assert (process.returncode, out) == (130, "out.png\n")
@@ -846,7 +846,7 @@ class TestProcess:
         """As of ``2>&1 | tee log``, where Ctrl-C ends tee, too."""
         process = self.start(tiny_weights_file, steps=5000, save_every=10, style_layers="relu1_1")
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not (desk / "out_00010.png").exists() and process.poll() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -854,7 +854,7 @@ class TestProcess:
             process.send_signal(signal.SIGINT)
             out = process.stdout.read()
             process.stdout.close()
-            process.wait(timeout=60)
+            process.wait(timeout=120)
         finally:
             process.kill()
         assert (process.returncode, out) == (130, "out.png\n")
@@ -862,7 +862,7 @@ class TestProcess:
 
     def test_bad_input(self, desk):
         process = self.start("nowhere.h5")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
         assert (process.returncode, out) == (2, "")
         assert len(err.splitlines()) == 1 and err.startswith("nst-jax: error: the weights nowhere")
         assert set(listing(desk)) == {"content.png", "style.png"}

@@ -104,6 +104,7 @@ class TestEstimate:
         pictures = 204 if not config else 4  # the image, the best, and the optimiser's
         assert figures["picture and optimiser"] == pytest.approx(pictures * pixel_bytes, rel=0.06)
 
+    @pytest.mark.optimized
     def test_it_tells_what_a_run_finds(self, estimate, run):
         options = {"size": 96, **PLAIN, "steps": 1}
         figures, _ = gib(estimate(**options).out)
@@ -115,6 +116,7 @@ class TestEstimate:
             assert figures[name] == pytest.approx(found[recorded] / GIB, rel=0.06)
 
     @pytest.mark.slow
+    @pytest.mark.optimized
     def test_a_smaller_memory(self, estimate, monkeypatch):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
         monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)  # this process is large
@@ -143,6 +145,7 @@ class TestEstimate:
         check_refused(desk, "0 GiB are free", lambda: estimate(memory=0.4))
 
     @pytest.mark.slow
+    @pytest.mark.optimized
     def test_what_does_not_fit(self, estimate, desk, monkeypatch):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
         monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from scipy import ndimage
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax.content_losses import (
     GRID,

@@ -1,6 +1,5 @@
-"""The short form of ``scripts/faults.py``: processes are killed and asked to stop, and go on."""
+"""The short form of ``scripts/faults.py``: a process is killed and goes on."""
 
-import random
 import signal
 from collections import Counter
 
@@ -9,7 +8,15 @@ import faults_computing
 import faults_disks
 import faults_ends
 import pytest
-from faults_runs import COMMANDS, Unexpected, check_same, check_visible, draw_inputs, results
+from faults_runs import (
+    COMMANDS,
+    Unexpected,
+    check_same,
+    check_visible,
+    draw_inputs,
+    results,
+    start,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,21 +32,21 @@ def reference(shop, name):
     return shop.references[name]
 
 
-def test_killed_and_stopped(shop, tmp_path):
-    name, met = "Adam", []
-    given = reference(shop, name)
-    for number in range(12):
-        rng = random.Random(number)
-        met += faults_ends.kill(name, tmp_path / f"{number}", given, rng, cache=shop.cache)[:-1]
-        if len(met) >= 3:
-            break
-    assert len(met) >= 3
-    rng = random.Random(0)
-    options = dict(cache=shop.cache, number=signal.SIGINT)
-    faults_ends.stop(name, tmp_path / "stopped", given, rng, **options)
-
-
 @pytest.mark.slow
+def test_killed_once(shop, tmp_path):
+    """At a checkpoint, or later: what comes of it is the same."""
+    given = reference(shop, "Adam")
+    draw_inputs(tmp_path)
+    started = start(COMMANDS["Adam"], tmp_path, cache=shop.cache)
+    faults_ends.reach_checkpoint(started, 2)
+    started.process.kill()
+    started.process.wait()
+    check_visible(tmp_path)
+    words = COMMANDS["Adam"]
+    assert faults_ends.complete(words, tmp_path, given, cache=shop.cache) == "resumed"
+
+
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", ["L-BFGS", "batch"])
 def test_killed(shop, name):
     task = next(
@@ -51,7 +58,7 @@ def test_killed(shop, name):
     assert not row.wrong and row.faults >= 3
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_stopped(shop):
     name = "L-BFGS"
     reference(shop, name)
@@ -66,13 +73,17 @@ def test_stopped(shop):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault", ["NaN in the gradient once, Adam", "NaN in the loss from a step on"]
+    "fault",
+    [
+        "NaN in the gradient once, Adam",
+        pytest.param("NaN in the loss from a step on", marks=pytest.mark.campaign),
+    ],
 )
 def test_computing(shop, tmp_path, fault):
     assert faults_computing.TRIALS[fault](tmp_path / "run", cache=shop.cache)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_small_disks(shop, tmp_path):
     if not faults_disks.can_mount(tmp_path):
         pytest.skip("this user may not mount a disk")

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import smooth_picture
-from test_guides import quick_compilation  # noqa: F401
 from test_tiling import as_float64, masks_of
 
 from nst_jax import style_term

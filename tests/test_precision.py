@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 from jax.lax import Precision
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax.config import Config
 from nst_jax.convolution import prepare_kernels

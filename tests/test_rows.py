@@ -35,7 +35,7 @@ from nst_jax.vgg import init_variables
 from nst_jax.weights import load_weights
 from nst_jax.winograd import winograd_conv
 
-pytestmark = pytest.mark.sampled
+pytestmark = [pytest.mark.sampled, pytest.mark.optimized]
 
 SLIM = Path(__file__).resolve().parent.parent / "weights" / "vgg19-slim.safetensors"
 DEEP = Config(optimizer="adam", convolution="direct")

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax.variation import total_variation
 
