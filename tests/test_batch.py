@@ -117,6 +117,7 @@ class TestApart:
         found = stylize_batch(variables, **case, config=config)
         assert_same(found, singles(variables, case, configs=config))
 
+    @pytest.mark.optimized
     @pytest.mark.parametrize("case, devices", [("all", 2), ("grid", 2), ("pairs", 4)])
     def test_on_several_devices(self, variables, case, devices):
         found = stylize_batch(variables, **CASES[case], config=ADAM, mesh=devices_mesh(devices))

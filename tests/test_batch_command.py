@@ -510,7 +510,7 @@ class TestRestart:
             pytest.param(("before a batch", 3), None, 0, marks=pytest.mark.slow),
             pytest.param(("before a picture", 2), NAMES[:1], 0, marks=pytest.mark.slow),
             pytest.param(("before a record", 1), NAMES[:1], 0, marks=pytest.mark.slow),
-            (("within a picture", 2), NAMES[:1], 0),
+            pytest.param(("within a picture", 2), NAMES[:1], 0, marks=pytest.mark.optimized),
             pytest.param(("within a picture", 4), NAMES, 1, marks=pytest.mark.slow),  # manifest
             (("in a line", 2), NAMES[:2], 0),
         ],

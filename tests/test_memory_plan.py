@@ -461,7 +461,7 @@ class TestFitsSurely:
 class TestRuns:
     """The result is the same to rounding but for L-BFGS's memory."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture(scope="module")
     @staticmethod
     def run(variables, content, style):
         @cache
@@ -471,6 +471,7 @@ class TestRuns:
 
         return run
 
+    @pytest.mark.optimized
     def test_as_many_pairs_as_steps_change_nothing(self, run):
         found, expected = run(Choice(memory_size=5)), run(Choice())
         np.testing.assert_array_equal(found.history.loss, expected.history.loss)

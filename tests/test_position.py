@@ -61,7 +61,7 @@ def as_users_have_it(names, *chosen):
     return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
 
-@pytest.mark.parametrize("name", as_users_have_it(CONFIGS, "adam", "lbfgs"))
+@pytest.mark.parametrize("name", as_users_have_it(CONFIGS, "adam", "lbfgs", "scales"))
 def test_a_resumed_run_is_the_uninterrupted_one(variables, content, style, name):
     run = partial(stylize, variables, content, [style], config=CONFIGS[name])
     whole, found = positions(run)
