@@ -44,6 +44,8 @@ def pytest_collection_modifyitems(items):
         seen[name] += 1
         if "sampled" in item.keywords and seen[name] > 1:
             item.add_marker("slow")
+    # Last in each file, for programs are forgotten between the two ways of compiling.
+    items.sort(key=lambda item: (str(item.path), "optimized" in item.keywords))
     missing = pytest.mark.skip(reason="NST_JAX_WEIGHTS does not name VGG-19 weights")
     no_gpu = pytest.mark.skip(reason="no GPU")
     for item in items:

@@ -108,9 +108,14 @@ def devices_mesh(count):
 class TestApart:
     """On CPUs each goes through the program of ``stylize``: not a bit differs."""
 
-    @pytest.mark.optimized
     @each_config
-    @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+    @pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(CASES[name], id=name, marks=[pytest.mark.optimized] * (name == "all"))
+            for name in CASES
+        ],
+    )
     def test_each_is_the_run_alone(self, variables, config, case):
         if "blend" in case and config is not ADAM:
             return  # other programs for nothing new
@@ -783,7 +788,7 @@ def test_how_a_size_is_computed_is_found_out_once(variables, monkeypatch):
 
 
 @pytest.mark.weights
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.optimized
 def test_the_real_network(vgg19_weights, images_folder):
     from nst_jax.images import load_image

@@ -145,7 +145,6 @@ class TestEstimate:
         check_refused(desk, "0 GiB are free", lambda: estimate(memory=0.4))
 
     @pytest.mark.slow
-    @pytest.mark.optimized
     def test_what_does_not_fit(self, estimate, desk, monkeypatch):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
         monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)
