@@ -12,15 +12,22 @@ from nst_jax import interrupt
 
 # What blocks is a call of compiled code that releases the interpreter's lock, as XLA's do.
 SCRIPT = """
-import hashlib, os, sys
+import hashlib, os, sys, threading
 from pathlib import Path
 from nst_jax.files import atomic_write
 from nst_jax.interrupt import end_on_signals, exit_code, stop_on_signals
+begun = threading.Lock()
+begun.acquire()
+def tell():
+    with begun:
+        print("ready", flush=True)
+threading.Thread(target=tell, daemon=True).start()
 try:
     with end_on_signals(), stop_on_signals() as asked, atomic_write(Path("out.png")) as temporary:
         if sys.argv[1] == "running":
             asked()
-        print("ready", flush=True)
+        sys.setswitchinterval(1000)  # the thread goes on when compiled code lets it
+        begun.release()
         hashlib.pbkdf2_hmac("sha256", b"", b"", int(float(sys.argv[2])))
         print(asked(), flush=True)
 except KeyboardInterrupt as interruption:
