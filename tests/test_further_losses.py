@@ -259,13 +259,16 @@ def setting(modes, mixing):
 
 
 PAIRS = [*combinations(MODES, 2)]
-QUICK = {("mask", "tile"), ("styles", "vmap"), ("mask", "slim")}  # every mode once at least
+SOME = {  # every mode with two others
+    *(("mask", "tile"), ("styles", "tile"), ("styles", "vmap")),
+    *(("vmap", "slim"), ("mask", "slim")),
+}
 
 
 @pytest.mark.parametrize(
     "modes",
     [
-        pytest.param(pair, id="-".join(pair), marks=[] if pair in QUICK else pytest.mark.slow)
+        pytest.param(pair, id="-".join(pair), marks=[] if pair in SOME else pytest.mark.campaign)
         for pair in PAIRS
     ],
 )
