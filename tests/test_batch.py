@@ -513,9 +513,10 @@ CALM = replace(SPECTRAL, learning_rate=0.1)  # rounding is not magnified
 
 
 class TestDivergence:
-    @pytest.mark.parametrize("together", [False, True])
-    @pytest.mark.parametrize("devices", [1, 2])
-    @pytest.mark.parametrize("chunk_s", [0.0, 1.5])
+    @pytest.mark.parametrize(
+        "together, devices, chunk_s",
+        [(False, 1, 1.5), (False, 2, 0.0), (True, 1, 0.0), (True, 2, 1.5)],
+    )
     def test_each_ends_for_itself(self, variables, monkeypatch, together, devices, chunk_s):
         """Also where the host, or a device beside one with nothing left to do, goes on."""
         monkeypatch.setattr(loop, "CHUNK_SECONDS", chunk_s)

@@ -22,12 +22,13 @@ def objective(config, variables, content, styles):
     return lambda image: loss.head(loss.statistics(variables, image, targets), targets)[0]
 
 
-QUICK = ("neural-style", "course", "style-transfer-pytorch")
+# Of each kind of loss one.
+SOME = ("neural-style", "course", "style-transfer-pytorch", "wasserstein")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in PRESETS],
+    [pytest.param(name, marks=[] if name in SOME else pytest.mark.campaign) for name in PRESETS],
 )
 @pytest.mark.slow
 def test_objective_to_second_order(x64, variables, content, style, name):

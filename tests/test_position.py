@@ -57,7 +57,7 @@ def assert_same(first, second):
 
 def as_users_have_it(names, *chosen):
     """Cases of which the chosen ones are compiled as users' runs are."""
-    marks = {name: pytest.mark.optimized for name in chosen}
+    marks = dict.fromkeys(chosen, pytest.mark.optimized)
     return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
 

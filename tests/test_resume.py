@@ -490,7 +490,9 @@ class TestFaults:
         assert "the picture is kept as " in err.splitlines()[-1]
         assert list(tmp_path.glob("nst-jax-*/out.png"))
 
-    @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+    @pytest.mark.parametrize(
+        "optimizer", ["adam", pytest.param("lbfgs", marks=pytest.mark.campaign)]
+    )
     @pytest.mark.slow
     def test_out_of_memory_at_a_coarse_scale(self, run, wrapped, optimizer):
         """The scales before the last have their own way to take less."""
@@ -539,6 +541,9 @@ class TestFaults:
         np.testing.assert_array_equal(pixels("out.png"), expected)
 
 
+OTHERS = ("adam", "lbfgs-linesearch")
+
+
 class TestBatch:
     @pytest.fixture(autouse=True)
     def pictures(self, desk, monkeypatch):  # noqa: F811
@@ -564,7 +569,10 @@ class TestBatch:
     def outputs(self):
         return {path.name: path.read_bytes() for path in sorted(Path("out").glob("*.png"))}
 
-    @pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "lbfgs-linesearch"])
+    @pytest.mark.parametrize(
+        "optimizer",
+        ["lbfgs", *(pytest.param(name, marks=pytest.mark.campaign) for name in OTHERS)],
+    )
     @pytest.mark.slow
     def test_goes_on_amid_the_pictures(self, run, kill, optimizer):
         options = {} if optimizer == "adam" else dict(optimizer=optimizer, learning_rate=None)

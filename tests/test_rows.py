@@ -35,7 +35,7 @@ from nst_jax.vgg import init_variables
 from nst_jax.weights import load_weights
 from nst_jax.winograd import winograd_conv
 
-pytestmark = [pytest.mark.sampled, pytest.mark.optimized]
+pytestmark = pytest.mark.sampled
 
 SLIM = Path(__file__).resolve().parent.parent / "weights" / "vgg19-slim.safetensors"
 DEEP = Config(optimizer="adam", convolution="direct")
@@ -197,6 +197,7 @@ class TestCheck:
 
 class TestLossAndGradient:
     @pytest.mark.slow
+    @pytest.mark.optimized
     def test_of_the_whole_depth_and_its_collectives(self, variables, x64):
         error, found = compare(variables, DEEP)
         assert error < 1e-12
@@ -230,7 +231,13 @@ class TestLossAndGradient:
         ),
     }
 
-    @pytest.mark.parametrize("change, given", CASES.values(), ids=CASES)
+    @pytest.mark.parametrize(
+        "change, given",
+        [
+            pytest.param(*case, id=name, marks=[pytest.mark.optimized] * (name == "average"))
+            for name, case in CASES.items()
+        ],
+    )
     def test_of_every_setting(self, variables, x64, change, given):
         error, found = compare(variables, replace(SHALLOW, **change), **given)
         assert error < 1e-12
@@ -413,6 +420,7 @@ def run_bytes(config, devices, *, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_memory_of_each_device():
     config = Config(memory_size=10, content_layers=["relu3_1"], style_layers=["relu1_1", "relu3_1"])
     one, two, four = (run_bytes(config, devices, shape=(256, 192, 3)) for devices in (1, 2, 4))

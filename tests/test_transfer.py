@@ -274,7 +274,7 @@ def test_unfit_arguments_are_refused(variables, content, style, pictures, messag
     [
         ("neural-style", 100, 256, 2.45e6),
         pytest.param("neural-style", 100, 512, 1.75e6, marks=pytest.mark.campaign),
-        ("fast", 80, 256, 2.40e6),
+        pytest.param("fast", 80, 256, 2.40e6, marks=pytest.mark.campaign),
     ],
 )
 def test_the_peer_s_loss_is_reached(vgg19_weights, images_folder, preset, steps, size, bound):
