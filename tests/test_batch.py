@@ -208,6 +208,7 @@ class TestTogether:
     @pytest.mark.parametrize(
         "color, case", [("keep-yiq", "grid"), ("match-symmetric", "grid"), ("luminance", "all")]
     )
+    @pytest.mark.slow
     def test_colours_follow_each_content(self, variables, color, case):
         # Of white pixels side by side rounding decides the sign of a difference of luminances, and
         # Adam makes whole steps of it: not so of squares.
@@ -279,6 +280,7 @@ class TestSpread:
         found = stylize_batch(variables, **CASES["all"], **options)
         assert_close(found, singles(variables, CASES["all"], configs=config), rtol=1e-3)
 
+    @pytest.mark.slow
     def test_after_fifty_steps_of_lbfgs(self, x64, variables):
         """In float32 L-BFGS on this random network magnifies rounding to per cents by then."""
         case, config = wide_case(CASES["all"]), replace(LBFGS, steps=50)
@@ -363,6 +365,7 @@ class TestRows:
         assert shards == {(6 // parts, 3 * parts, 16, 6)}
         assert jax.tree.leaves(given["variables"])[0].is_fully_replicated
 
+    @pytest.mark.slow
     def test_it_is_compiled_once(self, variables, caplog):
         contents = CONTENTS[:, :, :30]  # a size of this test's own
 
@@ -630,6 +633,7 @@ class TestPrograms:
 
     @pytest.mark.optimized
     @pytest.mark.parametrize("devices", [1, 2])
+    @pytest.mark.slow
     def test_a_filled_batch_has_the_program_of_a_full_one(self, variables, monkeypatch, devices):
         """``distinct`` gives one whose lanes share a field the program of others."""
         expected = singles(variables, CASES["pairs"], configs=ADAM)

@@ -842,6 +842,7 @@ class TestProcess:
         assert pixels("out.png").shape == (24, 32, 3)
         assert not [name for name in os.listdir(desk) if name.startswith(".")]
 
+    @pytest.mark.slow
     def test_a_reader_of_errors_that_ends_does_not_end_the_run(self, desk, tiny_weights_file):
         """As of ``2>&1 | tee log``, where Ctrl-C ends tee, too."""
         process = self.start(tiny_weights_file, steps=5000, save_every=10, style_layers="relu1_1")

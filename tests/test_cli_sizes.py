@@ -138,6 +138,7 @@ class TestEstimate:
         code, out, _ = estimate(memory=0.03, **adam, **options)
         assert code == 0 and gib(out)[1][-1] == "computed as: the whole picture"
 
+    @pytest.mark.slow
     def test_the_program_takes_its_part(self, estimate, desk, monkeypatch):
         monkeypatch.setattr(estimate_command, "own_memory", lambda: GIB // 2)
         figures, _ = gib(estimate(memory=1).out)
@@ -192,6 +193,7 @@ class TestEstimate:
 
 
 class TestWays:
+    @pytest.mark.slow
     def test_tiles_give_the_same_picture(self, run):
         ways = {
             "off": ({"tile": "off"}, "the whole picture"),

@@ -301,6 +301,7 @@ def test_every_pair_has_numpy_s_values_and_the_gradients_of_the_plain_way(networ
         assert np.abs(gradients[name] - gradient).max() < bound, name
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_differences(x64, networks):
     """But for histograms, whose gradient is not that of the value."""
     smooth = replace(

@@ -124,6 +124,7 @@ def test_gradient_on_real_pictures_agrees_with_pytorch(vgg19_weights, images_fol
 
 @pytest.mark.weights
 @either_convolution
+@pytest.mark.slow
 def test_gradient_of_the_real_network_agrees_with_pytorch_in_float64(
     vgg19_weights, x64, convolution
 ):

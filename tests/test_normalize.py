@@ -313,6 +313,7 @@ class TestCommand:
 
 
 @pytest.mark.weights
+@pytest.mark.slow
 def test_real_weights(vgg19_weights, images_folder):
     names = ("content/tubingen.jpg", "style/starry_night.jpg")
     shown = [load_image(images_folder / name, size=128) for name in names]

@@ -86,6 +86,7 @@ def test_the_way_is_that_of_the_start(variables, content, style):
 
 
 @pytest.mark.parametrize("rows", [True, False], ids=["rows", "tiles"])
+@pytest.mark.slow
 def test_on_several_devices(variables, style, rows):
     from conftest import smooth_picture
 

@@ -198,6 +198,7 @@ def test_tf32_is_for_gpus(variables, content, style, monkeypatch):
 
 @pytest.mark.weights
 @pytest.mark.parametrize("name", ["full", "slim"])
+@pytest.mark.slow
 def test_bfloat16_of_the_real_networks(vgg19_weights, images_folder, name):
     """Near the content picture, from where runs start, and in its middle."""
     jax.config.update("jax_disable_most_optimizations", False)

@@ -270,6 +270,7 @@ def test_other_devices_are_told(run):
 
 
 @pytest.mark.parametrize("spread", ["rows", "tiles"])
+@pytest.mark.slow
 def test_on_several_devices(run, kill, spread):
     save_image("content.png", smooth_picture(32, 48, seed=1))
     options = dict(size=48, steps=4, spread=spread, convolution="direct", style_layers="relu1_1")

@@ -178,6 +178,7 @@ class TestCheck:
             with pytest.raises(InputError, match="rows_mesh"):
                 check_rows(64, 64, mesh=mesh, config=DEEP)
 
+    @pytest.mark.slow
     def test_why_heights_are_refused(self, variables, x64):
         """Numbers are right for any height, but features are gathered."""
         config = replace(SHALLOW, content_layers=["relu1_1"])
@@ -234,7 +235,7 @@ class TestLossAndGradient:
     @pytest.mark.parametrize(
         "change, given",
         [
-            pytest.param(*case, id=name, marks=[pytest.mark.optimized] * (name == "average"))
+            pytest.param(*case, id=name, marks=[pytest.mark.optimized] * (name == "circular"))
             for name, case in CASES.items()
         ],
     )

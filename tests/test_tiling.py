@@ -366,6 +366,7 @@ def test_memory_is_that_of_a_tile():
 @pytest.mark.weights
 @pytest.mark.optimized
 @pytest.mark.parametrize("network", ["full", "slim"])
+@pytest.mark.slow
 def test_tiles_of_real_pictures(vgg19_weights, images_folder, network):
     """With the real networks in float32."""
     config = replace(Config(), convolution="direct")
