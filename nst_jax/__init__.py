@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nst_jax.optimizers import make_optimizer
     from nst_jax.presets import PRESETS, get_preset
     from nst_jax.solver import make_solver, run
+    from nst_jax.threads import set_threads
     from nst_jax.transfer import stylize
     from nst_jax.types import Loss
     from nst_jax.variation import total_variation
@@ -41,6 +42,7 @@ _HOMES = {
     "get_preset": "presets",
     "make_solver": "solver",
     "run": "solver",
+    "set_threads": "threads",
     "stylize": "transfer",
     "stylize_batch": "batch",
     "Loss": "types",
@@ -73,6 +75,7 @@ __all__ = [
     "run",
     "save_image",
     "save_weights",
+    "set_threads",
     "style_loss",
     "stylize",
     "stylize_batch",

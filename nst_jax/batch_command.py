@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from nst_jax.batch_options import Batch, ProcessOptions
 from nst_jax.batch_records import BatchJob, job_fingerprint, leave_out, writing
 from nst_jax.checkpoint import Saved
 from nst_jax.checkpoint_folder import held
-from nst_jax.checkpoint_records import check_weights
+from nst_jax.checkpoint_records import check_weights, tell_of_threads, with_threads
 from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.devices import make_deterministic, use_cpu_devices
 from nst_jax.distributed import Membership, join
@@ -74,6 +75,8 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
     check_output_folder(folder)
     me = find_place(options.processes)
     use_cpu_devices()
+    if resumed is not None:
+        tell_of_threads(resumed[0])
 
     scaled = style_size(options.size, options.styles)
     style = lru_cache(KEPT_STYLES)(lambda place: load_style(style_files[place], size=scaled))
@@ -130,9 +133,10 @@ def batch(options: Batch, *, resumed: tuple[Saved, Composition] | None = None) -
                 folder.rmdir()  # where nothing was written, such as with too little memory
 
 
-def resume_batch(saved: Saved, folder: Path, *, weights: Path | None) -> int:
+def resume_batch(saved: Saved, folder: Path, *, weights: Path | None, threads: int | None) -> int:
     """Go on with a batch from a checkpoint; see ``options.Resume`` and ``batch``."""
     options, composition = restore_batch(saved, folder, weights=weights)
+    options = replace(options, run=with_threads(options.run, threads))
     saved.arrays.clear()  # the state is not to be there twice
     limit_pixels(options.run.max_megapixels)
     if options.run.deterministic:

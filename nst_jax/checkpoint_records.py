@@ -3,8 +3,10 @@
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from nst_jax.checkpoint_checks import check_position
 from nst_jax.choices import Choice
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.options import RunOptions
 from nst_jax.packing import as_tuples, pack, unpack
 from nst_jax.position import Position
 from nst_jax.scales import EndedScale
 from nst_jax.standard_streams import STANDARD
+from nst_jax.threads import can_set_threads, set_threads
 from nst_jax.weights import Weights
 
 EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
@@ -93,11 +97,48 @@ def check_devices(saved: checkpoint.Saved, *, divided: bool) -> None:
     now = f"{here['count']} x {here['kind']}"
     if divided and there["count"] != here["count"]:
         raise InputError(f"the run began on {before}, here are {now}: go on with as many")
-    if there != here:
+    if before != now:
         print(
             f"nst-jax: the run began on {before}, here are {now}: the result may differ a little",
             file=sys.stderr,
         )
+
+
+def with_threads(run: RunOptions, threads: int | None) -> RunOptions:
+    """Options of a run that goes on; sets the number of threads that they have.
+
+    Args:
+      run: the options that were saved.
+      threads: how many are asked for now, or None for as many as were asked for then.
+
+    Raises:
+      InputError: as ``threads.set_threads``.
+    """
+    if threads is None and can_set_threads():
+        threads = run.threads
+    if threads is not None:
+        set_threads(threads=threads)
+    return replace(run, threads=threads)
+
+
+def other_threads(saved: checkpoint.Saved) -> str | None:
+    """A line where CPUs compute on another number of threads than a checkpoint names, else None."""
+    with foreign_is_input_error(saved):
+        there = saved.record.get("device", {}).get("threads")  # none in those of earlier programs
+        check_type(there, int | None, name="threads")
+    here = report.device().get("threads")
+    if there is None or here is None or there == here:
+        return None
+    return (
+        f"the run was on {there} threads before and is on {here} now: the bits of its result will "
+        f"differ, {there} threads keep them"
+    )
+
+
+def tell_of_threads(saved: checkpoint.Saved) -> None:
+    """Say where CPUs compute on another number of threads than a checkpoint names."""
+    if words := other_threads(saved):
+        print(f"nst-jax: {words}", file=sys.stderr)
 
 
 def saved_weights(saved: checkpoint.Saved, path: Path | None) -> Path | None:
@@ -144,13 +185,15 @@ def save_position(folder: str | Path, position: Position) -> None:
     folder.mkdir(exist_ok=True)
     there = checkpoint.checkpoints(folder)
     digest = checkpoint.inputs_digest(folder) if there else checkpoint.save_inputs(folder, {})
-    record = {"kind": "position", "versions": report.versions()}
+    record = {"kind": "position", "versions": report.versions(), "device": report.device()}
     record |= {"position": position_record(position, arrays)}
     checkpoint.save(folder, record, arrays, inputs=digest)
 
 
 def load_position(folder: str | Path) -> Position:
     """The newest position in a folder that is whole, for ``transfer.stylize``.
+
+    Warns where CPUs compute on another number of threads than when it was saved.
 
     Raises:
       InputError: where there is none, or it was saved with other versions.
@@ -161,6 +204,8 @@ def load_position(folder: str | Path) -> Position:
         position = restore_position(saved.record["position"], saved.arrays)
     if position is None:
         raise InputError(f"{saved.path} was saved before the first step: begin anew")
+    if words := other_threads(saved):
+        warnings.warn(words, stacklevel=2)
     return position
 
 

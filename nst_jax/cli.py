@@ -25,6 +25,7 @@ from nst_jax.options import (
 )
 from nst_jax.presets import get_preset
 from nst_jax.standard_streams import lasting_errors, lasting_output
+from nst_jax.threads import jax_has_started, set_threads
 from nst_jax.weights_options import ListWeights, Verify
 
 # Of which standard output is the result, rather than a word about files.
@@ -35,8 +36,9 @@ def prepare_process(run: RunOptions) -> None:
     """Set what holds for the whole process, before a command reads anything.
 
     Raises:
-      InputError: for a limit of pixels that is none.
+      InputError: for a number of threads or a limit of pixels that is none.
     """
+    prepare_threads(run.threads)
     keep_freed_memory()
     from nst_jax.devices import make_deterministic
     from nst_jax.images import limit_pixels
@@ -44,6 +46,19 @@ def prepare_process(run: RunOptions) -> None:
     limit_pixels(run.max_megapixels)
     if run.deterministic:
         make_deterministic()
+
+
+def prepare_threads(threads: int | None = None) -> None:
+    """Set the number of threads, before NumPy and JAX are imported.
+
+    Where JAX has started, as by an earlier command of the same process, its number stays, unless
+    another is asked for.
+
+    Raises:
+      InputError: as ``set_threads``.
+    """
+    if threads is not None or not jax_has_started():
+        set_threads(threads=threads)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,6 +126,7 @@ def run_command(options: Any) -> int:
 
             return sweep(options)
         case Resume():
+            prepare_threads(options.threads)
             keep_freed_memory()
             from nst_jax.resume_command import resume
 
@@ -123,6 +139,7 @@ def run_command(options: Any) -> int:
             print(version("nst_jax"))
             return 0
         case _:
+            prepare_threads()
             from nst_jax.weights_command import manage_weights
 
             return manage_weights(options.action)

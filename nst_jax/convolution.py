@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nst_jax.layers import TAPS, convs_to, deepest
+from nst_jax.lift import kernel_root
 from nst_jax.types import Array, Variables
 from nst_jax.winograd import winograd_conv, winograd_kernel
 
@@ -89,6 +90,7 @@ def prepare_kernels(
 
     Without it every step of a loop flips all kernels again for the gradient to the pixels: XLA does
     not move that out of the loop. They are a copy: who changes the kernels prepares them again.
+    The lifts of a slim network get their ``root``, see ``lift.compact``.
 
     Args:
       variables: VGG-19's collections.
@@ -119,4 +121,12 @@ def prepare_kernels(
     used = convs_to(deepest(layers))
     # A slim network ends with the deepest layer that it has learned.
     kernels = {name: prepare(params[name]["kernel"]) for name in used if name in params}
-    return {**variables, "prepared": kernels}
+    prepared = {**variables, "prepared": kernels}
+    if "lift" in variables:
+        prepared["lift"] = {
+            pooling: {
+                name: {**lift, "root": kernel_root(lift["kernel"])} for name, lift in lifts.items()
+            }
+            for pooling, lifts in variables["lift"].items()
+        }
+    return prepared

@@ -13,12 +13,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 from nst_jax.types import Array
 
 _matmul = partial(jnp.matmul, precision="highest")
 STD_EPS = 1e-5  # under the root of a variance, as in AdaIN (Huang and Belongie 2017)
+LITTLE = 16  # units of rounding that are added to covariances
+FALLBACK = 1e-4  # of the second moments, where these do not suffice
+# Polynomials x h(x^2) = x (a + b x^2 + c x^4) from [l, 1.01] to [l', 1] with the largest l' (Amsel,
+# Persson, Musco and Gower 2025, "The Polar Express"), each for l from its START on. What rounding
+# takes beyond 1 comes back. The first one's l is no smaller, or some of the largest x were lost.
+STARTS = (0.0, 0.0649, 0.254, 0.734, 0.9945, 1.0)
+STAGES = (
+    (4.15374002, -11.7702261, 8.49810931),
+    (3.9588385, -10.2739102, 7.21857327),
+    (3.2605515, -5.95908933, 3.65981152),
+    (2.17374561, -1.920173, 0.744876888),
+    (15 / 8, -10 / 8, 3 / 8),
+)
+STEPS = {"float32": 20, "float64": 45}  # no fewer than any matrices need
 
 
 def covariance(mean: Array, gram: Array) -> Array:
@@ -62,21 +75,28 @@ def mean_std_loss(mean: Array, squares: Array, target_mean: Array, target_square
 
 
 def wasserstein_loss(
-    mean: Array, gram: Array, target_mean: Array, target_gram: Array, *, eps: float
+    mean: Array,
+    gram: Array,
+    target_mean: Array,
+    target_gram: Array,
+    *,
+    eps: float,
+    channels: int | None = None,
 ) -> Array:
     """The squared 2-Wasserstein distance of two Gaussians, divided by the channels.
 
     W = (|mu - mu'|^2 + tr S + tr S' - 2 tr (S'^(1/2) S S'^(1/2))^(1/2)) / C
 
-    with eps I added to both covariances (style-transfer-pytorch). The last trace is the sum of the
-    singular values of L'^T L for S = L L^T, S' = L' L'^T, which squares no condition number. Its
-    gradient with respect to L'^T L is the orthogonal factor U V^T: bounded, also where singular
-    values coincide or vanish; so are second ones while they are above 0. Reverse mode only.
+    with eps I added to both covariances (style-transfer-pytorch). The last trace is tr S T of the
+    symmetric map T that takes the one Gaussian to the other, T S T = S'; the derivatives of W with
+    respect to S and S' are (I - T) / C and (I - T^-1) / C. Both maps come from matrix products
+    alone, see ``transport_maps``. Reverse mode only, as often as wanted.
 
     Args:
-      mean, target_mean: ``[C]``.
-      gram, target_gram: second moments, ``[C, C]``.
+      mean, target_mean: ``[c]``.
+      gram, target_gram: second moments, ``[c, c]``.
       eps: as above, above 0.
+      channels: C, where it is not c: the distance of features is that of ``lift.compact`` ones.
 
     Returns:
       Scalar.
@@ -88,76 +108,167 @@ def wasserstein_loss(
     >>> f"{float(wasserstein_loss(zero, 4 * one, zero, one, eps=1e-4)):.3f}"
     '1.000'
     """
-    spread, wanted = _regular(mean, gram, eps), _regular(target_mean, target_gram, eps)
-    together = jnp.trace(spread) + jnp.trace(wanted) - 2 * _root_trace(spread, wanted)
-    return jnp.mean(jnp.square(mean - target_mean)) + together / mean.shape[-1]
+    first, second = _regular(mean, gram, eps), _regular(target_mean, target_gram, eps)
+    floors = eps + LITTLE * jnp.stack([_unit(gram), _unit(target_gram)])
+    more = FALLBACK * jnp.stack([_size(gram), _size(target_gram)])
+    distance = jnp.sum(jnp.square(mean - target_mean)) + _spread(first, second, floors, more)
+    return distance / (channels or mean.shape[-1])
 
 
-@jax.custom_vjp
-def _root_trace(spread: Array, wanted: Array) -> Array:
-    """tr (S'^(1/2) S S'^(1/2))^(1/2) of positive definite matrices."""
-    return _root_trace_forward(spread, wanted)[0]
+def _size(gram: Array) -> Array:
+    """A bound of the second moments' eigenvalues, without a derivative."""
+    return jax.lax.stop_gradient(jnp.trace(gram))
 
 
-def _root_trace_forward(spread: Array, wanted: Array) -> tuple[Array, Any]:
-    roots = jnp.linalg.cholesky(spread), jnp.linalg.cholesky(wanted)
-    product = _matmul(roots[1].T, roots[0])
-    polar = _polar(product)
-    return jnp.vdot(polar, product, precision="highest"), (*roots, polar)
-
-
-def _root_trace_backward(residuals: Any, cotangent: Array) -> tuple[Array, Array]:
-    """L' U V^T L^-1 / 2 for S, and likewise for S'; both are symmetric but for rounding.
-
-    Cheaper than through the factors, whose own derivatives take several solutions more.
-    """
-    root, wanted_root, polar = residuals
-
-    def half(own: Array, other: Array, polar: Array) -> Array:
-        solved = solve_triangular(own, _matmul(other, polar).T, lower=True, trans=1).T
-        return cotangent * (solved + solved.T) / 4
-
-    return half(root, wanted_root, polar), half(wanted_root, root, polar.T)
-
-
-_root_trace.defvjp(_root_trace_forward, _root_trace_backward)
-
-
-@jax.custom_vjp
-def _polar(matrix: Array) -> Array:
-    """U V^T of M = U diag(s) V^T, the orthogonal matrix nearest to it."""
-    return _polar_forward(matrix)[0]
-
-
-def _polar_forward(matrix: Array) -> tuple[Array, Any]:
-    left, values, right = jnp.linalg.svd(matrix)
-    return _matmul(left, right), (left, values, right)
-
-
-def _polar_backward(residuals: Any, cotangent: Array) -> tuple[Array]:
-    """U (K - K^T) / (s_i + s_j) V^T for K = U^T dP V: smooth, also where values coincide.
-
-    Through the singular vectors themselves it would be 0/0 there.
-    """
-    left, values, right = residuals
-    turned = _matmul(_matmul(left.T, cotangent), right.T)
-    turn = (turned - turned.T) / (values[:, None] + values[None, :])
-    return (_matmul(_matmul(left, turn), right),)
-
-
-_polar.defvjp(_polar_forward, _polar_backward)
+def _unit(gram: Array) -> Array:
+    """The rounding unit of second moments."""
+    return jnp.finfo(gram.dtype).eps * _size(gram)
 
 
 def _regular(mean: Array, gram: Array, eps: float) -> Array:
-    """S + eps I, of which Cholesky's factor can be taken.
+    """S + eps I, and a little more for the rounding of G, so that it is positive definite."""
+    matrix = covariance(mean, gram)
+    diagonal = eps + LITTLE * _unit(gram)
+    return (matrix + matrix.T) / 2 + diagonal * jnp.eye(gram.shape[-1], dtype=gram.dtype)
 
-    A little more is added for rounding, 16 units of the largest that G's eigenvalues may be; where
-    that is not enough (of constant features S is rounding alone), 1e-4 of it.
+
+@jax.custom_vjp
+def _spread(first: Array, second: Array, floors: Array, more: Array) -> Array:
+    """tr S + tr S' - 2 tr (S'^(1/2) S S'^(1/2))^(1/2) = tr S (I - T) + tr S' (I - T^-1).
+
+    The right side loses fewer digits where the two are nearly alike.
     """
-    scale = jax.lax.stop_gradient(jnp.trace(gram))
-    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
-    matrix = covariance(mean, gram) + eps * identity
-    matrix = (matrix + matrix.T) / 2
-    little = 16 * jnp.finfo(gram.dtype).eps * scale
-    tried = jnp.linalg.cholesky(jax.lax.stop_gradient(matrix) + little * identity)
-    return matrix + jnp.where(jnp.isfinite(tried).all(), little, 1e-4 * scale) * identity
+    return _spread_forward(first, second, floors, more)[0]
+
+
+def _spread_forward(first: Array, second: Array, floors: Array, more: Array):
+    there, back, added = transport_maps(first, second, floors, more)
+    identity = jnp.eye(first.shape[-1], dtype=first.dtype)
+    own, other = identity - there, identity - back
+
+    def inner(matrix: Array, added: Array, other: Array) -> Array:
+        return jnp.vdot(matrix, other, precision="highest") + added * jnp.trace(other)
+
+    spread = inner(first, added[0], own) + inner(second, added[1], other)
+    return spread, (own, other)
+
+
+def _spread_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, ...]:
+    none = jnp.zeros_like(cotangent, shape=2)
+    return *(cotangent * half for half in residuals), none, none
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+@jax.custom_vjp
+def transport_maps(
+    first: Array, second: Array, floors: Array, more: Array
+) -> tuple[Array, Array, Array]:
+    """T with T S T = S', its inverse, and what was added to the diagonals.
+
+    The sign of the matrix [[0, S], [S', 0]] is [[0, T^-1], [T, 0]] (Higham 2008, "Functions of
+    Matrices", theorem 5.2). It is the limit of x -> x h(x^2) for polynomials h that take [l, 1]
+    nearer and nearer to 1, where x stands for the matrix: with X = S / s, Y = S' / s at first,
+
+        P = X Y,  X <- X h(P)^T,  Y <- Y h(P),
+
+    until P = I: four products an iteration for an h of degree 2, the ``STAGES`` below. As no matrix
+    is squared but in P, the condition number is that of the maps' own problem.
+
+    Where rounding has left a matrix with negative eigenvalues, as of constant features, P has some
+    too and does not come to I. Then more is added to the diagonal of the first, of the second, of
+    both.
+
+    Args:
+      first, second: S and S', symmetric, ``[C, C]``.
+      floors: what their least eigenvalues are at least, up to rounding, ``[2]``.
+      more: what to add to their diagonals where they are not positive definite, ``[2]``.
+
+    Returns:
+      ``[C, C]``, ``[C, C]`` and ``[2]``.
+    """
+    return _maps_forward(first, second, floors, more)[0]
+
+
+def _maps_forward(first: Array, second: Array, floors: Array, more: Array):
+    identity = jnp.eye(first.shape[-1], dtype=first.dtype)
+
+    def attempt(number: Array) -> tuple[Array, Array, Array, Array]:
+        added = more * jnp.stack([number % 2, number // 2]).astype(more.dtype)
+        pair = first + added[0] * identity, second + added[1] * identity
+        return *_iterate(*pair, floors + added), added
+
+    def failed(carry: tuple[Array, tuple[Array, ...]]) -> Array:
+        number, (_, _, distance, _) = carry
+        return ~(distance < 1) & (number < 4)
+
+    def again(carry: tuple[Array, tuple[Array, ...]]) -> tuple[Array, tuple[Array, ...]]:
+        return carry[0] + 1, attempt(carry[0])
+
+    unknown = jnp.full((), jnp.inf, first.dtype)
+    nothing = jnp.zeros((), jnp.int32), (first, second, unknown, jnp.zeros_like(more))
+    _, (back, there, _, added) = jax.lax.while_loop(failed, again, nothing)
+    return (there, back, added), (first, second, floors, added)
+
+
+def _maps_backward(residuals: tuple[Array, ...], cotangents: tuple[Array, Array, Array]):
+    """Through the iteration with a fixed number of steps, as a second derivative needs it."""
+    first, second, floors, added = residuals
+    identity = jnp.eye(first.shape[-1], dtype=first.dtype)
+
+    def maps(first: Array, second: Array) -> tuple[Array, Array]:
+        pair = first + added[0] * identity, second + added[1] * identity
+        back, there, _ = _iterate(*pair, floors + added, fixed=True)
+        return there, back
+
+    by_matrices = jax.vjp(maps, first, second)[1](cotangents[:2])
+    return *by_matrices, jnp.zeros_like(floors), jnp.zeros_like(added)
+
+
+transport_maps.defvjp(_maps_forward, _maps_backward)
+
+
+def _iterate(
+    first: Array, second: Array, floors: Array, *, fixed: bool = False
+) -> tuple[Array, Array, Array]:
+    """T^-1, T and |I - P| of the last P, see ``transport_maps``."""
+    dtype = first.dtype
+    identity = jnp.eye(first.shape[-1], dtype=dtype)
+    sizes = jnp.stack([jnp.trace(first), jnp.trace(second)])
+    x, y = first / sizes[0], second / sizes[1]
+    p = _matmul(x, y)
+    # |x|^4 <= tr P^2, so that all eigenvalues of the scaled matrix are in [l, 1].
+    top = jnp.sqrt(jnp.sqrt(jnp.sum(p * p.T))) * (1 + 1e-3)
+    least = jnp.prod(jnp.sqrt(floors / sizes)) / top
+    ratio = jnp.sqrt(sizes[0] / sizes[1])
+    stages, starts = jnp.asarray(STAGES, dtype), jnp.asarray(STARTS, dtype)
+    enough = float(jnp.finfo(dtype).eps / 35) ** (1 / 4)  # of which the last step leaves eps / 8
+
+    def take(carry: Any) -> Any:
+        x, y, p, low = carry
+        stage = jnp.sum(low >= starts[:-1]) - 1
+        a, b, c = stages[stage]
+        h = a * identity + b * p + c * _matmul(p, p)
+        x, y = _matmul(x, h.T), _matmul(y, h)
+        x, y = (x + x.T) / 2, (y + y.T) / 2
+        p = _matmul(x, y)
+        low = jnp.minimum(low * (a + low**2 * (b + low**2 * c)), starts[stage + 1])
+        return x, y, p, low
+
+    def unfinished(carry: Any) -> Array:
+        return (0 < carry[-1]) & (carry[-1] < 1 - enough)
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        return jax.lax.cond(unfinished(carry), take, lambda x: x, carry), None
+
+    carry = x / top, y / top, p / top**2, least
+    if fixed:
+        carry, _ = jax.lax.scan(step, carry, length=STEPS[dtype.name])
+    else:
+        carry = jax.lax.while_loop(unfinished, take, carry)
+    x, y, p, _ = carry
+    distance = jnp.linalg.norm(identity - p)
+    h = (35 * identity - 35 * p + _matmul(_matmul(p, p), 21 * identity - 5 * p)) / 16
+    x, y = _matmul(x, h.T), _matmul(y, h)
+    return (x + x.T) * (ratio / 2), (y + y.T) / (2 * ratio), distance

@@ -23,11 +23,13 @@ class Lifted(NamedTuple):
     Attributes:
       own: S, the slim network's features, ``[h, w, c]``.
       kernel, bias: K, ``[c, C]``, and b, ``[C]``.
+      root: (K K^T)^(1/2), ``[c, c]``, where it is known, see ``compact``.
     """
 
     own: Array
     kernel: Array
     bias: Array
+    root: Array | None = None
 
 
 Features = Array | Lifted
@@ -47,9 +49,39 @@ def dense(features: Features) -> Array:
     """
     if not isinstance(features, Lifted):
         return features
-    own, kernel, bias = features
+    own, kernel, bias = features.own, features.kernel, features.bias
     product = jnp.matmul(own, kernel, precision="highest")
     return product + bias.reshape((1,) * (own.ndim - 1) + bias.shape)
+
+
+def kernel_root(kernel: Array) -> Array:
+    """The symmetric root (K K^T)^(1/2) of a kernel ``[c, C]``, ``[c, c]``.
+
+    It has no other value, so that roots that were computed apart are the same to rounding.
+
+    >>> kernel_root(jnp.array([[3.0, 4.0]])).tolist()
+    [[5.0]]
+    """
+    left, values, _ = jnp.linalg.svd(kernel, full_matrices=False)
+    return jnp.matmul(left * values[None], left.T, precision="highest")
+
+
+def compact(features: Features) -> Features:
+    """Features of the same distances and angles around their mean, in as few channels as there are.
+
+    Of a product S K + 1 b^T they are S (K K^T)^(1/2), in the c channels of the slim network: what
+    was a covariance matrix of rank c in C channels is one of c channels.
+
+    Args:
+      features: ``[h, w, C]``, which are returned as they are, or a product.
+
+    Returns:
+      ``[h, w, C]``, or a product of c channels.
+    """
+    if not isinstance(features, Lifted):
+        return features
+    root = kernel_root(features.kernel) if features.root is None else features.root
+    return Lifted(features.own, root, jnp.zeros_like(root[0]))
 
 
 def map_shape(features: Features) -> tuple[int, int]:

@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 
+from nst_jax.cgroups import own_groups
 from nst_jax.loop import CHUNK_SIZE
 from nst_jax.solver import run
 from nst_jax.types import Solver, Targets, Variables
 
 MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
-OWN_CGROUPS = Path("/proc/self/cgroup")
-CGROUPS = Path("/sys/fs/cgroup")
+GROUP_FILES = {  # of each version: the limit, what is used, what of it is given back when asked
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 LATER_PROGRAMS = 100_000_000  # bytes: of what is compiled once the run has been planned, measured
 USABLE = 0.85  # of what is free: for what is not counted, and holes between blocks
 
@@ -149,32 +152,16 @@ def cgroup_bytes(own: Path | None = None, mount: Path | None = None) -> int | No
     """What the control groups of this process still allow: containers and queues limit memory so.
 
     Of the groups from that of the process up to the root of the mount the tightest counts. Files
-    that are not there are passed over: a container may see its own group as the root.
+    that are not there are passed over.
 
     Args:
-      own: the list of this process's groups, by default ``/proc/self/cgroup``.
-      mount: where groups are mounted, by default ``/sys/fs/cgroup``.
+      own, mount: as for ``cgroups.own_groups``.
 
     Returns:
       Bytes, or None where there is no limit.
     """
-    try:
-        lines = (own or OWN_CGROUPS).read_text().splitlines()
-    except OSError:
-        return None
-    mount, rooms = mount or CGROUPS, []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            root, names = mount, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root = mount / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        folders = [root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
-        rooms += [_room(folder, *names) for folder in folders]
+    groups = own_groups("memory", own=own, mount=mount)
+    rooms = [_room(folder, *GROUP_FILES[version]) for version, folder in groups]
     return min((room for room in rooms if room is not None), default=None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nst_jax.lift import Features, Lifted, map_shape, widened
+from nst_jax.lift import Features, Lifted, compact, map_shape, widened
 from nst_jax.losses import gram_sum
 from nst_jax.types import Array, Moments
 
@@ -58,10 +58,13 @@ def moment_sums(
     features: Features, *, wanted: frozenset[str], mask: Array | None = None
 ) -> Moments:
     """The sums that are wanted, fields of ``Moments``, without leading axes."""
+    small = compact(features)
     return Moments(
         gram=gram_sum(features, mask=mask) if "gram" in wanted else None,
         mean=feature_sum(features, mask=mask) if "mean" in wanted else None,
         squares=square_sum(features, mask=mask) if "squares" in wanted else None,
+        compact_gram=gram_sum(small, mask=mask) if "compact_gram" in wanted else None,
+        compact_mean=feature_sum(small, mask=mask) if "compact_mean" in wanted else None,
     )
 
 

@@ -28,7 +28,9 @@ class RunOptions:
       model: Insist on the full network or on the slim one.
       overwrite: Replace existing output files; in a batch, those of other pictures or settings.
       deterministic: Let GPUs, too, give the same bits each time, at some cost of speed; CPUs always
-        do.
+        do on the same number of threads.
+      threads: How many CPU threads to compute on, on which the result's bits depend; by default as
+        many as the process has CPUs for, by its affinity mask and CPU quota. On Linux.
       max_megapixels: Largest picture file to read, in millions of pixels; a guard against files
         made to fill the memory.
       config: Settings of the optimisation.
@@ -40,6 +42,7 @@ class RunOptions:
     model: Literal["vgg19", "vgg19-slim"] | None = None
     overwrite: bool = False
     deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    threads: int | None = None
     max_megapixels: float = 89.5  # Pillow's own limit, rounded
     config: OmitArgPrefixes[Config] = Config()
 
@@ -231,10 +234,13 @@ class Resume:
     Attributes:
       folder: The folder that --checkpoint has named.
       weights: The network's file, where it is not at its place any more.
+      threads: How many CPU threads to compute on; by default the number that the run was told, or
+        as many as the process has CPUs for. On another number than before the bits differ.
     """
 
     folder: Positional[Path]
     weights: Path | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
+from nst_jax.threads import threads_in_use
 from nst_jax.types import Info
 
 
@@ -26,9 +27,12 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, Any]:
-    """The devices that JAX computes on."""
+    """The devices that JAX computes on, and of CPUs on how many threads."""
     first = jax.devices()[0]
-    return {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count()}
+    known = {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count()}
+    if first.platform != "cpu":
+        return known
+    return known | {"threads": threads_in_use(devices=jax.local_device_count())}
 
 
 def as_json(value: Any) -> Any:

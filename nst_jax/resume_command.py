@@ -12,6 +12,8 @@ from nst_jax.checkpoint_records import (
     check_weights,
     foreign_is_input_error,
     saved_weights,
+    tell_of_threads,
+    with_threads,
 )
 from nst_jax.devices import make_deterministic
 from nst_jax.errors import InputError
@@ -50,14 +52,16 @@ def _resume(options: Resume, *, started: float) -> int:
         kind = saved.record["kind"]
     checkpoint.remove_leftovers(options.folder)
     if kind == "batch":
-        return resume_batch(saved, options.folder, weights=options.weights)
+        return resume_batch(saved, options.folder, weights=options.weights, threads=options.threads)
     if kind != "picture":
         raise InputError(f"{options.folder} is of a run in Python: go on there by load_position")
     job, run, watch, standing = restore_job(saved, options.folder)
+    run = with_threads(run, options.threads)
     if run.deterministic:
         make_deterministic()
     spread = job.settings.get("spread")
     check_devices(saved, divided=spread is not None)
+    tell_of_threads(saved)
     job = job._replace(mesh=make_mesh_of(spread, config=job.config))
     scales = make_scales(job.content.shape, config=job.config, mesh=job.mesh)
     steps = sum(scale.steps for scale in scales)

@@ -43,7 +43,7 @@ WANTED = {
     "gram": {"gram"},
     "covariance": {"gram", "mean"},
     "mean-std": {"mean", "squares"},
-    "wasserstein": {"gram", "mean"},
+    "wasserstein": {"compact_gram", "compact_mean", "mean"},
     "histogram": set(),
 }
 
@@ -206,6 +206,13 @@ def style_moments(
     return found
 
 
+def _each(function: Callable[..., Array], *trees: Moments) -> Array:
+    """``jax.vmap``, but of one element the function itself: loops with a batch axis cost more."""
+    if len(jax.tree.leaves(trees)[0]) > 1:
+        return jax.vmap(function)(*trees)
+    return function(*jax.tree.map(lambda x: x[0], trees))[None]
+
+
 def mixed_losses(
     distance: Callable[[Moments, Moments], Array],
     found: Moments,
@@ -240,10 +247,13 @@ def mixed_losses(
         def mix(x: Array) -> Array:
             return jnp.einsum("rs,s...->r...", shares, x, precision="highest")
 
-        return jax.vmap(distance)(found, jax.tree.map(mix, styles))
+        return _each(distance, found, jax.tree.map(mix, styles))
     if mixing == "sum":
-        of_styles = jax.vmap(distance, in_axes=(None, 0))
-        return jnp.sum(shares * jax.vmap(of_styles, in_axes=(0, None))(found, styles), axis=1)
+
+        def of_styles(found: Moments) -> Array:
+            return _each(partial(distance, found), styles)
+
+        return jnp.sum(shares * _each(of_styles, found), axis=1)
     raise ValueError(f"mixing is {mixing!r}: expected 'average' or 'sum'")
 
 
@@ -263,7 +273,9 @@ def moment_loss(loss: str, found: Moments, target: Moments, *, config: LossConfi
         squares = [jnp.diagonal(m.gram) if m.squares is None else m.squares for m in (x, y)]
         return mean_std_loss(x.mean, squares[0], y.mean, squares[1])
     if loss == "wasserstein":
-        return wasserstein_loss(x.mean, x.gram, y.mean, y.gram, eps=config.covariance_eps)
+        given = (x.compact_mean, x.compact_gram, y.compact_mean, y.compact_gram)
+        channels = x.mean.shape[-1]
+        return wasserstein_loss(*given, eps=config.covariance_eps, channels=channels)
     raise ValueError(f"loss is {loss!r}: expected gram, covariance, mean-std or wasserstein")
 
 

@@ -29,7 +29,8 @@ from nst_jax.region_inputs import (
 from nst_jax.scales import make_scales
 
 # Options that a record leaves out: said elsewhere, or of no effect on the result.
-UNTOLD = ("config", "max_megapixels", "overwrite", "seed", "weights", "checkpoint") + (
+UNTOLD = ("config", "max_megapixels", "overwrite", "seed", "threads", "weights") + (
+    "checkpoint",
     "checkpoint_every",
 )
 LARGE = 8192  # pixels from which the memory is checked before a picture is read

@@ -136,8 +136,9 @@ def stylize(
         1 / n of the memory on each; with any other, of ``parallel.make_mesh``, each device has
         the whole picture and computes its share of the tiles.
       position: where an earlier run with the same other arguments stood, from the
-        ``Progress.position`` of its callback; on CPUs the result is that of one run, bit for bit.
-        The arrays of its ``state`` are taken out of it, so that they are not in memory twice.
+        ``Progress.position`` of its callback; on CPUs on the same number of threads the result is
+        that of one run, bit for bit. The arrays of its ``state`` are taken out of it, so that they
+        are not in memory twice.
 
     Returns:
       A ``Result``; also where the loss diverged.

@@ -82,6 +82,8 @@ class Moments(NamedTuple):
       gram: outer products of the features, ``[., C, C]``.
       mean: features, ``[., C]``.
       squares: their squares, where the outer products are not asked for, ``[., C]``.
+      compact_gram, compact_mean: as ``gram`` and ``mean``, of the features that ``lift.compact``
+        makes, ``[., c, c]`` and ``[., c]``.
       quantiles: of styles only, see ``histograms``, ``[S, C, K + 1]``.
       unmatched: of pictures only: sum of the mean over channels of the squared differences from
         features matched to the regions' styles, ``[R, 1]``, or to each style, ``[R, S]``.
@@ -90,6 +92,8 @@ class Moments(NamedTuple):
     gram: Array | None = None
     mean: Array | None = None
     squares: Array | None = None
+    compact_gram: Array | None = None
+    compact_mean: Array | None = None
     quantiles: Array | None = None
     unmatched: Array | None = None
 

@@ -6,5 +6,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment dev
 cd "$root"
 # Most of the time is compilation, by one core each; a file's tests share their programs.
-workers="$(.venv/bin/python -c 'import os; print(min(4, os.cpu_count() or 1))')"
+workers="$(.venv/bin/python -c 'from nst_jax.threads import usable_cpus; print(min(4, usable_cpus()))')"
 .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@"

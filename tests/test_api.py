@@ -15,7 +15,7 @@ PACKAGE = Path(nst_jax.__file__).parent
 # Each module may import those on its level or below; the core (up to batch) knows no files.
 LEVELS = [
     {"errors"},
-    {"layers", "files", "allocator", "standard_streams"},
+    {"layers", "files", "allocator", "standard_streams", "cgroups", "threads"},
     {"interrupt"},
     {"layer_factors", "types", "pairing"},
     {"loss_factors", "loss_config"},
@@ -101,7 +101,7 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CORE = set().union(*LEVELS[: LEVEL["batch"] + 1]) - {
-    *("files", "interrupt", "allocator", "memory", "standard_streams")
+    *("files", "interrupt", "allocator", "memory", "standard_streams", "cgroups", "threads")
 }
 
 
@@ -172,7 +172,7 @@ def test_public_names_are_documented_and_options_keyword_only(name):
 
 
 def test_the_public_names_are_few_and_listed():
-    assert len(nst_jax.__all__) <= 25
+    assert len(nst_jax.__all__) <= 26
     assert set(nst_jax.__all__) <= set(dir(nst_jax))
     assert set(nst_jax._HOMES) == set(nst_jax.__all__)
     assert callable(nst_jax.stylize)

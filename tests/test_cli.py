@@ -670,6 +670,7 @@ BAD_OPTIONS = [
     ({"size": -7}, "size is -7"),
     ({"seed": -1}, "seed is -1: expected 0 to 4294967295"),
     ({"seed": 2**32}, "seed is 4294967296"),
+    ({"threads": 0}, "threads is 0: expected 1 to 256"),
     ({"preset": "none"}, "unknown preset 'none': expected one of wasserstein, neural-style"),
     ({"style_layers": "relu6_1"}, "unknown layer 'relu6_1': expected .* relu5_4"),
     ({"content_layers": "fc7"}, "unknown layer 'fc7'"),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from nst_jax import memory
+from nst_jax import cgroups, memory
 from nst_jax.memory import (
     STATUS,
     available_bytes,
@@ -96,8 +96,8 @@ class TestFree:
         device = SimpleNamespace(platform="cpu")
         meminfo = tmp_path / "meminfo"
         monkeypatch.setattr(memory, "MEMINFO", meminfo)
-        monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
-        monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+        monkeypatch.setattr(cgroups, "OWN_CGROUPS", tmp_path / "own")
+        monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
         assert free_bytes(device) is None
         meminfo.write_text("MemTotal:  90 kB\nMemFree:   1 kB\nMemAvailable:   8 kB\nHuge: 0\n")
         assert free_bytes(device) == 8192

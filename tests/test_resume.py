@@ -22,6 +22,7 @@ from nst_jax import (
     job_outputs,
     picture_output,
     problem,
+    report,
     transfer,
 )
 from nst_jax.checkpoint_folder import held
@@ -278,7 +279,7 @@ def test_on_several_devices(run, kill, spread):
 
 
 @pytest.mark.slow
-def test_positions_from_python(variables, tmp_path, content, style):
+def test_positions_from_python(variables, tmp_path, content, style, monkeypatch):
     config = Config(steps=6, style_layers=(("relu1_1", 1.0),), content_layers=(("relu2_1", 1.0),))
     start = partial(stylize, variables, content, [style], config=config)
 
@@ -290,6 +291,10 @@ def test_positions_from_python(variables, tmp_path, content, style):
     position = load_position(tmp_path / "kept")
     assert position.step == 4 and len(checkpoint.checkpoints(tmp_path / "kept")) == 2
     np.testing.assert_array_equal(start(position=position).image, start().image)
+    other = report.device() | {"threads": 7}
+    monkeypatch.setattr(report, "device", lambda: other)
+    with pytest.warns(UserWarning, match="before and is on 7 now: the bits of its result will"):
+        load_position(tmp_path / "kept")
     with pytest.raises(InputError, match="nothing was saved"):
         load_position(tmp_path)
 
@@ -631,8 +636,10 @@ class TestBatch:
             np.testing.assert_array_equal(pixels(f"out/{name}"), picture)
         # All that was begun is there.
         (Path("out") / list(expected)[-1]).unlink()
+        changed(lambda r: r["device"].update(threads=7))
         code, _, err = run(["resume", "kept"])
         assert code == 0 and "others now" not in err and len(self.outputs()) == 5
+        assert "nst-jax: the run was on 7 threads before and is on " in err
 
     def test_with_less_memory_now(self, run, kill, monkeypatch):
         """The way of the start is kept, or L-BFGS would remember another number of pairs."""
