@@ -15,7 +15,6 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_captured_constants_warn_bytes", 2_000)
 
-
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 
