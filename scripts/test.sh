@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes an environment, installs nst_jax with its development tools and runs the tests. Further
-# arguments go to pytest, for example: -k losses, or -m "" for the slow tests too.
+# arguments go to pytest, for example: -k losses, or -m "not campaign" for the slow tests too.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment dev
 cd "$root"
-# Most of the time is compilation, by one core each.
+# Most of the time is compilation, by one core each; a file's tests share their programs.
 workers="$(.venv/bin/python -c 'from nst_jax.threads import usable_cpus; print(min(4, usable_cpus()))')"
-.venv/bin/python -m pytest -n "$workers" "$@"
+.venv/bin/python -m pytest -n "$workers" --dist loadfile "$@"

@@ -15,6 +15,22 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_captured_constants_warn_bytes", 2_000)
 
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
+
+def compile_quickly(quick):
+    """Whether programs are compiled without most optimisations, here and in processes of tests.
+
+    Most programs of the tests run once, on a few pixels: compiling them is what takes time.
+    """
+    os.environ[QUICK] = str(quick)
+    if jax.config.read(QUICK.lower()) != quick:
+        jax.config.update(QUICK.lower(), quick)
+        jax.clear_caches()  # which know nothing of it
+
+
+compile_quickly(True)
+
 PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
 TINY_CHANNELS = (4, 6, 8, 10, 12)
 
@@ -27,6 +43,8 @@ def pytest_collection_modifyitems(items):
         seen[name] += 1
         if "sampled" in item.keywords and seen[name] > 1:
             item.add_marker("slow")
+    # Last in each file, for programs are forgotten between the two ways of compiling.
+    items.sort(key=lambda item: (str(item.path), "optimized" in item.keywords))
     missing = pytest.mark.skip(reason="NST_JAX_WEIGHTS does not name VGG-19 weights")
     no_gpu = pytest.mark.skip(reason="no GPU")
     for item in items:
@@ -34,6 +52,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(missing)
         if "gpu" in item.keywords and jax.default_backend() != "gpu":
             item.add_marker(no_gpu)
+
+
+@pytest.hookimpl(tryfirst=True)  # before its fixtures, also those of its module
+def pytest_runtest_setup(item):
+    compile_quickly(item.get_closest_marker("optimized") is None)
 
 
 @pytest.fixture(autouse=True, scope="module")

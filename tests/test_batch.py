@@ -109,13 +109,20 @@ class TestApart:
     """On CPUs each goes through the program of ``stylize``: not a bit differs."""
 
     @each_config
-    @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+    @pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(CASES[name], id=name, marks=[pytest.mark.optimized] * (name == "all"))
+            for name in CASES
+        ],
+    )
     def test_each_is_the_run_alone(self, variables, config, case):
         if "blend" in case and config is not ADAM:
             return  # other programs for nothing new
         found = stylize_batch(variables, **case, config=config)
         assert_same(found, singles(variables, case, configs=config))
 
+    @pytest.mark.optimized
     @pytest.mark.parametrize("case, devices", [("all", 2), ("grid", 2), ("pairs", 4)])
     def test_on_several_devices(self, variables, case, devices):
         found = stylize_batch(variables, **CASES[case], config=ADAM, mesh=devices_mesh(devices))
@@ -201,6 +208,7 @@ class TestTogether:
     @pytest.mark.parametrize(
         "color, case", [("keep-yiq", "grid"), ("match-symmetric", "grid"), ("luminance", "all")]
     )
+    @pytest.mark.slow
     def test_colours_follow_each_content(self, variables, color, case):
         # Of white pixels side by side rounding decides the sign of a difference of luminances, and
         # Adam makes whole steps of it: not so of squares.
@@ -272,6 +280,7 @@ class TestSpread:
         found = stylize_batch(variables, **CASES["all"], **options)
         assert_close(found, singles(variables, CASES["all"], configs=config), rtol=1e-3)
 
+    @pytest.mark.slow
     def test_after_fifty_steps_of_lbfgs(self, x64, variables):
         """In float32 L-BFGS on this random network magnifies rounding to per cents by then."""
         case, config = wide_case(CASES["all"]), replace(LBFGS, steps=50)
@@ -356,6 +365,7 @@ class TestRows:
         assert shards == {(6 // parts, 3 * parts, 16, 6)}
         assert jax.tree.leaves(given["variables"])[0].is_fully_replicated
 
+    @pytest.mark.slow
     def test_it_is_compiled_once(self, variables, caplog):
         contents = CONTENTS[:, :, :30]  # a size of this test's own
 
@@ -506,9 +516,10 @@ CALM = replace(SPECTRAL, learning_rate=0.1)  # rounding is not magnified
 
 
 class TestDivergence:
-    @pytest.mark.parametrize("together", [False, True])
-    @pytest.mark.parametrize("devices", [1, 2])
-    @pytest.mark.parametrize("chunk_s", [0.0, 1.5])
+    @pytest.mark.parametrize(
+        "together, devices, chunk_s",
+        [(False, 1, 1.5), (False, 2, 0.0), (True, 1, 0.0), (True, 2, 1.5)],
+    )
     def test_each_ends_for_itself(self, variables, monkeypatch, together, devices, chunk_s):
         """Also where the host, or a device beside one with nothing left to do, goes on."""
         monkeypatch.setattr(loop, "CHUNK_SECONDS", chunk_s)
@@ -620,7 +631,9 @@ class TestPrograms:
         assert compiled() == (1 if together else 2)
         assert compiled() == 0
 
+    @pytest.mark.optimized
     @pytest.mark.parametrize("devices", [1, 2])
+    @pytest.mark.slow
     def test_a_filled_batch_has_the_program_of_a_full_one(self, variables, monkeypatch, devices):
         """``distinct`` gives one whose lanes share a field the program of others."""
         expected = singles(variables, CASES["pairs"], configs=ADAM)
@@ -780,7 +793,8 @@ def test_how_a_size_is_computed_is_found_out_once(variables, monkeypatch):
 
 
 @pytest.mark.weights
-@pytest.mark.slow
+@pytest.mark.campaign
+@pytest.mark.optimized
 def test_the_real_network(vgg19_weights, images_folder):
     from nst_jax.images import load_image
 

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import QUICK, smooth_picture
 from PIL import Image
 from rich.console import Console
 from test_cli import Run, check_refused, listing, pixels, pressing, record
@@ -413,7 +413,8 @@ def environ(compiled, monkeypatch):
     """The environment of a process as a person starts it."""
     for name in list(os.environ):
         if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "TPU_", "JAX_", "PYTHONWARN")):
-            monkeypatch.delenv(name)
+            if name != QUICK:
+                monkeypatch.delenv(name)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(compiled))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -449,8 +450,16 @@ def start(environ, tiny_weights_file):
         process.communicate()
 
 
+def wait_for(condition, process=None):
+    """Wait until something is true, or a process has ended."""
+    deadline = time.monotonic() + 120
+    while not condition() and (process is None or process.poll() is None):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def ended(process):
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=180)
     return Run(process.returncode, out, err)
 
 
@@ -501,7 +510,7 @@ class TestRestart:
             pytest.param(("before a batch", 3), None, 0, marks=pytest.mark.slow),
             pytest.param(("before a picture", 2), NAMES[:1], 0, marks=pytest.mark.slow),
             pytest.param(("before a record", 1), NAMES[:1], 0, marks=pytest.mark.slow),
-            (("within a picture", 2), NAMES[:1], 0),
+            pytest.param(("within a picture", 2), NAMES[:1], 0, marks=pytest.mark.optimized),
             pytest.param(("within a picture", 4), NAMES, 1, marks=pytest.mark.slow),  # manifest
             (("in a line", 2), NAMES[:2], 0),
         ],
@@ -513,14 +522,11 @@ class TestRestart:
         made = 3 - len(there)
         check_restart(run, there=there, made=made, temporaries=temporaries, batch_size=1)
 
-    @pytest.mark.slow
+    @pytest.mark.campaign
     def test_killed_from_outside(self, start, run):
         many(30, (18, 24))
         process = start("many", batch_size=1, devices=1, steps=200)
-        deadline = time.monotonic() + 60
-        while not list(Path("out").glob("p*.png")) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: list(Path("out").glob("p*.png")), process)
         process.kill()
         assert ended(process).code == -signal.SIGKILL
         before = stamps()
@@ -687,10 +693,7 @@ class TestInterrupt:
     def test_in_a_process(self, start, run):
         many(30, (18, 24))
         process = start("many", batch_size=1, devices=1, steps=2000, style_layers="relu1_1")
-        deadline = time.monotonic() + 60
-        while not list(Path("out").glob("p*.png")) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: list(Path("out").glob("p*.png")), process)
         process.send_signal(signal.SIGINT)
         code, out, err = ended(process)
         assert (code, out) == (130, "out/manifest.jsonl\n") and "Traceback" not in err
@@ -1385,7 +1388,8 @@ class TestReadAhead:
             return read_item(job, item)
 
         def computing(lanes, **options):
-            time.sleep(0.05)  # the reader goes as far as it may
+            wait_for(lambda: len(read) >= min(2 * len(seen) + 3, 12))
+            time.sleep(0.05)  # the reader would go on if it might
             seen.append(len(read))
             return stylize_lanes(lanes, **options)
 
@@ -1403,6 +1407,7 @@ class TestReadAhead:
         stylize_lanes = batch_job.stylize_lanes
 
         def writing(*args):
+            wait_for(lambda: len(seen) > min(len(written) + 1, 11))  # the next is begun
             time.sleep(0.1)
             write(*args)
             written.append(None)

@@ -90,6 +90,7 @@ def test_only_compiled_pytorch_may_fail(capsys):
 
 @pytest.mark.slow
 @pytest.mark.weights
+@pytest.mark.optimized
 def test_a_small_run(tmp_path):
     path = tmp_path / "figures.json"
     small = dict(parts=("steps", "network"), sizes=(32,), rounds=1, steps=1, json=path)
@@ -113,6 +114,7 @@ def test_a_small_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.weights
+@pytest.mark.optimized
 def test_workers():
     """Both in processes of their own, PyTorch's without JAX; ours stops where it has that loss."""
     pictures = [benchmark.PICTURES / f"demo_{name}.jpg" for name in ("content", "style")]

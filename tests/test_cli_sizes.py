@@ -104,6 +104,7 @@ class TestEstimate:
         pictures = 204 if not config else 4  # the image, the best, and the optimiser's
         assert figures["picture and optimiser"] == pytest.approx(pictures * pixel_bytes, rel=0.06)
 
+    @pytest.mark.optimized
     def test_it_tells_what_a_run_finds(self, estimate, run):
         options = {"size": 96, **PLAIN, "steps": 1}
         figures, _ = gib(estimate(**options).out)
@@ -115,6 +116,7 @@ class TestEstimate:
             assert figures[name] == pytest.approx(found[recorded] / GIB, rel=0.06)
 
     @pytest.mark.slow
+    @pytest.mark.optimized
     def test_a_smaller_memory(self, estimate, monkeypatch):
         monkeypatch.setattr(memory_plan, "TILES", (96, 64))
         monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)  # this process is large
@@ -136,6 +138,7 @@ class TestEstimate:
         code, out, _ = estimate(memory=0.03, **adam, **options)
         assert code == 0 and gib(out)[1][-1] == "computed as: the whole picture"
 
+    @pytest.mark.slow
     def test_the_program_takes_its_part(self, estimate, desk, monkeypatch):
         monkeypatch.setattr(estimate_command, "own_memory", lambda: GIB // 2)
         figures, _ = gib(estimate(memory=1).out)
@@ -190,6 +193,7 @@ class TestEstimate:
 
 
 class TestWays:
+    @pytest.mark.slow
     def test_tiles_give_the_same_picture(self, run):
         ways = {
             "off": ({"tile": "off"}, "the whole picture"),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from scipy import ndimage
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax.content_losses import (
     GRID,
@@ -130,6 +129,7 @@ def test_gradient_is_0_where_the_picture_is_the_content(x64):
     assert np.abs(jax.grad(loss_between)(part, FEATURES)).max() < 1e3
 
 
+@pytest.mark.slow
 def test_gradients_of_self_similarity_to_second_order(x64):
     check_grads(
         jax.jit(lambda x: loss_between(x, OTHER)), (FEATURES,), order=2, rtol=1e-5, eps=1e-6
@@ -187,6 +187,7 @@ def test_laplacian_is_scipys(x64, variant, pool, shape, padding, mode):
     np.testing.assert_allclose(found[2], (mask * squares).sum(), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_of_laplacians_to_second_order(x64):
     image, target = rng.uniform(size=(9, 13, 3)), rng.uniform(size=(2, 3))
     for padding in ("zero", "circular"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 from jax.test_util import check_grads
-from test_guides import numpy_guide, quick_compilation  # noqa: F401
+from test_guides import numpy_guide
 from test_transfer import count_traces
 
 from nst_jax import losses, problem

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax.config import CONTENT_LOSSES, STYLE_LOSSES, Config
 from nst_jax.objective import loss_weights, make_loss

@@ -190,7 +190,7 @@ def test_reading_pictures(tmp_path):
         pictures.read_pictures([tmp_path / "nowhere"])
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file, monkeypatch):
     monkeypatch.setattr(shapes, "CHANNELS", TINY_CHANNELS)
     real = tmp_path / "real.png"

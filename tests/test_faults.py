@@ -1,85 +1,47 @@
-"""The short form of ``scripts/faults.py``: processes are killed and asked to stop, and go on."""
+"""The short form of ``scripts/faults.py``: a process is killed and goes on."""
 
-import random
-import signal
 from collections import Counter
 
 import faults
 import faults_computing
-import faults_disks
 import faults_ends
 import pytest
-from faults_runs import COMMANDS, Unexpected, check_same, check_visible, draw_inputs, results
+from faults_runs import (
+    COMMANDS,
+    Unexpected,
+    check_same,
+    check_visible,
+    draw_inputs,
+    results,
+    start,
+)
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """Where runs are made; references are made as they are asked for."""
+    """Where runs are made."""
     work = tmp_path_factory.mktemp("faults")
     return faults.Workshop(work, work / "cache", {}, faults.Options())
 
 
-def reference(shop, name):
-    if name not in shop.references:
-        shop.references[name] = faults.reference(name, shop)
-    return shop.references[name]
-
-
-def test_killed_and_stopped(shop, tmp_path):
-    name, met = "Adam", []
-    given = reference(shop, name)
-    for number in range(12):
-        rng = random.Random(number)
-        met += faults_ends.kill(name, tmp_path / f"{number}", given, rng, cache=shop.cache)[:-1]
-        if len(met) >= 3:
-            break
-    assert len(met) >= 3
-    rng = random.Random(0)
-    options = dict(cache=shop.cache, number=signal.SIGINT)
-    faults_ends.stop(name, tmp_path / "stopped", given, rng, **options)
+@pytest.mark.slow
+def test_killed_once(shop, tmp_path):
+    """At a checkpoint, or later: what comes of it is the same."""
+    folder, words = tmp_path / "run", COMMANDS["Adam"]
+    given = faults.reference("Adam", shop)
+    draw_inputs(folder)
+    started = start(words, folder, cache=shop.cache)
+    faults_ends.reach_checkpoint(started, 2)
+    started.process.kill()
+    started.process.wait()
+    check_visible(folder)
+    assert faults_ends.complete(words, folder, given, cache=shop.cache) == "resumed"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["L-BFGS", "batch"])
-def test_killed(shop, name):
-    task = next(
-        task
-        for task in faults.kills(shop._replace(references={name: reference(shop, name)}))
-        if task.fault.endswith(name)
-    )
-    row = faults.attempt(shop, task._replace(wanted=3))
-    assert not row.wrong and row.faults >= 3
-
-
-@pytest.mark.slow
-def test_stopped(shop):
-    name = "L-BFGS"
-    reference(shop, name)
-    for number, twice in ((signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGINT, True)):
-
-        def trial(folder, rng, given=dict(number=number, twice=twice)):
-            return faults._stop(folder, rng, shop=shop, names=[name], **given)
-
-        row = faults.attempt(shop, faults.Task(f"{number} {twice}", trial, 2))
-        assert not row.wrong and row.faults == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "fault", ["NaN in the gradient once, Adam", "NaN in the loss from a step on"]
-)
-def test_computing(shop, tmp_path, fault):
-    assert faults_computing.TRIALS[fault](tmp_path / "run", cache=shop.cache)
-
-
-@pytest.mark.slow
-def test_small_disks(shop, tmp_path):
-    if not faults_disks.can_mount(tmp_path):
-        pytest.skip("this user may not mount a disk")
-    given = reference(shop, "Adam")
-    trials = (tmp_path / f"run{number}" for number in range(4))
-    found = (faults_disks.disk_full(trial, given, cache=shop.cache) for trial in trials)
-    assert next(filter(None, found), None) == "goes on, exit 0"
+def test_not_finite_once(shop, tmp_path):
+    trial = faults_computing.TRIALS["NaN in the gradient once, Adam"]
+    assert trial(tmp_path / "run", cache=shop.cache).endswith("exit 0")
 
 
 class TestTheChecks:

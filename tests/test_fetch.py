@@ -333,7 +333,7 @@ def test_what_stays_wrong(server, offer, tmp_path, page, match, times, monkeypat
     offer(page)
     started = time.monotonic()
     refuse(tmp_path, match)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert times is None or server.asked.count(f"/{page}") == times
 
 
@@ -358,7 +358,7 @@ sys.path.insert(0, {tests!r})
 import weight_files, nst_jax.shapes
 from nst_jax import cli, download, fetch
 nst_jax.shapes.CHANNELS = weight_files.SMALL
-download.STALL = 20
+download.STALL = 60
 fetch.SOURCES["keras"] = fetch.Source(*{source!r})
 sys.exit(cli.main(["weights", "fetch"]))
 """
@@ -386,7 +386,7 @@ def start(offer, tmp_path):
 
 
 def wait_for(condition):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -404,7 +404,7 @@ def test_two_processes_download_once(server, offer, start, tmp_path):
     server.go_on.set()
     path = str(tmp_path / "cache" / "vgg19-keras.safetensors")
     for process in (first, second):
-        assert process.communicate(timeout=30)[0].strip() == path and process.returncode == 0
+        assert process.communicate(timeout=60)[0].strip() == path and process.returncode == 0
     assert server.asked == ["/held"] and os.listdir(tmp_path / "cache") == [Path(path).name]
 
 
@@ -415,7 +415,7 @@ def test_a_process_that_is_ended(server, offer, start, tmp_path, monkeypatch, nu
     folder = tmp_path / "cache"
     wait_for(lambda: server.asked and list(folder.glob(".fetch-*/*")))
     process.send_signal(number)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=60)
     assert out == ""
     if number == signal.SIGINT:
         assert process.returncode == 130 and err == "nst-jax: interrupted\n"

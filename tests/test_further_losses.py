@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import smooth_picture
-from test_guides import quick_compilation  # noqa: F401
 from test_tiling import as_float64, masks_of
 
 from nst_jax import style_term
@@ -260,13 +259,16 @@ def setting(modes, mixing):
 
 
 PAIRS = [*combinations(MODES, 2)]
-QUICK = {("mask", "tile"), ("styles", "vmap"), ("mask", "slim")}  # every mode once at least
+SOME = {  # every mode with two others
+    *(("mask", "tile"), ("styles", "tile"), ("styles", "vmap")),
+    *(("vmap", "slim"), ("mask", "slim")),
+}
 
 
 @pytest.mark.parametrize(
     "modes",
     [
-        pytest.param(pair, id="-".join(pair), marks=[] if pair in QUICK else pytest.mark.slow)
+        pytest.param(pair, id="-".join(pair), marks=[] if pair in SOME else pytest.mark.campaign)
         for pair in PAIRS
     ],
 )
@@ -299,6 +301,7 @@ def test_every_pair_has_numpy_s_values_and_the_gradients_of_the_plain_way(networ
         assert np.abs(gradients[name] - gradient).max() < bound, name
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_differences(x64, networks):
     """But for histograms, whose gradient is not that of the value."""
     smooth = replace(

@@ -353,6 +353,6 @@ def test_damaged_checkpoints(bases, tmp_path, monkeypatch, capsys):
     check_many(bases, tmp_path, monkeypatch, capsys, range(20))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_many_damaged_checkpoints(bases, tmp_path, monkeypatch, capsys):
     check_many(bases, tmp_path, monkeypatch, capsys, range(30, 230))

@@ -189,7 +189,7 @@ def test_command_lines(line, desk, capsys):
     check_line(line, desk, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @settings(max_examples=150, **FUZZ)
 @given(line=lines())
 def test_many_command_lines(line, desk, capsys):

@@ -51,7 +51,7 @@ def test_some(desk, capsys, format):
     fuzz(desk, capsys, format, range(6), READING)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("format", FORMATS)
 def test_many(desk, capsys, format):
     read = fuzz(desk, capsys, format, range(1000, 1500), READING)

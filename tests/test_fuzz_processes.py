@@ -17,8 +17,6 @@ from test_fuzz_command_line import lines
 
 from nst_jax.images import save_image
 
-CASES = 100
-
 
 def run(line, folder):
     """A command in a process, with limits of time and memory."""
@@ -30,7 +28,7 @@ def run(line, folder):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     return Ended(done.returncode, done.stderr)
 
@@ -84,12 +82,17 @@ def line_case(folder, line, weights):
     return line
 
 
-@pytest.mark.slow
-def test_as_processes(bases, tmp_path, tiny_weights_file):  # noqa: F811
-    third = CASES // 3
-    cases = [(checkpoint_case, number, bases) for number in range(900, 900 + third)]
-    cases += [(picture_case, number, tiny_weights_file) for number in range(third)]
-    cases += [(line_case, line, tiny_weights_file) for line in line_cases(CASES - 2 * third)]
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(2, marks=pytest.mark.slow, id="some"),
+        pytest.param(33, marks=pytest.mark.campaign, id="many"),
+    ],
+)
+def test_as_processes(bases, tmp_path, tiny_weights_file, count):  # noqa: F811
+    cases = [(checkpoint_case, number, bases) for number in range(900, 900 + count)]
+    cases += [(picture_case, number, tiny_weights_file) for number in range(count)]
+    cases += [(line_case, line, tiny_weights_file) for line in line_cases(count)]
 
     def one(numbered):
         number, (make, *given) = numbered

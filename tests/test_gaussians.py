@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from scipy.linalg import sqrtm
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax.gaussians import covariance, mean_std_loss, standard_deviation, wasserstein_loss
 from nst_jax.moments import divided, moment_sums, position_sum

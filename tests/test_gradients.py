@@ -22,12 +22,13 @@ def objective(config, variables, content, styles):
     return lambda image: loss.head(loss.statistics(variables, image, targets), targets)[0]
 
 
-QUICK = ("neural-style", "course", "style-transfer-pytorch")
+# Of each kind of loss one.
+SOME = ("neural-style", "course", "style-transfer-pytorch", "wasserstein")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in PRESETS],
+    [pytest.param(name, marks=[] if name in SOME else pytest.mark.campaign) for name in PRESETS],
 )
 @pytest.mark.slow
 def test_objective_to_second_order(x64, variables, content, style, name):
@@ -123,6 +124,7 @@ def test_gradient_on_real_pictures_agrees_with_pytorch(vgg19_weights, images_fol
 
 @pytest.mark.weights
 @either_convolution
+@pytest.mark.slow
 def test_gradient_of_the_real_network_agrees_with_pytorch_in_float64(
     vgg19_weights, x64, convolution
 ):

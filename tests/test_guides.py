@@ -17,15 +17,6 @@ METHODS = ("simple", "inside", "all")
 generator = np.random.default_rng(0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Most programs here run once, on a few pixels: compiling them is what takes time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def fields(tap, side, padding):
     """For each position of a layer, along one axis, the pixels that it sees."""
     sides, steps = [side], []

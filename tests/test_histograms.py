@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax import histograms as h
 from nst_jax.style_term import matchings

@@ -158,7 +158,7 @@ def test_damaged_files(run, sound, form):
     assert codes.count(2) >= 5
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("form", FORMS)
 def test_many_damaged_files(run, sound, form):
     seeds = range(100, 100 + 50 * len(KINDS))

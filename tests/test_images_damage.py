@@ -44,9 +44,9 @@ def test_is_refused_or_read(tmp_path, format):
     if format == "AVIF" and not features.check("avif"):
         pytest.skip("Pillow has no AVIF here")
     limit_pixels(1)
-    peak, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    peak, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     assert read_damaged(tmp_path, format, seeds=range(COUNT)) < COUNT
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300_000  # KiB
 
 
@@ -77,10 +77,10 @@ def test_damage_damages_and_repeats():
 )
 def test_texts_that_take_long_to_match(tmp_path, data):
     (tmp_path / "a.png").write_bytes(data)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError, match="a.png"):
         load_picture(tmp_path / "a.png")
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_a_chunk_of_text_that_swells_is_not_kept(tmp_path):

@@ -54,6 +54,7 @@ CONFIG = replace(
 )
 
 
+@pytest.mark.optimized
 class TestPictureMemory:
     def measure(self, variables, content, style, **settings):
         problem = make_problem(variables, content, [style], config=replace(CONFIG, **settings))

@@ -97,6 +97,7 @@ def test_first_step_is_capped_by_the_absolute_sum():
         np.testing.assert_allclose(direction, gradient * min(1, 1 / np.abs(gradient).sum()))
 
 
+@pytest.mark.optimized
 def test_batch_is_bit_equal_to_singles():
     """Also where lanes have remembered different numbers of pairs."""
     starts = np.float32([START, START * 0.1, START[::-1]])

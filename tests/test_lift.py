@@ -73,6 +73,7 @@ def as_float64(tree):
 
 @pytest.mark.parametrize("pooling", ["max", "average"])
 @pytest.mark.parametrize("normalization", ["hw", "chw"])
+@pytest.mark.slow
 def test_objective_is_that_of_the_dense_features(
     x64, slim_variables, content, style, pooling, normalization
 ):

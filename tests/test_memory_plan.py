@@ -348,6 +348,7 @@ def compiled():
     return remembering
 
 
+@pytest.mark.optimized
 class TestCompiled:
     """With what the compiler says."""
 
@@ -422,6 +423,7 @@ class TestFitsSurely:
             low, high = (low, middle) if fits_surely(task, free=middle) else (middle, high)
         return high
 
+    @pytest.mark.optimized
     @pytest.mark.parametrize(
         "channels, size, changes, regions",
         [
@@ -448,6 +450,7 @@ class TestFitsSurely:
         assert pairs - plain > 200 * 300 * 400 * 12
 
     @pytest.mark.slow
+    @pytest.mark.optimized
     @pytest.mark.parametrize("size", [(64, 96), (150, 130)])
     def test_of_the_full_network(self, size):
         variables = init_variables(jax.random.key(0))
@@ -468,6 +471,7 @@ class TestRuns:
 
         return run
 
+    @pytest.mark.optimized
     def test_as_many_pairs_as_steps_change_nothing(self, run):
         found, expected = run(Choice(memory_size=5)), run(Choice())
         np.testing.assert_array_equal(found.history.loss, expected.history.loss)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax import moments as m
 from nst_jax.config import LossConfig

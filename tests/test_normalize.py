@@ -103,7 +103,7 @@ class TestScale:
         means = mean_activations(alive, pictures, pooling=pooling)
         scaled = scale_activations(alive, means)
         for layer, mean in oracle_means(scaled, pictures, pooling=pooling).items():
-            np.testing.assert_allclose(mean, 1, atol=1e-6, err_msg=layer)
+            np.testing.assert_allclose(mean, 1, atol=4e-6, err_msg=layer)
 
     @pytest.mark.parametrize("measured", SINGLE)
     def test_features_are_the_originals_over_the_means(self, alive, pictures, pooling, measured):
@@ -112,7 +112,7 @@ class TestScale:
         for tap, expected in oracle(alive, pictures[0], pooling=pooling).items():
             expected = expected / means[tap.replace("conv", "relu")]
             scale = np.abs(expected).max()
-            np.testing.assert_allclose(found[tap], expected, atol=2e-6 * scale, err_msg=tap)
+            np.testing.assert_allclose(found[tap], expected, atol=4e-6 * scale, err_msg=tap)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -313,6 +313,7 @@ class TestCommand:
 
 
 @pytest.mark.weights
+@pytest.mark.slow
 def test_real_weights(vgg19_weights, images_folder):
     names = ("content/tubingen.jpg", "style/starry_night.jpg")
     shown = [load_image(images_folder / name, size=128) for name in names]

@@ -55,7 +55,13 @@ def assert_same(first, second):
     assert all(jax.tree.leaves(same))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def as_users_have_it(names, *chosen):
+    """Cases of which the chosen ones are compiled as users' runs are."""
+    marks = dict.fromkeys(chosen, pytest.mark.optimized)
+    return [pytest.param(name, marks=marks.get(name, ())) for name in names]
+
+
+@pytest.mark.parametrize("name", as_users_have_it(CONFIGS, "adam", "lbfgs", "scales"))
 def test_a_resumed_run_is_the_uninterrupted_one(variables, content, style, name):
     run = partial(stylize, variables, content, [style], config=CONFIGS[name])
     whole, found = positions(run)
@@ -80,6 +86,7 @@ def test_the_way_is_that_of_the_start(variables, content, style):
 
 
 @pytest.mark.parametrize("rows", [True, False], ids=["rows", "tiles"])
+@pytest.mark.slow
 def test_on_several_devices(variables, style, rows):
     from conftest import smooth_picture
 
@@ -134,7 +141,9 @@ def test_a_position_is_plain(variables, content, style):
 
 
 @pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "lbfgs-linesearch"])
+@pytest.mark.parametrize(
+    "optimizer", as_users_have_it(["adam", "lbfgs", "lbfgs-linesearch"], "adam")
+)
 def test_a_resumed_batch_is_the_uninterrupted_one(variables, style, together, optimizer):
     """Also with a picture that diverges before or after, and one that goes on alone."""
     from conftest import smooth_picture

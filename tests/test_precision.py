@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 from jax.lax import Precision
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax.config import Config
 from nst_jax.convolution import prepare_kernels
@@ -199,6 +198,7 @@ def test_tf32_is_for_gpus(variables, content, style, monkeypatch):
 
 @pytest.mark.weights
 @pytest.mark.parametrize("name", ["full", "slim"])
+@pytest.mark.slow
 def test_bfloat16_of_the_real_networks(vgg19_weights, images_folder, name):
     """Near the content picture, from where runs start, and in its middle."""
     jax.config.update("jax_disable_most_optimizations", False)

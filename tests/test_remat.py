@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import smooth_picture
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax.config import Config
 from nst_jax.objective import loss_weights, make_loss
@@ -119,10 +118,10 @@ def test_a_network_of_nans_gives_nan(variables, content, where):
     assert np.isnan(value) and gradient.shape == content.shape
 
 
+@pytest.mark.optimized
 def test_it_takes_less_memory():
-    """Of a network of VGG-19's width, as it is compiled for use: 28 % on this CPU backend."""
+    """Of a network of VGG-19's width: 28 % on this CPU backend."""
     config = Config()
-    jax.config.update("jax_disable_most_optimizations", False)  # put back by the module's fixture
     variables = jax.eval_shape(init_variables, jax.random.key(0))
     image = jax.ShapeDtypeStruct((512, 512, 3), np.float32)
 

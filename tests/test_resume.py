@@ -121,7 +121,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("adam", marks=pytest.mark.optimized), *list(RUNS)[1:]]
+)
 def test_a_resumed_run_writes_the_same_picture(run, kill, name):
     compare(run, kill, words(**RUNS[name]))
 
@@ -269,6 +271,7 @@ def test_other_devices_are_told(run):
 
 
 @pytest.mark.parametrize("spread", ["rows", "tiles"])
+@pytest.mark.slow
 def test_on_several_devices(run, kill, spread):
     save_image("content.png", smooth_picture(32, 48, seed=1))
     options = dict(size=48, steps=4, spread=spread, convolution="direct", style_layers="relu1_1")
@@ -493,7 +496,9 @@ class TestFaults:
         assert "the picture is kept as " in err.splitlines()[-1]
         assert list(tmp_path.glob("nst-jax-*/out.png"))
 
-    @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+    @pytest.mark.parametrize(
+        "optimizer", ["adam", pytest.param("lbfgs", marks=pytest.mark.campaign)]
+    )
     @pytest.mark.slow
     def test_out_of_memory_at_a_coarse_scale(self, run, wrapped, optimizer):
         """The scales before the last have their own way to take less."""
@@ -542,6 +547,9 @@ class TestFaults:
         np.testing.assert_array_equal(pixels("out.png"), expected)
 
 
+OTHERS = ("adam", "lbfgs-linesearch")
+
+
 class TestBatch:
     @pytest.fixture(autouse=True)
     def pictures(self, desk, monkeypatch):  # noqa: F811
@@ -567,7 +575,10 @@ class TestBatch:
     def outputs(self):
         return {path.name: path.read_bytes() for path in sorted(Path("out").glob("*.png"))}
 
-    @pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "lbfgs-linesearch"])
+    @pytest.mark.parametrize(
+        "optimizer",
+        ["lbfgs", *(pytest.param(name, marks=pytest.mark.campaign) for name in OTHERS)],
+    )
     @pytest.mark.slow
     def test_goes_on_amid_the_pictures(self, run, kill, optimizer):
         options = {} if optimizer == "adam" else dict(optimizer=optimizer, learning_rate=None)

@@ -178,6 +178,7 @@ class TestCheck:
             with pytest.raises(InputError, match="rows_mesh"):
                 check_rows(64, 64, mesh=mesh, config=DEEP)
 
+    @pytest.mark.slow
     def test_why_heights_are_refused(self, variables, x64):
         """Numbers are right for any height, but features are gathered."""
         config = replace(SHALLOW, content_layers=["relu1_1"])
@@ -197,6 +198,7 @@ class TestCheck:
 
 class TestLossAndGradient:
     @pytest.mark.slow
+    @pytest.mark.optimized
     def test_of_the_whole_depth_and_its_collectives(self, variables, x64):
         error, found = compare(variables, DEEP)
         assert error < 1e-12
@@ -230,7 +232,13 @@ class TestLossAndGradient:
         ),
     }
 
-    @pytest.mark.parametrize("change, given", CASES.values(), ids=CASES)
+    @pytest.mark.parametrize(
+        "change, given",
+        [
+            pytest.param(*case, id=name, marks=[pytest.mark.optimized] * (name == "circular"))
+            for name, case in CASES.items()
+        ],
+    )
     def test_of_every_setting(self, variables, x64, change, given):
         error, found = compare(variables, replace(SHALLOW, **change), **given)
         assert error < 1e-12
@@ -413,6 +421,7 @@ def run_bytes(config, devices, *, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_memory_of_each_device():
     config = Config(memory_size=10, content_layers=["relu3_1"], style_layers=["relu1_1", "relu3_1"])
     one, two, four = (run_bytes(config, devices, shape=(256, 192, 3)) for devices in (1, 2, 4))

@@ -99,6 +99,7 @@ def test_every_layer_is_lifted_to_vgg19(shipped, pooling):
 
 
 @pytest.mark.parametrize("preset", ["wasserstein", "neural-style", "gatys", "course", "fast"])
+@pytest.mark.slow
 def test_presets_run(shipped, preset):
     config = replace(PRESETS[preset].config, steps=6)
     content, style = smooth_picture(32, 48, seed=1), smooth_picture(48, 32, seed=2)

@@ -52,6 +52,7 @@ def values(tree):
     return jax.tree.map(np.array, tree)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_run_in_pieces_is_bit_equal_to_a_run_in_one(variables, content, problem, name):
     loss, targets = problem
@@ -147,6 +148,7 @@ def test_a_frozen_picture_does_not_spoil_its_batch():
     np.testing.assert_allclose(state.image[2], 0.25)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", ["lbfgs", "adam"])
 def test_a_batch_is_bit_equal_to_singles(name):
     solver = make_solver(quadratic(), make_optimizer(name, memory_size=None))
@@ -177,6 +179,7 @@ def test_the_state_is_donated(variables, content, problem):
     assert not new_state.image.is_deleted()
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_compiled_loop_reuses_the_state_s_memory(variables, content, problem, name):
     """Every buffer of the state is donated, and the loop copies none of L-BFGS's memory."""

@@ -375,6 +375,7 @@ def compare(variables, configs, *, seeds=None, inits=None, **controls):
 
 
 class TestLanes:
+    @pytest.mark.optimized
     @pytest.mark.parametrize("base", [ADAM, BASE], ids=["adam", "lbfgs"])
     def test_each_is_the_run_alone(self, variables, base):
         configs = [changed(base, changes) for changes in LANES]

@@ -11,7 +11,6 @@ import optax
 import pytest
 from conftest import smooth_picture
 from jax.sharding import Mesh
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax import style_term, tiling, windows
 from nst_jax.choices import Choice
@@ -329,15 +328,6 @@ def test_tiles_divided_among_devices(x64, networks, devices, size, count):
     assert error_of_tiles(SMALL, networks["full"], size, tile=16, **given) < 1e-12
 
 
-@pytest.fixture
-def optimised():
-    """Programs as they are compiled for use."""
-    with pytest.MonkeyPatch.context() as context:
-        jax.config.update("jax_disable_most_optimizations", False)
-        yield context
-        jax.config.update("jax_disable_most_optimizations", True)
-
-
 def temporary_bytes(config, variables, side):
     """Temporary memory of loss and gradient of a square picture, compiled only."""
     loss = make_loss(config)
@@ -354,7 +344,8 @@ def temporary_bytes(config, variables, side):
 
 
 @pytest.mark.slow
-def test_memory_is_that_of_a_tile(optimised):
+@pytest.mark.optimized
+def test_memory_is_that_of_a_tile():
     """Four times as large a picture takes less than its own size more, and the whole all again."""
     variables = jax.eval_shape(
         partial(init_variables, channels=(32, 32, 1, 1, 1)), jax.random.key(0)
@@ -373,8 +364,10 @@ def test_memory_is_that_of_a_tile(optimised):
 
 
 @pytest.mark.weights
+@pytest.mark.optimized
 @pytest.mark.parametrize("network", ["full", "slim"])
-def test_tiles_of_real_pictures(optimised, vgg19_weights, images_folder, network):
+@pytest.mark.slow
+def test_tiles_of_real_pictures(vgg19_weights, images_folder, network):
     """With the real networks in float32."""
     config = replace(Config(), convolution="direct")
     content, style = (

@@ -153,6 +153,7 @@ def test_the_learning_rate_has_an_effect(variables, content, style):
     assert losses[1] < 0.95 * losses[0]
 
 
+@pytest.mark.optimized
 def test_chunks_do_not_change_the_result(variables, content, style, monkeypatch):
     config = Config(steps=7)
     whole = transfer.stylize(variables, content, [style], config=config)
@@ -267,12 +268,13 @@ def test_unfit_arguments_are_refused(variables, content, style, pictures, messag
 
 @pytest.mark.weights
 @pytest.mark.slow
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     "preset, steps, size, bound",
     [
         ("neural-style", 100, 256, 2.45e6),
-        ("neural-style", 100, 512, 1.75e6),
-        ("fast", 80, 256, 2.40e6),
+        pytest.param("neural-style", 100, 512, 1.75e6, marks=pytest.mark.campaign),
+        pytest.param("fast", 80, 256, 2.40e6, marks=pytest.mark.campaign),
     ],
 )
 def test_the_peer_s_loss_is_reached(vgg19_weights, images_folder, preset, steps, size, bound):

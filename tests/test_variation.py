@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from test_guides import quick_compilation  # noqa: F401
 
 from nst_jax.variation import total_variation
 
@@ -138,6 +137,7 @@ def test_total_variation_scales_with_the_pixel_range(x64):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 4, 3), (4, 1, 3)])
+@pytest.mark.slow
 def test_total_variation_of_a_row_and_a_pixel(x64, shape):
     image = generator.uniform(size=shape)
     of = {"mask": np.ones(shape[:2]), "corner": 1.0}
@@ -176,6 +176,7 @@ def test_unknown_forms_and_orders_are_refused(form, order, message):
         total_variation(IMAGE, form=form, order=order)
 
 
+@pytest.mark.slow
 def test_gradients_to_second_order(x64):
     values = jax.jit(lambda image: every_form(image, jnp.asarray(MASK)))
     check_grads(values, (IMAGE,), order=2, atol=1e-4, rtol=1e-4, eps=1e-6)

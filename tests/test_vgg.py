@@ -304,6 +304,7 @@ def test_every_tap_and_the_gradient_agree_with_pytorch(x64, variables, pooling, 
     "pooling, padding", [("max", "zero"), ("average", "zero"), ("l2", "replicate-input")]
 )
 @pytest.mark.parametrize("shape", [(192, 256), (191, 253)])
+@pytest.mark.slow
 def test_every_tap_of_the_real_network_agrees_with_pytorch(vgg19_weights, shape, pooling, padding):
     image = smooth_picture(*shape, seed=3)
     options = {"pooling": pooling, "padding": padding}

@@ -382,6 +382,7 @@ def real():
 
 @pytest.mark.weights
 class TestRealWeights:
+    @pytest.mark.slow
     def test_fingerprint(self, real):
         kind = real.record.preprocessing.kind
         assert recognise(real.arrays["conv1_1/kernel"]) == Layout(kind, bgr=False)
