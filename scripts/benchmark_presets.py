@@ -1,0 +1,100 @@
+"""Time a step of one preset against another, in turn in one process.
+
+Usage:
+  python scripts/benchmark_presets.py                       the default preset against fast
+  python scripts/benchmark_presets.py --model vgg19 --size 512 --steps 2 \
+      --content photo.jpg --style painting.jpg
+"""
+
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from nst_jax.threads import set_threads
+
+set_threads()  # as the command does, before NumPy is imported
+
+import jax  # noqa: E402
+import tyro  # noqa: E402
+
+from nst_jax.allocator import keep_freed_memory  # noqa: E402
+from nst_jax.errors import InputError  # noqa: E402
+from nst_jax.images import load_image  # noqa: E402
+from nst_jax.presets import DEFAULT_PRESET, get_preset  # noqa: E402
+from nst_jax.problem import make_problem, start  # noqa: E402
+from nst_jax.solver import run  # noqa: E402
+from nst_jax.weights import find_weights, load_weights  # noqa: E402
+
+PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Time a step of a preset against another's.
+
+    Attributes:
+      preset: What is timed.
+      against: What it is compared with.
+      model: vgg19 or vgg19-slim; what is found first by default.
+      size: Longer side in pixels.
+      content: Content picture.
+      style: Style picture.
+      rounds: Rounds in which each takes its steps once.
+      steps: Steps of a round.
+    """
+
+    preset: str = DEFAULT_PRESET
+    against: str = "fast"
+    model: Literal["vgg19", "vgg19-slim"] | None = None
+    size: int = 384
+    content: Path = PICTURES / "demo_content.jpg"
+    style: Path = PICTURES / "demo_style.jpg"
+    rounds: int = 9
+    steps: int = 10
+
+
+def main(options: Options) -> int:
+    """Measure and print seconds a step, and the median of the rounds' ratios."""
+    path = find_weights(model=options.model)
+    if path is None:
+        raise InputError("no such weights: set NST_JAX_WEIGHTS or run 'nst-jax weights fetch'")
+    weights = load_weights(path)
+    content, style = (load_image(p, size=options.size) for p in (options.content, options.style))
+    takes, states, seconds = {}, {}, {}
+    for name in (options.preset, options.against):
+        config = get_preset(name).config
+        problem = make_problem(weights.variables, content, [style], config=config)
+        given = {"variables": problem.variables, "targets": problem.targets}
+        takes[name] = partial(run, problem.solver, num_steps=options.steps, **given)
+        initial = problem.initial(config, None, None)
+        state = start(problem.solver, initial, problem.variables, problem.targets)
+        states[name] = jax.block_until_ready(takes[name](state))[0]  # compiles
+        seconds[name] = []
+    for _ in range(options.rounds):
+        for name, take in takes.items():
+            started = time.perf_counter()
+            states[name] = jax.block_until_ready(take(states[name]))[0]
+            seconds[name].append((time.perf_counter() - started) / options.steps)
+    print(f"{weights.info.name}, {content.shape[1]}x{content.shape[0]} px, seconds a step:")
+    for name, found in seconds.items():
+        low, high = min(found), max(found)
+        print(f"  {name:24}{statistics.median(found):8.4f} ({low:.4f} to {high:.4f})")
+    pairs = zip(seconds[options.preset], seconds[options.against], strict=True)
+    ratios = [ours / theirs for ours, theirs in pairs]
+    print(
+        f"  ratio {statistics.median(ratios):.3f} in the median of {options.rounds} rounds "
+        f"({min(ratios):.3f} to {max(ratios):.3f})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    keep_freed_memory()  # as the command does
+    try:
+        sys.exit(main(tyro.cli(Options)))
+    except InputError as error:
+        sys.exit(f"benchmark_presets: error: {error}")
