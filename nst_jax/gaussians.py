@@ -23,7 +23,7 @@ FALLBACK = 1e-4  # of the second moments, where these do not suffice
 # Polynomials x h(x^2) = x (a + b x^2 + c x^4) from [l, 1.01] to [l', 1] with the largest l' (Amsel,
 # Persson, Musco and Gower 2025, "The Polar Express"), each for l from its START on. What rounding
 # takes beyond 1 comes back. The first one's l is no smaller, or some of the largest x were lost.
-STARTS = (0.0, 0.0463, 0.1855, 0.6035, 0.9797, 1.0)
+STARTS = (0.0, 0.0463, 0.1855, 0.6035, 0.9795, 1.0)
 STAGES = (
     (4.17158181, -11.914088, 8.62199093),
     (4.03262747, -10.8243892, 7.68729587),

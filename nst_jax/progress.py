@@ -13,13 +13,12 @@ from nst_jax.loop import Progress
 
 @contextmanager
 def planning_display() -> Iterator[None]:
-    """Say that a run is being planned: on a terminal while it is so, elsewhere in a line."""
+    """Say on a terminal, while it is so, that a run is being planned."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        console.print("planning: measuring what the run needs of the memory", soft_wrap=True)
         yield
         return
-    with console.status("planning: measuring what the run needs of the memory"):
+    with console.status("planning"):
         yield
 
 
@@ -32,7 +31,6 @@ def progress_display(steps: int) -> Iterator[Callable[[Progress], None]]:
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        console.print("compiling: the first run of a size takes longest", soft_wrap=True)
         yield _line_printer(console)
         return
     columns = (
@@ -64,7 +62,6 @@ def job_display(pictures: int) -> Iterator[Callable[[float], None]]:
     console = Console(stderr=True)
     words = _pictures_in_words(pictures)
     if not console.is_terminal:
-        console.print("compiling: the first run of a size takes longest", soft_wrap=True)
         shown_at, shown = -30.0, -1
 
         def print_line(done: float) -> None:

@@ -5,6 +5,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment
 mkdir -p "$root/out"
+echo "Reading the pictures, planning the memory and compiling: ten seconds or so, a minute on a busy" \
+    "machine; then a line now and then for the steps" >&2
 "$root/.venv/bin/nst-jax" stylize "$root/docs/images/demo_content.jpg" \
     --style "$root/docs/images/demo_style.jpg" \
     --output "$root/out/demo.png" --overwrite --size 384 --steps 100 "$@"

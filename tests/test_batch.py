@@ -652,10 +652,10 @@ class TestPrograms:
         assert len(found.status) == 3
         for name in ("image", "loss"):
             np.testing.assert_array_equal(getattr(found, name), getattr(full, name)[:3])
-        assert_close(found, expected, rtol=1e-5)
+        assert_close(found, expected, rtol=3e-5)
         one = make_lanes(variables, [(CONTENTS[0], STYLES[0])]) * 3
         shared = run([lane._replace(key=jax.random.key(index)) for index, lane in enumerate(one)])
-        assert_close(shared, expected[:1] * 3, rtol=1e-5)
+        assert_close(shared, expected[:1] * 3, rtol=3e-5)
         assert len(traces) == 1
 
 

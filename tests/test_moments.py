@@ -240,7 +240,7 @@ def test_a_layers_loss_is_that_of_its_regions(x64, features):
         for s in range(3)
         for loss in LOSSES
     )
-    np.testing.assert_allclose(value(own), expected, rtol=1e-9)
+    np.testing.assert_allclose(value(own), expected, rtol=1e-8)
     of_all = jax.jit(value, static_argnames="config")
     given = {"order": 1, "modes": ("rev",), "rtol": 1e-5, "eps": 1e-6}
     check_grads(partial(of_all, targets=targets, config=config), (own,), **given)
