@@ -461,7 +461,7 @@ class TestFitsSurely:
 class TestRuns:
     """The result is the same to rounding but for L-BFGS's memory."""
 
-    @pytest.fixture(scope="module")
+    @pytest.fixture
     @staticmethod
     def run(variables, content, style):
         @cache

@@ -251,6 +251,6 @@ def test_a_layers_loss_is_that_of_its_regions(x64, features):
         weights=bare._replace(style_losses={"gram": 0.5}),
     )
     config = replace(config, style_losses=("gram", "covariance"), style_mixing="average")
-    pair = of_features(features), STYLES[1]
+    pair = of_features(features), styles[1]
     expected = 0.5 * numpy_loss("gram", *pair) + numpy_loss("covariance", *pair)
     np.testing.assert_allclose(value(own, whole, config), expected, rtol=1e-9, atol=1e-12)
