@@ -125,7 +125,8 @@ def prepare_kernels(
     if "lift" in variables:
         prepared["lift"] = {
             pooling: {
-                name: {**lift, "root": kernel_root(lift["kernel"])} for name, lift in lifts.items()
+                name: {**lift, "root": kernel_root(lift["kernel"])} if name in layers else lift
+                for name, lift in lifts.items()
             }
             for pooling, lifts in variables["lift"].items()
         }

@@ -144,8 +144,8 @@ def _spread(first: Array, second: Array, floors: Array, more: Array) -> Array:
 
 def _spread_forward(first: Array, second: Array, floors: Array, more: Array):
     there, back, added = transport_maps(first, second, floors, more)
+    first, second = _shifted(first, second, added)
     identity = jnp.eye(first.shape[-1], dtype=first.dtype)
-    first, second = (x + a * identity for x, a in zip((first, second), added, strict=True))
     own, other = identity - there, identity - back
     inner = partial(jnp.vdot, precision="highest")
     return inner(first, own) + inner(second, other), (own, other)
@@ -153,10 +153,16 @@ def _spread_forward(first: Array, second: Array, floors: Array, more: Array):
 
 def _spread_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, ...]:
     none = jnp.zeros_like(cotangent, shape=2)
-    return *(cotangent * half for half in residuals), none, none
+    return *(cotangent * derivative for derivative in residuals), none, none
 
 
 _spread.defvjp(_spread_forward, _spread_backward)
+
+
+def _shifted(first: Array, second: Array, added: Array) -> tuple[Array, Array]:
+    """Two matrices with numbers added to their diagonals, ``[2]``."""
+    identity = jnp.eye(first.shape[-1], dtype=first.dtype)
+    return first + added[0] * identity, second + added[1] * identity
 
 
 @jax.custom_vjp
@@ -190,12 +196,9 @@ def transport_maps(
 
 
 def _maps_forward(first: Array, second: Array, floors: Array, more: Array):
-    identity = jnp.eye(first.shape[-1], dtype=first.dtype)
-
     def attempt(number: Array) -> tuple[Array, Array, Array, Array]:
         added = more * jnp.stack([number % 2, number // 2]).astype(more.dtype)
-        pair = first + added[0] * identity, second + added[1] * identity
-        return *_iterate(*pair, floors + added), added
+        return *_iterate(*_shifted(first, second, added), floors + added), added
 
     def failed(carry: tuple[Array, tuple[Array, ...]]) -> Array:
         number, (_, _, distance, _) = carry
@@ -213,10 +216,9 @@ def _maps_forward(first: Array, second: Array, floors: Array, more: Array):
 def _maps_backward(residuals: tuple[Array, ...], cotangents: tuple[Array, Array, Array]):
     """Through the iteration with a fixed number of steps, as a second derivative needs it."""
     first, second, floors, added = residuals
-    identity = jnp.eye(first.shape[-1], dtype=first.dtype)
 
     def maps(first: Array, second: Array) -> tuple[Array, Array]:
-        pair = first + added[0] * identity, second + added[1] * identity
+        pair = _shifted(first, second, added)
         back, there, _ = _iterate(*pair, floors + added, fixed=True)
         return there, back
 

@@ -58,7 +58,8 @@ def moment_sums(
     features: Features, *, wanted: frozenset[str], mask: Array | None = None
 ) -> Moments:
     """The sums that are wanted, fields of ``Moments``, without leading axes."""
-    small = compact(features)
+    # Only where it is asked for: an unprepared kernel's root is a decomposition.
+    small = compact(features) if "compact_gram" in wanted else features
     return Moments(
         gram=gram_sum(features, mask=mask) if "gram" in wanted else None,
         mean=feature_sum(features, mask=mask) if "mean" in wanted else None,

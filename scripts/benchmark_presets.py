@@ -14,20 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import jax
+import tyro
+
+from nst_jax.allocator import keep_freed_memory
+from nst_jax.errors import InputError
+from nst_jax.images import load_image
+from nst_jax.presets import DEFAULT_PRESET, get_preset
+from nst_jax.problem import make_problem, start
+from nst_jax.solver import run
 from nst_jax.threads import set_threads
-
-set_threads()  # as the command does, before NumPy is imported
-
-import jax  # noqa: E402
-import tyro  # noqa: E402
-
-from nst_jax.allocator import keep_freed_memory  # noqa: E402
-from nst_jax.errors import InputError  # noqa: E402
-from nst_jax.images import load_image  # noqa: E402
-from nst_jax.presets import DEFAULT_PRESET, get_preset  # noqa: E402
-from nst_jax.problem import make_problem, start  # noqa: E402
-from nst_jax.solver import run  # noqa: E402
-from nst_jax.weights import find_weights, load_weights  # noqa: E402
+from nst_jax.weights import find_weights, load_weights
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
 
@@ -93,7 +90,8 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()  # as the command does
+    set_threads()  # as the command does
+    keep_freed_memory()
     try:
         sys.exit(main(tyro.cli(Options)))
     except InputError as error:
