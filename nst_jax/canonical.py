@@ -9,19 +9,24 @@ pass.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write, check_writable
-from nst_jax.normalization import Normalization, parse_normalization, to_entry
-from nst_jax.stored import printable
-from nst_jax.torch_forms import FORMAT
+from nst_jax.stored import MAX_ITEMS, Opened, Stored, damaged_is_input_error, printable
+from nst_jax.torch_file import from_torch_names
 
 VERSION = "1"
+_FORMAT = "nst_jax.weights"  # the entry "format" in the header of a canonical file
+_MAX_HEADER = 8 * 2**20  # bytes; VGG-19's has some thousand
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _MAX_TEXT = 100_000  # characters of an entry of the header
 
 
@@ -41,6 +46,27 @@ class Preprocessing:
                 f"the preprocessing has mean {mean} and std {std}, expected three finite numbers "
                 "each for red, green and blue, and a positive std"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """How weights were scaled to a mean activation of 1, by `normalize_weights`.
+
+    Attributes:
+      pictures: over how many pictures the means were taken.
+      pooling: with which pooling; with another the means are others.
+      inactive: layer -> number of its channels that were not active, and are as they were.
+    """
+
+    pictures: int
+    pooling: str
+    inactive: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.pooling.isprintable() or len(self.pooling) > 40:
+            raise InputError("activations normalised with no pooling: expected its name")
+        if self.pictures < 1:
+            raise InputError(f"activations normalised over {self.pictures} pictures: expected some")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +109,7 @@ def make_header(arrays: Mapping[str, np.ndarray], record: Record) -> dict[str, s
     preprocessing = record.preprocessing
     slim = any(name.startswith("lift/") for name in arrays)
     return {
-        "format": FORMAT,
+        "format": _FORMAT,
         "format_version": VERSION,
         "name": record.name,
         "architecture": _ARCHITECTURE + (_SLIM if slim else ""),
@@ -144,6 +170,46 @@ def parse_header(header: Mapping[str, str]) -> Record:
         normalized=parse_normalization(header),
         **{key: header.get(key, "") for key in _TEXTS},
     )
+
+
+def in_words(normalized: Normalization) -> str:
+    """One line of what was done.
+
+    >>> in_words(Normalization(pictures=2, pooling="max", inactive={"relu5_4": 3}))
+    'mean activations 1 over 2 pictures with max pooling, but of 3 inactive channels'
+    """
+    pictures, inactive = normalized.pictures, sum(normalized.inactive.values())
+    line = f"mean activations 1 over {pictures} picture{'s' * (pictures > 1)} with "
+    line += f"{normalized.pooling} pooling"
+    return line + f", but of {inactive} inactive channel{'s' * (inactive > 1)}" * bool(inactive)
+
+
+def to_entry(normalized: Normalization | None) -> dict[str, str]:
+    """The header's entry, none for weights as trained; the inverse of ``parse_normalization``."""
+    return {"normalized": json.dumps(asdict(normalized))} if normalized else {}
+
+
+def parse_normalization(header: Mapping[str, str]) -> Normalization | None:
+    """How the weights of a canonical file's header were normalised, None where they were not.
+
+    Raises:
+      InputError: for an entry that is malformed.
+    """
+    if "normalized" not in header:
+        return None
+    try:
+        entry = json.loads(header["normalized"])
+        inactive = {str(layer): int(count) for layer, count in entry["inactive"].items()}
+        return Normalization(
+            pictures=int(entry["pictures"]), pooling=str(entry["pooling"]), inactive=inactive
+        )
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(
+            f"the header's entry of normalised activations is wrong ({error!r}), expected "
+            "pictures, pooling and inactive: normalise the original again"
+        ) from error
 
 
 def check_contents(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
@@ -213,3 +279,47 @@ def write_canonical(
                 file.write(np.ascontiguousarray(array).data)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}): choose another place") from error
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Opened]:
+    """Open a .safetensors file: the canonical one, or one with torchvision's names.
+
+    The library refuses a header nested deeper than 128 and arrays that overlap, leave gaps, lie
+    outside the file or differ from their shape; the size of the header is bounded here.
+    """
+    from safetensors import safe_open
+
+    with damaged_is_input_error(path, "safetensors"):
+        _check_header(path)
+        with safe_open(path, "np") as file:
+            header = file.metadata() or {}
+            arrays: dict[str, Stored] = {}
+            names = file.keys()
+            if len(names) > MAX_ITEMS:
+                raise InputError(f"there are {len(names)} arrays: save VGG-19 alone")
+            for name in names:
+                piece = file.get_slice(name)
+                dtype = _DTYPES.get(str(piece.get_dtype()), "another type")
+                read = partial(_read_safetensor, file, name, dtype)
+                arrays[name] = Stored(tuple(piece.get_shape()), dtype, read)
+            if header.get("format") == _FORMAT:
+                yield Opened("canonical", arrays, header)
+            else:
+                yield Opened("safetensors", from_torch_names(arrays))
+
+
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise InputError(
+            f"its header should have {length} bytes, expected at most {_MAX_HEADER}: the file is "
+            "damaged or holds far more than VGG-19, get it again"
+        )
+
+
+def _read_safetensor(file: Any, name: str, dtype: str) -> np.ndarray:
+    if dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401  (gives NumPy the type that safetensors asks it for)
+    return file.get_tensor(name)

@@ -1,27 +1,31 @@
 """Download the published weights once, check them and keep them converted in a per-user cache."""
 
+import logging
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from nst_jax.canonical import write_canonical
-from nst_jax.convert import convert, file_digest
-from nst_jax.download import Failed, download
+from nst_jax.convert import convert
 from nst_jax.errors import InputError
-from nst_jax.files import expanded, remove_leftovers
-from nst_jax.stored import MAX_FILE
+from nst_jax.files import expanded, file_digest, remove_leftovers
+from nst_jax.stored import MAX_FILE, printable
 
 CACHE_VARIABLE = "NST_JAX_CACHE"
 
+_PIECE = 2**18  # bytes
+_PASSING = (408, 425, 429)  # statuses of a server that may give the file later
+_log = logging.getLogger(__name__)
+
 
 class Source(NamedTuple):
-    """A published file. ``checksum`` is "md5:...", or "sha256:..." with at least 8 digits."""
+    """A published file. ``checksum`` is "md5:..." or "sha256:...", ``limit`` in bytes."""
 
     urls: tuple[str, ...]
     filename: str
@@ -29,6 +33,7 @@ class Source(NamedTuple):
     preprocessing: str
     licence: str
     summary: str
+    limit: int = MAX_FILE
 
 
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/vgg19/"
@@ -63,10 +68,12 @@ SOURCES = {
         licence="CC BY 4.0",
         summary="the same in the older MatConvNet format, 550 MB",
     ),
+    # PyTorch publishes the first eight digits, in the file's name; the others are those that
+    # several projects, independent of each other, state for the file.
     "torchvision": Source(
         urls=("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",),
         filename="vgg19-dcbb9e9d.pth",
-        checksum="sha256:dcbb9e9d",
+        checksum="sha256:dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
         preprocessing="torchvision",
         licence="BSD-3-Clause",
         summary="the network that torchvision trained, other features than the original, 575 MB",
@@ -90,16 +97,29 @@ def cached_path(source: str, *, cache: Path | None = None) -> Path:
 
 
 def fetch(
-    source: str = DEFAULT_SOURCE, *, cache: str | Path | None = None, progress: bool = True
+    source: str = DEFAULT_SOURCE,
+    *,
+    cache: str | Path | None = None,
+    sources: Mapping[str, Source] = SOURCES,
+    retries: int = 3,
+    timeout: float = 60,
+    show: Callable[[int, int | None], None] = lambda done, total: None,
+    say: Callable[[str], None] = _log.info,
 ) -> Path:
     """Download, check and convert published weights, unless the cache has them.
 
     Where another process fetches the same, it is waited for and what it has got is taken.
+    Proxies and certificates are those of the environment, as ``requests`` reads them.
 
     Args:
-      source: a name in `SOURCES`.
+      source: a name in ``sources``.
       cache: the folder to keep them in; the per-user cache if not given.
-      progress: whether to show a progress bar on standard error, and to tell of further attempts.
+      sources: what can be fetched, by name; others than `SOURCES` for a mirror.
+      retries: further attempts at each address, after 1, 2, 3 ... seconds.
+      timeout: seconds to connect, and between two packets, after which an attempt has failed.
+      show: called with the bytes received so far, and those to come in all where that is known.
+      say: called with a line of text where something takes longer: a further attempt, or another
+        process that fetches the same. By default these lines are logged.
 
     Returns:
       The canonical file in the cache. A download that fails leaves nothing behind.
@@ -108,64 +128,27 @@ def fetch(
       InputError: for an unknown source, where no address gives the expected file, or where the
         cache cannot be written.
     """
-    if source not in SOURCES:
-        raise InputError(f"unknown weights {source!r}: expected one of {', '.join(SOURCES)}")
+    if source not in sources:
+        raise InputError(f"unknown weights {source!r}: expected one of {', '.join(sources)}")
     folder = cache_dir() if cache is None else expanded(cache)
     target = cached_path(source, cache=folder)
     if _is_complete(target):
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(target, progress=progress):
+        with _alone(target, say=say), _scratch(target) as scratch:
             if not _is_complete(target):  # by now
-                _fetch(SOURCES[source], target, progress=progress)
+                published = sources[source]
+                url = _download(
+                    published, scratch, retries=retries, timeout=timeout, show=show, say=say
+                )
+                _keep(published, scratch / published.filename, url, target)
     except OSError as error:
         raise InputError(
             f"cannot write to the cache {folder} ({error.strerror or error}): make room or get "
             f"the right to write there, or set {CACHE_VARIABLE} to a folder of yours"
         ) from error
     return target
-
-
-def _fetch(source: Source, target: Path, *, progress: bool) -> None:
-    prefix = f".fetch-{target.stem}-"
-    for left in target.parent.glob(f"{prefix}*"):  # by processes that were killed
-        shutil.rmtree(left, ignore_errors=True)
-    remove_leftovers([target])
-    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    try:
-        file = scratch / source.filename
-        url = _download(source, file, progress=progress)
-        converted = convert(file, preprocessing=source.preprocessing)
-        record = replace(
-            converted.record,
-            source=f"{url} ({converted.form})",
-            source_md5=file_digest(file, "md5"),
-        )
-        write_canonical(target, converted.arrays, record, overwrite=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _alone(target: Path, *, progress: bool) -> Iterator[None]:
-    """Hold the lock of a file in the cache. The system frees that of a process that is killed."""
-    from filelock import FileLock, Timeout
-
-    path = target.with_name(f".{target.stem}.lock")
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _say(f"another process is fetching {target.name}: waiting for it", progress=progress)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        # Removed while it is held: who waited for it finds that it is gone, and makes another.
-        with suppress(OSError):
-            path.unlink()
-        lock.release()
 
 
 def _is_complete(path: Path) -> bool:
@@ -177,80 +160,149 @@ def _is_complete(path: Path) -> bool:
     return True
 
 
-def _download(source: Source, file: Path, *, progress: bool) -> str:
-    """Download from the first address that gives the expected file, and return that address."""
-    algorithm, expected = source.checksum.split(":")
-    tried = []
-    for url in source.urls:
-        if not _may_use(url, source.checksum):
-            raise InputError(
-                f"{url} is not https, and {source.checksum!r} is no full checksum: expected one "
-                "of the two"
-            )
-        try:
-            for resume in (True, False):
-                pieces = _get(url, file, source.checksum, resume=resume, progress=progress)
-                found = file_digest(file, algorithm)
-                if found.startswith(expected):
-                    return url
-                file.unlink()
-                if not (pieces and resume):  # else they may be of different files
-                    break
-                _say(f"{url}: the pieces do not fit; beginning anew", progress=progress)
-        except Failed as failed:
-            tried.append(f"{url} ({failed})")
-            continue
-        tried.append(f"{url} ({algorithm} is {found}, expected {expected})")
-    raise InputError(
-        f"cannot download {source.filename}: tried {'; '.join(tried)}; check the connection, or "
-        f"get that file ({source.checksum}) by other means and pass --weights FILE"
-    )
+@contextmanager
+def _alone(target: Path, *, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a file in the cache. The system frees that of a process that is killed."""
+    from filelock import FileLock, Timeout
 
-
-def _may_use(url: str, checksum: str) -> bool:
-    """Plain http only where a full checksum tells whether the file was changed on its way."""
-    algorithm, digits = checksum.split(":")
-    return url.startswith("https://") or len(digits) == {"md5": 32, "sha256": 64}[algorithm]
-
-
-def _get(url: str, file: Path, checksum: str, *, resume: bool, progress: bool) -> bool:
-    def check_redirect(address: str) -> None:
-        if not _may_use(address, checksum):
-            raise Failed(f"redirected to {address}, which is not https")
-
-    def say(text: str) -> None:
-        _say(text, progress=progress)
-
-    with _progress_bar(file.name, show=progress) as show:
-        return download(
-            url,
-            file,
-            limit=MAX_FILE,
-            resume=resume,
-            check_url=check_redirect,
-            show=show,
-            say=say,
-        )
-
-
-def _say(text: str, *, progress: bool) -> None:
-    if progress:
-        print(f"nst-jax: {text}", file=sys.stderr)
+    path = target.with_name(f".{target.stem}.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process is fetching {target.name}: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        # Removed while it is held: who waited for it finds that it is gone, and makes another.
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 @contextmanager
-def _progress_bar(name: str, *, show: bool) -> Iterator[Any]:
-    """A progress bar: a function of the bytes that are there, and of all or None."""
-    if not show:
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+def _scratch(target: Path) -> Iterator[Path]:
+    """A folder beside the target while it is fetched; what killed processes left is removed."""
+    prefix = f".fetch-{target.stem}-"
+    for left in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers([target])
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    columns = TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as shown:
-        task = shown.add_task(name, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+def _keep(source: Source, file: Path, url: str, target: Path) -> None:
+    """Convert a downloaded file into the cache, with a record of where it comes from."""
+    converted = convert(file, preprocessing=source.preprocessing)
+    record = replace(
+        converted.record,
+        source=f"{url} ({converted.form})",
+        source_md5=file_digest(file, "md5"),
+    )
+    write_canonical(target, converted.arrays, record, overwrite=True)
+
+
+class _Refused(Exception):
+    """This address does not give the file, whenever it is asked; the message is the reason."""
+
+
+def _download(
+    source: Source,
+    folder: Path,
+    *,
+    retries: int,
+    timeout: float,
+    show: Callable[[int, int | None], None],
+    say: Callable[[str], None],
+) -> str:
+    """Download from the first address that gives the published file, and return that address."""
+    import pooch
+    import requests
+
+    tried = []
+    for url in source.urls:
+        attempts = count()
+
+        def get(url: str, file: str, _: Any, attempts: Iterator[int] = attempts) -> None:
+            if next(attempts):
+                say(f"trying {url} again")
+            _get(url, Path(file), limit=source.limit, timeout=timeout, show=show)
+
+        files = pooch.create(
+            path=folder,
+            base_url="",
+            registry={source.filename: source.checksum},
+            urls={source.filename: url},
+            retry_if_failed=retries,
+        )
+        try:
+            with _quiet(pooch.get_logger()):
+                files.fetch(source.filename, downloader=cast(Any, get))  # its type names others
+        # A ValueError where the checksum is another one.
+        except (_Refused, requests.RequestException, ValueError) as error:
+            tried.append(f"{url} ({_in_words(error, source)})")
+        else:
+            return url
+    raise InputError(
+        f"cannot download {source.filename}: tried {'; '.join(tried)}; check the connection, or "
+        f"get that file ({source.checksum}) by other means and name it as the weights"
+    )
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without the lines that pooch prints of every file."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _get(
+    url: str,
+    file: Path,
+    *,
+    limit: int,
+    timeout: float,
+    show: Callable[[int, int | None], None],
+) -> None:
+    """Write what an address gives to a file, up to a limit in bytes."""
+    import requests
+
+    # Not compressed, so that the length is that of the file.
+    headers = {"Accept-Encoding": "identity"}
+    with requests.get(url, headers=headers, stream=True, timeout=timeout) as answer:
+        if 400 <= answer.status_code < 500 and answer.status_code not in _PASSING:
+            raise _Refused(f"{answer.status_code} {answer.reason}")
+        answer.raise_for_status()
+        length = answer.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() and len(length) < 19 else None
+        with file.open("wb") as out:
+            for piece in answer.iter_content(_PIECE):
+                out.write(piece)
+                if out.tell() > limit:
+                    raise _Refused(f"it sends more than {limit} bytes")
+                show(out.tell(), total)
+
+
+def _in_words(error: Exception, source: Source) -> str:
+    """Why an address did not give the file, in a few words."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return "it does not answer in time"
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"{error.response.status_code} {printable(error.response.reason or '', 60)}"
+    if type(error) is requests.ConnectionError:
+        return "no connection, or it broke"  # its own text is long and nested
+    if isinstance(error, _Refused):
+        return printable(str(error))
+    if isinstance(error, requests.RequestException):
+        return printable(f"{type(error).__name__}: {error}", 120)
+    return f"its {source.checksum.split(':')[0]} is not that of the published file"

@@ -1,5 +1,6 @@
-"""Writing files whole or not at all. Standard library only."""
+"""Writing files whole or not at all, and checksums of them. Standard library only."""
 
+import hashlib
 import os
 import tempfile
 import threading
@@ -46,6 +47,12 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise InputError(f"{path} begins with no known home: write the whole path") from None
+
+
+def file_digest(path: str | Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal checksum of a file's bytes, by "sha256" or "md5"."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def umask() -> int:

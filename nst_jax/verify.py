@@ -5,14 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nst_jax.canonical import Preprocessing
-from nst_jax.convert import Converted, convert, file_digest
+from nst_jax.canonical import Preprocessing, in_words
+from nst_jax.convert import Converted, convert, find_lifts, recognise
 from nst_jax.errors import InputError
 from nst_jax.fetch import SOURCES
-from nst_jax.files import expanded
-from nst_jax.networks import recognise
-from nst_jax.normalization import in_words
-from nst_jax.shapes import find_lifts
+from nst_jax.files import expanded, file_digest
 from nst_jax.weight_forms import find_form
 
 
@@ -71,7 +68,7 @@ def _check_checksum(path: Path, converted: Converted) -> Check:
     found = {"md5": md5, "sha256": record.source_sha256}
     for name, source in SOURCES.items():
         algorithm, expected = source.checksum.split(":")
-        if found[algorithm].startswith(expected):
+        if found[algorithm] == expected:
             made = "normalised from " if record.normalized else ""
             return Check("checksum", True, f"{made}the published file {name!r} ({source.checksum})")
     published = [source.checksum for source in SOURCES.values() if source.filename == path.name]

@@ -5,20 +5,24 @@
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nst_jax.canonical import Preprocessing, Record, write_canonical
-from nst_jax.convert import check_finite, convert, to_flat, to_tree
+from nst_jax.canonical import (
+    Normalization,
+    Preprocessing,
+    Record,
+    parse_normalization,
+    write_canonical,
+)
+from nst_jax.convert import check_finite, check_shapes, convert, to_flat, to_tree
 from nst_jax.errors import InputError
 from nst_jax.fetch import DEFAULT_SOURCE, SOURCES, cached_path
 from nst_jax.files import expanded
-from nst_jax.normalization import Normalization, parse_normalization
-from nst_jax.shapes import check_shapes
 from nst_jax.weight_forms import find_form, open_weights
 
 WEIGHTS_VARIABLE = "NST_JAX_WEIGHTS"
@@ -140,7 +144,7 @@ def save_weights(
             "preprocessing, and of slim weights lift: save only those"
         )
     arrays = to_flat(variables)
-    check_shapes({name: array.shape for name, array in arrays.items()}, slim=True)
+    check_shapes({name: array.shape for name, array in arrays.items()})
     check_finite(arrays)
     mean, std = (
         tuple(np.ravel(np.asarray(variables["preprocessing"][key], np.float32)).tolist())
@@ -161,13 +165,19 @@ def save_weights(
     return path
 
 
-def find_weights(*, path: str | Path | None = None, model: str | None = None) -> Path | None:
+def find_weights(
+    *,
+    path: str | Path | None = None,
+    model: str | None = None,
+    folders: Sequence[Path] | None = None,
+) -> Path | None:
     """The weights to use: those named, else of ``NST_JAX_WEIGHTS``, the cache, or shipped ones.
 
     Args:
       path: a file that someone named.
       model: ``"vgg19"`` for full ones only, ``"vgg19-slim"`` for slim ones only; what does not fit
         is passed over.
+      folders: where shipped ones are; `shipped_folders` if not given.
 
     Returns:
       A file, or None where there is none.
@@ -179,14 +189,15 @@ def find_weights(*, path: str | Path | None = None, model: str | None = None) ->
     """
     if model not in (None, "vgg19", "vgg19-slim"):
         raise ValueError(f"model is {model!r}: expected 'vgg19', 'vgg19-slim' or None")
-    for where, named in (("--weights", path), (WEIGHTS_VARIABLE, os.environ.get(WEIGHTS_VARIABLE))):
+    variable = os.environ.get(WEIGHTS_VARIABLE)
+    for named, origin in ((path, ""), (variable, f" (from {WEIGHTS_VARIABLE})")):
         if not named:
             continue
         found = expanded(named)
         if not os.path.isfile(found):
             raise InputError(
-                f"the weights {found} (from {where}) do not exist or are no file: check the "
-                "path, or run 'nst-jax weights fetch'"
+                f"the weights {found}{origin} do not exist or are no file: check the path, or run "
+                "'nst-jax weights fetch'"
             )
         if model is None or model_of(found) == model:
             return found
@@ -194,7 +205,7 @@ def find_weights(*, path: str | Path | None = None, model: str | None = None) ->
             raise InputError(
                 f"{found} holds {model_of(found)}, but {model} was asked for: leave one of them out"
             )
-    places = (path for _, path in _installed())
+    places = (path for _, path in _installed(folders))
     return next((path for path in places if model is None or _is_sound(path, model)), None)
 
 
@@ -213,27 +224,36 @@ def model_of(path: Path) -> str:
     return "vgg19-slim" if slim else "vgg19"
 
 
-def is_shipped_slim(path: Path) -> bool:
+def is_shipped_slim(path: Path, *, folders: Sequence[Path] | None = None) -> bool:
     """Whether a file is the slim one that comes with the package."""
-    return path.name == SLIM_FILE and ("shipped", path) in _installed()
+    return path.name == SLIM_FILE and ("shipped", path) in _installed(folders)
 
 
-def _installed() -> Iterator[tuple[str, Path]]:
+def shipped_folders(package: Path | None = None) -> list[Path]:
+    """Where weights come with a package, this one or another: in its data, and in its checkout."""
+    package = Path(__file__).parent if package is None else package
+    folders = [package / "data"]
+    if (package.parent / "pyproject.toml").is_file():  # else it may be someone else's folder
+        folders.append(package.parent / "weights")
+    return folders
+
+
+def _installed(folders: Sequence[Path] | None) -> Iterator[tuple[str, Path]]:
     """Weights in the cache, then those shipped with the package or in a checkout."""
     for source in SOURCES:
         if os.path.isfile(path := cached_path(source)):
             yield "cache", path
-    package = Path(__file__).parent
-    folders = [package / "data"]
-    if (package.parent / "pyproject.toml").is_file():  # else it may be someone else's folder
-        folders.append(package.parent / "weights")
+    folders = shipped_folders() if folders is None else folders
     shipped = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
     for path in sorted(shipped, key=lambda path: path.name == SLIM_FILE):  # full ones first
         yield "shipped", path
 
 
-def list_weights() -> list[Place]:
+def list_weights(*, folders: Sequence[Path] | None = None) -> list[Place]:
     """What there is: the variable, the cache, shipped files, then what can be fetched.
+
+    Args:
+      folders: where shipped ones are; `shipped_folders` if not given.
 
     Returns:
       One `Place` each, in the order in which `find_weights` looks.
@@ -243,7 +263,7 @@ def list_weights() -> list[Place]:
         path = expanded(named)
         detail = _size_and_kind(path) if os.path.isfile(path) else "does not exist"
         places.append(Place(WEIGHTS_VARIABLE, path.stem, named, detail))
-    for where, path in _installed():
+    for where, path in _installed(folders):
         places.append(Place(where, path.stem, str(path), _size_and_kind(path)))
     for name, source in SOURCES.items():
         default = ", the default" if name == DEFAULT_SOURCE else ""

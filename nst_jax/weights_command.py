@@ -1,6 +1,8 @@
 """The commands ``nst-jax weights fetch | convert | normalize | verify | list``."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nst_jax.batch_inputs import expand
@@ -24,7 +26,9 @@ def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -
     """
     match action:
         case Fetch():
-            print(fetch(action.source))
+            with _download_display(action.source) as (show, say):
+                path = fetch(action.source, show=show, say=say)
+            print(path)
         case Convert():
             _check_name(action.output)
             convert_file(
@@ -54,6 +58,29 @@ def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -
     return 0
 
 
+@contextmanager
+def _download_display(
+    name: str,
+) -> Iterator[tuple[Callable[[int, int | None], None], Callable[[str], None]]]:
+    """A progress bar on a terminal, and lines of text: the ``show`` and ``say`` of `fetch`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(name, total=None, visible=False)
+
+        def show(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        def say(text: str) -> None:
+            bar.console.print(f"nst-jax: {text}", markup=False, highlight=False, soft_wrap=True)
+
+        yield show, say
+
+
 def _check_name(output: Path) -> None:
     if output.suffix != ".safetensors":
         raise InputError(f"{output} is no name for weights: expected .safetensors")
@@ -61,10 +88,9 @@ def _check_name(output: Path) -> None:
 
 def _normalize(action: Normalize) -> None:
     # What computes is imported here, so that the other commands need not wait for JAX.
-    from nst_jax.activation_scale import check_large_enough
+    from nst_jax.activation_scale import check_large_enough, normalize_weights
     from nst_jax.images import limit_pixels, load_image, picture_shape
     from nst_jax.job_inputs import check_size
-    from nst_jax.normalize import normalize_weights
 
     # Checked first, for with many pictures the rest takes minutes.
     _check_name(action.output)

@@ -51,10 +51,10 @@ from distillation import (
     with_preprocessing,
 )
 
-from nst_jax.convert import to_flat
+from nst_jax.convert import check_shapes, to_flat
 from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
-from nst_jax.shapes import check_shapes
+from nst_jax.layers import CHANNELS
 from nst_jax.types import Array, Variables
 from nst_jax.weights import load_weights
 
@@ -104,7 +104,8 @@ def distill(options: Options) -> Path:
     """
     check_options(options)
     loaded = load_weights(options.teacher)
-    check_shapes({name: array.shape for name, array in to_flat(loaded.variables).items()})
+    shapes = {name: array.shape for name, array in to_flat(loaded.variables).items()}
+    check_shapes(shapes, channels=CHANNELS)
     pictures = gather_pictures(options)
     preprocessing = loaded.variables["preprocessing"]
     on_cpu = jax.default_backend() == "cpu"

@@ -48,9 +48,9 @@ def pytest_collection_modifyitems(items):
     missing = pytest.mark.skip(reason="NST_JAX_WEIGHTS does not name VGG-19 weights")
     no_gpu = pytest.mark.skip(reason="no GPU")
     for item in items:
-        if "weights" in item.keywords and not os.environ.get("NST_JAX_WEIGHTS"):
+        if item.get_closest_marker("weights") and not os.environ.get("NST_JAX_WEIGHTS"):
             item.add_marker(missing)
-        if "gpu" in item.keywords and jax.default_backend() != "gpu":
+        if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(no_gpu)
 
 

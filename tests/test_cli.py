@@ -496,7 +496,7 @@ class TestWeights:
 
     def test_shipped_slim_ones_are_taken_with_a_word(self, capsys, monkeypatch, slim_file):
         slim_file = shutil.copy(slim_file, Path.cwd() / weights.SLIM_FILE)
-        monkeypatch.setattr(weights, "_installed", lambda: iter([("shipped", slim_file)]))
+        monkeypatch.setattr(weights, "_installed", lambda *_: iter([("shipped", slim_file)]))
         line = words(content_layers="relu2_2", style_layers="relu1_1 relu3_1")
         assert main(line) == 0
         said = [line for line in capsys.readouterr().err.splitlines() if "slim" in line]
@@ -515,7 +515,7 @@ class TestWeights:
         assert "no full VGG-19 on this machine: run 'nst-jax weights fetch'" in error
 
     def test_nothing_is_fetched_where_there_are_none(self, capsys, monkeypatch, desk):
-        monkeypatch.setattr(weights, "_installed", lambda: iter([]))
+        monkeypatch.setattr(weights, "_installed", lambda *_: iter([]))
         before = listing(desk)
         assert main(words()) == 2
         assert "no weights" in capsys.readouterr().err and listing(desk) == before
@@ -537,7 +537,7 @@ class TestWeights:
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(tiny_weights_file))
         assert main(["weights", "list"]) == 0
         assert str(tiny_weights_file) in capsys.readouterr().out
-        monkeypatch.setattr(weights_command, "fetch", lambda source: f"fetched {source}")
+        monkeypatch.setattr(weights_command, "fetch", lambda source, **_: f"fetched {source}")
         assert main(["weights", "fetch", "--source", "torchvision"]) == 0
         assert capsys.readouterr().out == "fetched torchvision\n"
         (desk / "broken").write_bytes(b"no weights")

@@ -16,7 +16,7 @@ from conftest import TINY_CHANNELS
 from PIL import Image
 from procedural_pictures import KINDS, draw_picture
 
-from nst_jax import loop, shapes
+from nst_jax import convert, loop
 from nst_jax.errors import InputError
 from nst_jax.layers import block_of
 from nst_jax.presets import get_preset
@@ -192,7 +192,8 @@ def test_reading_pictures(tmp_path):
 
 @pytest.mark.campaign
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file, monkeypatch):
-    monkeypatch.setattr(shapes, "CHANNELS", TINY_CHANNELS)
+    monkeypatch.setattr(convert, "CHANNELS", TINY_CHANNELS)
+    monkeypatch.setattr(distill, "CHANNELS", TINY_CHANNELS)
     real = tmp_path / "real.png"
     Image.fromarray(draw_picture(np.random.default_rng(8), side=200)).save(real)
     monkeypatch.setattr(distill_pictures, "packaged_pictures", lambda: [])

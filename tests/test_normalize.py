@@ -11,21 +11,20 @@ import pytest
 from conftest import smooth_picture
 from safetensors import safe_open
 
-from nst_jax import weights as weights_module
 from nst_jax.activation_scale import (
     RELUS,
     inactive_channels,
     mean_activations,
+    normalize_weights,
     scale_activations,
 )
+from nst_jax.canonical import parse_normalization
 from nst_jax.cli import main
 from nst_jax.convert import convert_file
 from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image
 from nst_jax.layers import CONVS, TAPS
-from nst_jax.normalization import parse_normalization
-from nst_jax.normalize import normalize_weights
 from nst_jax.verify import verify_weights
 from nst_jax.vgg import features
 from nst_jax.weights import Weights, WeightsInfo, list_weights, load_weights, save_weights
@@ -234,7 +233,7 @@ class TestCommand:
     @pytest.fixture(autouse=True)
     def desk(self, tmp_path, monkeypatch, pictures, tiny_weights_file):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(weights_module, "_installed", lambda: iter([]))
+        monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
         (tmp_path / "folder").mkdir()
         save_image("folder/a.png", pictures[0])
         save_image("b.png", pictures[1])

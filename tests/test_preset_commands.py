@@ -5,12 +5,12 @@ import pytest
 from conftest import smooth_picture
 
 from nst_jax import batch_command, job, sweep_command
+from nst_jax.canonical import Normalization
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.job_inputs import check_preset_fits, network_of
-from nst_jax.normalization import Normalization
 from nst_jax.presets import PRESETS
 from nst_jax.weights import Weights, WeightsInfo, save_weights
 

@@ -17,12 +17,12 @@ import pytest
 from conftest import smooth_picture
 from safetensors import safe_open
 
+from nst_jax.convert import expected_shapes
 from nst_jax.images import load_image
 from nst_jax.layers import TAPS
 from nst_jax.lift import Lifted
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.presets import PRESETS
-from nst_jax.shapes import expected_shapes
 from nst_jax.transfer import stylize
 from nst_jax.verify import verify_weights
 from nst_jax.vgg import features, network_features

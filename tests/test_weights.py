@@ -13,11 +13,9 @@ import pytest
 import weight_files as files
 from safetensors import safe_open
 
-from nst_jax import shapes as shapes_module
-from nst_jax import weights as module
-from nst_jax.convert import convert, convert_file, to_tree
+from nst_jax.convert import PREPROCESSING, Layout, convert, convert_file, recognise, to_tree
 from nst_jax.errors import InputError
-from nst_jax.networks import PREPROCESSING, Layout, recognise
+from nst_jax.layers import CHANNELS
 from nst_jax.verify import verify_weights
 from nst_jax.weights import (
     Weights,
@@ -27,16 +25,15 @@ from nst_jax.weights import (
     list_weights,
     load_weights,
     save_weights,
+    shipped_folders,
 )
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path, request):
-    """No weights but those of the test: small ones, an empty cache, no variable."""
-    if "weights" in request.keywords:
+    """No weights but those of the test: an empty cache, no variable."""
+    if request.node.get_closest_marker("weights"):
         return
-    monkeypatch.setattr(shapes_module, "CHANNELS", files.SMALL)
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "nst_jax" / "weights.py"))
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
 
@@ -56,8 +53,8 @@ def slim_weights(channels=(2, 3, 4, 5, 6)):
 def lifted_weights(poolings=("max", "average")):
     """Slim weights that end with conv2_1, with lifts of two layers."""
     tree = slim_weights().variables
-    wide, rng = dict(zip((1, 2), files.SMALL, strict=False)), np.random.default_rng(0)
-    layers = {"relu1_2": (2, wide[1]), "relu2_1": (3, wide[2])}
+    rng = np.random.default_rng(0)
+    layers = {"relu1_2": (2, CHANNELS[0]), "relu2_1": (3, CHANNELS[1])}
     lift = {
         pooling: {
             layer: {
@@ -97,13 +94,13 @@ class TestLoad:
 
     def test_option_is_passed_on(self, tmp_path):
         files.write_safetensors(tmp_path / "x", files.torch_state(files.make_arrays()))
-        with pytest.raises(InputError, match="--preprocessing"):
+        with pytest.raises(InputError, match="name it: caffe"):
             load_weights(tmp_path / "x")
         assert load_weights(tmp_path / "x", preprocessing="caffe").info.preprocessing == "caffe"
 
     def test_none_where_none_are_found(self):
         with pytest.raises(InputError, match="no such weights were found"):
-            load_weights(find_weights())
+            load_weights(find_weights(folders=[]))
 
 
 class TestSave:
@@ -219,41 +216,45 @@ class TestSave:
         save_weights(tmp_path / "file", slim_weights(), overwrite=True)
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
-    def test_a_failed_write_leaves_the_old_file(self, tmp_path, monkeypatch):
+    def test_a_failed_write_leaves_the_old_file(self, tmp_path):
         (tmp_path / "x").write_text("old")
-
-        def replace(*_):
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(os, "replace", replace)
-        with pytest.raises(InputError, match="No space left"):
+        with files.largest_file(10_000), pytest.raises(InputError, match="File too large"):
             save_weights(tmp_path / "x", slim_weights(), overwrite=True)
         assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
 class TestFind:
+    @pytest.fixture(autouse=True)
+    def package(self, tmp_path):
+        """A package without weights, in a folder that is no checkout."""
+        (tmp_path / "nst_jax").mkdir()
+        self.root = tmp_path / "nst_jax"
+
+    def find(self, **options):
+        return find_weights(folders=shipped_folders(self.root), **options)
+
     def make(self, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         return save_weights(path, slim_weights())
 
     def test_order(self, tmp_path, monkeypatch):
-        assert find_weights() is None
+        assert self.find() is None
         (tmp_path / "weights").mkdir()
         checkout = self.make(tmp_path / "weights" / "b.safetensors")
-        assert find_weights() is None  # a folder of that name beside an installed package
+        assert self.find() is None  # a folder of that name beside an installed package
         (tmp_path / "pyproject.toml").touch()
-        assert find_weights() == checkout
+        assert self.find() == checkout
         shipped = self.make(tmp_path / "nst_jax" / "data" / "a.safetensors")
-        assert find_weights() == shipped
+        assert self.find() == shipped
         other = self.make(tmp_path / "cache" / "vgg19-torchvision.safetensors")
-        assert find_weights() == other
+        assert self.find() == other
         cached = self.make(tmp_path / "cache" / "vgg19-keras.safetensors")
-        assert find_weights() == cached
+        assert self.find() == cached
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(other))
-        assert find_weights() == other
-        assert find_weights(path=shipped) == shipped
+        assert self.find() == other
+        assert self.find(path=shipped) == shipped
 
-        places = list_weights()
+        places = list_weights(folders=shipped_folders(self.root))
         assert [place.where for place in places[:5]] == [
             "NST_JAX_WEIGHTS",
             "cache",
@@ -272,33 +273,34 @@ class TestFind:
             verify_weights("~nosuchuser/x")
         monkeypatch.setenv("NST_JAX_WEIGHTS", "~nosuchuser/x")
         with pytest.raises(InputError, match=match):
-            find_weights()
+            self.find()
 
     def test_named_files_that_do_not_exist(self, tmp_path, monkeypatch):
-        with pytest.raises(InputError, match="from --weights"):
-            find_weights(path=tmp_path / "x")
+        with pytest.raises(InputError, match="x do not exist or are no file"):
+            self.find(path=tmp_path / "x")
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(tmp_path))
         with pytest.raises(InputError, match="from NST_JAX_WEIGHTS"):
-            find_weights()
-        assert list_weights()[0].detail == "does not exist"
+            self.find()
+        assert list_weights(folders=[])[0].detail == "does not exist"
 
     def test_model(self, tmp_path, monkeypatch):
         folder = tmp_path / "nst_jax" / "data"
         folder.mkdir(parents=True)
         slim = save_weights(folder / "vgg19-slim.safetensors", lifted_weights(), half=True)
-        assert find_weights() == find_weights(model="vgg19-slim") == slim
-        assert is_shipped_slim(slim) and find_weights(model="vgg19") is None
+        assert self.find() == self.find(model="vgg19-slim") == slim
+        assert is_shipped_slim(slim, folders=[folder]) and self.find(model="vgg19") is None
         cached = self.make(tmp_path / "cache" / "vgg19-keras.safetensors")
-        assert find_weights() == find_weights(model="vgg19") == cached
-        assert find_weights(model="vgg19-slim") == slim and not is_shipped_slim(cached)
+        assert self.find() == self.find(model="vgg19") == cached
+        assert self.find(model="vgg19-slim") == slim
+        assert not is_shipped_slim(cached, folders=[folder])
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(cached))
-        assert find_weights(model="vgg19-slim") == slim
+        assert self.find(model="vgg19-slim") == slim
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(slim))
-        assert find_weights() == slim and find_weights(model="vgg19") == cached
+        assert self.find() == slim and self.find(model="vgg19") == cached
         with pytest.raises(InputError, match="holds vgg19, but vgg19-slim was asked for"):
-            find_weights(path=cached, model="vgg19-slim")
+            self.find(path=cached, model="vgg19-slim")
         with pytest.raises(ValueError, match="model is 'vgg16'"):
-            find_weights(model="vgg16")
+            self.find(model="vgg16")
 
     def test_full_ones_in_the_checkout_come_before_slim_ones(self, tmp_path):
         (tmp_path / "pyproject.toml").touch()
@@ -306,7 +308,7 @@ class TestFind:
         (tmp_path / "nst_jax" / "data").mkdir(parents=True)
         for folder in ("weights", "nst_jax/data"):
             save_weights(tmp_path / folder / "vgg19-slim.safetensors", lifted_weights())
-        assert find_weights() == find_weights(model="vgg19") == full
+        assert self.find() == self.find(model="vgg19") == full
 
     def test_a_damaged_file_in_the_cache(self, tmp_path):
         folder = tmp_path / "nst_jax" / "data"
@@ -315,12 +317,12 @@ class TestFind:
         damaged = tmp_path / "cache" / "vgg19-keras.safetensors"
         damaged.parent.mkdir()
         damaged.write_bytes(b"damaged")
-        assert find_weights() == damaged  # whoever loads it is told
-        assert find_weights(model="vgg19-slim") == slim and find_weights(model="vgg19") is None
+        assert self.find() == damaged  # whoever loads it is told
+        assert self.find(model="vgg19-slim") == slim and self.find(model="vgg19") is None
 
     def test_empty_variable_counts_as_none(self, monkeypatch):
         monkeypatch.setenv("NST_JAX_WEIGHTS", "")
-        assert find_weights() is None
+        assert self.find() is None
 
 
 class TestVerify:
@@ -369,7 +371,8 @@ class TestVerify:
 def test_heavy_libraries_load_late():
     code = (
         "import sys, nst_jax.verify as v; v.verify_weights('none');"
-        "print(sorted({'jax', 'scipy', 'h5py', 'filelock', 'requests'} & set(sys.modules)))"
+        "heavy = {'jax', 'scipy', 'h5py', 'filelock', 'pooch', 'requests'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"

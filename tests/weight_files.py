@@ -1,18 +1,19 @@
 """Small weights and writers of every form, none of which needs PyTorch unless it says so."""
 
 import io
+import resource
 import struct
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from nst_jax.canonical import Record, write_canonical
+from nst_jax.convert import FIRST_FILTER, PREPROCESSING, expected_shapes
 from nst_jax.layers import CONVS
-from nst_jax.networks import FIRST_FILTER, PREPROCESSING
-from nst_jax.shapes import expected_shapes
 
-SMALL = (4, 4, 5, 5, 6)  # channels of the blocks; tests put them in place of VGG-19's
+SMALL = (4, 4, 5, 5, 6)  # channels of the blocks
 MAGIC = 0x1950A86A20F9469CFC6C
 FEATURES = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 
@@ -225,3 +226,14 @@ def write_all(folder, *, arrays=None):
     put("safetensors-rgb", write_safetensors, torch_state(arrays))
     put("canonical", write_own, arrays)
     return paths
+
+
+@contextmanager
+def largest_file(size):
+    """As on a full disk: no file of this process can grow beyond some bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
