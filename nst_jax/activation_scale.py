@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nst_jax.canonical import Normalization, in_words
+from nst_jax.canonical import Normalization, describe_normalization
 from nst_jax.config import Pooling
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture, check_picture
@@ -88,7 +88,7 @@ def check_not_normalized(info: WeightsInfo) -> None:
     if info.normalized:
         raise InputError(
             f"the weights {info.path or info.name} are normalised already "
-            f"({in_words(info.normalized)}): expected the original ones"
+            f"({describe_normalization(info.normalized)}): expected the original ones"
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write, check_writable
-from nst_jax.stored import MAX_ITEMS, Opened, Stored, damaged_is_input_error, printable
+from nst_jax.stored import MAX_ITEMS, OpenedWeights, Stored, damaged_is_input_error, printable
 from nst_jax.torch_file import from_torch_names
 
 VERSION = "1"
@@ -172,10 +172,10 @@ def parse_header(header: Mapping[str, str]) -> Record:
     )
 
 
-def in_words(normalized: Normalization) -> str:
+def describe_normalization(normalized: Normalization) -> str:
     """One line of what was done.
 
-    >>> in_words(Normalization(pictures=2, pooling="max", inactive={"relu5_4": 3}))
+    >>> describe_normalization(Normalization(pictures=2, pooling="max", inactive={"relu5_4": 3}))
     'mean activations 1 over 2 pictures with max pooling, but of 3 inactive channels'
     """
     pictures, inactive = normalized.pictures, sum(normalized.inactive.values())
@@ -282,7 +282,7 @@ def write_canonical(
 
 
 @contextmanager
-def open_safetensors(path: Path) -> Iterator[Opened]:
+def open_safetensors(path: Path) -> Iterator[OpenedWeights]:
     """Open a .safetensors file: the canonical one, or one with torchvision's names.
 
     The library refuses a header nested deeper than 128 and arrays that overlap, leave gaps, lie
@@ -304,9 +304,9 @@ def open_safetensors(path: Path) -> Iterator[Opened]:
                 read = partial(_read_safetensor, file, name, dtype)
                 arrays[name] = Stored(tuple(piece.get_shape()), dtype, read)
             if header.get("format") == _FORMAT:
-                yield Opened("canonical", arrays, header)
+                yield OpenedWeights("canonical", arrays, header)
             else:
-                yield Opened("safetensors", from_torch_names(arrays))
+                yield OpenedWeights("safetensors", from_torch_names(arrays))
 
 
 def _check_header(path: Path) -> None:

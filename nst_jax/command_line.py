@@ -29,7 +29,7 @@ from nst_jax.options import (
 )
 from nst_jax.preset_type import Preset
 from nst_jax.presets import get_preset, own_numbers, without_scales
-from nst_jax.weights_options import Weights
+from nst_jax.weights_options import WeightsOptions
 
 # Flags of which a second one would silently replace the first, where both may be meant.
 ONCE = (
@@ -171,7 +171,7 @@ def parse(arguments: list[str]):
         | Annotated[Sweep, defaults["sweep"]]
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
-        | Annotated[Weights, tyro.conf.subcommand("weights")]
+        | Annotated[WeightsOptions, tyro.conf.subcommand("weights")]
         | Annotated[Version, tyro.conf.subcommand("version")],
         prog="nst-jax",
         description="Neural style transfer in JAX.",

@@ -24,7 +24,7 @@ from nst_jax.canonical import Preprocessing, Record, check_contents, parse_heade
 from nst_jax.errors import InputError
 from nst_jax.files import expanded, file_digest
 from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of, convs_to, deepest
-from nst_jax.stored import MAX_VALUES, Opened, Stored, printable
+from nst_jax.stored import MAX_VALUES, OpenedWeights, Stored, printable
 from nst_jax.weight_forms import CAFFE_MEAN, open_weights
 
 PREPROCESSING = {
@@ -240,7 +240,7 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
             raise InputError(f"{name} holds NaN or infinite values: get the file again")
 
 
-def _check_stored(opened: Opened) -> None:
+def _check_stored(opened: OpenedWeights) -> None:
     shapes = {name: stored.shape for name, stored in opened.arrays.items()}
     check_shapes(shapes)
     if (total := sum(map(math.prod, shapes.values()))) > MAX_VALUES:  # of any number of channels

@@ -24,7 +24,7 @@ _PASSING = (408, 425, 429)  # statuses of a server that may give the file later
 _log = logging.getLogger(__name__)
 
 
-class Source(NamedTuple):
+class Published(NamedTuple):
     """A published file. ``checksum`` is "md5:..." or "sha256:...", ``limit`` in bytes."""
 
     urls: tuple[str, ...]
@@ -42,7 +42,7 @@ _VLFEAT = "www.vlfeat.org/matconvnet/models/"
 # vlfeat.org is also tried by plain http: its certificate has expired before, and the checksum
 # settles what was received.
 SOURCES = {
-    "keras": Source(
+    "keras": Published(
         urls=(_KERAS + "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",),
         filename="vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",
         checksum="md5:253f8cb515780f3b799900260a226db6",
@@ -50,7 +50,7 @@ SOURCES = {
         licence="CC BY 4.0",
         summary="the original network, convolutions only, 80 MB",
     ),
-    "matconvnet": Source(
+    "matconvnet": Published(
         urls=tuple(f"{s}://{_VLFEAT}imagenet-vgg-verydeep-19.mat" for s in ("https", "http")),
         filename="imagenet-vgg-verydeep-19.mat",
         checksum="md5:106118b7cf60435e6d8e04f6a6dc3657",
@@ -58,7 +58,7 @@ SOURCES = {
         licence="CC BY 4.0",
         summary="the original network as MatConvNet has it, 550 MB",
     ),
-    "matconvnet-beta16": Source(
+    "matconvnet-beta16": Published(
         urls=tuple(
             f"{s}://{_VLFEAT}beta16/imagenet-vgg-verydeep-19.mat" for s in ("https", "http")
         ),
@@ -70,7 +70,7 @@ SOURCES = {
     ),
     # PyTorch publishes the first eight digits, in the file's name; the others are those that
     # several projects, independent of each other, state for the file.
-    "torchvision": Source(
+    "torchvision": Published(
         urls=("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",),
         filename="vgg19-dcbb9e9d.pth",
         checksum="sha256:dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
@@ -100,7 +100,7 @@ def fetch(
     source: str = DEFAULT_SOURCE,
     *,
     cache: str | Path | None = None,
-    sources: Mapping[str, Source] = SOURCES,
+    sources: Mapping[str, Published] = SOURCES,
     retries: int = 3,
     timeout: float = 60,
     show: Callable[[int, int | None], None] = lambda done, total: None,
@@ -195,7 +195,7 @@ def _scratch(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _keep(source: Source, file: Path, url: str, target: Path) -> None:
+def _keep(source: Published, file: Path, url: str, target: Path) -> None:
     """Convert a downloaded file into the cache, with a record of where it comes from."""
     converted = convert(file, preprocessing=source.preprocessing)
     record = replace(
@@ -211,7 +211,7 @@ class _Refused(Exception):
 
 
 def _download(
-    source: Source,
+    source: Published,
     folder: Path,
     *,
     retries: int,
@@ -291,7 +291,7 @@ def _get(
                 show(out.tell(), total)
 
 
-def _in_words(error: Exception, source: Source) -> str:
+def _in_words(error: Exception, source: Published) -> str:
     """Why an address did not give the file, in a few words."""
     import requests
 

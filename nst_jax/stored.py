@@ -26,7 +26,7 @@ class Stored(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
-class Opened(NamedTuple):
+class OpenedWeights(NamedTuple):
     """The convolutions in an open file by our names; ``header`` is that of a canonical file."""
 
     form: str

@@ -30,7 +30,7 @@ import numpy as np
 
 from nst_jax.errors import InputError
 from nst_jax.layers import CONVS
-from nst_jax.stored import MAX_FILE, MAX_ITEMS, Opened, Stored, add, damaged_is_input_error
+from nst_jax.stored import MAX_FILE, MAX_ITEMS, OpenedWeights, Stored, add, damaged_is_input_error
 
 # Positions in torchvision's nn.Sequential, where ReLU and pooling count as well.
 _TORCH_VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
@@ -99,10 +99,10 @@ class Tensor(NamedTuple):
 
 
 @contextmanager
-def open_pth(path: Path) -> Iterator[Opened]:
+def open_pth(path: Path) -> Iterator[OpenedWeights]:
     """Open a PyTorch file of either serialisation, with the names of `from_torch_names`."""
     with open_torch(path) as state:
-        yield Opened("torch", from_torch_names(state))
+        yield OpenedWeights("torch", from_torch_names(state))
 
 
 def from_torch_names(state: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nst_jax.canonical import Preprocessing, in_words
+from nst_jax.canonical import Preprocessing, describe_normalization
 from nst_jax.convert import Converted, convert, find_lifts, recognise
 from nst_jax.errors import InputError
 from nst_jax.fetch import SOURCES
@@ -53,7 +53,7 @@ def verify_weights(path: str | Path) -> list[Check]:
     if converted.form == "canonical":
         arrays += ", as the header says"
     if record.normalized:
-        arrays += f"; {in_words(record.normalized)}"
+        arrays += f"; {describe_normalization(record.normalized)}"
     return [
         Check("form", True, converted.form),
         Check("arrays", True, arrays),

@@ -1,8 +1,8 @@
 """The forms in which VGG-19's weights are found: what a file is, and which array is which layer.
 
-Every ``open_*`` is a context manager that yields `Opened`: the arrays of the convolutions under
-the names ``conv1_1/kernel`` and ``conv1_1/bias``, kernels as [height, width, in, out], everything
-else in the file left out. Nothing is decided here about channel order or preprocessing.
+Every ``open_*`` is a context manager that yields `OpenedWeights`: the arrays of the convolutions
+under the names ``conv1_1/kernel`` and ``conv1_1/bias``, kernels as [height, width, in, out],
+everything else in the file left out. Nothing is decided here about channel order or preprocessing.
 
 Keras' .h5 and MatConvNet's .mat are read here, PyTorch's .pth in ``torch_file.py`` and
 .safetensors in ``canonical.py``. The HDF5 library itself bounds little: it follows links to other
@@ -30,7 +30,7 @@ import numpy as np
 
 from nst_jax.canonical import open_safetensors
 from nst_jax.errors import InputError
-from nst_jax.stored import MAX_FILE, MAX_ITEMS, Opened, Stored, add, damaged_is_input_error
+from nst_jax.stored import MAX_FILE, MAX_ITEMS, OpenedWeights, Stored, add, damaged_is_input_error
 from nst_jax.torch_file import open_pth
 
 CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue, of pixels in 0-255
@@ -113,13 +113,13 @@ def _describe(head: bytes) -> str:
     return "is of no known form"
 
 
-def open_weights(path: Path) -> AbstractContextManager[Opened]:
+def open_weights(path: Path) -> AbstractContextManager[OpenedWeights]:
     """Open a file of weights in whichever form it has; see `find_form` and the ``open_*``."""
     return _OPENERS[find_form(path)](path)
 
 
 @contextmanager
-def open_keras(path: Path) -> Iterator[Opened]:
+def open_keras(path: Path) -> Iterator[OpenedWeights]:
     """Open Keras' HDF5 file, with or without the fully connected layers, of any Keras up to 2.
 
     Names: ``block1_conv1/block1_conv1_W_1:0`` (Keras 1) or ``block1_conv1/kernel:0`` at any depth.
@@ -132,7 +132,7 @@ def open_keras(path: Path) -> Iterator[Opened]:
             if match := _KERAS_NAME.search(name):
                 block, index, part = match.groups()
                 add(arrays, f"conv{block}_{index}/{_PARTS[part]}", _dataset(name, dataset))
-        yield Opened("keras", arrays)
+        yield OpenedWeights("keras", arrays)
 
 
 def _datasets(file: Any, *, depth: int = 4) -> Iterator[tuple[str, Any]]:
@@ -228,7 +228,7 @@ def _check_chunks(name: str, dataset: Any, filters: list[int]) -> None:
 
 
 @contextmanager
-def open_matconvnet(path: Path) -> Iterator[Opened]:
+def open_matconvnet(path: Path) -> Iterator[OpenedWeights]:
     """Open MatConvNet's .mat file, of either released generation.
 
     The older has ``normalization.averageImage`` as a whole picture and, at first, ``filters`` and
@@ -247,7 +247,7 @@ def open_matconvnet(path: Path) -> Iterator[Opened]:
         normalization = data.get("meta", data).get("normalization", {})
         if average := normalization.get("averageImage"):
             _check_average(average)
-        yield Opened("matconvnet", arrays)
+        yield OpenedWeights("matconvnet", arrays)
 
 
 def _flat(stored: Stored) -> Stored:
@@ -400,7 +400,7 @@ def _matrices(data: memoryview, at: int, count: int, items: Iterator[int], depth
     return found
 
 
-_OPENERS: dict[str, Callable[[Path], AbstractContextManager[Opened]]] = {
+_OPENERS: dict[str, Callable[[Path], AbstractContextManager[OpenedWeights]]] = {
     "keras": open_keras,
     "matconvnet": open_matconvnet,
     "torch": open_pth,

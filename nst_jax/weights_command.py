@@ -16,7 +16,7 @@ from nst_jax.weights_options import Convert, Fetch, ListWeights, Normalize, Veri
 
 
 def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -> int:
-    """Run ``nst-jax weights``; see ``weights_options.Weights``.
+    """Run ``nst-jax weights``; see ``weights_options.WeightsOptions``.
 
     Returns:
       The exit code; 1 where a check of ``verify`` failed, of weights that can be used.

@@ -81,7 +81,7 @@ class ListWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
+class WeightsOptions:
     """Fetch, convert, normalize, verify and list VGG-19 weights."""
 
     action: OmitSubcommandPrefixes[

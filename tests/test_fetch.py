@@ -18,7 +18,7 @@ import weight_files as files
 
 from nst_jax.convert import convert
 from nst_jax.errors import InputError
-from nst_jax.fetch import SOURCES, Source, cache_dir, cached_path, fetch
+from nst_jax.fetch import SOURCES, Published, cache_dir, cached_path, fetch
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def offer(server, content):
 
     def offer(*pages, checksum=None, base=None, **options):
         return {
-            "test": Source(
+            "test": Published(
                 urls=tuple(f"{base or server.url}/{page}" for page in pages),
                 filename="vgg19.h5",
                 checksum=checksum or f"md5:{hashlib.md5(content).hexdigest()}",
@@ -262,7 +262,7 @@ def test_attempts_where_they_may_help(server, offer, tmp_path, page, times):
 FETCH = """
 import sys
 from nst_jax import cli, fetch
-fetch.SOURCES["keras"] = fetch.Source(*{source!r})
+fetch.SOURCES["keras"] = fetch.Published(*{source!r})
 sys.exit(cli.main(["weights", "fetch"]))
 """
 
