@@ -23,11 +23,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from nst_jax.canonical import Normalization, describe_normalization
-from nst_jax.config import Pooling
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture, check_picture
 from nst_jax.layers import CONVS, stride
 from nst_jax.lift import dense, map_shape
+from nst_jax.loss_config import Pooling
 from nst_jax.types import Variables
 from nst_jax.vgg import network_features
 from nst_jax.weights import Weights, WeightsInfo

@@ -176,4 +176,4 @@ def problem_maker(
 
 def follows_content(config: Config) -> bool:
     """Whether the styles get the content's colours or contrast: then no two contents share them."""
-    return config.color == "luminance" or config.color.startswith("match-")
+    return config.loss.color == "luminance" or config.loss.color.startswith("match-")

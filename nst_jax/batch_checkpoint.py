@@ -19,6 +19,7 @@ from nst_jax.checkpoint_records import (
     saved_weights,
     try_to_save,
 )
+from nst_jax.config import to_flat
 from nst_jax.options import RunOptions, StyleOptions
 from nst_jax.packing import as_tuples, pack, unpack
 from nst_jax.position import Position
@@ -62,7 +63,8 @@ def batch_saver(options: Batch, *, weights: Weights, resumed: bool) -> Save:
         output_dir=absolute(options.output_dir),
         styles=replace(options.styles, style=_absolute(options.styles.style)),
     )
-    plain = asdict(own) | {"checkpoint": None, "processes": None}
+    run = asdict(own.run) | {"config": to_flat(own.run.config)}
+    plain = asdict(own) | {"checkpoint": None, "processes": None, "run": run}
     record = common_record(weights) | {"kind": "batch", "options": pack(plain, {}, name="options")}
 
     def save(composition: Composition) -> bool:

@@ -40,7 +40,7 @@ def check_options(options: Batch, *, resumed: bool) -> None:
         raise InputError("--pair and --grid contradict each other: leave one of them out")
     if options.batch_size != "auto" and options.batch_size < 1:
         raise InputError(f"batch_size is {options.batch_size}: expected 1 or more, or auto")
-    init = options.run.config.init
+    init = options.run.config.initial.init
     if init not in INITS:
         raise InputError(
             f"init {init} has no meaning for many pictures: expected {', '.join(INITS)}"
@@ -84,7 +84,7 @@ def check_blending(
         region_styles=(),
         style_blend=styles.style_blend,
         layer_styles=styles.layer_styles,
-        layers=[name for name, _ in config.style_layers],
+        layers=config.loss.style_names,
     ).blend
 
 

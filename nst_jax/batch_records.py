@@ -12,7 +12,7 @@ import numpy as np
 
 from nst_jax import report
 from nst_jax.batch_inputs import Item
-from nst_jax.config import Config
+from nst_jax.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.job_records import settings_record
@@ -81,7 +81,7 @@ def job_fingerprint(job: BatchJob, item: Item) -> str:
         "content": content,
         "styles": styles,
         "blend": job.blend,
-        "settings": job.config,
+        "settings": to_flat(job.config),
         "seed": job.seed,
         "size": job.size,
         "style_size": job.style_size,

@@ -215,7 +215,7 @@ def restore_config(plain: Mapping[str, Any]) -> Config:
     Raises:
       InputError, TypeError, AttributeError: for what are no settings.
     """
-    return Config(**{name: as_tuples(value) for name, value in plain.items()})
+    return Config.of(**{name: as_tuples(value) for name, value in plain.items()})
 
 
 def position_record(position: Position | None, arrays: dict[str, np.ndarray]) -> Any:

@@ -1,12 +1,11 @@
 """How a run is computed: whole, with activations computed twice, or in tiles."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from nst_jax.config import Config, LossConfig
+from nst_jax.config import Adam, Config, Evaluation
 from nst_jax.config_checks import LARGEST_COUNT
 from nst_jax.lbfgs import MEMORY_DTYPES
 from nst_jax.objective import make_loss, of_luminance
@@ -47,32 +46,35 @@ def check_choice(choice: Choice) -> None:
         raise ValueError(f"memory_dtype is {choice.memory_dtype!r}: expected one of {known}")
 
 
-def structure(config: Config, choice: Choice) -> LossConfig:
-    """The structure of an objective that is computed in a chosen way."""
-    return replace(
-        config.loss,
+def evaluation(config: Config, choice: Choice) -> Evaluation:
+    """How the objective of a config is computed in a chosen way."""
+    return Evaluation(
         tile=choice.tile,
         remat=choice.remat,
         recompute_content=choice.recompute_content,
+        precision=config.execution.precision,
     )
 
 
 def config_loss(config: Config, choice: Choice, *, mesh: Mesh | None = None) -> Loss:
     """The objective of a config, computed in a chosen way, by devices of a mesh if any."""
-    loss = make_loss(structure(config, choice), mesh=mesh)
-    return of_luminance(loss) if config.color == "luminance" else loss
+    loss = make_loss(config.loss, evaluation=evaluation(config, choice), mesh=mesh)
+    return of_luminance(loss) if config.loss.color == "luminance" else loss
 
 
 def make_config_optimizer(config: Config, choice: Choice = Choice()) -> Any:
     """The optimiser of a config with the chosen memory."""
+    optimizer, own = config.optimizer, {}
+    if isinstance(optimizer, Adam):
+        own = {"betas": (optimizer.beta1, optimizer.beta2), "epsilon": optimizer.epsilon}
+    else:
+        own = {"memory_size": choice.memory_size or optimizer.memory_size}
     return make_optimizer(
-        config.optimizer,
-        memory_size=choice.memory_size or config.memory_size,
-        pixel_range=config.pixel_range,
+        optimizer.name,
+        pixel_range=config.loss.pixel_range,
         preconditioner=config.preconditioner,
         memory_dtype=choice.memory_dtype,
-        betas=(config.adam_beta1, config.adam_beta2),
-        epsilon=config.adam_epsilon,
+        **own,
     )
 
 
@@ -83,7 +85,7 @@ def kernel_options(config: Config, *, by_rows: bool = False) -> dict[str, Any]:
       config: the settings.
       by_rows: whether pictures are divided by rows among devices, see ``rows``.
     """
-    convolution, narrow = config.convolution, config.precision == "bfloat16"
+    convolution, narrow = config.execution.convolution, config.execution.precision == "bfloat16"
     if convolution == "auto":  # accelerators' libraries choose for themselves
         plain = narrow or by_rows or jax.default_backend() != "cpu"
         convolution = "direct" if plain else "winograd"

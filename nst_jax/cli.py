@@ -10,6 +10,7 @@ from typing import Any
 from nst_jax.allocator import keep_freed_memory
 from nst_jax.batch_options import Batch
 from nst_jax.command_line import parse
+from nst_jax.config import to_flat
 from nst_jax.errors import InputError
 from nst_jax.interrupt import end_on_signals, exit_code
 from nst_jax.options import (
@@ -147,7 +148,6 @@ def run_command(options: Any) -> int:
 
 def print_presets(options: Presets) -> int:
     """Print all presets with formula and source, or one with its notes and settings too."""
-    from dataclasses import asdict
     from textwrap import fill, indent
 
     from nst_jax.presets import PRESETS
@@ -160,7 +160,7 @@ def print_presets(options: Presets) -> int:
         return 0
     preset = get_preset(options.name)
     print(f"{fill(preset.notes, 88, break_on_hyphens=False)}\n\nSettings:")
-    settings: dict[str, Any] = {"size": preset.size} | asdict(preset.config)
+    settings: dict[str, Any] = {"size": preset.size} | to_flat(preset.config)
     for key, value in settings.items():
         shown = tuple(map(tuple, value)) if key.endswith("_losses") else value
         print(f"  {key} = {shown}")

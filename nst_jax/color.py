@@ -14,10 +14,10 @@ from typing import get_args
 import jax.numpy as jnp
 
 from nst_jax.color_matching import floats, grey, luminance, match_color, match_luminance
-from nst_jax.config import Color
+from nst_jax.loss_config import Color
 from nst_jax.types import Array
 
-SPACES = ("yiq", "ycbcr", "lab")
+SPACES = ("yiq", "lab")
 MODES = get_args(Color)
 
 _matmul = partial(jnp.matmul, precision="highest")
@@ -26,8 +26,8 @@ _matmul = partial(jnp.matmul, precision="highest")
 def transfer_luminance(stylized: Array, content: Array, *, space: str = "yiq") -> Array:
     """The luminance of one picture with the colours of another.
 
-    ``"yiq"`` and ``"ycbcr"`` are the same: both have the Y of ``luminance``, differences of
-    colours that are zero for grey, and so an inverse that adds Y to R, G and B alike:
+    ``"yiq"`` has the Y of ``luminance`` and differences of colours that are zero for grey, and so
+    an inverse that adds Y to R, G and B alike, as has YCbCr:
 
     x = content + Y_stylized - Y_content
 
@@ -36,7 +36,7 @@ def transfer_luminance(stylized: Array, content: Array, *, space: str = "yiq") -
 
     Args:
       stylized, content: ``[H, W, 3]``.
-      space: one of the three.
+      space: one of the two.
 
     Returns:
       ``[H, W, 3]``, outside [0, 1] where the colour does not exist at that luminance.

@@ -3,15 +3,32 @@
 Only the standard library and tyro are imported here.
 """
 
-from dataclasses import replace
-from typing import Annotated, Any, get_args
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict
 
 import tyro
-from tyro.conf import FlagCreatePairsOff
+from tyro.conf import FlagCreatePairsOff, arg
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from nst_jax import presets
 from nst_jax.batch_options import Batch
-from nst_jax.config import Config
+from nst_jax.config import (
+    Config,
+    ExecutionConfig,
+    Initial,
+    LossConfig,
+    Pyramid,
+    flat_types,
+    to_flat,
+)
 from nst_jax.errors import InputError
 from nst_jax.layer_factors import Layers, parse_layers
 from nst_jax.loss_factors import Losses, parse_losses
@@ -27,8 +44,7 @@ from nst_jax.options import (
     Texture,
     Version,
 )
-from nst_jax.preset_type import Preset
-from nst_jax.presets import get_preset, own_numbers, without_scales
+from nst_jax.presets import get_preset
 from nst_jax.weights_options import WeightsOptions
 
 # Flags of which a second one would silently replace the first, where both may be meant.
@@ -52,41 +68,77 @@ ONCE = (
 )
 
 
-def _registry() -> tyro.constructors.ConstructorRegistry:
-    registry = tyro.constructors.ConstructorRegistry()
+# Of the flags that are no settings of the same name, or those of several optimisers.
+OPTIMIZER_FLAGS = """
+Attributes:
+  optimizer: L-BFGS with Torch's fixed step, L-BFGS with line search, or Adam.
+  learning_rate: Step size for pixels in [0, pixel_range]. Default 1 for lbfgs and 10/255 of
+    the range for adam; not for lbfgs-linesearch.
+  memory_size: Pairs that L-BFGS remembers. Default 100, with line search 10; not for adam.
+  adam_beta1: Of adam: decay of the first moment.
+  adam_beta2: Of adam: decay of the second moment.
+  adam_epsilon: Of adam: what is added to the root of the second moment.
+  clip: Keep pixels in [0, 1] after each step of adam.
+"""
 
-    @registry.primitive_rule
-    def factors(info: tyro.constructors.PrimitiveTypeInfo):
-        # By their items: of a default with two of them tyro makes typing's Tuple of the builtin.
-        parsers = {get_args(Layers): parse_layers, get_args(Losses): parse_losses}
-        parse = parsers.get(get_args(info.type))
-        if parse is None:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="NAME[=FACTOR]",
-            instance_from_str=lambda items: parse(",".join(items)),
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda value: [
-                name if factor == 1 else f"{name}={factor:g}" for name, factor in value
-            ],
-        )
 
+def _words(value: Any) -> str:
+    """The value of a setting as its flag takes it."""
+    items = value if isinstance(value, tuple) else (value,)
+    pairs = [item if isinstance(item, tuple) else (item, 1) for item in items]
+    return " ".join(f"{name}" if factor == 1 else f"{name}={factor:g}" for name, factor in pairs)
+
+
+def _factors(parse: Callable[[str], Any]) -> PrimitiveConstructorSpec:
+    """How tyro reads layers or losses with factors."""
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME[=FACTOR]",
+        instance_from_str=lambda items: parse(",".join(items)),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: _words(value).split(),
+    )
+
+
+def _settings(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """How tyro reads a ``Config``: by flat flags, of which those that are given replace a default.
+
+    So another optimiser does not get the default's numbers, and help shows the default's values.
+    """
+    if info.type is not Config:
+        return None
+    base: Config = info.default
+    flat = to_flat(base)
+
+    def flag(name: str, kind: Any) -> Any:
+        parse = {Layers: parse_layers, Losses: parse_losses}.get(kind)
+        if parse is not None:
+            kind = Annotated[kind, _factors(parse)]
+        return Annotated[kind, arg(help_behavior_hint=f"(default: {_words(flat[name])})")]
+
+    make_type: Any = TypedDict  # of names that no type checker knows
+    types = {name: flag(name, kind) for name, kind in flat_types().items()}
+    flags = make_type("flags", types, total=False)
+    parts = (LossConfig, Pyramid, Initial, ExecutionConfig, Config)
+    docs = [*(inspect.getdoc(part) or "" for part in parts), OPTIMIZER_FLAGS]
+    words = "\n".join(text.partition("Attributes:\n")[2] for text in docs)
+    flags.__doc__ = f"Settings of the optimisation.\n\nAttributes:\n{words}"
+
+    def make(flags: dict[str, Any]) -> Config:
+        given = {name: value for name, value in flags.items() if name != "clip" or value != clip}
+        return base.but(**given)
+
+    # A switch alone takes its form, --clip or --no-clip, from its default.
+    clip = base.optimizer.clip
+    unnamed: Any = Annotated[flags, arg(name="")]
+    field = StructFieldSpec("flags", unnamed, default={"clip": clip})
+    return StructConstructorSpec(make, fields=(field,))
+
+
+def _registry() -> ConstructorRegistry:
+    registry = ConstructorRegistry()
+    registry.struct_rule(_settings)
     return registry
-
-
-def _given(arguments: list[str], flag: str) -> str | None:
-    """The last value of a flag, read before the parser so that it can choose the defaults."""
-    value = None
-    for index, item in enumerate(arguments):
-        name, equals, attached = item.partition("=")
-        if not _is_flag(name, flag):
-            continue
-        if equals:
-            value = attached
-        elif index + 1 < len(arguments):
-            value = arguments[index + 1]
-    return value
 
 
 def _is_flag(word: str, flag: str) -> bool:
@@ -105,43 +157,37 @@ def check_once(arguments: list[str]) -> None:
             raise InputError(f"{flag} is given twice: give it once, with all its values")
 
 
-def preset_config(
-    preset: Preset, command: str | None, *, optimizer: str | None, single: bool = False
-) -> Config:
-    """A preset's settings as the defaults of a command, with one scale only if ``single``."""
-    config = without_scales(preset.config) if single else preset.config
-    if optimizer is not None:
-        config = replace(config, **own_numbers(config, optimizer, preset=config))
-    if command == "texture":
-        return replace(
-            config, content_layers=(), content_losses=Config.content_losses, init="noise"
-        )
-    if command == "reconstruct":
-        return replace(config, style_layers=(), tv_weight=0.0, init="noise")
-    return config
+@dataclass(frozen=True)
+class PresetOption:
+    """What is read first, for it says what the other flags' defaults are."""
+
+    preset: str
 
 
 def default_options(arguments: list[str]) -> dict[str, Any]:
     """Options of the commands that compute, with the preset's values for defaults."""
-    name = _given(arguments, "--preset") or presets.DEFAULT_PRESET
+    default = PresetOption(presets.DEFAULT_PRESET)
+    name = tyro.cli(
+        PresetOption, default=default, args=arguments, return_unknown_args=True, add_help=False
+    )[0].preset
     preset = get_preset(name)
-    optimizer = _given(arguments, "--optimizer")
-    single = _given(arguments, "--min-size") == "None"
     missing = tyro.MISSING
 
-    def run(command: str | None = None) -> RunOptions:
-        config = preset_config(preset, command, optimizer=optimizer, single=single)
-        return RunOptions(preset=name, config=config)
+    def run(**flat: Any) -> RunOptions:
+        return RunOptions(preset=name, config=preset.config.but(**flat))
 
+    content_losses = LossConfig.content_losses
+    texture = run(content_layers=(), content_losses=content_losses, init="noise")
+    reconstruct = run(style_layers=(), tv_weight=0.0, init="noise")
     styles = StyleOptions(style=missing)
     return {
         "stylize": Stylize(
             content=missing, output=missing, size=preset.size, styles=styles, run=run()
         ),
         "estimate": Estimate(content=missing, size=preset.size, run=run()),
-        "texture": Texture(style=missing, output=missing, run=run("texture")),
+        "texture": Texture(style=missing, output=missing, run=texture),
         "reconstruct": Reconstruct(
-            content=missing, output=missing, layer=missing, size=preset.size, run=run("reconstruct")
+            content=missing, output=missing, layer=missing, size=preset.size, run=reconstruct
         ),
         "batch": Batch(
             contents=missing, output_dir=missing, size=preset.size, styles=styles, run=run()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from nst_jax.config import LossConfig
+from nst_jax.config import Evaluation, LossConfig, Precision
 from nst_jax.content_losses import (
     grid_positions,
     laplacian,
@@ -39,25 +39,30 @@ class ContentTargets(NamedTuple):
     laplacian: dict[str, Array]
 
 
-def feature_maps(variables: Variables, content: Array, *, config: LossConfig) -> dict[str, Array]:
+def feature_maps(
+    variables: Variables, content: Array, *, config: LossConfig, precision: Precision
+) -> dict[str, Array]:
     """Features of the content in the layers that are compared position by position."""
-    taps = network_features(variables, content, layers=config.feature_layers, **config.network)
+    how: Any = config.network | {"precision": precision}
+    taps = network_features(variables, content, layers=config.feature_layers, **how)
     return {name: dense(tap) for name, tap in taps.items()}
 
 
-def content_targets(variables: Variables, content: Array, *, config: LossConfig) -> ContentTargets:
+def content_targets(
+    variables: Variables, content: Array, *, config: LossConfig, evaluation: Evaluation
+) -> ContentTargets:
     """What the picture's content is compared with, of a tiled objective tile by tile."""
-    by_tiles: dict[str, Any] = {"tile": config.tile, "padding": config.padding}
-    of_window = partial(feature_maps, variables, config=config)
-    if config.recompute_content or not config.feature_layers:
+    by_tiles: dict[str, Any] = {"tile": evaluation.tile, "padding": config.padding}
+    of_window = partial(feature_maps, variables, config=config, precision=evaluation.precision)
+    if evaluation.recompute_content or not config.feature_layers:
         features = {}
-    elif config.tile:
+    elif evaluation.tile:
         features = tiled_maps(of_window, content, layers=config.feature_layers, **by_tiles)
     else:
         features = of_window(content)
     return ContentTargets(
         content=features,
-        similarity=_similarities(variables, content, config=config),
+        similarity=_similarities(variables, content, config=config, evaluation=evaluation),
         laplacian={
             name: laplacian(content * config.pixel_range, pool=pool, padding=config.padding)
             for name, pool in config.laplacians.items()
@@ -66,7 +71,7 @@ def content_targets(variables: Variables, content: Array, *, config: LossConfig)
 
 
 def _similarities(
-    variables: Variables, content: Array, *, config: LossConfig
+    variables: Variables, content: Array, *, config: LossConfig, evaluation: Evaluation
 ) -> dict[str, Similarity]:
     layers = config.similar_layers
     if not layers:
@@ -77,12 +82,13 @@ def _similarities(
         return Similarity(jnp.asarray(rows), jnp.asarray(columns), jnp.zeros((0, 0)))
 
     def of_window(variables: Variables, image: Array, targets: Targets) -> dict[str, Array]:
-        taps = network_features(variables, image, layers=layers, **config.network)
+        how: Any = config.network | {"precision": evaluation.precision}
+        taps = network_features(variables, image, layers=layers, **how)
         return {name: samples(name, tap, targets) for name, tap in taps.items()}
 
     take = of_window
-    if config.tile:
-        take = tiled(of_window, layers=layers, tile=config.tile, padding=config.padding)
+    if evaluation.tile:
+        take = tiled(of_window, layers=layers, tile=evaluation.tile, padding=config.padding)
     grids = {name: places(name) for name in layers}
     found = take(variables, content, Targets({}, {}, {}, NO_WEIGHTS, {}, similarity=grids))
     return {name: grids[name]._replace(matrix=similarity(found[name])) for name in layers}

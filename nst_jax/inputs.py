@@ -39,7 +39,7 @@ def check_pictures(
     check_picture("content picture", content)
     if init is not None:
         check_initial(init, shape=content.shape)
-    if config.style_layers and not styles:
+    if config.loss.style_layers and not styles:
         raise InputError("no style picture: expected at least one")
     check_shape(content.shape[0], content.shape[1], config=config)
     for style in styles:
@@ -53,7 +53,7 @@ def check_shape(height: int, width: int, *, config: Config) -> None:
       InputError: with what is wrong and what was expected.
     """
     names = config.loss
-    what = "content picture" if names.content_layers else "picture"  # may be a mere canvas
+    what = "content picture" if names.content_names else "picture"  # may be a mere canvas
     check_sides(height, width, names.layers, what=what, padding=names.padding)
     check_squares(height, width, names.laplacians, what=what)
     if names.padding == "circular":
@@ -67,13 +67,13 @@ def check_style(style: Any, *, config: Config) -> None:
       InputError: with what is wrong and what was expected.
     """
     check_picture("style picture", style)
-    if config.style_layers:
+    if config.loss.style_layers:
         check_sides(
             style.shape[0],
             style.shape[1],
-            config.loss.style_layers,
+            config.loss.style_names,
             what="style picture",
-            padding=config.padding,
+            padding=config.loss.padding,
         )
 
 
@@ -134,18 +134,18 @@ def initial_image(content: Array, variables: Variables, *, config: Config, key: 
     Raises:
       InputError: where ``config.init`` is none of the three.
     """
-    if config.init not in INITS:
+    if config.initial.init not in INITS:
         raise InputError(
-            f"init is {config.init!r}: expected content, noise or blend, or that file's picture as "
-            "stylize(..., init=picture)"
+            f"init is {config.initial.init!r}: expected content, noise or blend, or that file's "
+            "picture as stylize(..., init=picture)"
         )
-    if config.init == "content":
+    if config.initial.init == "content":
         return content
-    if config.noise == "normal":
+    if config.initial.noise == "normal":
         noise = jax.random.normal(key, content.shape, content.dtype)
     else:
         noise = jax.random.uniform(key, content.shape, content.dtype, -1, 1)
     mean = variables["preprocessing"]["mean"].astype(content.dtype)
-    noise = mean[None, None] + config.noise_scale * noise
-    ratio = 1.0 if config.init == "noise" else config.noise_ratio
+    noise = mean[None, None] + config.initial.noise_scale * noise
+    ratio = 1.0 if config.initial.init == "noise" else config.initial.noise_ratio
     return ratio * noise + (1 - ratio) * content

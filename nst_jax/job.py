@@ -137,10 +137,10 @@ def _tell_of_plan(job: Job, plan: Plan | None, *, process: int, scales: list[Sca
     if plan is not None:
         words = in_words(plan, shape=job.content.shape, process=process)
     print(f"nst-jax: {words}", file=sys.stderr)
-    if job.config.min_size is not None and len(scales) == 1:
+    if job.config.pyramid.min_size is not None and len(scales) == 1:
         height, width = scales[0].shape
         print(
-            f"nst-jax: min_size {job.config.min_size} leaves no scale before the last of "
+            f"nst-jax: min_size {job.config.pyramid.min_size} leaves no scale before the last of "
             f"{width}x{height} px",
             file=sys.stderr,
         )

@@ -21,6 +21,7 @@ from nst_jax.checkpoint_records import (
     try_to_save,
 )
 from nst_jax.choices import Choice
+from nst_jax.config import to_flat
 from nst_jax.job_records import Job
 from nst_jax.memory import LoopMemory
 from nst_jax.options import PictureOptions, RunOptions, WatchOptions
@@ -75,7 +76,7 @@ def job_saver(
     record = common_record(weights) | {
         "kind": "picture",
         "job": pack(whole, inputs, name="job"),
-        "config": asdict(job.config),
+        "config": to_flat(job.config),
         "run": pack(_values(run), inputs, name="run"),
         "watch": pack(_values(watch), inputs, name="watch"),
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from nst_jax import report
 from nst_jax.checkpoint_folder import check_checkpoints
-from nst_jax.config import INITS, Config
+from nst_jax.config import INITS, Config, to_flat
 from nst_jax.config_checks import LARGEST_SIZE
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
@@ -77,12 +77,8 @@ def check_preset_fits(config: Config, *, preset: str, command: str) -> None:
       InputError: with the flags that go on without it.
     """
     flags = {"min_size": "--min-size None", "averaging": "--averaging 0"}
-    preset_config = get_preset(preset).config
-    own = [
-        name
-        for name in flags
-        if getattr(config, name) == getattr(preset_config, name) != getattr(Config, name)
-    ]
+    given, its, default = map(to_flat, (config, get_preset(preset).config, Config()))
+    own = [name for name in flags if given[name] == its[name] != default[name]]
     if own:
         raise InputError(
             f"preset {preset} sets {' and '.join(own)}, for one picture at a time and not for "
@@ -134,8 +130,8 @@ def check_outputs(
         )
     outputs = output_paths(output, watch, steps=run.config.steps if steps is None else steps)
     inputs = list(inputs)
-    if run.config.init not in INITS:
-        inputs.append(Path(run.config.init))
+    if run.config.initial.init not in INITS:
+        inputs.append(Path(run.config.initial.init))
     if run.weights is not None:
         inputs.append(run.weights)
     if inputs.count(STANDARD) > 1:
@@ -182,14 +178,14 @@ def load_init(config: Config, *, shape: tuple[int, int, int]) -> np.ndarray | No
     Raises:
       InputError: for a file of another aspect ratio, and as ``load_image``.
     """
-    if config.init in INITS:
+    if config.initial.init in INITS:
         return None
-    image = load_image(config.init)
+    image = load_image(config.initial.init)
     height, width, _ = image.shape
     # The rounding of an earlier run's size, or of its content's, may be a pixel off.
     if abs(width * shape[0] - height * shape[1]) > max(0.01 * width * shape[0], *shape[:2]):
         raise InputError(
-            f"the initial picture {config.init} is {width}x{height} px, the result "
+            f"the initial picture {config.initial.init} is {width}x{height} px, the result "
             f"{shape[1]}x{shape[0]} px: expected the same aspect ratio"
         )
     return resize_to(image, shape=shape[:2])

@@ -34,7 +34,9 @@ def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
         )
     if spread == "rows":
         return rows_mesh()
-    without = ["--tile off"] * (config.tile == "off") + ["--remat on"] * (config.remat == "on")
+    without = ["--tile off"] * (config.execution.tile == "off") + ["--remat on"] * (
+        config.execution.remat == "on"
+    )
     if without:
         flags = " and ".join(without)
         raise InputError(

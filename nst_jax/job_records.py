@@ -1,6 +1,5 @@
 """What a command has read and checked, and what is written of its run."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ from jax.sharding import Mesh
 
 from nst_jax import report
 from nst_jax.choices import choice_in_words
-from nst_jax.config import Config
+from nst_jax.config import Config, to_flat
 from nst_jax.options import PictureOptions, RunOptions
 from nst_jax.scale_state import RECOVERIES
 from nst_jax.transfer import Result
@@ -75,10 +74,10 @@ def recovered_words(times: int) -> str:
 def settings_record(config: Config) -> dict[str, Any]:
     """The settings as the record has them, with layers by name."""
     layers = {
-        "content_layers": dict(config.content_layers),
-        "style_layers": dict(config.style_layers),
+        "content_layers": dict(config.loss.content_layers),
+        "style_layers": dict(config.loss.style_layers),
     }
-    return asdict(config) | layers
+    return to_flat(config) | layers
 
 
 def make_record(job: Job, weights: Weights, result: Result, *, run: RunOptions) -> dict[str, Any]:

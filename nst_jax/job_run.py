@@ -111,7 +111,7 @@ def _optimise(
         watchers.append((watch.save_every, preview_writer(job)))
     if watch.animation is not None:
         # Where later frames get colours or parts of the content, the bare start would be a flash.
-        plain = job.config.color == "none" and "keep" not in job.controls
+        plain = job.config.loss.color == "none" and "keep" not in job.controls
         if plain and standing.position is None:
             frames.append(to_uint8(first_picture(job, weights, key=key)))
         # About 40 frames, at steps that meet those of the previews.

@@ -79,7 +79,7 @@ def plan_together(
     filled = numbers.take(np.minimum(np.arange(length), shape[axis] - 1), axis=axis)
     places = np.arange(filled.size).reshape(filled.shape)
     targets = _lane_targets(lanes).take(filled)
-    search = lanes[0].config.optimizer == "lbfgs-linesearch"
+    search = lanes[0].config.optimizer.name == "lbfgs-linesearch"
     take, state = _program(
         [lanes[index] for index in filled.ravel().tolist()],
         targets,

@@ -6,7 +6,6 @@ is there once: kernels, a content's features, a style's Gram matrices.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nst_jax.config import Config
+from nst_jax.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.lane_ends import LaneEnd, cut, go_on_alone, repeat_to_equal, tell_of_one
 from nst_jax.lane_plans import Lane, plan_apart, plan_together
@@ -41,16 +40,16 @@ LANE_NUMBERS: dict[str, Any] = {
 def structure(config: Config) -> Config:
     """A config without what may differ between lanes: equal for those of one program.
 
-    >>> structure(Config(style_weight=1.0)) == structure(Config(style_weight=2.0))
+    >>> structure(Config.of(style_weight=1.0)) == structure(Config.of(style_weight=2.0))
     True
     >>> structure(Config(steps=1)) == structure(Config(steps=2))
     False
     """
     plain = {
-        name: tuple((part, 1.0) for part, _ in getattr(config, name))
+        name: tuple((part, 1.0) for part, _ in to_flat(config)[name])
         for name in ("content_layers", "style_layers", "content_losses", "style_losses")
     }
-    return replace(config, **LANE_NUMBERS, **plain)
+    return config.but(**LANE_NUMBERS, **plain)
 
 
 def stylize_lanes(
@@ -195,7 +194,7 @@ def check_single(config: Config) -> None:
       InputError: for ``min_size`` and ``averaging``.
     """
     for name in ("min_size", "averaging"):
-        if getattr(config, name):
+        if to_flat(config)[name]:
             raise InputError(f"{name} is for stylize, one picture at a time: leave it out")
 
 
@@ -214,9 +213,9 @@ def check_lanes(
             "pictures that are divided by rows take each step together: leave out together, or use "
             "make_mesh"
         )
-    first = asdict(structure(configs[0]))
+    first = to_flat(structure(configs[0]))
     for number, config in enumerate(configs, start=1):
-        found = asdict(structure(config))
+        found = to_flat(structure(config))
         other = [name for name in first if found[name] != first[name]]
         if other:
             raise InputError(

@@ -43,12 +43,12 @@ def check_guidance(
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    if not config.style_layers and not (content_masks is None and style_masks is None):
+    if not config.style_names and not (content_masks is None and style_masks is None):
         raise InputError("masks of regions have no effect without style layers: leave them out")
     masks = check_masks(
         content, styles, content_masks=content_masks, style_masks=style_masks, keep=keep
     )
-    if not config.style_layers:
+    if not config.style_names:
         masks["content_masks"] = None  # the rest of what is kept has no style
     check_reach(masks, config, names=names)
     regions = masks["content_masks"]
@@ -127,10 +127,10 @@ def check_reach(controls: dict[str, Any], config: LossConfig, *, names: Sequence
     Raises:
       InputError: where a region is too small or thin for a layer.
     """
-    if not config.style_layers:
+    if not config.style_names:
         return
     sums = partial(
-        _guide_sums, layers=config.style_layers, method=config.guides, padding=config.padding
+        _guide_sums, layers=config.style_names, method=config.guides, padding=config.padding
     )
     masks = controls["content_masks"]
     for number, mask in enumerate([] if masks is None else masks, start=1):
@@ -139,7 +139,7 @@ def check_reach(controls: dict[str, Any], config: LossConfig, *, names: Sequence
     for number, mask in enumerate(controls["style_masks"] or [], start=1):
         if mask is not None:
             if config.padding == "circular":  # as ``objective`` crops it
-                mask = whole_strides(mask, config.style_layers)
+                mask = whole_strides(mask, config.style_names)
             _check_sums(f"style mask {number}", sums(mask), config)
 
 
@@ -151,7 +151,7 @@ def _guide_sums(
 
 
 def _check_sums(what: str, sums: dict[str, Array], config: LossConfig) -> None:
-    for layer in config.style_layers:
+    for layer in config.style_names:
         if not sums[layer] > 0:
             raise InputError(
                 f"{what} leaves nothing in layer {layer} with guides {config.guides}: expected a "

@@ -15,10 +15,11 @@ import jax
 from nst_jax.choices import (
     Choice,
     config_loss,
+    evaluation,
     kernel_options,
     make_config_optimizer,
-    structure,
 )
+from nst_jax.config import LBFGS, Adam
 from nst_jax.convolution import prepare_kernels
 from nst_jax.layers import deepest, stride
 from nst_jax.lbfgs import PAIRS
@@ -49,21 +50,21 @@ def grid_of(task: Task, choice: Choice) -> Grid:
     config = task.config
     layers = config.loss.aligned_layers
     shape = task.content.shape[:2]
-    return make_grid(shape, layers=layers, tile=choice.tile, padding=config.padding)
+    return make_grid(shape, layers=layers, tile=choice.tile, padding=config.loss.padding)
 
 
 def given_choice(task: Task) -> Choice:
     """What the settings themselves say, with the whole picture for ``auto`` and for one tile."""
-    config = task.config
-    step = stride(deepest(config.loss.aligned_layers))
+    given = task.config.execution.evaluation
+    step = stride(deepest(task.config.loss.aligned_layers))
     # As tiles are made, see ``tiling.make_grid``.
-    choice = Choice(tile=-(-config.loss.tile // step) * step, remat=config.loss.remat)
+    choice = Choice(tile=-(-given.tile // step) * step, remat=given.remat)
     return choice._replace(tile=0) if choice.tile and grid_of(task, choice).count == 1 else choice
 
 
 def _targets(task: Task, choice: Choice) -> Targets:
     """Shapes of a run's targets; they do not depend on tiles."""
-    loss = make_loss(structure(task.config, choice._replace(tile=0)))
+    loss = make_loss(task.config.loss, evaluation=evaluation(task.config, choice._replace(tile=0)))
     weights = loss_weights(task.config)
 
     def make(variables: Variables, content: Any, styles: Any, controls: Any) -> Targets:
@@ -75,7 +76,9 @@ def _targets(task: Task, choice: Choice) -> Targets:
 def _solver(task: Task, choice: Choice) -> Solver:
     loss = config_loss(task.config, choice)
     optimizer = task.optimizer or make_config_optimizer(task.config, choice)
-    return make_solver(loss, optimizer, averaging=task.config.averaging, clip=task.config.clip)
+    return make_solver(
+        loss, optimizer, averaging=task.config.averaging, clip=task.config.optimizer.clip
+    )
 
 
 def measure(task: Task, choice: Choice) -> LoopMemory | None:
@@ -94,7 +97,7 @@ def _state_bytes(task: Task, choice: Choice) -> int:
 
 def fits_surely(task: Task, *, free: int) -> bool:
     """Whether the whole picture fits so easily that nothing needs to be compiled to know it."""
-    if len(task.config.content_layers) > 2 or len(task.config.style_layers) > 6:
+    if len(task.config.loss.content_layers) > 2 or len(task.config.loss.style_layers) > 6:
         return False  # their features and differences are more than the bound allows for
     height, width, _ = task.content.shape
     masks = task.controls.get("content_masks")
@@ -222,7 +225,7 @@ def _scratch(
     picture = jax.ShapeDtypeStruct((height, width, 3), task.content.dtype)
     window = grid_of(task._replace(content=picture), choice).size
     # A gradient and its sum over windows; L-BFGS's update has some of its own.
-    pictures = 6 if task.config.optimizer.startswith("lbfgs") else 2
+    pictures = 6 if not isinstance(task.config.optimizer, Adam) else 2
     return per_pixel * math.prod(window) + pictures * picture.size * picture.dtype.itemsize
 
 
@@ -230,16 +233,16 @@ def _alternatives(task: Task) -> Iterator[Choice]:
     """Ways to compute a run that need less than the settings' own, the quickest first."""
     config, first = task.config, given_choice(task)
     memories: list[tuple[int | None, str | None]] = [(None, None)]
-    if config.optimizer == "lbfgs" and task.optimizer is None:
+    if isinstance(config.optimizer, LBFGS) and task.optimizer is None:
         # More pairs than steps are never there.
-        pairs = min(config.memory_size or PAIRS, config.steps)
+        pairs = min(config.optimizer.memory_size or PAIRS, config.steps)
         memories = [(pairs, None), *((m, dtype) for m, dtype in MEMORIES if m < pairs)]
     wholes = [first]
-    if config.remat == "auto" and not first.tile:
+    if config.execution.remat == "auto" and not first.tile:
         wholes.append(Choice(remat=True))
     longer = max(task.content.shape[:2])
     tiles: Sequence[int] = ()
-    if config.tile == "auto" and config.remat != "on":
+    if config.execution.tile == "auto" and config.execution.remat != "on":
         tiles = [tile for tile in TILES if tile < longer]
     if first.tile:
         wholes, tiles = [], (first.tile,)

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nst_jax.color_matching import grey
-from nst_jax.config import Config, LossConfig
+from nst_jax.config import Config, Evaluation, LossConfig
 from nst_jax.content_term import (
     content_targets,
     content_value,
@@ -69,13 +69,13 @@ from nst_jax.windows import counted
 def loss_weights(config: Config) -> LossWeights:
     """The factors that a ``Config`` sets, as plain numbers."""
     return LossWeights(
-        content=config.content_weight,
-        style=config.style_weight,
-        tv=config.tv_weight,
-        content_layers=dict(config.content_layers),
-        style_layers=dict(config.style_layers),
-        content_losses=dict(config.content_losses),
-        style_losses=dict(config.style_losses),
+        content=config.loss.content_weight,
+        style=config.loss.style_weight,
+        tv=config.loss.tv_weight,
+        content_layers=dict(config.loss.content_layers),
+        style_layers=dict(config.loss.style_layers),
+        content_losses=dict(config.loss.content_losses),
+        style_losses=dict(config.loss.style_losses),
     )
 
 
@@ -109,13 +109,17 @@ def check_learned(variables: Variables, config: LossConfig) -> None:
         check_lifted(variables["lift"], layers=config.layers, pooling=config.pooling)
 
 
-def make_loss(config: LossConfig, *, mesh: Mesh | None = None) -> Loss:
-    """Build the objective of the given structure.
+def make_loss(
+    config: LossConfig, *, evaluation: Evaluation = Evaluation(), mesh: Mesh | None = None
+) -> Loss:
+    """Build an objective.
 
-    Equal structures give the same object, so that what was compiled for one serves the next.
+    Equal structures give the same object, so that what was compiled for one serves the next: the
+    numbers that ``LossConfig.structure`` leaves out come with the targets.
 
     Args:
-      config: structure of the objective, and how it is computed.
+      config: the objective.
+      evaluation: how it is computed.
       mesh: devices among which tiles are divided, see ``tiling.tiled``.
 
     Returns:
@@ -134,18 +138,19 @@ def make_loss(config: LossConfig, *, mesh: Mesh | None = None) -> Loss:
 
       With circular padding styles and their masks are cropped, see ``guides.whole_strides``.
     """
-    return _make_loss(config, mesh)
+    return _make_loss(config.structure, evaluation, mesh)
 
 
 @lru_cache(maxsize=64)
-def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
+def _make_loss(config: LossConfig, evaluation: Evaluation, mesh: Mesh | None) -> Loss:
     # One pass serves both terms; a layer in both is computed once.
     layers = config.layers
     in_tiles: Any = partial(
-        tiled, layers=config.aligned_layers, tile=config.tile, padding=config.padding, mesh=mesh
+        tiled, layers=config.aligned_layers, tile=evaluation.tile, padding=config.padding, mesh=mesh
     )
+    network = partial(network_features, **config.network, precision=evaluation.precision)
     of_masks = partial(
-        layer_guides, layers=config.style_layers, method=config.guides, padding=config.padding
+        layer_guides, layers=config.style_names, method=config.guides, padding=config.padding
     )
 
     def make_regions(masks: Array, region_weights: Any = None) -> Regions:
@@ -179,25 +184,31 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
         moments: dict[str, Moments] | None = None,
     ) -> Targets:
         pictures = as_sequence(styles)
-        if config.style_layers and not pictures and moments is None:
+        if config.style_names and not pictures and moments is None:
             raise InputError("no style picture: expected at least one")
         check_sides(content.shape[0], content.shape[1], layers, padding=config.padding)
         check_squares(content.shape[0], content.shape[1], config.laplacians)
         masks = [None] * len(pictures) if style_masks is None else style_masks
         known: Any = moments
         if known is None:
-            of_style = partial(style_moments, variables, config=config, make_regions=make_regions)
+            of_style = partial(
+                style_moments,
+                variables,
+                config=config,
+                evaluation=evaluation,
+                make_regions=make_regions,
+            )
             each = [of_style(x, mask=mask) for x, mask in zip(pictures, masks, strict=True)]
             known = stacked(each) if each else {}
         shares = style_shares(
             blend,
-            layers=config.style_layers,
+            layers=config.style_names,
             regions=1 if content_masks is None else len(content_masks),
             styles=style_count(known) or len(pictures),
         )
-        again = config.recompute_content and config.feature_layers
+        again = evaluation.recompute_content and config.feature_layers
         return Targets(
-            **content_targets(variables, content, config=config)._asdict(),
+            **content_targets(variables, content, config=config, evaluation=evaluation)._asdict(),
             style=known,
             sizes=jax.tree.map(lambda x: jnp.asarray(float(x), content.dtype), sizes(content)),
             weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
@@ -215,14 +226,16 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
 
     def counts(variables: Variables, image: Array, targets: Targets) -> dict[str, Array]:
         image = compared(image, targets)
-        taps = network_features(variables, image, layers=config.matched_layers, **config.network)
+        taps = network(variables, image, layers=config.matched_layers)
         return {name: region_counts(name, tap, targets) for name, tap in taps.items()}
 
     def of_window(variables: Variables, image: Array, targets: Targets) -> Statistics:
         image = compared(image, targets)
         wanted = targets.content
         if targets.picture is not None:
-            wanted = feature_maps(variables, targets.picture, config=config)
+            wanted = feature_maps(
+                variables, targets.picture, config=config, precision=evaluation.precision
+            )
 
         def sums(name: str, tap: Features) -> dict[str, Any]:
             found: dict[str, Any] = {}
@@ -230,17 +243,15 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
                 found["content"] = feature_sum(name, tap, wanted[name], targets)
             if name in config.similar_layers:
                 found["samples"] = samples(name, tap, targets)
-            if name in config.style_layers:
+            if name in config.style_names:
                 found["style"] = style_sums(name, tap, targets, config=config)
             return found
 
-        found = network_features(
-            variables, image, layers=layers, remat=config.remat, reduce=sums, **config.network
-        )
+        found = network(variables, image, layers=layers, remat=evaluation.remat, reduce=sums)
         own = None if targets.window is None else counted(targets.window, shape=image.shape)
         return Statistics(
             content={name: found[name]["content"] for name in config.feature_layers},
-            style={name: found[name]["style"] for name in config.style_layers},
+            style={name: found[name]["style"] for name in config.style_names},
             tv=total_variation(
                 image * config.pixel_range,
                 form=config.tv_form,
@@ -281,4 +292,4 @@ def _make_loss(config: LossConfig, mesh: Mesh | None) -> Loss:
         )
         return terms.content + terms.style + terms.tv, terms
 
-    return Loss(targets=targets, statistics=of_tiles if config.tile else of_window, head=head)
+    return Loss(targets=targets, statistics=of_tiles if evaluation.tile else of_window, head=head)

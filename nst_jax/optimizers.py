@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nst_jax.config import Config, Optimizer, Preconditioner
+from nst_jax.config import LBFGS, Config, LBFGSLineSearch, OptimizerName, Preconditioner
 from nst_jax.coordinates import in_pixel_units, in_spectral_coordinates
 from nst_jax.lbfgs import PAIRS, scale_by_torch_lbfgs
 from nst_jax.types import Array
@@ -40,7 +40,7 @@ def lbfgs(
 
 @lru_cache(maxsize=64)
 def make_optimizer(
-    name: Optimizer,
+    name: OptimizerName,
     *,
     memory_size: int | None = None,
     pixel_range: float = 255.0,
@@ -89,7 +89,7 @@ def set_learning_rate(opt_state, *configs: Config):
 
     A state with leading axes takes the rates of several configs, in the order of its entries.
     """
-    if configs[0].optimizer == "lbfgs-linesearch":
+    if isinstance(configs[0].optimizer, LBFGSLineSearch):
         return opt_state
     old = opt_state.hyperparams["learning_rate"]
     rates = jnp.asarray([_learning_rate(config) for config in configs], old.dtype)
@@ -107,5 +107,7 @@ def scale_learning_rate(opt_state: Any, factor: float) -> Any:
 
 
 def _learning_rate(config: Config) -> float:
-    default = 1.0 if config.optimizer == "lbfgs" else config.pixel_range * 10 / 255
-    return default if config.learning_rate is None else config.learning_rate
+    optimizer = config.optimizer
+    assert not isinstance(optimizer, LBFGSLineSearch)
+    default = 1.0 if isinstance(optimizer, LBFGS) else config.loss.pixel_range * 10 / 255
+    return default if optimizer.learning_rate is None else optimizer.learning_rate

@@ -1,7 +1,5 @@
 """Settings of this project's own. Standard library only."""
 
-from dataclasses import replace
-
 from nst_jax.preset_type import Preset
 from nst_jax.tool_presets import FAST, STYLE_TRANSFER_PYTORCH
 
@@ -23,11 +21,10 @@ WASSERSTEIN = Preset(
         "that the factors hold for all sizes. A step costs 5 to 13 % more than with Gram "
         "matrices, by some forty matrix products for each style layer, at any size."
     ),
-    config=replace(
-        FAST.config,
+    config=FAST.config.but(
         content_weight=0.007,
         style_weight=1.0,
-        style_layers=STYLE_TRANSFER_PYTORCH.config.style_layers,
+        style_layers=STYLE_TRANSFER_PYTORCH.config.loss.style_layers,
         style_losses=("wasserstein",),
         tv_weight=10.0,
         tv_reduction="mean",

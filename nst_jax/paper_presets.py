@@ -1,9 +1,7 @@
 """Settings of the code that came with papers, formula for formula; symbols as in ``presets``."""
 
-from dataclasses import replace
-
-from nst_jax.config import STYLE_LAYERS, Config
-from nst_jax.layer_factors import weigh_layers
+from nst_jax.config import Config
+from nst_jax.layer_factors import STYLE_LAYERS, weigh_layers
 from nst_jax.loss_factors import LossFactor
 from nst_jax.preset_type import Preset
 from nst_jax.tool_presets import FIFTHS
@@ -23,7 +21,7 @@ GATYS = Preset(
         "The weights are those of features, and the same for pixels in [0, 1]."
     ),
     weights="caffe",
-    config=Config(
+    config=Config.of(
         content_weight=1.0,
         style_weight=1000.0,
         style_layers=weigh_layers((name for name, _ in STYLE_LAYERS), scheme="1/C2"),
@@ -55,8 +53,7 @@ GATYS_2017 = Preset(
         "512 px: --min-size None --steps 500. The network is made by nst-jax weights normalize."
     ),
     weights="caffe-normalized",
-    config=replace(
-        GATYS.config,
+    config=GATYS.config.but(
         content_weight=1e6,
         style_weight=1e9,
         style_layers=FIFTHS,
@@ -91,8 +88,7 @@ SPST = Preset(
         "the scales it rounds and clips the picture to 8 bits; here it stays as it is."
     ),
     weights="caffe",
-    config=replace(
-        GATYS.config,
+    config=GATYS.config.but(
         style_weight=1.0,
         style_layers=STYLE_LAYERS,
         gram_normalization="chw",

@@ -61,10 +61,10 @@ def refusal(
     height, width = task.content.shape[:2]
     config = task.config
     ways = {
-        "adam": config.optimizer != "adam",
-        "precision bfloat16": config.precision != "bfloat16",
-        "tile auto": config.tile != "auto",
-        "remat auto": config.remat == "on",
+        "adam": config.optimizer.name != "adam",
+        "precision bfloat16": config.execution.precision != "bfloat16",
+        "tile auto": config.execution.tile != "auto",
+        "remat auto": config.execution.remat == "on",
     }
     others = [name for name, new in ways.items() if new]
     advice = f"a longer side of about {fitting} px would fit"

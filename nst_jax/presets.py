@@ -5,10 +5,6 @@ formulas F are features ``[h, w, C]``, G = F F^T their Gram matrices, MSE a mean
 pixels in [0, 1] and z = 255 x.
 """
 
-from dataclasses import replace
-from typing import Any
-
-from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.own_presets import WASSERSTEIN
 from nst_jax.paper_presets import GATYS, GATYS_2017, SPST
@@ -49,50 +45,10 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-# What belongs to one optimiser and means nothing to another.
-OPTIMIZER_NUMBERS = (
-    "learning_rate",
-    "memory_size",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "clip",
-)
-
-
-def own_numbers(config: Config, optimizer: str, *, preset: Config) -> dict[str, Any]:
-    """What of a preset's numbers another optimiser does not take over.
-
-    A learning rate is an optimiser's own, and so is a memory size. What is not the preset's was
-    asked for, and stays.
-
-    >>> own_numbers(COURSE.config, "lbfgs", preset=COURSE.config)
-    {'learning_rate': None}
-    >>> own_numbers(replace(COURSE.config, learning_rate=1.0), "lbfgs", preset=COURSE.config)
-    {}
-    """
-    if optimizer == config.optimizer:
-        return {}
-    return {
-        name: getattr(Config, name)
-        for name in OPTIMIZER_NUMBERS
-        if getattr(config, name) == getattr(preset, name) != getattr(Config, name)
-    }
-
-
-def without_scales(config: Config) -> Config:
-    """A preset's settings for its last scale alone.
-
-    >>> without_scales(PRESETS["gatys-2017"].config).scale_steps
-    ()
-    """
-    return replace(config, min_size=None, scale_factor=Config.scale_factor, scale_steps=())
-
-
 def get_preset(name: str) -> Preset:
     """The preset of a name.
 
-    >>> get_preset("course").config.style_weight
+    >>> get_preset("course").config.loss.style_weight
     40.0
 
     Raises:

@@ -141,7 +141,8 @@ def make_problem(
     if loss is not None:
         by_tiles = mesh is not None and not by_rows
         chosen_way = choice not in (None, Choice())
-        if config.loss.tile or config.loss.remat or chosen_way or by_tiles:
+        asked = config.execution.evaluation
+        if asked.tile or asked.remat or chosen_way or by_tiles:
             raise InputError(
                 "tile and remat, or devices for tiles, are for the config's own objective: leave "
                 "them out"
@@ -149,7 +150,7 @@ def make_problem(
         choice = Choice()
         # An objective of one's own may ask for any layer, in any precision.
         options |= {"layers": TAPS, "dtype": None}
-        loss = of_luminance(loss) if config.color == "luminance" else loss
+        loss = of_luminance(loss) if config.loss.color == "luminance" else loss
     else:
         check_learned(variables, config.loss)
         if choice is None:
@@ -159,16 +160,16 @@ def make_problem(
             raise InputError("tiles are cut out of whole pictures, not of divided rows")
         loss = config_loss(config, choice, mesh=None if by_rows else mesh)
     chosen = optimizer or make_config_optimizer(config, choice)
-    solver = make_solver(loss, chosen, averaging=config.averaging, clip=config.clip)
+    solver = make_solver(loss, chosen, averaging=config.averaging, clip=config.optimizer.clip)
 
     original, keep = content, controls["keep"]
-    content, styles = prepare_colors(content, styles, mode=config.color)
+    content, styles = prepare_colors(content, styles, mode=config.loss.color)
     if mesh is not None and by_rows:  # so that its features are divided from the beginning
         content = jax.device_put(content, picture_sharding(mesh))
     if not own_loss:
         style_masks = given.pop("style_masks")
         if moments is None:
-            compare = bool(config.style_layers)
+            compare = bool(config.loss.style_layers)
             moments = compute_moments(loss, variables, styles, style_masks) if compare else {}
         given, styles = given | {"moments": moments}, []
     # An objective of one's own knows only the controls that it is given.
@@ -192,11 +193,11 @@ def make_problem(
             init = initial_image(original, variables, config=config, key=key)
         init = as_picture(init)
         check_initial(init, shape=original.shape)
-        image, _ = prepare_colors(init, [], mode=config.color)
+        image, _ = prepare_colors(init, [], mode=config.loss.color)
         return image if keep is None else lay_over(image, content, keep)
 
     def finish(image: Array) -> Array:
-        image = restore_colors(image, original, mode=config.color)
+        image = restore_colors(image, original, mode=config.loss.color)
         return image if keep is None else lay_over(image, original, keep)
 
     return Problem(solver, kernels, targets, initial, content.shape, finish, choice)
@@ -246,7 +247,7 @@ def _on_mesh(task: Task, mesh: Mesh) -> Choice:
     choice = given_choice(task)
     if divides_rows(mesh) or choice.tile:
         return choice
-    if task.config.tile == "off" or choice.remat:
+    if task.config.execution.tile == "off" or choice.remat:
         raise InputError(
             "without tiles there is nothing to divide among the devices: leave out tile off and "
             "remat on, or divide the picture by rows"
@@ -270,7 +271,7 @@ def check_precision(config: Config) -> None:
     Raises:
       InputError: where they do not.
     """
-    if config.precision == "tf32" and jax.default_backend() != "gpu":
+    if config.execution.precision == "tf32" and jax.default_backend() != "gpu":
         raise InputError(
             f"precision tf32 is one of NVIDIA GPUs, and this run is on {jax.default_backend()}: "
             "choose float32 or bfloat16"

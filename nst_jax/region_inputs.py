@@ -67,9 +67,9 @@ def check_region_options(regions: RegionOptions, styles: StyleOptions, *, config
         raise InputError(f"feather is {regions.feather}: expected 0 or more pixels")
     if regions.feather and not has_regions:
         raise InputError("feather needs regions: give --content-mask or --labels, or leave it out")
-    if config.guides != "simple" and not has_masks:
-        raise InputError(f"guides {config.guides} needs masks: give some, or leave it out")
-    if config.style_mixing == "sum" and len(styles.style) == 1:
+    if config.loss.guides != "simple" and not has_masks:
+        raise InputError(f"guides {config.loss.guides} needs masks: give some, or leave it out")
+    if config.loss.style_mixing == "sum" and len(styles.style) == 1:
         raise InputError("style_mixing sum has no effect with one style: leave it out")
     if styles.style_blend:
         check_blend(styles.style_blend)
@@ -86,7 +86,7 @@ def _plan(regions: RegionOptions, styles: StyleOptions, config: Config, *, count
         region_styles=regions.region_styles,
         style_blend=styles.style_blend,
         layer_styles=styles.layer_styles,
-        layers=[name for name, _ in config.style_layers],
+        layers=config.loss.style_names,
     )
     weights = regions.region_weights
     if weights and len(weights) != len(plan.styled):
@@ -94,7 +94,7 @@ def _plan(regions: RegionOptions, styles: StyleOptions, config: Config, *, count
             f"{len(weights)} region weights for {len(plan.styled)} styled regions: expected one "
             "each"
         )
-    if config.style_mixing == "sum" and not _mixes(plan.blend):
+    if config.loss.style_mixing == "sum" and not _mixes(plan.blend):
         raise InputError(
             "style_mixing sum has no effect where every region has one style: leave it out"
         )

@@ -84,18 +84,18 @@ def check_rows(
             "the spectral preconditioner transforms whole pictures, which are divided by rows "
             "here: use preconditioner none, or one device"
         )
-    if config.convolution == "winograd":
+    if config.execution.convolution == "winograd":
         raise InputError(
             "winograd convolution gathers whole layers on every device where pictures are divided "
             "by rows: use convolution direct or auto"
         )
-    if isinstance(config.tile, int):
+    if isinstance(config.execution.tile, int):
         raise InputError(
-            f"tile is {config.tile}, but tiles are cut out of whole pictures, which are divided by "
-            "rows here: use tile off, or divide the tiles among the devices (--spread tiles, in "
-            "Python a mesh of make_mesh)"
+            f"tile is {config.execution.tile}, but tiles are cut out of whole pictures, which are "
+            "divided by rows here: use tile off, or divide the tiles among the devices "
+            "(--spread tiles, in Python a mesh of make_mesh)"
         )
-    if config.optimizer == "lbfgs-linesearch" and mesh.shape.get("data", 1) > 1:
+    if config.optimizer.name == "lbfgs-linesearch" and mesh.shape.get("data", 1) > 1:
         raise InputError(
             "line searches of several pictures gather whole layers where these are divided by "
             "rows: use lbfgs or adam, or a mesh of rows alone, one picture after another"

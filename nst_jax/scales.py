@@ -90,25 +90,25 @@ def make_scales(
     own = config.loss.aligned_layers
     tap, step = deepest(own), stride(deepest(own))
     height, width = shape[0], shape[1]
-    rows = columns = step if config.padding == "circular" else 1
+    rows = columns = step if config.loss.padding == "circular" else 1
     if mesh is not None and divides_rows(mesh):
         rows = mesh.shape["rows"] * stride(deepest(layers or own))
     shapes = scale_shapes(
         (height, width),
-        min_size=config.min_size,
-        factor=config.scale_factor,
+        min_size=config.pyramid.min_size,
+        factor=config.pyramid.scale_factor,
         multiple=(rows, columns),
     )
-    least = shortest_side(tap, padding=config.padding)
+    least = shortest_side(tap, padding=config.loss.padding)
     if min(shapes[0]) < least <= min(height, width):
         raise InputError(
-            f"min_size is {config.min_size}, with a scale of {shapes[0][1]}x{shapes[0][0]} px, but "
-            f"layer {tap} needs a shorter side of at least {least} px: choose a larger min_size, "
-            "or shallower layers"
+            f"min_size is {config.pyramid.min_size}, with a scale of {shapes[0][1]}x{shapes[0][0]} "
+            f"px, but layer {tap} needs a shorter side of at least {least} px: choose a larger "
+            "min_size, or shallower layers"
         )
-    given = config.scale_steps or (config.steps,)
+    given = config.pyramid.scale_steps or (config.steps,)
     before = len(shapes) - 1
-    if len(config.scale_steps) > before:
+    if len(config.pyramid.scale_steps) > before:
         numbers = "1 number" if len(given) == 1 else f"{len(given)} numbers"
         come = {0: "no scale comes", 1: "only 1 scale comes"}
         raise InputError(
@@ -166,8 +166,8 @@ def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Input
     if shape == full:
         return inputs
     ratio = max(shape) / max(full)
-    layers = config.loss.style_layers
-    least = shortest_side(deepest(layers), padding=config.padding) if layers else 1
+    layers = config.loss.style_names
+    least = shortest_side(deepest(layers), padding=config.loss.padding) if layers else 1
 
     def shrunk(picture: Any) -> Array:
         # A style that is too small for the network from the start is refused later.
@@ -203,7 +203,7 @@ def at_full_size(image: Array, inputs: Inputs, *, config: Config) -> Array:
     """
     content = inputs.content
     image = resize(image, shape=content.shape[:2])
-    image = restore_colors(image, content, mode=config.color)
+    image = restore_colors(image, content, mode=config.loss.color)
     if inputs.keep is None:
         return image
     return lay_over(image, content, jnp.asarray(inputs.keep, content.dtype))

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nst_jax.config import LossConfig
+from nst_jax.config import Evaluation, LossConfig
 from nst_jax.gaussians import covariance, mean_std_loss, wasserstein_loss
 from nst_jax.guides import whole_strides
 from nst_jax.histograms import (
@@ -55,7 +55,7 @@ def position_count(image: Array, name: str) -> int:
 
 def wanted_moments(config: LossConfig) -> frozenset[str]:
     """Fields of ``Moments`` that the losses ask for; outer products have the squares in them."""
-    wanted = set().union(*(WANTED[name] for name in config.style_losses))
+    wanted = set().union(*(WANTED[name] for name, _ in config.style_losses))
     return frozenset(wanted - {"squares"} if "gram" in wanted else wanted)
 
 
@@ -141,6 +141,7 @@ def style_moments(
     style: Array,
     *,
     config: LossConfig,
+    evaluation: Evaluation = Evaluation(),
     make_regions: Callable[[Array], Regions],
     mask: Array | None = None,
 ) -> dict[str, Moments]:
@@ -149,18 +150,19 @@ def style_moments(
     Args:
       variables: of the network.
       style: ``[h, w, 3]``.
-      config: the objective's structure.
+      config: the objective.
+      evaluation: how it is computed; of use are tile and precision.
       make_regions: from masks ``[1, h, w]`` to the style's one region.
       mask: the part of the style that counts, ``[h, w]``; all where it is left out.
     """
     # A style has the picture's padding, or else the picture would imitate what the network
     # answers to a border that it has not.
-    if config.padding == "circular" and config.style_layers:
-        style = whole_strides(style, config.style_layers)
-        mask = None if mask is None else whole_strides(mask, config.style_layers)
+    if config.padding == "circular" and config.style_names:
+        style = whole_strides(style, config.style_names)
+        mask = None if mask is None else whole_strides(mask, config.style_names)
     regions = None if mask is None else make_regions(mask[None])
     pixels = style.shape[0] * style.shape[1]
-    tile = config.tile or (STYLE_TILE if pixels > 2 * STYLE_TILE**2 else 0)
+    tile = evaluation.tile or (STYLE_TILE if pixels > 2 * STYLE_TILE**2 else 0)
 
     def over_picture(
         of_layer: Callable[[str, Features, Targets], Any],
@@ -169,7 +171,8 @@ def style_moments(
         **join: Any,
     ) -> dict[str, Any]:
         def of_window(variables: Variables, image: Array, targets: Targets) -> dict[str, Any]:
-            taps = network_features(variables, image, layers=layers, **config.network)
+            how: Any = config.network | {"precision": evaluation.precision}
+            taps = network_features(variables, image, layers=layers, **how)
             return {name: of_layer(name, tap, targets) for name, tap in taps.items()}
 
         take = of_window
@@ -178,13 +181,13 @@ def style_moments(
         return take(variables, style, targets)
 
     bare = Targets({}, {}, {}, NO_WEIGHTS, {}, regions=regions)
-    sums = over_picture(partial(region_moments, config=config), config.style_layers, bare)
+    sums = over_picture(partial(region_moments, config=config), config.style_names, bare)
     found = {
         name: divided(
             jax.tree.map(lambda x: x[0], sums[name]),
             position_count(style, name) if regions is None else regions.sizes[name][0],
         )
-        for name in config.style_layers
+        for name in config.style_names
     }
     if not config.matched_layers:
         return found
@@ -287,7 +290,7 @@ def layer_loss(name: str, sums: Moments, targets: Targets, *, config: LossConfig
     found = jax.vmap(divided)(sums._replace(unmatched=None), counts)
     styles = targets.style[name]._replace(quantiles=None)
     total = jnp.zeros_like(counts)
-    for loss in config.style_losses:
+    for loss, _ in config.style_losses:
         if loss != "histogram":
             losses = mixed_losses(
                 partial(moment_loss, loss, config=config),

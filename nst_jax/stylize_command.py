@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from nst_jax.config import Config
+from nst_jax.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.images import load_picture, picture_shape
 from nst_jax.inputs import check_pictures
@@ -88,7 +88,7 @@ def texture(options: Texture) -> int:
     if not options.style:
         raise InputError("no style picture: expected nst-jax texture FILE")
     if options.tileable:
-        config = replace(config, padding="circular")
+        config = config.but(padding="circular")
     refuse_changes(
         run,
         (
@@ -99,13 +99,15 @@ def texture(options: Texture) -> int:
             "guides",
             "noise_ratio",
         ),
-        default=replace(
-            get_preset(run.preset).config, content_layers=(), content_losses=Config.content_losses
+        default=get_preset(run.preset).config.but(
+            content_layers=(), content_losses=Config().loss.content_losses
         ),
         reason="a texture has no content to compare or to blend with",
     )
-    if config.init in ("content", "blend"):
-        raise InputError(f"init {config.init} has no meaning for a texture: expected noise or FILE")
+    if config.initial.init in ("content", "blend"):
+        raise InputError(
+            f"init {config.initial.init} has no meaning for a texture: expected noise or FILE"
+        )
     styles = StyleOptions(style=options.style, style_blend=options.style_blend)
     check_region_options(RegionOptions(), styles, config=config)
     if len(options.size) not in (1, 2):
@@ -152,13 +154,14 @@ def reconstruct(options: Reconstruct) -> int:
             "color",
             "noise_ratio",
         ),
-        default=replace(get_preset(run.preset).config, style_layers=()),
+        default=get_preset(run.preset).config.but(style_layers=()),
         reason="a reconstruction has no style, and its layers are those of --layer",
     )
-    config = replace(run.config, content_layers=parse_layers(",".join(options.layer)))
-    if config.init in ("content", "blend"):
+    config = run.config.but(content_layers=parse_layers(",".join(options.layer)))
+    if config.initial.init in ("content", "blend"):
         raise InputError(
-            f"init {config.init} has no meaning for a reconstruction: expected noise or FILE"
+            f"init {config.initial.init} has no meaning for a reconstruction: expected noise or "
+            "FILE"
         )
     steps = steps_of(options.content, size=options.size, config=config)
     check_outputs(
@@ -197,7 +200,7 @@ def refuse_changes(
       InputError: where one of them is not the preset's.
     """
     for name in names:
-        if getattr(run.config, name) != getattr(default, name):
+        if to_flat(run.config)[name] != to_flat(default)[name]:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} has no effect here, for {reason}: leave it out")
 
@@ -208,7 +211,7 @@ def steps_of(content: Path, *, size: int, config: Config, mesh: Mesh | None = No
     Raises:
       InputError: for a picture that cannot be read, and scales that do not fit.
     """
-    if config.min_size is None:
+    if config.pyramid.min_size is None:
         return config.steps
     shape = picture_shape(content, size=size)
     return sum(scale.steps for scale in make_scales(shape, config=config, mesh=mesh))

@@ -76,7 +76,9 @@ def sweep(options: Sweep) -> int:
         check_single(item.config)
         check_region_options(options.regions, options.styles, config=item.config)
     inputs = [options.content, *style_files(options.styles, options.regions)]
-    inputs += [Path(item.config.init) for item in items if item.config.init not in INITS]
+    inputs += [
+        Path(item.config.initial.init) for item in items if item.config.initial.init not in INITS
+    ]
     if options.output == STANDARD:
         raise InputError("a sweep writes a sheet and a JSON file, not standard output: name a file")
     check_outputs(options.output, run, WatchOptions(), inputs=inputs)
@@ -91,14 +93,16 @@ def sweep(options: Sweep) -> int:
         size=options.size,
     )
     given = {
-        item.config.loss.style_layers: with_layers(
+        item.config.loss.style_names: with_layers(
             read, options.regions, options.styles, config=item.config
         )
         for item in items
     }
-    inits = {item.config.init: load_init(item.config, shape=content.shape) for item in items}
+    inits = {
+        item.config.initial.init: load_init(item.config, shape=content.shape) for item in items
+    }
     for item in items:
-        styles, init = given[item.config.loss.style_layers], inits[item.config.init]
+        styles, init = given[item.config.loss.style_names], inits[item.config.initial.init]
         check_pictures(content, styles.styles, config=item.config, init=init)
         check_controls(content, styles, config=item.config)
     weights = obtain_weights(run.weights, model=run.model)
@@ -110,7 +114,7 @@ def sweep(options: Sweep) -> int:
     use_compilation_cache()  # only now: bad input leaves nothing behind
 
     def problem(item: Combination) -> Problem:
-        styles = given[item.config.loss.style_layers]
+        styles = given[item.config.loss.style_names]
         return make_problem(
             weights.variables, content, styles.styles, config=item.config, **styles.controls
         )
@@ -189,7 +193,7 @@ def run_groups(
                         problems[key],
                         items[index].config,
                         jax.random.key(items[index].seed),
-                        inits[items[index].config.init],
+                        inits[items[index].config.initial.init],
                     )
                     for index in group
                 ]

@@ -3,16 +3,14 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
-from nst_jax.config import Config, Tile
+from nst_jax.config import Config, Tile, flat_types, to_flat
 from nst_jax.errors import InputError
 from nst_jax.job_inputs import check_seed
 from nst_jax.lanes import structure
 from nst_jax.layer_factors import Layers, parse_layers
 from nst_jax.loss_factors import Losses, parse_losses
-from nst_jax.presets import own_numbers
 
 MAX_COMBINATIONS = 200
 
@@ -67,7 +65,7 @@ def combinations(
             f"--over asks for {count} pictures: expected at most {MAX_COMBINATIONS}; leave out "
             "some values"
         )
-    if "scale_factor" in swept and config.min_size is None and "min_size" not in swept:
+    if "scale_factor" in swept and config.pyramid.min_size is None and "min_size" not in swept:
         raise InputError("--over scale_factor has no effect without min_size: leave it out")
     words = itertools.product(*swept.values())
     values = itertools.product(*parsed.values())
@@ -81,7 +79,7 @@ def combinations(
         )
         for texts, numbers in zip(words, values, strict=True)
     ]
-    inits = {item.config.init for item in result}
+    inits = {item.config.initial.init for item in result}
     for name in swept:
         needed = {"blend"} if name == "noise_ratio" else {"noise", "blend"}
         if name in ("seed", "noise", "noise_scale", "noise_ratio") and not inits & needed:
@@ -97,16 +95,19 @@ def _combine(
 ) -> Combination:
     seed = values.pop("seed", seed)
     if "optimizer" in values:
-        values = own_numbers(config, values["optimizer"], preset=preset) | values
-    return Combination(words, replace(config, **values), seed)
+        own = to_flat(preset)
+        asked = {name: value for name, value in to_flat(config).items() if value != own[name]}
+        return Combination(words, preset.but(**asked | values), seed)
+    return Combination(words, config.but(**values), seed)
 
 
 def _parse(name: str, text: str) -> Any:
     """The value of a setting from its text; ``Config`` checks it further."""
-    names = [field.name for field in fields(Config)]
-    if name not in ("seed", *names):
-        raise InputError(f"--over names {name!r}: expected seed or one of {', '.join(names)}")
-    hint = int if name == "seed" else get_type_hints(Config)[name]
+    types = {"seed": int} | flat_types()
+    if name not in types:
+        expected = ", ".join(flat_types())
+        raise InputError(f"--over names {name!r}: expected seed or one of {expected}")
+    hint = types[name]
     if hint == Layers:
         return parse_layers(text.replace("+", ","))
     if hint == Losses:
@@ -154,7 +155,7 @@ def groups(items: Sequence[Combination], *, lanes: int) -> list[list[int]]:
     result: list[list[int]] = []
     for config, indices in by_structure.items():
         # A line search's go in turn anyway: alone, each is written when it is done.
-        most = 1 if config.optimizer == "lbfgs-linesearch" else lanes
+        most = 1 if config.optimizer.name == "lbfgs-linesearch" else lanes
         size = -(-len(indices) // -(-len(indices) // most))
         result += [indices[start : start + size] for start in range(0, len(indices), size)]
     return result

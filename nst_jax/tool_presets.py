@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from nst_jax.config import STYLE_LAYERS, Config
-from nst_jax.layer_factors import weigh_layers
+from nst_jax.config import Config
+from nst_jax.layer_factors import STYLE_LAYERS, weigh_layers
 from nst_jax.loss_factors import LossFactor
 from nst_jax.preset_type import Preset
 
@@ -25,7 +25,7 @@ NEURAL_STYLE = Preset(
         "--normalize_gradients is left out: there it only squares the weights."
     ),
     weights="caffe",
-    config=Config(
+    config=Config.of(
         content_weight=5.0,
         style_weight=100.0,
         tv_weight=1e-3,
@@ -56,8 +56,8 @@ NEURAL_STYLE_LUA = replace(
         "mean; here the value is reported, every difference counts, and pixels are in [0, 255]. "
         "For pixels in [0, 1] the same tv weight is 195."
     ),
-    config=replace(
-        NEURAL_STYLE.config, content_weight=1.0, style_weight=300.0, tv_weight=3e-3, tv_order=2
+    config=NEURAL_STYLE.config.but(
+        content_weight=1.0, style_weight=300.0, tv_weight=3e-3, tv_order=2
     ),
 )
 
@@ -70,7 +70,7 @@ FAST = replace(
         "of pictures that it was tried on, its loss after 50 to 80 steps is that of neural-style "
         "after 100."
     ),
-    config=replace(NEURAL_STYLE.config, preconditioner="spectral", memory_size=50, steps=80),
+    config=NEURAL_STYLE.config.but(preconditioner="spectral", memory_size=50, steps=80),
 )
 
 STYLE_TRANSFER_PYTORCH = Preset(
@@ -97,7 +97,7 @@ STYLE_TRANSFER_PYTORCH = Preset(
         "--memory-size 10."
     ),
     weights="torchvision",
-    config=Config(
+    config=Config.of(
         content_weight=0.015,
         style_weight=1.0,
         style_layers=weigh_layers(STYLE_NAMES, scheme="geometric"),
@@ -138,7 +138,7 @@ PRISM = Preset(
         "which need not make them orthogonal where two colours vary alike; here they are."
     ),
     weights="caffe",
-    config=Config(
+    config=Config.of(
         content_weight=1.0,
         style_weight=1000.0,
         style_layers=FIFTHS,
@@ -166,7 +166,7 @@ PYSTICHE = Preset(
         "lower the style weight by as much."
     ),
     weights="torchvision",
-    config=Config(
+    config=Config.of(
         content_weight=1.0,
         style_weight=1000.0,
         style_layers=FIFTHS,

@@ -6,7 +6,6 @@ have; the result is neither clipped nor rounded.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from jax.typing import ArrayLike
 
 from nst_jax.allocator import release_freed_memory
 from nst_jax.choices import Choice
-from nst_jax.config import Config
+from nst_jax.config import LBFGS, Config
 from nst_jax.errors import InputError
 from nst_jax.inputs import as_picture
 from nst_jax.layers import TAPS
@@ -174,11 +173,12 @@ def stylize(
         choice = find_choice(variables, config=config, **given)
 
     def make(scale: Scale, **options: Any) -> Problem:
-        own = replace(config, steps=scale.steps)
-        if config.optimizer == "lbfgs" and config.memory_size is None and scale != scales[-1]:
+        own = config.but(steps=scale.steps)
+        kind = config.optimizer
+        if isinstance(kind, LBFGS) and kind.memory_size is None and scale != scales[-1]:
             # More pairs than steps are never there, and the last scale's plan does not allow for
             # their memory. (One program for all numbers of steps has who names the pairs.)
-            own = replace(own, memory_size=min(PAIRS, scale.steps))
+            own = own.but(memory_size=min(PAIRS, scale.steps))
         given = at_scale(inputs, shape=scale.shape, config=config)._asdict() | options
         given |= {"blend": blend, "region_weights": region_weights, "mesh": mesh, "free": free}
         try:
@@ -280,7 +280,7 @@ def stylize(
         started = time.perf_counter()
         shape = scales[number].shape
         image = resize(outcome(state, config=config), shape=shape)
-        if config.optimizer == "adam" and optimizer is None and not spoilt:
+        if config.optimizer.name == "adam" and optimizer is None and not spoilt:
             moments = rescale_moments(state.opt_state, old_shape=scale.shape, new_shape=shape)
         # L-BFGS forgets what it remembers, which may be larger than all that comes.
         kernels, problem, state = problem.variables, None, None

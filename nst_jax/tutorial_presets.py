@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from nst_jax.config import STYLE_LAYERS, Config
+from nst_jax.config import Config
+from nst_jax.layer_factors import STYLE_LAYERS
 from nst_jax.layers import CHANNELS, stride
 from nst_jax.preset_type import Preset
 from nst_jax.tool_presets import FIFTHS
@@ -24,7 +25,7 @@ COURSE = Preset(
         "may have another size, and pooling drops an odd last row or column where TensorFlow pads."
     ),
     weights="caffe",
-    config=Config(
+    config=Config.of(
         content_weight=10.0,
         style_weight=40.0,
         style_layers=FIFTHS,
@@ -52,7 +53,7 @@ COURSE_SINGLE = replace(
         "Js = sum (G_S - G_G)^2 / (4 nC^2 (nH nW)^2) on relu3_1"
     ),
     notes="As course, with one style layer of proportion 1; another: --style-layers relu2_1.",
-    config=replace(COURSE.config, style_layers=(("relu3_1", 1.0),)),
+    config=COURSE.config.but(style_layers=(("relu3_1", 1.0),)),
 )
 
 PYTORCH_TUTORIAL = Preset(
@@ -71,7 +72,7 @@ PYTORCH_TUTORIAL = Preset(
         "evaluations there."
     ),
     weights="torchvision",
-    config=Config(
+    config=Config.of(
         content_layers=(("conv2_2", 1.0),),
         style_layers=tuple(
             (name, 1.0) for name in ("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1")
@@ -104,7 +105,7 @@ TF_TUTORIAL = Preset(
         "added after. Loss and gradient are some millions, so that eps hardly matters."
     ),
     weights="caffe",
-    config=Config(
+    config=Config.of(
         content_layers=(("relu5_2", 1.0),),
         style_layers=FIFTHS,
         content_weight=1e4,
@@ -144,7 +145,7 @@ KERAS_TUTORIAL = Preset(
         "VGG-16, the content from relu4_2, and a start from noise."
     ),
     weights="caffe",
-    config=Config(
+    config=Config.of(
         content_layers=(("relu5_2", 1.0),),
         style_layers=tuple(
             (name, channels**2 / (36 * stride(name) ** 4))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional
 
-from nst_jax.config import Pooling
+from nst_jax.loss_config import Pooling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +87,7 @@ def make_lanes(
 ):
     """As many lanes as the largest batch has."""
     config = neural_style(optimizer=optimizer, precision=precision)
-    config = replace(config, steps=options.steps)
+    config = config.but(steps=options.steps)
     style = load_image(PICTURES / "demo_style.jpg", size=size)
     mesh = make_mesh() if jax.local_device_count() > 1 else None
     make = problem_maker(variables, config=config, mesh=mesh)

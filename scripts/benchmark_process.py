@@ -33,7 +33,6 @@ def peak_memory_mb() -> float:
 
 def _jax_worker(options: dict[str, Any]) -> dict[str, Any]:
     """Stylize until the loss is reached, if one is given, and at most for the preset's steps."""
-    from dataclasses import replace
 
     import nst_jax
 
@@ -42,7 +41,7 @@ def _jax_worker(options: dict[str, Any]) -> dict[str, Any]:
         nst_jax.load_image(options[name], size=options["size"]) for name in ("content", "style")
     )
     config = nst_jax.get_preset(options["preset"]).config
-    config = replace(config, steps=options.get("steps") or config.steps)
+    config = config.but(steps=options.get("steps") or config.steps)
     best, reached = [float("inf")], []
 
     def watch(progress):

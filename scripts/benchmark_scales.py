@@ -8,7 +8,6 @@ size, and writes a sheet with both pictures for each pair, numbered.
 """
 
 import argparse
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,8 +38,8 @@ def compare(run, config: Config) -> tuple[Result, Result, float]:
     """The results from coarse to fine and at one scale, and the seconds that each took."""
     clock = Clock()
     coarse = run(config=config, callback=clock)
-    one = {"min_size": None, "scale_factor": Config.scale_factor, "scale_steps": ()}
-    alone = replace(config, steps=100_000, **one)
+    one = {"min_size": None, "scale_factor": Config().pyramid.scale_factor, "scale_steps": ()}
+    alone = config.but(steps=100_000, **one)
     fine = run(config=alone, callback=Clock(clock.seconds))
     return coarse, fine, clock.seconds
 
@@ -63,8 +62,7 @@ def main() -> None:
     if found is None:
         parser.error("no weights on this machine: run 'nst-jax weights fetch'")
     weights = load_weights(found)
-    config = replace(
-        get_preset(options.preset).config,
+    config = get_preset(options.preset).config.but(
         steps=options.steps,
         min_size=options.min_size,
         scale_factor=options.scale_factor,

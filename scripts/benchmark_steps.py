@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,14 +48,14 @@ def step_flops(height: int, width: int, config: Config = Config()) -> float:
 
     Forward and gradient to the pixels cost the same; elementwise work is left out.
     """
-    names = config.loss.content_layers + config.loss.style_layers
+    names = config.loss.content_names + config.loss.style_names
     last = max(CONVS.index(name.replace("relu", "conv")) for name in names)
     total, channels = 0, 3
     for name in CONVS[: last + 1]:
         positions = (height // stride(name)) * (width // stride(name))
         wide = CHANNELS[block_of(name) - 1]
         total += 2 * 9 * positions * channels * wide
-        if name.replace("conv", "relu") in config.loss.style_layers:
+        if name.replace("conv", "relu") in config.loss.style_names:
             total += 2 * positions * wide**2
         channels = wide
     return 2 * total
@@ -101,7 +101,7 @@ def jax_candidates(
 
     found = {"nst_jax": make(config), "nst_jax from Python": make(config, looped=False)}
     if kernel_options(config)["convolution"] != "direct":
-        found["nst_jax direct"] = make(replace(config, convolution="direct"))
+        found["nst_jax direct"] = make(config.but(convolution="direct"))
     return found
 
 
@@ -110,8 +110,8 @@ def torch_candidates(
 ) -> dict[str, Candidate]:
     """PyTorch's, eager and, where wanted, its objective through ``torch.compile``."""
     device = torch_device()
-    torch.backends.cuda.matmul.allow_tf32 = config.precision != "float32"
-    torch.backends.cudnn.allow_tf32 = config.precision != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = config.execution.precision != "float32"
+    torch.backends.cudnn.allow_tf32 = config.execution.precision != "float32"
     torch.backends.cudnn.benchmark = True
     start = reference.to_torch(content).to(device)
     objective = reference.NeuralStyle(
@@ -120,7 +120,7 @@ def torch_candidates(
 
     def make(function) -> Candidate:
         pixels = start.clone(memory_format=torch.preserve_format).requires_grad_()
-        if config.optimizer == "adam":
+        if config.optimizer.name == "adam":
             optimizer: Any = torch.optim.Adam([pixels], lr=10.0)
         else:
             optimizer = torch.optim.LBFGS(
@@ -130,14 +130,16 @@ def torch_candidates(
 
         def closure():
             optimizer.zero_grad()
-            with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            with torch.autocast(
+                device, torch.bfloat16, enabled=config.execution.precision == "bfloat16"
+            ):
                 loss = function(pixels)
             loss.backward()
             last[0] = loss.detach()
             return loss
 
         def take():
-            for _ in range(steps if config.optimizer == "adam" else 1):
+            for _ in range(steps if config.optimizer.name == "adam" else 1):
                 optimizer.step(closure)
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -157,20 +159,20 @@ def neural_style(*, optimizer: str, precision: Precision) -> Config:
             f"optimizer is {optimizer!r}: expected lbfgs or adam, which PyTorch has too"
         )
     memory_size = 100 if optimizer == "lbfgs" else None
-    return Config(
+    return Config.of(
         optimizer=optimizer, memory_size=memory_size, precision=precision, tile="off", remat="off"
     )
 
 
 def network_seconds(variables, *, config: Config, size: int, batch: int, rounds: int) -> float:
     """Median seconds of the network's forward pass and gradient to the pixels, for a batch."""
-    (layer,) = config.loss.content_layers
+    (layer,) = config.loss.content_names
     prepared = prepare_kernels(variables, **kernel_options(config))
 
     @jax.jit
     def gradients(variables, images):
         def value(image):
-            taps = features(variables, image, layers=(layer,), precision=config.precision)
+            taps = features(variables, image, layers=(layer,), precision=config.execution.precision)
             return jnp.sum(taps[layer].astype(jnp.float32))
 
         return jax.vmap(jax.grad(value))(images)
@@ -188,7 +190,7 @@ def network(
     variables, *, size: int, batch: int, precision: Precision, rounds: int
 ) -> dict[str, float]:
     """Speed of the network alone, by direct convolution, and its share of the products' peak."""
-    config = Config(
+    config = Config.of(
         content_layers=as_layers(("relu5_1",)),
         style_layers=(),
         precision=precision,

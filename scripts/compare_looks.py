@@ -128,8 +128,8 @@ def check(
         for picture in pictures.values():
             check_pictures(picture, [picture], config=setting.config, init=None)
         for own, judges in (
-            (loss.style_layers, STYLE_JUDGES),
-            (loss.content_layers, CONTENT_JUDGES),
+            (loss.style_names, STYLE_JUDGES),
+            (loss.content_names, CONTENT_JUDGES),
         ):
             if both := set(own) & set(judges):
                 names = ", ".join(sorted(both))

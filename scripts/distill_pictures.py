@@ -1,6 +1,5 @@
 """What slim weights are trained on, step by step: crops of pictures, also of optimisations."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -95,8 +94,7 @@ def policy_pictures(
     kept: list[np.ndarray] = []
     for run in range(options.policy_runs):
         content, style = (np.clip(varied_crop(pictures, rng, side=side), 0, 1) for _ in range(2))
-        config = replace(
-            get_preset("neural-style").config,
+        config = get_preset("neural-style").config.but(
             steps=int(rng.choice([30, 60, 100])),
             init="noise" if rng.random() < 0.2 else "content",
             pooling=POOLINGS[int(rng.random() < 0.3)],

@@ -181,8 +181,8 @@ OTHERS = (
         title="Colour",
         text="""
         `--color keep-yiq` lays the result's luminance over the content's colours, `keep-lab`
-        does so in L\\*a\\*b\\*; `keep-ycbcr` is by its mathematics the same as `keep-yiq` and
-        not shown. `luminance` optimises luminance alone, with the style's contrast matched to
+        does so in L\\*a\\*b\\* (YCbCr would be the same as YIQ).
+        `luminance` optimises luminance alone, with the style's contrast matched to
         the content's: it looks gentler, and bears a larger `--style-weight`.
         The others give the style the content's colours before: by their mean and
         covariance, with one of three square roots (`match-cholesky`, `match-pca`,

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -81,7 +80,9 @@ def run_setting(
 
 def pilot(config: Config) -> Config:
     """The same with a few steps of each scale."""
-    return replace(config, steps=PILOT_STEPS, scale_steps=(PILOT_STEPS,) if config.min_size else ())
+    return config.but(
+        steps=PILOT_STEPS, scale_steps=(PILOT_STEPS,) if config.pyramid.min_size else ()
+    )
 
 
 def measure_settings(
@@ -122,8 +123,8 @@ def planned(config: Config, timing: Timing, *, seconds: float) -> Config:
     ((40,), 40)
     """
     coarse = len(timing) - 1
-    given = config.scale_steps or (config.steps,)
+    given = config.pyramid.scale_steps or (config.steps,)
     own = [given[min(scale, len(given) - 1)] for scale in range(coarse)] + [config.steps]
     factor = seconds / sum(n * second for n, second in zip(own, timing, strict=True))
     steps = [max(1, round(factor * n)) for n in own]
-    return replace(config, steps=steps[-1], scale_steps=tuple(steps[:-1]))
+    return config.but(steps=steps[-1], scale_steps=tuple(steps[:-1]))

@@ -89,9 +89,9 @@ def step_seconds(networks: dict[str, Any], options: Options, config: Config) -> 
     style = jnp.asarray(load_image(options.styles[0], size=options.speed_size))
     loss = make_loss(config.loss)
     optimizer = make_optimizer(
-        config.optimizer,
-        memory_size=config.memory_size,
-        pixel_range=config.pixel_range,
+        config.optimizer.name,
+        memory_size=config.optimizer.memory_size,
+        pixel_range=config.loss.pixel_range,
         preconditioner=config.preconditioner,
     )
     solver = make_solver(loss, optimizer)
@@ -118,7 +118,7 @@ def step_seconds(networks: dict[str, Any], options: Options, config: Config) -> 
 
 def compare(options: Options) -> dict[str, Any]:
     """All pairs under all networks; prints the table and writes the pictures."""
-    config = replace(get_preset(options.preset).config, steps=options.steps)
+    config = get_preset(options.preset).config.but(steps=options.steps)
     slim = {path.stem: load_weights(path).variables for path in options.slim}
     if len(slim) < len(options.slim) or "full" in slim:
         raise InputError("slim files are told by their names: expected different ones, none 'full'")

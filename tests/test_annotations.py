@@ -37,7 +37,7 @@ NAMES = {"a": [np.ones(2), None]}
         *(([], list[int]), ({}, dict[str, int]), ("on", Literal["on", 1]), (1, Literal["on", 1])),
         (Options(pair=Pair(1, 2.5), way=3, names=NAMES), Options),
         (Config(), Config),
-        (RunOptions(weights=Path("x"), config=Config(scale_factor=1.2, min_size=9)), RunOptions),
+        (RunOptions(weights=Path("x"), config=Config.of(scale_factor=1.2, min_size=9)), RunOptions),
         (WatchOptions(), WatchOptions),
         (Batch(contents=(), output_dir=Path(), styles=StyleOptions(style=())), Batch),
     ],

@@ -22,11 +22,11 @@ from nst_jax.transfer import stylize
 pytestmark = pytest.mark.sampled
 
 SHALLOW = {"content_layers": ["relu2_1"], "style_layers": ["relu1_1", "relu2_1"]}
-ADAM = Config(steps=6, optimizer="adam", **SHALLOW)
-LBFGS = Config(steps=6, memory_size=4, **SHALLOW)
-SPECTRAL = replace(LBFGS, preconditioner="spectral")
-SLIM = replace(ADAM, content_layers=["relu3_1"], style_layers={"relu1_1": 1.0, "relu2_2": 0.5})
-SEARCH = Config(steps=3, optimizer="lbfgs-linesearch", **SHALLOW)
+ADAM = Config.of(steps=6, optimizer="adam", **SHALLOW)
+LBFGS = Config.of(steps=6, memory_size=4, **SHALLOW)
+SPECTRAL = LBFGS.but(preconditioner="spectral")
+SLIM = ADAM.but(content_layers=["relu3_1"], style_layers={"relu1_1": 1.0, "relu2_2": 0.5})
+SEARCH = Config.of(steps=3, optimizer="lbfgs-linesearch", **SHALLOW)
 CONFIGS = {"adam": ADAM, "lbfgs": LBFGS, "spectral": SPECTRAL, "search": SEARCH}
 CONTENTS = np.stack([smooth_picture(24, 32, seed=seed) for seed in (1, 2, 3)])
 STYLES = [
@@ -130,17 +130,17 @@ class TestApart:
 
     @pytest.mark.parametrize("color", ["keep-yiq", "match-symmetric", "luminance"])
     def test_colours_follow_each_content(self, variables, color):
-        config = replace(ADAM, color=color)
+        config = ADAM.but(color=color)
         for case in (CASES["all"], CASES["grid"]):
             found = stylize_batch(variables, **case, config=config)
             assert_same(found, singles(variables, case, configs=config))
 
     def test_numbers_noise_and_starts_of_each(self, variables):
-        noisy = replace(ADAM, init="noise", noise_scale=0.2)
+        noisy = ADAM.but(init="noise", noise_scale=0.2)
         configs = [
             noisy,
-            replace(noisy, noise_scale=0.1, style_layers={"relu1_1": 0.3, "relu2_1": 2.0}),
-            replace(noisy, learning_rate=3.0, style_weight=7.0),
+            noisy.but(noise_scale=0.1, style_layers={"relu1_1": 0.3, "relu2_1": 2.0}),
+            noisy.but(learning_rate=3.0, style_weight=7.0),
         ]
         each = {
             "key": [jax.random.key(seed) for seed in (4, 5, 4)],
@@ -160,7 +160,7 @@ class TestApart:
         assert_same(found, singles(variables, CASES["all"], configs=noisy, key=keys))
 
     def test_numbers_along_a_grid(self, variables):
-        configs = [replace(LBFGS, style_weight=10.0 * (index + 1)) for index in range(6)]
+        configs = [LBFGS.but(style_weight=10.0 * (index + 1)) for index in range(6)]
         found = stylize_batch(variables, **CASES["grid"], config=configs)
         assert_same(found, singles(variables, CASES["grid"], configs=configs))
 
@@ -169,7 +169,7 @@ class TestApart:
         assert_same(found, singles(slim_variables, CASES["all"], configs=SLIM))
 
     def test_without_styles(self, variables):
-        config = replace(ADAM, init="noise", noise_scale=0.1, style_layers=[])
+        config = ADAM.but(init="noise", noise_scale=0.1, style_layers=[])
         case = dict(contents=CONTENTS, styles=[])
         found = stylize_batch(variables, **case, config=config)
         assert_same(found, singles(variables, case, configs=config))
@@ -212,13 +212,13 @@ class TestTogether:
     def test_colours_follow_each_content(self, variables, color, case):
         # Of white pixels side by side rounding decides the sign of a difference of luminances, and
         # Adam makes whole steps of it: not so of squares.
-        config = replace(ADAM, color=color, tv_order=2)
+        config = ADAM.but(color=color, tv_order=2)
         found = stylize_batch(variables, **CASES[case], config=config, together=True)
         assert_close(found, singles(variables, CASES[case], configs=config), rtol=1e-5)
 
     def test_numbers_noise_and_starts_of_each(self, variables):
-        noisy = replace(ADAM, init="noise", noise_scale=0.2)
-        configs = [noisy, replace(noisy, noise_scale=0.1), replace(noisy, learning_rate=3.0)]
+        noisy = ADAM.but(init="noise", noise_scale=0.2)
+        configs = [noisy, noisy.but(noise_scale=0.1), noisy.but(learning_rate=3.0)]
         keys = [jax.random.key(seed) for seed in (4, 5, 4)]
         inits = [None, None, CONTENTS[0]]
         options = dict(config=configs, keys=keys, inits=inits, together=True)
@@ -260,7 +260,7 @@ class TestSpread:
         """Each has its own numbers, so that none can stand for another."""
         count = len(of_each(**case))
         configs = [
-            replace(ADAM, learning_rate=4.0 + index, style_weight=50.0 + 20 * index)
+            ADAM.but(learning_rate=4.0 + index, style_weight=50.0 + 20 * index)
             for index in range(count)
         ]
         found = stylize_batch(
@@ -275,7 +275,7 @@ class TestSpread:
 
     def test_after_fifty_steps_of_adam(self, variables):
         """In float32: losses to a thousandth, pictures to a twentieth of a grey value."""
-        config = replace(ADAM, steps=50)
+        config = ADAM.but(steps=50)
         options = dict(config=config, mesh=devices_mesh(4), together=True)
         found = stylize_batch(variables, **CASES["all"], **options)
         assert_close(found, singles(variables, CASES["all"], configs=config), rtol=1e-3)
@@ -283,7 +283,7 @@ class TestSpread:
     @pytest.mark.slow
     def test_after_fifty_steps_of_lbfgs(self, x64, variables):
         """In float32 L-BFGS on this random network magnifies rounding to per cents by then."""
-        case, config = wide_case(CASES["all"]), replace(LBFGS, steps=50)
+        case, config = wide_case(CASES["all"]), LBFGS.but(steps=50)
         options = dict(config=config, mesh=devices_mesh(2), together=True)
         found = stylize_batch(wide(variables), **case, **options)
         expected = singles(wide(variables), case, configs=config)
@@ -333,7 +333,7 @@ class TestRows:
 
     @pytest.mark.parametrize("color", ["keep-yiq", "match-symmetric"])
     def test_colours_starts_and_reports(self, variables, color):
-        seen, config = [], replace(ADAM, color=color, init="noise", noise_scale=0.2)
+        seen, config = [], ADAM.but(color=color, init="noise", noise_scale=0.2)
         case, keys = CASES["grid"], list(jax.random.split(jax.random.key(5), 6))
         found = stylize_batch(
             variables,
@@ -348,7 +348,7 @@ class TestRows:
 
     @pytest.mark.slow
     def test_neighbours_do_not_notice_a_divergence(self, variables):
-        configs = [ADAM, replace(ADAM, learning_rate=1e30), ADAM]
+        configs = [ADAM, ADAM.but(learning_rate=1e30), ADAM]
         found = stylize_batch(variables, **CASES["all"], config=configs, mesh=rows_mesh(lanes=2))
         assert found.status == ("done", "diverged", "done")
         assert_close(found, singles(variables, CASES["all"], configs=configs), rtol=1e-5)
@@ -356,7 +356,7 @@ class TestRows:
     @pytest.mark.parametrize("parts", [1, 2])
     def test_where_things_are(self, variables, taken, parts):
         """Each device has its part of the pictures and of their features."""
-        config = replace(ADAM, steps=1)
+        config = ADAM.but(steps=1)
         stylize_batch(variables, **CASES["grid"], config=config, mesh=rows_mesh(lanes=parts))
         given = taken[0].keywords
         features = given["targets"].content["relu2_1"]
@@ -427,7 +427,7 @@ class TestSharing:
         ],
     )
     def test_leading_axes(self, variables, taken, pairing, color, content, style):
-        config = replace(ADAM, steps=1, color=color)
+        config = ADAM.but(steps=1, color=color)
         stylize_batch(variables, **CASES[pairing], config=config, together=True)
         targets = taken[0].keywords["targets"]
         assert targets.content["relu2_1"].shape == (*content, 12, 16, 6)
@@ -441,7 +441,7 @@ class TestSharing:
         "shape, content, style", [((1, 4), None, "data"), ((2, 3), "data", None)]
     )
     def test_on_devices_only_one_axis_is_divided(self, variables, taken, shape, content, style):
-        config = replace(ADAM, steps=1)
+        config = ADAM.but(steps=1)
         mesh = devices_mesh(2)
         case = picture_grid(*shape)
         stylize_batch(variables, **case, config=config, mesh=mesh, together=True)
@@ -464,7 +464,7 @@ class TestSharing:
             return original(solver, state, variables=variables, targets=targets, **options)
 
         monkeypatch.setattr(lane_plans, "run", spy)
-        config = replace(ADAM, steps=1)
+        config = ADAM.but(steps=1)
         stylize_batch(variables, **CASES["grid"], config=config, mesh=devices_mesh(devices))
         assert len(given) == devices
         assert sum(map(len, given.values())) == 2 * 6  # with the run of no steps
@@ -493,7 +493,7 @@ class TestSharing:
             return original(*args)
 
         monkeypatch.setattr(problem, "compute_moments", counting)
-        config = replace(ADAM, steps=1, color=color)
+        config = ADAM.but(steps=1, color=color)
         stylize_batch(variables, **CASES[pairing], config=config)
         assert len(computed) == calls
 
@@ -508,11 +508,11 @@ class TestSharing:
 
 
 # At once, at the second step, at the third, at the fourth.
-AT_ONCE = replace(SPECTRAL, style_weight=3.4e38)
-SOON = replace(SPECTRAL, learning_rate=1e30)
-THIRD = replace(SPECTRAL, learning_rate=1e5)
-FOURTH = replace(SPECTRAL, learning_rate=1e4)
-CALM = replace(SPECTRAL, learning_rate=0.1)  # rounding is not magnified
+AT_ONCE = SPECTRAL.but(style_weight=3.4e38)
+SOON = SPECTRAL.but(learning_rate=1e30)
+THIRD = SPECTRAL.but(learning_rate=1e5)
+FOURTH = SPECTRAL.but(learning_rate=1e4)
+CALM = SPECTRAL.but(learning_rate=0.1)  # rounding is not magnified
 
 
 class TestDivergence:
@@ -548,7 +548,7 @@ class TestDivergence:
     def test_neighbours_do_not_notice(self, variables, together):
         """Whatever is beside them, they have the same bits."""
         rates = [None, 1e30, None]
-        configs = [replace(ADAM, learning_rate=rate) for rate in rates]
+        configs = [ADAM.but(learning_rate=rate) for rate in rates]
         found = stylize_batch(variables, **CASES["all"], config=configs, together=together)
         assert found.status == ("done", "diverged", "done")
         calm = stylize_batch(variables, **CASES["all"], config=ADAM, together=together)
@@ -560,8 +560,8 @@ class TestDivergence:
     @pytest.mark.parametrize("together", [False, True])
     @pytest.mark.parametrize("devices", [1, 2])
     def test_all_diverge(self, variables, together, devices):
-        soon = replace(ADAM, learning_rate=1e30)
-        configs = [soon, replace(ADAM, style_weight=3.4e38), soon]
+        soon = ADAM.but(learning_rate=1e30)
+        configs = [soon, ADAM.but(style_weight=3.4e38), soon]
         found = stylize_batch(
             variables,
             **CASES["all"],
@@ -582,7 +582,7 @@ class TestDivergence:
         found = stylize_batch(
             variables,
             **CASES["all"],
-            config=[ADAM, replace(ADAM, style_weight=3.4e38), ADAM],
+            config=[ADAM, ADAM.but(style_weight=3.4e38), ADAM],
             together=together,
             callback=lambda progress: seen.append(progress.info),
         )
@@ -598,11 +598,11 @@ class TestPrograms:
     def test_numbers_and_pictures_do_not_recompile(self, variables, monkeypatch, together):
         traces = count_traces(monkeypatch)
         for weight in (10.0, 20.0):
-            config = replace(LBFGS, style_weight=weight, steps=int(weight) // 5)
+            config = LBFGS.but(style_weight=weight, steps=int(weight) // 5)
             options = dict(config=config, together=together)
             stylize_batch(variables, **CASES["all"], **options)
             stylize_batch(variables, CONTENTS[::-1], STYLES[1], **options)
-            configs = [config, replace(config, learning_rate=0.5), config]
+            configs = [config, config.but(learning_rate=0.5), config]
             stylize_batch(variables, **CASES["all"], config=configs, together=together)
         other = jax.tree.map(lambda x: x * 1.01, variables)
         stylize_batch(other, **CASES["all"], config=LBFGS, together=together)
@@ -674,7 +674,7 @@ class TestCallback:
     def test_it_sees_finished_pictures(self, variables, monkeypatch, together, devices):
         """In the order of the pictures, with the contents' colours."""
         monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
-        seen, config = [], replace(ADAM, color="keep-yiq", steps=3)
+        seen, config = [], ADAM.but(color="keep-yiq", steps=3)
         found = stylize_batch(
             variables,
             **CASES["grid"],
@@ -702,7 +702,7 @@ class TestCallback:
         found = stylize_batch(
             variables,
             **CASES["all"],
-            config=replace(ADAM, steps=50),
+            config=ADAM.but(steps=50),
             together=together,
             callback=lambda _: False,
         )
@@ -732,7 +732,7 @@ class TestCallback:
         (dict(config=[]), "0 configs for 3 pictures"),
         (dict(inits=[None]), "1 initial pictures for 3 pictures"),
         (dict(inits=[None, None, CONTENTS[0, 1:]]), "initial picture has shape"),
-        (dict(config=[LBFGS, LBFGS, replace(LBFGS, steps=9)]), "config 3 differs .* in steps"),
+        (dict(config=[LBFGS, LBFGS, LBFGS.but(steps=9)]), "config 3 differs .* in steps"),
         (dict(config=[LBFGS, SPECTRAL, LBFGS]), "config 2 differs .* in preconditioner"),
         (dict(styles=[]), "no style picture"),
         (dict(styles=[], pairing="grid"), "no style picture|0 styles"),
@@ -750,7 +750,7 @@ def test_unfit_input_is_refused(variables, options, message):
 def test_what_is_for_single_pictures_is_refused_before_any_work(
     variables, monkeypatch, change, tmp_path, capsys
 ):
-    config, (name,) = replace(ADAM, **change), change
+    config, (name,) = ADAM.but(**change), change
     message = f"{name} is for stylize, one picture at a time: leave it out"
     (lane,) = make_lanes(variables, [(CONTENTS[0], STYLES[0])])
     monkeypatch.setattr(batch, "make_problem", None)
@@ -788,7 +788,7 @@ def test_how_a_size_is_computed_is_found_out_once(variables, monkeypatch):
 
     monkeypatch.setattr(problem, "fits_surely", lambda task, free: False)
     monkeypatch.setattr(problem, "choose", choose)
-    stylize_batch(variables, **CASES["grid"], config=replace(ADAM, steps=1))
+    stylize_batch(variables, **CASES["grid"], config=ADAM.but(steps=1))
     assert len(found) == 1
 
 

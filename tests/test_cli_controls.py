@@ -126,7 +126,7 @@ def reference(variables):
             variables if network is None else network,
             load_image("content.png", size=SIZE),
             [load_image(name, size=SIZE) for name in styles.split()],
-            config=Config(**{"steps": STEPS} | ADAM | LAYERS | settings),
+            config=Config.of(**{"steps": STEPS} | ADAM | LAYERS | settings),
             **controls,
         )
 
@@ -399,7 +399,7 @@ class TestTexture:
         def texture(styles="style.png", *, shape=(SIZE, SIZE), seed=0, init=None, **settings):
             blend = settings.pop("blend", None)
             settings = ADAM | {"init": "noise", "noise_scale": 0.2} | settings
-            config = Config(
+            config = Config.of(
                 steps=STEPS,
                 content_layers=(),
                 style_layers=LAYERS["style_layers"],
@@ -469,7 +469,7 @@ class TestReconstruct:
     def test_gets_closer_to_the_content(self, run, variables):
         assert run("reconstruct", layer="relu1_1", steps=100, learning_rate=5).code == 0
         plain = load_image("content.png", size=SIZE)
-        config = Config(init="noise", noise_scale=0.2)
+        config = Config.of(init="noise", noise_scale=0.2)
         start = initial_image(plain, variables, config=config, key=jax.random.key(0))
         found = pixels("out.png") / 255
         assert found.shape == (24, 32, 3)

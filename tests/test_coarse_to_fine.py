@@ -29,8 +29,8 @@ pytestmark = pytest.mark.sampled
 
 SHALLOW = dict(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
 SCALES = dict(min_size=16, scale_factor=2.0, scale_steps=(4,), steps=5)
-LBFGS = Config(memory_size=4, **SHALLOW, **SCALES)
-ADAM = Config(optimizer="adam", **SHALLOW, **SCALES)
+LBFGS = Config.of(memory_size=4, **SHALLOW, **SCALES)
+ADAM = Config.of(optimizer="adam", **SHALLOW, **SCALES)
 SHAPES, STEPS = [(12, 16), (24, 32)], [4, 5]
 CONTENT = smooth_picture(24, 32, seed=1)
 STYLES = [smooth_picture(32, 26, seed=11), smooth_picture(20, 40, seed=12)]
@@ -44,7 +44,7 @@ CONTROLS = dict(
 
 def alone(config):
     """The settings of one scale."""
-    return replace(config, min_size=None, scale_factor=Config.scale_factor, scale_steps=())
+    return config.but(min_size=None, scale_factor=Config().pyramid.scale_factor, scale_steps=())
 
 
 def by_hand(variables, config, *, content=CONTENT, styles=STYLES[:1], init=None, **given):
@@ -71,7 +71,7 @@ def by_hand(variables, config, *, content=CONTENT, styles=STYLES[:1], init=None,
         losses += info.loss[:steps].tolist()
         if index == 0:
             image = resize(state.best_image, shape=SHAPES[1])
-            if config.optimizer == "adam":
+            if config.optimizer.name == "adam":
                 moments = rescale_moments(state.opt_state, old_shape=shape, new_shape=SHAPES[1])
     return losses, problem.finish(state.best_image)
 
@@ -79,7 +79,7 @@ def by_hand(variables, config, *, content=CONTENT, styles=STYLES[:1], init=None,
 def test_what_does_not_fit_ends_before_the_first_scale(variables, monkeypatch):
     monkeypatch.setattr(transfer, "free_bytes", lambda device: 200_000)
     seen = []
-    config = replace(ADAM, min_size=8, scale_factor=2.0)
+    config = ADAM.but(min_size=8, scale_factor=2.0)
     with pytest.raises(InputError, match="^a picture of 32x24 px needs about"):
         stylize(variables, CONTENT, STYLES[:1], config=config, callback=seen.append)
     assert not seen
@@ -94,7 +94,7 @@ def test_coarse_scales_have_no_memory_for_more_pairs_than_steps(variables, monke
         return make_problem(*args, **options)
 
     monkeypatch.setattr(transfer, "make_problem", spy)
-    config = replace(LBFGS, memory_size=None)
+    config = LBFGS.but(memory_size=None)
     result = stylize(variables, CONTENT, STYLES[:1], config=config)
     assert given == [(4, 4), (5, None)]
     losses, image = by_hand(variables, config)
@@ -110,18 +110,18 @@ def test_a_mesh_of_lanes_is_for_batches(variables):
 CASES = {
     "lbfgs": (LBFGS, {}),
     "adam": (ADAM, {}),
-    "spectral": (replace(ADAM, preconditioner="spectral"), {}),
+    "spectral": (ADAM.but(preconditioner="spectral"), {}),
     "mixed": (ADAM, dict(styles=STYLES, blend=[1.0, 3.0], init=INIT)),
     "masks": (ADAM, dict(styles=STYLES, **CONTROLS)),
-    "luminance": (replace(ADAM, color="luminance"), dict(init=INIT, keep=HALF)),
-    "match": (replace(ADAM, color="match-symmetric"), {}),
-    "keep": (replace(ADAM, color="keep-yiq"), {}),
+    "luminance": (ADAM.but(color="luminance"), dict(init=INIT, keep=HALF)),
+    "match": (ADAM.but(color="match-symmetric"), {}),
+    "keep": (ADAM.but(color="keep-yiq"), {}),
     "texture": (
-        replace(ADAM, content_layers=[], padding="circular", init="noise", noise_scale=0.2),
+        ADAM.but(content_layers=[], padding="circular", init="noise", noise_scale=0.2),
         dict(content=np.full_like(CONTENT, 0.5)),
     ),
     "reconstruct": (
-        replace(LBFGS, style_layers=[], init="noise", noise_scale=0.2),
+        LBFGS.but(style_layers=[], init="noise", noise_scale=0.2),
         dict(styles=[]),
     ),
 }
@@ -157,7 +157,7 @@ def test_the_result_of_one_scale_is_the_start_of_the_next(variables):
 
 def test_nothing_is_clipped_or_rounded_between_scales(variables):
     """Of one step each the result is the start, resized twice."""
-    config = replace(ADAM, scale_steps=(1,), steps=1)
+    config = ADAM.but(scale_steps=(1,), steps=1)
     result = stylize(variables, CONTENT, STYLES[:1], config=config, init=INIT)
     small = resize(jnp.asarray(INIT), shape=SHAPES[0])
     np.testing.assert_array_equal(result.image, resize(small, shape=SHAPES[1]))
@@ -165,7 +165,7 @@ def test_nothing_is_clipped_or_rounded_between_scales(variables):
 
 
 def test_one_scale_is_a_run_without(variables):
-    for config in (replace(ADAM, min_size=40, scale_steps=()), alone(ADAM)):
+    for config in (ADAM.but(min_size=40, scale_steps=()), alone(ADAM)):
         result = stylize(variables, CONTENT, STYLES[:1], config=config)
         assert [scale[:2] for scale in result.scales] == [((24, 32), 5)]
     expected = stylize(variables, CONTENT, STYLES[:1], config=alone(ADAM))
@@ -190,7 +190,7 @@ def watched(variables, config=ADAM, *, stop=None, every=2, **given):
 
 
 def test_reports_count_over_all_scales(variables):
-    result, seen = watched(variables, replace(ADAM, scale_steps=(3,)), every=2)
+    result, seen = watched(variables, ADAM.but(scale_steps=(3,)), every=2)
     steps = [progress.step for progress in seen]
     assert steps == sorted(set(steps)) and {2, 3, 4, 6, 8} <= set(steps)
     assert 5 not in steps and 7 not in steps  # 4 and 6 after 3: multiples over the border
@@ -227,7 +227,7 @@ def test_a_report_may_stop_the_run(variables, stop, status, scales):
 
 
 def test_what_is_kept_stays_sharp_where_a_run_is_stopped_early(variables):
-    config = replace(ADAM, color="luminance")
+    config = ADAM.but(color="luminance")
     result, seen = watched(variables, config, stop=2, keep=HALF)
     assert seen[-1].image.shape == (12, 16, 3)
     np.testing.assert_array_equal(result.image[HALF == 1], CONTENT[HALF == 1])
@@ -235,7 +235,7 @@ def test_what_is_kept_stays_sharp_where_a_run_is_stopped_early(variables):
 
 @pytest.mark.parametrize("averaging", [0.0, 0.8])
 def test_a_run_may_diverge_at_the_first_scale(variables, averaging):
-    config = replace(ADAM, learning_rate=1e30, scale_steps=(9,), averaging=averaging)
+    config = ADAM.but(learning_rate=1e30, scale_steps=(9,), averaging=averaging)
     result, seen = watched(variables, config)
     assert result.status == "diverged" and len(result.history.loss) == 8 == seen[-1].step
     assert [scale[:2] for scale in result.scales] == [((12, 16), 8)]
@@ -246,7 +246,7 @@ def test_a_run_may_diverge_at_the_first_scale(variables, averaging):
 
 
 def test_after_a_divergence_at_the_end_of_a_scale_the_next_begins_from_the_best(variables):
-    config = replace(ADAM, learning_rate=1e30, scale_steps=(2,), steps=1)
+    config = ADAM.but(learning_rate=1e30, scale_steps=(2,), steps=1)
     result, seen = watched(variables, config)
     assert np.isfinite(result.history.loss).tolist() == [True, False, True]
     assert result.status == "done" and result.recoveries == 1
@@ -270,7 +270,7 @@ class TestAveraging:
         return np.einsum("n,nijk->ijk", weights / weights.sum(), np.float64(pictures))
 
     def test_of_each_scale(self, variables):
-        config = replace(ADAM, averaging=0.8)
+        config = ADAM.but(averaging=0.8)
         result, seen = watched(variables, config, every=1)
         assert len(seen) == 9
         pictures = [progress.image for progress in seen]
@@ -285,7 +285,7 @@ class TestAveraging:
         assert result.history.loss[4] == pytest.approx(float(expected), rel=1e-5)
 
     def test_stopped_early(self, variables):
-        config = replace(ADAM, averaging=0.8)
+        config = ADAM.but(averaging=0.8)
         result, seen = watched(variables, config, every=1, stop=3)
         average = self.average([progress.image for progress in seen], 0.8)
         expected = resize(jnp.float32(average), shape=SHAPES[1])
@@ -295,7 +295,7 @@ class TestAveraging:
 
     def test_in_colours(self, variables):
         """The average gets the content's colours as any picture does."""
-        config = replace(ADAM, averaging=0.8, color="keep-yiq")
+        config = ADAM.but(averaging=0.8, color="keep-yiq")
         result, seen = watched(variables, config, every=1)
         pictures = [progress.image for progress in seen[4:]]
         np.testing.assert_allclose(result.image, self.average(pictures, 0.8), atol=1e-6)
@@ -328,8 +328,8 @@ class TestPrograms:
     def test_one_a_scale(self, variables, monkeypatch):
         traces = count_traces(monkeypatch)
         content = CONTENT[:, :30]  # sizes of this test's own
-        first = replace(LBFGS, min_size=14)
-        for config in (first, first, replace(first, style_weight=7.0, scale_steps=(2,), steps=3)):
+        first = LBFGS.but(min_size=14)
+        for config in (first, first, first.but(style_weight=7.0, scale_steps=(2,), steps=3)):
             stylize(variables, content, STYLES[:1], config=config)
             assert len(traces) == 2
         stylize(variables, content, STYLES[1:], config=first, init=INIT[:, :30])
@@ -338,7 +338,7 @@ class TestPrograms:
     @pytest.mark.parametrize("make", [None, rows_mesh, make_mesh], ids=["one", "rows", "tiles"])
     def test_nothing_is_compiled_twice(self, variables, caplog, make):
         """Neither for moments that are carried, nor for the loss of an average."""
-        config = replace(ADAM, averaging=0.5, **({"tile": 16} if make is make_mesh else {}))
+        config = ADAM.but(averaging=0.5, **({"tile": 16} if make is make_mesh else {}))
         content = smooth_picture(40, 28, seed=1)
         coarse = (16, 11) if make is rows_mesh else (20, 14)  # for four devices a multiple of 8
 
@@ -359,7 +359,7 @@ class TestDevices:
     @pytest.mark.slow
     def test_rows(self, variables):
         content = smooth_picture(32, 40, seed=1)
-        config = replace(ADAM, steps=3, scale_steps=(3,))
+        config = ADAM.but(steps=3, scale_steps=(3,))
         result = stylize(variables, content, STYLES[:1], config=config, mesh=rows_mesh())
         expected = stylize(variables, content, STYLES[:1], config=config)
         assert [scale.shape for scale in result.scales] == [(16, 20), (32, 40)]
@@ -382,11 +382,11 @@ class TestDevices:
     @pytest.mark.slow
     def test_tiles(self, variables):
         content = smooth_picture(64, 80, seed=1)
-        config = replace(ADAM, min_size=40, steps=3, scale_steps=(2,), tile=32)
+        config = ADAM.but(min_size=40, steps=3, scale_steps=(2,), tile=32)
         result = stylize(variables, content, STYLES[:1], config=config, mesh=make_mesh())
         # The coarse scale is no larger than a tile with its halo.
         assert [scale[2] for scale in result.scales] == [Choice(), Choice(tile=32)]
-        whole = replace(config, tile="off")
+        whole = config.but(tile="off")
         expected = stylize(variables, content, STYLES[:1], config=whole)
         np.testing.assert_allclose(result.history.loss, expected.history.loss, rtol=1e-5)
         np.testing.assert_allclose(result.image, expected.image, atol=1e-4)
@@ -427,8 +427,8 @@ class TestRefusals:
             (dict(style_masks=[HALF]), "style mask 1 has shape .24, 32."),
             (dict(keep=HALF + 1), "values outside of .0, 1."),
             (dict(init=INIT[1:]), "initial picture has shape .23, 32, 3."),
-            (dict(config=replace(ADAM, scale_steps=(1, 2))), "scale_steps has 2 numbers"),
-            (dict(config=replace(ADAM, min_size=1, scale_steps=())), "choose a larger min_size"),
+            (dict(config=ADAM.but(scale_steps=(1, 2))), "scale_steps has 2 numbers"),
+            (dict(config=ADAM.but(min_size=1, scale_steps=())), "choose a larger min_size"),
         ],
     )
     def test_of_the_whole(self, variables, options, message):
@@ -439,13 +439,13 @@ class TestRefusals:
     def test_of_a_scale(self, variables):
         thin = np.zeros((24, 32))
         thin[:, 12:22] = 1
-        config = replace(ADAM, guides="inside")
+        config = ADAM.but(guides="inside")
         given = dict(content_masks=[thin], callback=never)
         with pytest.raises(InputError, match="at the scale of 16x12 px: content mask 1 leaves"):
             stylize(variables, CONTENT, STYLES[:1], config=config, **given)
 
     def test_masks_may_be_of_any_numbers(self, variables):
-        config = replace(ADAM, scale_steps=(1,), steps=1)
+        config = ADAM.but(scale_steps=(1,), steps=1)
         losses = [
             stylize(
                 variables, CONTENT, STYLES[:1], config=config, content_masks=[HALF.astype(kind)]

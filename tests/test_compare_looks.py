@@ -18,7 +18,7 @@ from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.presets import get_preset
 
-PLAIN = Config(
+PLAIN = Config.of(
     content_layers=(("relu2_2", 1.0),),
     style_layers=(("relu1_1", 1.0), ("relu3_1", 1.0)),
     tv_weight=0.0,
@@ -48,9 +48,9 @@ def test_a_setting_is_a_preset_with_changes():
     found = parse_setting(
         "soft=gatys:optimizer=adam,style_losses=gram+mean-std=10,seed=3,init=noise"
     )
-    assert (found.label, found.seed, found.config.init) == ("soft", 3, "noise")
-    assert found.config.style_losses == (("gram", 1.0), ("mean-std", 10.0))
-    assert found.config.memory_size is None  # that of L-BFGS is not taken over
+    assert (found.label, found.seed, found.config.initial.init) == ("soft", 3, "noise")
+    assert found.config.loss.style_losses == (("gram", 1.0), ("mean-std", 10.0))
+    assert found.config.optimizer.memory_size is None  # that of L-BFGS is not taken over
     assert parse_setting("gatys:steps=7").label == "gatys:steps=7"
     with pytest.raises(InputError, match="unknown preset 'none'"):
         parse_setting("label=none:steps=3")
@@ -61,10 +61,10 @@ def test_a_setting_is_a_preset_with_changes():
 def test_steps_fill_the_time_in_the_proportion_of_the_scales():
     assert planned(Config(), (0.4,), seconds=10).steps == 25
     assert planned(Config(), (40.0,), seconds=10).steps == 1
-    own = Config(min_size=64, steps=10, scale_steps=(40, 20))
+    own = Config.of(min_size=64, steps=10, scale_steps=(40, 20))
     found = planned(own, (0.05, 0.1, 0.2, 0.5), seconds=22)  # 40, 20, 20, 10 take 2 + 2 + 4 + 5 s
-    assert (found.scale_steps, found.steps) == ((68, 34, 34), 17)
-    assert replace(found, steps=10, scale_steps=(40, 20)) == own
+    assert (found.pyramid.scale_steps, found.steps) == ((68, 34, 34), 17)
+    assert found.but(steps=10, scale_steps=(40, 20)) == own
 
 
 def test_a_style_of_another_shape_is_fitted_onto_white():

@@ -1,11 +1,25 @@
 """Checks of the settings, and the layers' short form."""
 
+import json
 import re
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from nst_jax.config import Config, LossConfig
+from nst_jax.config import (
+    LBFGS,
+    Adam,
+    Config,
+    Evaluation,
+    ExecutionConfig,
+    Initial,
+    LBFGSLineSearch,
+    LossConfig,
+    Pyramid,
+    flat_types,
+    from_flat,
+    to_flat,
+)
 from nst_jax.errors import InputError
 from nst_jax.layer_factors import as_layers, parse_layers
 from nst_jax.layers import TAPS, check_sides, stride
@@ -16,7 +30,7 @@ NAN, INFINITE = float("nan"), float("inf")
 def refused(message, **settings):
     """Check that settings are refused in one line."""
     with pytest.raises(InputError, match=f"^{message}") as caught:
-        Config(**settings)
+        Config.of(**settings)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -24,8 +38,8 @@ def refused(message, **settings):
 @pytest.mark.parametrize("name", ["content_weight", "style_weight", "tv_weight", "noise_scale"])
 def test_weights_are_finite_and_not_negative(name, bad):
     with pytest.raises(InputError, match=re.escape(f"{name} is {bad}: expected a finite number")):
-        Config(**{name: bad})
-    assert getattr(Config(**{name: 0.0}), name) == 0
+        Config.of(**{name: bad})
+    assert to_flat(Config.of(**{name: 0.0}))[name] == 0
 
 
 @pytest.mark.parametrize("bad", [NAN, INFINITE, 0, -1, 1e39])
@@ -33,21 +47,21 @@ def test_weights_are_finite_and_not_negative(name, bad):
 def test_sizes_are_positive(name, bad):
     message = re.escape(f"{name} is {bad}: expected a finite number (in float32) above 0")
     with pytest.raises(InputError, match=message):
-        Config(**{name: bad})
+        Config.of(**{name: bad})
 
 
 @pytest.mark.parametrize("bad", [NAN, INFINITE, 0, -1, 1e39])
 def test_covariance_eps_is_positive(bad):
     message = re.escape(f"covariance_eps is {bad}: expected a finite number (in float32) above 0")
     with pytest.raises(InputError, match=message):
-        Config(style_losses=["wasserstein"], covariance_eps=bad)
+        Config.of(style_losses=["wasserstein"], covariance_eps=bad)
 
 
 @pytest.mark.parametrize("bad", [NAN, INFINITE, -0.1, 1.1])
 def test_noise_ratio_is_a_share(bad):
     with pytest.raises(InputError, match=f"noise_ratio is {bad}: expected 0 to 1"):
-        Config(noise_ratio=bad)
-    assert [Config(noise_ratio=share).noise_ratio for share in (0, 1)] == [0, 1]
+        Config.of(noise_ratio=bad)
+    assert [Config.of(noise_ratio=share).initial.noise_ratio for share in (0, 1)] == [0, 1]
 
 
 @pytest.mark.parametrize("bad", [NAN, INFINITE, -INFINITE, 1.0, 1, 0.5, 0, -2.0, True, 1e39])
@@ -55,15 +69,16 @@ def test_scale_factor_enlarges(bad):
     message = re.escape(f"scale_factor is {bad}: expected a finite number from 1.05 on")
     refused(message, scale_factor=bad)
     refused(message, scale_factor=bad, min_size=64)
-    assert Config(scale_factor=1.5, min_size=64).scale_factor == 1.5
+    assert Config.of(scale_factor=1.5, min_size=64).pyramid.scale_factor == 1.5
 
 
 def test_scale_factor_of_one_scale():
     message = "scale_factor has no meaning for one scale: name its coarsest by min_size"
     refused(message, scale_factor=2.0)
-    default = Config().scale_factor
-    assert Config(scale_factor=default) == Config()
-    refused(message, **vars(Config(scale_factor=2.0, min_size=64)) | {"min_size": None})
+    default = Config().pyramid.scale_factor
+    assert Config.of(scale_factor=default) == Config()
+    with pytest.raises(InputError, match=message):
+        Pyramid(scale_factor=2.0)
 
 
 @pytest.mark.parametrize("bad", [NAN, INFINITE, -INFINITE, -0.1, 1.0, 1, 99.0, True])
@@ -83,20 +98,24 @@ def test_steps_of_scales_are_counts(bad):
 
 def test_steps_of_scales_need_scales():
     refused("scale_steps has no meaning for one scale: .* min_size", scale_steps=(100, 50))
-    assert Config(scale_steps=(100, 50), min_size=64).scale_steps == (100, 50)
-    assert Config(min_size=64).scale_steps == ()
+    assert Config.of(scale_steps=(100, 50), min_size=64).pyramid.scale_steps == (100, 50)
+    assert Config.of(min_size=64).pyramid.scale_steps == ()
 
 
 @pytest.mark.parametrize("bad", [*BAD_COUNTS, "on", "", None])
 def test_tile_is_a_count_or_a_word(bad):
     refused(re.escape(f"tile is {bad!r}: expected auto, off, or a side in pixels"), tile=bad)
-    assert [Config(tile=tile).tile for tile in ("auto", "off", 512)] == ["auto", "off", 512]
+    assert [Config.of(tile=tile).execution.tile for tile in ("auto", "off", 512)] == [
+        "auto",
+        "off",
+        512,
+    ]
 
 
 def test_tiles_compute_twice_anyway():
     refused("remat on has no meaning with tiles.*: leave one out", tile=512, remat="on")
     for tile, remat in ((512, "auto"), (512, "off"), ("off", "on"), ("auto", "on")):
-        assert Config(tile=tile, remat=remat).remat == remat
+        assert Config.of(tile=tile, remat=remat).execution.remat == remat
 
 
 def test_winograd_is_not_for_bfloat16():
@@ -107,7 +126,9 @@ def test_winograd_is_not_for_bfloat16():
         ("bfloat16", "direct"),
         ("tf32", "winograd"),
     ):
-        assert Config(precision=precision, convolution=convolution).precision == precision
+        assert (
+            Config.of(precision=precision, convolution=convolution).execution.precision == precision
+        )
 
 
 @pytest.mark.parametrize("bad", BAD_COUNTS)
@@ -126,7 +147,7 @@ def test_counts_have_a_largest_one(name):
     most = 100_000 if name == "min_size" else 2**31 - 1
     for bad in (most + 1, 10**19, 10**400):
         refused(rf"{name} is .*{bad}.*, at most {most}$", **given(bad))
-    Config(**given(most))
+    Config.of(**given(most))
 
 
 def test_a_power_of_the_total_variation_that_is_no_float():
@@ -154,17 +175,23 @@ def test_unknown_choices_name_the_known_ones(name, expected, bad):
 
 @pytest.mark.parametrize(
     "optimizer, name, value",
-    [("adam", "memory_size", 5), ("lbfgs-linesearch", "learning_rate", 1.0)],
+    [
+        ("adam", "memory_size", 5),
+        ("lbfgs-linesearch", "learning_rate", 1.0),
+        ("lbfgs", "clip", True),
+        ("lbfgs-linesearch", "adam_beta1", 0.5),
+        ("lbfgs", "adam_epsilon", float("nan")),
+    ],
 )
 def test_options_of_another_optimiser(optimizer, name, value):
     with pytest.raises(InputError, match=f"{name} has no meaning for {optimizer}"):
-        Config(optimizer=optimizer, **{name: value})
+        Config.of(optimizer=optimizer, **{name: value})
 
 
 def test_at_least_one_layer():
     with pytest.raises(InputError, match="no layers"):
-        Config(content_layers=(), style_layers=())
-    assert Config(content_layers=()).loss.content_layers == ()
+        Config.of(content_layers=(), style_layers=())
+    assert Config.of(content_layers=()).loss.content_names == ()
 
 
 BAD_LAYERS = [
@@ -189,58 +216,136 @@ def test_forms_of_layers():
     pairs = (("relu1_1", 0.5), ("conv5_4", 1.0))
     assert parse_layers("relu1_1=0.5,conv5_4") == pairs
     assert as_layers({"relu1_1": 0.5, "conv5_4": 1}) == pairs
-    assert Config(style_layers=[("relu1_1", 0.5), "conv5_4"]).style_layers == pairs  # type: ignore
+    assert Config.of(style_layers=[("relu1_1", 0.5), "conv5_4"]).loss.style_layers == pairs  # type: ignore
     assert parse_layers("") == ()
 
 
+NUMBERS: dict = dict(content_layers=[("relu4_2", 0.3)], content_losses={"features": 2.0})
+NUMBERS |= dict(style_layers=[(name, 0.2) for name in LossConfig().style_names])
+NUMBERS |= dict(style_losses={"gram": 3.0}, content_weight=2.0, style_weight=3.0, tv_weight=4.0)
+SHAPES: list[dict] = [
+    dict(pooling="average"),
+    dict(gram_normalization="hw"),
+    dict(tv_form="isotropic"),
+    dict(tv_order=2),
+    dict(tv_reduction="mean"),
+    dict(mse_factor=0.25),
+    dict(pixel_range=1.0),
+    dict(style_mixing="sum"),
+    dict(guides="inside"),
+    dict(padding="circular"),
+    dict(content_layers=("conv1_1",)),
+    dict(style_layers=("conv2_1",)),
+    dict(content_losses=("laplacian4",)),
+    dict(style_losses=("covariance",)),
+    dict(style_losses=("wasserstein",), covariance_eps=0.5),
+    dict(style_losses=("histogram",), histogram_layers=("relu1_1",)),
+]
+
+
 def test_numbers_do_not_shape_the_program():
-    """Only the fields of ``LossConfig`` make for another compiled objective."""
-    other: dict = dict(
-        content_layers=[("relu4_2", 0.3)],
-        style_layers=[(name, 0.2) for name in LossConfig().style_layers],
-        content_weight=2.0,
-        style_weight=3.0,
-        tv_weight=4.0,
-        learning_rate=0.5,
-        steps=7,
-        init="noise",
-        min_size=64,
-        scale_factor=2.0,
-        scale_steps=(3, 4),
-        averaging=0.9,
+    """Weights and factors, and colours, which are no part of the objective."""
+    plain = LossConfig().structure
+    for name, value in (NUMBERS | {"color": "keep-yiq"}).items():
+        found = LossConfig(**{name: value})
+        assert found != LossConfig() and found.structure == plain
+        assert hash(found.structure) == hash(plain)
+
+
+def test_all_else_shapes_the_program():
+    plain = LossConfig().structure
+    for change in SHAPES:
+        found = LossConfig(**change).structure
+        assert found != plain and found.structure == found
+    tested = {name for change in SHAPES for name in change} | set(NUMBERS) | {"color"}
+    assert tested == {field.name for field in fields(LossConfig)}
+
+
+def test_plain_names_have_the_factor_1():
+    plain: dict = dict(content_layers=["relu2_1"], style_layers=("relu1_1", ("relu3_1", 0.5)))
+    found = LossConfig(**plain, style_losses=["gram"])
+    assert found.content_layers == (("relu2_1", 1.0),) and found.content_names == ("relu2_1",)
+    assert found.style_layers == (("relu1_1", 1.0), ("relu3_1", 0.5))
+    assert found.layers == ("relu2_1", "relu1_1", "relu3_1") and found.style_losses == (
+        ("gram", 1),
     )
-    assert Config(**other).loss == Config().loss == LossConfig()
-    assert hash(Config(**other).loss) == hash(LossConfig())
-    shapes: dict = dict(pooling="average", gram_normalization="hw", tv_order=2)
-    shapes |= dict(mse_factor=0.25, pixel_range=1.0, style_mixing="sum", guides="inside")
-    shapes |= dict(padding="circular")
-    shapes |= dict(content_layers=("conv1_1",), style_layers=("conv2_1",))
-    shapes |= dict(precision="bfloat16", tile=64, tv_form="isotropic", tv_reduction="mean")
-    others = {"remat", "recompute_content"}  # the former is a word of Config, the latter none
-    others |= {"content_losses", "style_losses", "histogram_layers", "covariance_eps"}  # below
-    assert set(shapes) | others == {field.name for field in fields(LossConfig)}
-    for name, value in shapes.items():
-        assert replace(Config(), **{name: value}).loss == replace(LossConfig(), **{name: value})
-    losses: dict = dict(content_losses=("laplacian4",), style_losses=("wasserstein", "histogram"))
-    losses |= dict(histogram_layers=("relu1_1",), covariance_eps=0.5)
-    assert Config(**losses).loss == replace(LossConfig(), **losses)
-    assert Config(content_losses=[("features", 2.0)]).loss == LossConfig()
 
 
 @pytest.mark.parametrize(
-    "settings, structure",
+    "settings, expected",
     [
-        (dict(tile="off", remat="off"), dict()),
-        (dict(tile="auto", remat="auto"), dict()),
-        (dict(tile="auto", remat="on"), dict(remat=True)),
-        (dict(tile="off", remat="on"), dict(remat=True)),
-        (dict(tile=64, remat="auto"), dict(tile=64)),
-        (dict(tile=64, remat="off"), dict(tile=64)),
+        (dict(tile="off", remat="off"), Evaluation()),
+        (dict(tile="auto", remat="auto"), Evaluation()),
+        (dict(tile="auto", remat="on"), Evaluation(remat=True)),
+        (dict(tile="off", remat="on"), Evaluation(remat=True)),
+        (dict(tile=64, remat="auto"), Evaluation(tile=64)),
+        (dict(tile=64, remat="off", precision="tf32"), Evaluation(tile=64, precision="tf32")),
     ],
 )
-def test_words_of_tiles_in_the_program(settings, structure):
+def test_words_of_tiles_in_the_program(settings, expected):
     """What is left to the memory's room is the whole picture, computed once, without a plan."""
-    assert Config(**settings).loss == LossConfig(**structure)
+    assert Config.of(**settings).execution.evaluation == expected
+
+
+NESTED = Config(
+    loss=LossConfig(style_weight=7.0, style_layers={"relu1_1": 0.5}, color="keep-lab"),
+    optimizer=Adam(learning_rate=2.0, beta2=0.99, clip=True),
+    preconditioner="spectral",
+    steps=9,
+    pyramid=Pyramid(min_size=64, scale_factor=2.0, scale_steps=(4, 3)),
+    averaging=0.5,
+    initial=Initial(init="noise", noise_scale=0.1),
+    execution=ExecutionConfig(tile=32, precision="bfloat16"),
+)
+FLAT: dict = dict(style_weight=7.0, style_layers=(("relu1_1", 0.5),), color="keep-lab")
+FLAT |= dict(optimizer="adam", learning_rate=2.0, adam_beta2=0.99, clip=True, steps=9)
+FLAT |= dict(preconditioner="spectral", min_size=64, scale_factor=2.0, scale_steps=(4, 3))
+FLAT |= dict(averaging=0.5, init="noise", noise_scale=0.1, tile=32, precision="bfloat16")
+
+
+def test_flat_names_and_nested_ones():
+    """Of every setting, with the types that the flags have."""
+    assert from_flat(FLAT) == Config.of(**FLAT) == Config().but(**FLAT) == NESTED
+    flat = to_flat(NESTED)
+    assert flat == to_flat(Config()) | FLAT and list(flat) == list(flat_types())
+    assert from_flat(flat) == from_flat(flat, base=NESTED) == NESTED
+    assert from_flat(to_flat(Config()), base=NESTED) == Config()
+    assert all(flat[name] != value for name, value in to_flat(Config()).items() if name in FLAT)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [LBFGS(memory_size=4), LBFGSLineSearch(), Adam(), Adam(beta1=0)]
+)
+def test_settings_as_json_has_them(optimizer):
+    config = Config(optimizer=optimizer, pyramid=Pyramid(min_size=9, scale_steps=(5,)))
+    config = config.but(style_losses=["histogram"], histogram_layers=["relu2_1"])
+    assert from_flat(json.loads(json.dumps(to_flat(config)))) == config
+    assert all(type(value) is not list for value in to_flat(config).values())
+
+
+def test_another_optimiser_has_its_own_numbers():
+    assert NESTED.but(optimizer="lbfgs").optimizer == LBFGS()
+    assert NESTED.but(optimizer="lbfgs", learning_rate=0.5).optimizer == LBFGS(learning_rate=0.5)
+    assert NESTED.but(optimizer="adam", clip=False).optimizer == Adam(learning_rate=2.0, beta2=0.99)
+    assert Config.of(memory_size=5).but(optimizer="lbfgs-linesearch").optimizer == LBFGSLineSearch()
+
+
+def test_one_scale_has_no_steps_of_others():
+    assert NESTED.but(min_size=None).pyramid == Pyramid()
+    assert NESTED.but(min_size=32).pyramid == Pyramid(
+        min_size=32, scale_factor=2.0, scale_steps=(4, 3)
+    )
+
+
+def test_an_unknown_setting():
+    refused("unknown setting 'weight': expected one of content_layers, .*, remat$", weight=1.0)
+
+
+def test_settings_with_the_former_second_name_of_yiq_are_read():
+    with pytest.warns(UserWarning, match="keep-ycbcr is the same as keep-yiq"):
+        assert from_flat({"color": "keep-ycbcr"}) == Config.of(color="keep-yiq")
+    with pytest.raises(InputError, match="'keep-ycbcr': expected one of none, keep-yiq"):
+        LossConfig(color="keep-ycbcr")  # type: ignore
 
 
 def test_settings_are_frozen():
@@ -267,4 +372,4 @@ def test_shortest_side():
 @pytest.mark.parametrize("value", [1e-16, 1e16])
 def test_the_range_of_pixels_has_a_square_in_float32(value):
     refused("pixel_range is 1e[+-]?16: expected 1e-15 to 1e15", pixel_range=value)
-    assert Config(pixel_range=1e15).pixel_range == 1e15
+    assert Config.of(pixel_range=1e15).loss.pixel_range == 1e15

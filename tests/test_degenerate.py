@@ -30,7 +30,7 @@ STRUCTURES = {
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_loss_and_gradient_are_finite(variables, structure):
     """Each picture against each as the style, with itself or that style as the content."""
-    config = Config(
+    config = Config.of(
         content_losses=list(CONTENT_LOSSES),
         style_losses=list(STYLE_LOSSES),
         **STRUCTURES[structure],

@@ -286,7 +286,7 @@ def test_pictures_of_optimisations_do_not_depend_on_the_clock(monkeypatch, slim_
     """However long a step takes, the same pictures are kept."""
     drawn = [draw_picture(np.random.default_rng(k), side=100) for k in range(2)]
     config = get_preset("neural-style").config
-    config = replace(config, content_layers=(("relu2_2", 1.0),), style_layers=(("relu3_1", 1.0),))
+    config = config.but(content_layers=(("relu2_2", 1.0),), style_layers=(("relu3_1", 1.0),))
     preset = replace(get_preset("neural-style"), config=config)
     monkeypatch.setattr(distill_pictures, "get_preset", lambda name: preset)
     options = distill.Options(folder=Path(), teacher=Path(), crop=32, policy_runs=1)

@@ -4,7 +4,6 @@ Losses are taken apart by their factors, which are traced: one program gives the
 gradients of all of them.
 """
 
-from dataclasses import replace
 from itertools import combinations
 
 import jax
@@ -15,7 +14,7 @@ from conftest import smooth_picture
 from test_tiling import as_float64, masks_of
 
 from nst_jax import style_term
-from nst_jax.config import Config
+from nst_jax.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.guides import layer_guides
 from nst_jax.histograms import BINS, QUANTILES
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.sampled
 CONTENT_LAYERS = {"relu2_2": 1, "relu1_1": 0.5}
 STYLE_LAYERS = {"relu1_1": 1, "relu2_2": 0.3}
 MATCHED = ("relu2_2",)
-LOW = Config(
+LOW = Config.of(
     content_layers=CONTENT_LAYERS,
     style_layers=STYLE_LAYERS,
     content_losses=("features", "self-similarity", "laplacian4"),
@@ -61,7 +60,7 @@ def apart(config, statistics, targets, loss):
 
     found = {}
     for term in ("content", "style"):
-        found |= with_factors(term, [name for name, _ in getattr(config, f"{term}_losses")])
+        found |= with_factors(term, [name for name, _ in to_flat(config)[f"{term}_losses"]])
     return found
 
 
@@ -238,7 +237,7 @@ class Oracle:
 
 def setting(modes, mixing):
     """What the modes mean for ``evaluate`` and for the oracle."""
-    config = replace(LOW, style_mixing=mixing, tile=12 if "tile" in modes else "off")
+    config = LOW.but(style_mixing=mixing, tile=12 if "tile" in modes else "off")
     masked, several = "mask" in modes, "styles" in modes
     styles = STYLES if several else STYLES[:1]
     given = dict(REGIONS, style_masks=STYLE_MASKS[: len(styles)]) if masked else {}
@@ -291,7 +290,7 @@ def test_every_pair_has_numpy_s_values_and_the_gradients_of_the_plain_way(networ
             np.testing.assert_allclose(values[name][index], value, rtol=rtol, err_msg=name)
     if not another_way:
         return
-    plain = replace(config, tile="off")
+    plain = config.but(tile="off")
     _, wanted = evaluate(plain, variables, images, styles=styles, by="map", **given)
     for name, gradient in wanted.items():
         largest = np.abs(gradient).max()
@@ -304,8 +303,7 @@ def test_every_pair_has_numpy_s_values_and_the_gradients_of_the_plain_way(networ
 @pytest.mark.slow
 def test_gradients_are_finite_differences(x64, networks):
     """But for histograms, whose gradient is not that of the value."""
-    smooth = replace(
-        LOW,
+    smooth = LOW.but(
         content_layers={"conv2_1": 1},
         style_layers={"conv1_1": 1, "conv2_1": 2},
         histogram_layers=("conv1_1",),
@@ -331,7 +329,7 @@ def test_gradients_are_finite_differences(x64, networks):
 
 def test_coarse_laplacians_by_tiles(x64, networks):
     """Their squares are larger than the stride of any layer that is asked for."""
-    config = Config(
+    config = Config.of(
         content_layers={"relu1_1": 1}, style_layers=["relu1_1"], content_losses=["laplacian16"]
     )
     options = {
@@ -340,14 +338,14 @@ def test_coarse_laplacians_by_tiles(x64, networks):
     }
     image = smooth_picture(230, 250, seed=7)
     whole, gradient = evaluate(config, networks["full"], [image], **options)
-    tiled, of_tiles = evaluate(replace(config, tile=20), networks["full"], [image], **options)
+    tiled, of_tiles = evaluate(config.but(tile=20), networks["full"], [image], **options)
     np.testing.assert_allclose(tiled["laplacian16"], whole["laplacian16"], rtol=1e-12)
     largest = np.abs(gradient["laplacian16"]).max()
     assert np.abs(of_tiles["laplacian16"] - gradient["laplacian16"]).max() < 1e-12 * largest
 
 
 def test_pictures_without_a_square_are_refused():
-    config = Config(
+    config = Config.of(
         content_layers={"relu1_1": 1}, style_layers=["relu1_1"], content_losses=["laplacian16"]
     )
     check_shape(16, 40, config=config)
@@ -377,5 +375,5 @@ def test_large_styles_are_taken_in_tiles_with_the_same_statistics(x64, networks,
 
 
 def test_all_losses_have_been_here():
-    names = {name for name, _ in LOW.content_losses + LOW.style_losses}
+    names = {name for name, _ in LOW.loss.content_losses + LOW.loss.style_losses}
     assert names | {"laplacian16"} == {*CONTENT_LOSSES, *STYLE_LOSSES}

@@ -243,7 +243,7 @@ def test_settings(given):
     """``Config`` takes settings or says what is wrong; what it takes it takes again."""
     with time_limit(5):
         try:
-            config = Config(**given)
+            config = Config.of(**given)
         except (InputError, TypeError, ValueError):  # the latter of wrong types
             return
     assert dataclasses.replace(config) == config or any(

@@ -64,8 +64,8 @@ def test_commands_parse_and_read_only_files_that_are_there():
             read = {word for word in words if word.endswith((".jpg", ".png"))}
             output = str(options.output)
             assert read - {output} <= there, line
-            if options.run.config.init not in INITS:
-                assert options.run.config.init in there
+            if options.run.config.initial.init not in INITS:
+                assert options.run.config.initial.init in there
             there.add(output)
             written.add((output, " ".join(words)))
     outputs = [output for output, _ in written]

@@ -352,7 +352,7 @@ class TestCheckReach:
         odd = jnp.zeros((27, 41, 3))
         mask = last[-27:, -41:]
         found = check_masks(odd, [], content_masks=[mask], style_masks=None, keep=None)
-        structure = Config(style_layers=["relu1_1", "relu2_1"]).loss
+        structure = Config.of(style_layers=["relu1_1", "relu2_1"]).loss
         with pytest.raises(InputError, match="content mask 1 leaves nothing in layer relu2_1"):
             check_reach(found, structure)
 

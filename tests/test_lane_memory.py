@@ -1,6 +1,5 @@
 """How many pictures fit at once, and what they are told to take, on a small network."""
 
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -49,15 +48,15 @@ class TestFits:
         assert "512x384 px needs about 3.0 GiB, 2.0 GiB are free: choose" in str(error)
 
 
-CONFIG = replace(
-    Config(), content_layers=(("relu2_1", 1.0),), style_layers=(("relu1_1", 1.0), ("relu2_1", 1.0))
+CONFIG = Config().but(
+    content_layers=(("relu2_1", 1.0),), style_layers=(("relu1_1", 1.0), ("relu2_1", 1.0))
 )
 
 
 @pytest.mark.optimized
 class TestPictureMemory:
     def measure(self, variables, content, style, **settings):
-        problem = make_problem(variables, content, [style], config=replace(CONFIG, **settings))
+        problem = make_problem(variables, content, [style], config=CONFIG.but(**settings))
         return problem, picture_memory(problem)
 
     def test_the_parts_are_counted(self, variables, content, style):
@@ -75,7 +74,7 @@ class TestPictureMemory:
         assert more - one == pytest.approx(20 * 2 * content.nbytes, rel=0.05)
 
     def test_the_program_serves_the_run(self, variables, content, style, caplog):
-        config = replace(CONFIG, memory_size=11, steps=2)
+        config = CONFIG.but(memory_size=11, steps=2)
         problem, _ = self.measure(variables, content, style, memory_size=11)
         arguments = {"variables": problem.variables, "targets": problem.targets}
         image = problem.initial(config, None, None)
@@ -107,7 +106,7 @@ class TestTogether:
         assert times(self.one, 3, networks=2) == (2**31, 3 * 2**28, 3 * 2**27, 3 * 2**29)
 
     def test_words(self, variables, content, style):
-        config = replace(CONFIG, tile=16)
+        config = CONFIG.but(tile=16)
         problem = make_problem(variables, content, [style], config=config)
         height, width, _ = content.shape
         words = pictures_in_words(

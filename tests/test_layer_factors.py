@@ -32,7 +32,7 @@ def test_five_layers(scheme):
     assert parse_layers(scheme) == expected
     assert parse_layers(f"{scheme}, {', '.join(FIVE)}") == expected
     # What a config and a run's record hold.
-    assert Config(style_layers=parse_layers(scheme)).style_layers == expected
+    assert Config.of(style_layers=parse_layers(scheme)).loss.style_layers == expected
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Slim networks: features kept as a product, and everything that is computed from them."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +18,7 @@ from nst_jax.transfer import stylize
 from nst_jax.types import Variables
 from nst_jax.vgg import features, network_features
 
-CONFIG = Config(
+CONFIG = Config.of(
     content_layers=(("relu2_2", 1.0),),
     style_layers=(("relu1_1", 1.0), ("relu3_1", 0.5)),
     tv_weight=0.0,
@@ -77,7 +75,7 @@ def as_float64(tree):
 def test_objective_is_that_of_the_dense_features(
     x64, slim_variables, content, style, pooling, normalization
 ):
-    config = replace(CONFIG, pooling=pooling, gram_normalization=normalization)
+    config = CONFIG.but(pooling=pooling, gram_normalization=normalization)
     slim = as_float64(slim_variables)
     pictures = as_float64((content, style))
     loss = make_loss(config.loss)
@@ -95,11 +93,11 @@ def test_objective_is_that_of_the_dense_features(
             for name, picture in zip(("c", "s", "x"), (*pictures, image), strict=True)
         }
         difference = of["x"]["relu2_2"] - of["c"]["relu2_2"]
-        total = config.content_weight * jnp.mean(jnp.square(difference))
-        for layer, factor in config.style_layers:
+        total = config.loss.content_weight * jnp.mean(jnp.square(difference))
+        for layer, factor in config.loss.style_layers:
             grams = [gram_matrix(of[k][layer], normalization=normalization) for k in ("x", "s")]
             mse = jnp.mean(jnp.square(grams[0] - grams[1]))
-            total += config.style_weight * factor * mse
+            total += config.loss.style_weight * factor * mse
         return total
 
     assert features(slim, image, layers=("relu3_1",))["relu3_1"].shape[-1] == 256
@@ -111,7 +109,7 @@ def test_objective_is_that_of_the_dense_features(
 def test_gradient_of_the_objective(x64, slim_variables):
     slim, picture = as_float64(slim_variables), jnp.full((8, 9, 3), 0.4)
     picture += 0.1 * jax.random.normal(jax.random.key(1), picture.shape)
-    config = replace(CONFIG, pooling="average", style_weight=1e-3)
+    config = CONFIG.but(pooling="average", style_weight=1e-3)
     loss = make_loss(config.loss)
     targets = loss.targets(slim, picture, picture**2, weights=loss_weights(config))
     check_grads(
@@ -150,7 +148,7 @@ def test_what_was_not_learned_is_refused(slim_variables, content):
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_stylize_takes_slim_variables_like_any_other(slim_variables, content, style, optimizer):
-    config = replace(CONFIG, optimizer=optimizer, steps=8, init="content")
+    config = CONFIG.but(optimizer=optimizer, steps=8, init="content")
     result = stylize(slim_variables, content, style, config=config)
     assert result.status == "done"
     assert result.loss < 0.8 * result.history.loss[0]

@@ -2,7 +2,6 @@
 
 import math
 import re
-from dataclasses import replace
 from functools import cache
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from nst_jax import memory_plan, stylize
-from nst_jax.choices import Choice, choice_in_words, kernel_options, structure
+from nst_jax.choices import Choice, choice_in_words, evaluation, kernel_options
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.memory import USABLE, LoopMemory, tree_bytes
@@ -22,9 +21,11 @@ from nst_jax.vgg import init_variables
 pytestmark = pytest.mark.sampled
 
 # Layers that are quickly compiled.
-SHALLOW = Config(content_layers={"relu2_1": 1}, style_layers={"relu1_1": 1, "relu2_1": 1}, steps=40)
-LAYERS = SHALLOW.loss.content_layers + SHALLOW.loss.style_layers
-ADAM = replace(SHALLOW, optimizer="adam")
+SHALLOW = Config.of(
+    content_layers={"relu2_1": 1}, style_layers={"relu1_1": 1, "relu2_1": 1}, steps=40
+)
+LAYERS = SHALLOW.loss.content_names + SHALLOW.loss.style_names
+ADAM = SHALLOW.but(optimizer="adam")
 BFLOAT16 = "bfloat16"
 
 
@@ -143,7 +144,7 @@ class TestOrder:
 
     @pytest.mark.parametrize("steps", [15, 20])
     def test_few_pairs_are_kept_as_long_as_tiles_fit(self, variables, figures, steps):
-        task, figures = make_task(variables, SIZE, replace(SHALLOW, steps=steps)), figures()
+        task, figures = make_task(variables, SIZE, SHALLOW.but(steps=steps)), figures()
         for way in (Choice(memory_size=steps), Choice(tile=256, memory_size=steps)):
             free = just_enough(sum(figures(task, way)))
             assert chosen(task, free).choice == way
@@ -161,7 +162,7 @@ class TestOrder:
         assert chosen(task, just_enough(least)).choice == Choice(tile=256)
         plan = chosen(task, just_enough(least) - 2)
         assert plan.choice.recompute_content and plan.choice.tile
-        none = make_task(variables, SIZE, replace(ADAM, content_layers=()))
+        none = make_task(variables, SIZE, ADAM.but(content_layers=()))
         assert chosen(none, just_enough(least)).choice == Choice(tile=256)
         with pytest.raises(InputError):
             choose(none, free=just_enough(least) - 2)
@@ -185,7 +186,7 @@ class TestOrder:
     )
     @pytest.mark.parametrize("config", [SHALLOW, ADAM], ids=["lbfgs", "adam"])
     def test_what_the_settings_fix_stays(self, variables, figures, changes, given, config):
-        config, figures = replace(config, **changes), figures()
+        config, figures = config.but(**changes), figures()
         task = make_task(variables, SIZE, config)
         needed = sum(figures(task, given_choice(task)))
         found = set()
@@ -196,13 +197,13 @@ class TestOrder:
                 continue
             found.add(choice)
             assert given == {name: getattr(choice, name) for name in given}
-        sizes = {None} if config.optimizer == "adam" else {None, 40, 20, 10, 5}
+        sizes = {None} if config.optimizer.name == "adam" else {None, 40, 20, 10, 5}
         assert {choice.memory_size for choice in found} == sizes
 
     @pytest.mark.parametrize("optimizer", ["adam", "lbfgs-linesearch"])
     def test_others_have_no_memory_to_shrink(self, variables, figures, optimizer):
         figures = figures()
-        task = make_task(variables, SIZE, replace(SHALLOW, optimizer=optimizer))
+        task = make_task(variables, SIZE, SHALLOW.but(optimizer=optimizer))
         needed = sum(figures(task, Choice()))
         ways = set()
         for share in np.geomspace(0.02, 1.1, 100):
@@ -215,7 +216,7 @@ class TestOrder:
 
     def test_a_memory_of_ones_own_is_never_enlarged(self, variables, figures):
         figures = figures()
-        task = make_task(variables, SIZE, replace(SHALLOW, memory_size=12))
+        task = make_task(variables, SIZE, SHALLOW.but(memory_size=12))
         needed = sum(figures(task, Choice()))
         sizes = set()
         for share in np.geomspace(0.02, 1.1, 100):
@@ -308,7 +309,7 @@ class TestOrder:
     )
     def test_refusal_advises_what_the_settings_are_not(self, variables, figures, changes, advised):
         figures()
-        task = make_task(variables, (3000, 4000), replace(SHALLOW, **changes))
+        task = make_task(variables, (3000, 4000), SHALLOW.but(**changes))
         with pytest.raises(InputError, match=f"; {advised} would need less$") as caught:
             choose(task, free=30_000_000)
         tiles = " even in tiles of 256 px" in str(caught.value)
@@ -377,7 +378,7 @@ class TestCompiled:
 
     @pytest.mark.slow
     def test_pairs_in_bfloat16(self, variables, compiled):
-        task = make_task(variables, self.size, replace(SHALLOW, tile="off", remat="off"))
+        task = make_task(variables, self.size, SHALLOW.but(tile="off", remat="off"))
         plain = sum(compiled(task, Choice(memory_size=10)))
         small = sum(compiled(task, Choice(memory_size=10, memory_dtype=BFLOAT16)))
         free = just_enough(min(plain, small) - 1)
@@ -404,7 +405,7 @@ class TestFitsSurely:
     def test_of_many_layers_it_is_not_sure(self, variables):
         names = {f"relu{block}_1": 1 for block in (1, 2, 3, 4)}
         for changes in ({"content_layers": names}, {"style_layers": names | {"relu1_2": 1}}):
-            task = make_task(variables, (48, 64), replace(ADAM, **changes))
+            task = make_task(variables, (48, 64), ADAM.but(**changes))
             assert fits_surely(task, free=2**45) == ("content_layers" not in changes)
 
     def test_of_an_optimiser_of_ones_own(self, variables):
@@ -435,13 +436,13 @@ class TestFitsSurely:
     )
     def test_where_it_is_sure_the_whole_fits(self, channels, size, changes, regions):
         variables = init_variables(jax.random.key(0), channels=channels)
-        config = replace(SHALLOW, **changes)
+        config = SHALLOW.but(**changes)
         task = make_task(variables, size, config, regions=regions)
         assert sum(measure(task, Choice())) <= limit_of(self.least(task))
 
     def test_it_knows_what_costs(self, variables):
         def least(size=(300, 400), regions=0, **changes):
-            return self.least(make_task(variables, size, replace(ADAM, **changes), regions=regions))
+            return self.least(make_task(variables, size, ADAM.but(**changes), regions=regions))
 
         plain = least()
         assert least((600, 400)) > 1.9 * plain
@@ -454,7 +455,7 @@ class TestFitsSurely:
     @pytest.mark.parametrize("size", [(64, 96), (150, 130)])
     def test_of_the_full_network(self, size):
         variables = init_variables(jax.random.key(0))
-        task = make_task(variables, size, Config(optimizer="adam"))
+        task = make_task(variables, size, Config.of(optimizer="adam"))
         assert sum(measure(task, Choice())) <= limit_of(self.least(task))
 
 
@@ -466,7 +467,7 @@ class TestRuns:
     def run(variables, content, style):
         @cache
         def run(choice):
-            config = replace(SHALLOW, steps=5)
+            config = SHALLOW.but(steps=5)
             return stylize(variables, content, style, config=config, choice=choice)
 
         return run
@@ -530,10 +531,10 @@ class TestWords:
 
 
 class TestSettings:
-    def test_structure(self):
-        found = structure(SHALLOW, Choice(tile=64, recompute_content=True))
-        assert (found.tile, found.remat, found.recompute_content) == (64, False, True)
-        assert replace(found, tile=0, recompute_content=False) == SHALLOW.loss
+    def test_evaluation(self):
+        config = SHALLOW.but(precision="bfloat16")
+        found = evaluation(config, Choice(tile=64, recompute_content=True))
+        assert found == (64, False, True, "bfloat16")
 
     def test_pictures_are_in_float32(self):
         assert as_shape(np.zeros((4, 5, 3))) == jax.ShapeDtypeStruct((4, 5, 3), "float32")
@@ -545,7 +546,7 @@ class TestSettings:
 
         assert convolution(SHALLOW) == "winograd"
         assert convolution(SHALLOW, by_rows=True) == "direct"
-        assert convolution(replace(SHALLOW, convolution="direct")) == "direct"
-        narrow = replace(SHALLOW, precision="bfloat16")
+        assert convolution(SHALLOW.but(convolution="direct")) == "direct"
+        narrow = SHALLOW.but(precision="bfloat16")
         assert convolution(narrow) == "direct" and kernel_options(narrow)["dtype"] == BFLOAT16
         assert kernel_options(SHALLOW)["dtype"] is None

@@ -29,9 +29,9 @@ def evaluate(config, variables, content, styles, *, blend=None, image=IMAGE):
 def test_layer_factors_scale_their_layer(variables, content, style):
     single = {}
     for layer in ("relu1_1", "relu2_1"):
-        config = Config(style_layers={layer: 1.0})
+        config = Config.of(style_layers={layer: 1.0})
         single[layer] = evaluate(config, variables, content, [style])[1].style
-    both = Config(style_layers={"relu1_1": 0.5, "relu2_1": 3.0})
+    both = Config.of(style_layers={"relu1_1": 0.5, "relu2_1": 3.0})
     actual = evaluate(both, variables, content, [style])[1].style
     np.testing.assert_allclose(actual, 0.5 * single["relu1_1"] + 3 * single["relu2_1"], rtol=1e-5)
 
@@ -62,7 +62,7 @@ def test_two_copies_of_a_style_are_that_style(variables, content, style):
 
 def test_styles_of_different_sizes_are_blended_by_their_shares(variables, content, style):
     """The target is the blended Gram matrix, in the proportions of the factors."""
-    config, other = Config(style_layers=["relu2_1"]), smooth_picture(29, 50, seed=6)
+    config, other = Config.of(style_layers=["relu2_1"]), smooth_picture(29, 50, seed=6)
     loss = make_loss(config.loss)
 
     def target(styles, blend):
@@ -85,6 +85,6 @@ def test_no_style_and_wrong_blend_are_refused(variables, content, style):
 
 
 def test_equal_structures_share_a_loss():
-    first = make_loss(Config(style_weight=1.0).loss)
-    assert make_loss(Config(style_weight=2.0, steps=3).loss) is first
-    assert make_loss(Config(pooling="average").loss) is not first
+    first = make_loss(Config.of(style_weight=1.0).loss)
+    assert make_loss(Config.of(style_weight=2.0, steps=3).loss) is first
+    assert make_loss(Config.of(pooling="average").loss) is not first

@@ -1,7 +1,6 @@
 """Meshes: which axis is divided, where arrays are, and the loop on every device."""
 
 import math
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -31,7 +30,7 @@ from nst_jax.problem import _on_mesh, make_problem, start
 from nst_jax.tiling import make_grid
 
 DESCENT = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
-CONFIG = Config(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
+CONFIG = Config.of(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
 
 
 def test_a_mesh_of_all_devices_or_some():
@@ -94,7 +93,7 @@ class Lanes:
     """Lanes with plain gradient descent, whose first step shows the gradient."""
 
     def __init__(self, variables, contents, styles, *, rates):
-        weights = [replace(CONFIG, style_weight=10.0 + 30 * index) for index in range(len(rates))]
+        weights = [CONFIG.but(style_weight=10.0 + 30 * index) for index in range(len(rates))]
         self.problems = [
             make_problem(variables, content, style, config=config, optimizer=DESCENT)
             for content, style, config in zip(contents, styles, weights, strict=True)
@@ -167,7 +166,7 @@ def test_each_device_ends_for_itself(four):
 @pytest.mark.parametrize("layers", [("relu5_1", "relu4_2"), ("relu3_1",)])
 def test_tiles_divide_the_work_well(devices, height, width, layers):
     """No other tile from 128 px on gives the busiest device less to compute."""
-    config = Config(content_layers=[], style_layers=list(layers))
+    config = Config.of(content_layers=[], style_layers=list(layers))
     task = Task({}, jax.ShapeDtypeStruct((height, width, 3), "float32"), [], config, {})
     choice = _on_mesh(task, AbstractMesh((devices,), ("data",)))
 

@@ -1,6 +1,5 @@
 """A run that goes on from where another stood is the same run, bit for bit."""
 
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -15,19 +14,19 @@ from nst_jax.transfer import stylize
 
 pytestmark = pytest.mark.sampled
 
-PLAIN = Config(steps=9, content_layers=(("relu2_2", 1.0),), style_layers=(("relu1_1", 1.0),))
+PLAIN = Config.of(steps=9, content_layers=(("relu2_2", 1.0),), style_layers=(("relu1_1", 1.0),))
 CONFIGS = {
-    "adam": replace(PLAIN, optimizer="adam", learning_rate=2.0),
+    "adam": PLAIN.but(optimizer="adam", learning_rate=2.0),
     "lbfgs": PLAIN,
-    "linesearch": replace(PLAIN, optimizer="lbfgs-linesearch"),
-    "spectral": replace(PLAIN, preconditioner="spectral"),
-    "tiles": replace(PLAIN, tile=16),
-    "remat": replace(PLAIN, remat="on", optimizer="adam"),
-    "scales": replace(PLAIN, min_size=12, scale_steps=(5,), optimizer="adam", tile=16),
-    "scales-lbfgs": replace(PLAIN, min_size=12, scale_steps=(5, 4)),
-    "average": replace(PLAIN, optimizer="adam", averaging=0.9),
-    "noise": replace(PLAIN, init="noise", color="luminance"),
-    "wasserstein": replace(PLAIN, style_losses=(("wasserstein", 1.0),), optimizer="adam"),
+    "linesearch": PLAIN.but(optimizer="lbfgs-linesearch"),
+    "spectral": PLAIN.but(preconditioner="spectral"),
+    "tiles": PLAIN.but(tile=16),
+    "remat": PLAIN.but(remat="on", optimizer="adam"),
+    "scales": PLAIN.but(min_size=12, scale_steps=(5,), optimizer="adam", tile=16),
+    "scales-lbfgs": PLAIN.but(min_size=12, scale_steps=(5, 4)),
+    "average": PLAIN.but(optimizer="adam", averaging=0.9),
+    "noise": PLAIN.but(init="noise", color="luminance"),
+    "wasserstein": PLAIN.but(style_losses=(("wasserstein", 1.0),), optimizer="adam"),
 }
 
 
@@ -78,7 +77,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(variables, content, style, name)
 
 def test_the_way_is_that_of_the_start(variables, content, style):
     """Also where another one would be chosen now."""
-    config = replace(PLAIN, optimizer="adam")
+    config = PLAIN.but(optimizer="adam")
     run = partial(stylize, variables, content, [style], config=config)
     whole, found = positions(partial(run, choice=Choice(tile=16)))
     assert found[2].choice == Choice(tile=16) == again(run, found[2]).scales[0].choice
@@ -93,7 +92,7 @@ def test_on_several_devices(variables, style, rows):
     from nst_jax.parallel import make_mesh
     from nst_jax.rows import rows_mesh
 
-    config = replace(PLAIN, steps=5, convolution="direct")
+    config = PLAIN.but(steps=5, convolution="direct")
     mesh = rows_mesh() if rows else make_mesh()
     content = smooth_picture(64, 40, seed=3)
     run = partial(stylize, variables, content, [style], config=config, mesh=mesh)
@@ -103,13 +102,13 @@ def test_on_several_devices(variables, style, rows):
 
 def test_a_position_of_another_run_is_refused(variables, content, style):
     run = partial(stylize, variables, content, [style])
-    _, found = positions(partial(run, config=replace(PLAIN, steps=2)))
-    other = replace(PLAIN, steps=2, optimizer="adam")
+    _, found = positions(partial(run, config=PLAIN.but(steps=2)))
+    other = PLAIN.but(steps=2, optimizer="adam")
     with pytest.raises(InputError, match="does not belong to this run .*: begin anew"):
         run(config=other, position=found[0])
     with pytest.raises(InputError, match="at scale 2 of a run of 1"):
         run(config=PLAIN, position=found[0]._replace(scale=2))
-    smaller = partial(stylize, variables, content[:32], [style], config=replace(PLAIN, steps=2))
+    smaller = partial(stylize, variables, content[:32], [style], config=PLAIN.but(steps=2))
     with pytest.raises(InputError, match=r"expected float32\[.*32, 48"):
         smaller(position=found[0])
 
@@ -152,13 +151,13 @@ def test_a_resumed_batch_is_the_uninterrupted_one(variables, style, together, op
     from nst_jax.lane_plans import Lane
     from nst_jax.lanes import stylize_lanes
 
-    config = replace(PLAIN, optimizer=optimizer, steps=7)
+    config = PLAIN.but(optimizer=optimizer, steps=7)
     rates = [None] * 3 if optimizer == "lbfgs-linesearch" else [None, 1e5, 1e30]
     make = problem_maker(variables, config=config)
     lanes = []
     for seed, rate in enumerate(rates):
         problem = make(smooth_picture(16, 24, seed=seed), {0: style})
-        lanes.append(Lane(problem, replace(config, learning_rate=rate)))
+        lanes.append(Lane(problem, config.but(learning_rate=rate)))
     run = partial(stylize_lanes, lanes, together=together)
     whole, found = positions(run)
     for place in (1, 4, len(found) - 1):

@@ -1,7 +1,6 @@
 """How exactly the network is computed: what a precision asks of the device, what it costs."""
 
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from conftest import smooth_picture
 from jax.lax import Precision
 
-from nst_jax.config import Config
+from nst_jax.config import Config, Evaluation
 from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
 from nst_jax.images import load_image
@@ -24,7 +23,7 @@ from nst_jax.weights import load_weights
 pytestmark = pytest.mark.sampled
 
 SLIM = Path(__file__).resolve().parent.parent / "weights" / "vgg19-slim.safetensors"
-LOW = Config(
+LOW = Config.of(
     content_layers=["relu2_2"],
     style_layers=["relu1_1", "relu2_2", "relu3_1"],
     convolution="direct",
@@ -32,9 +31,9 @@ LOW = Config(
 CONVOLUTIONS = 5  # of one pass to conv3_1
 
 
-def evaluate(structure, config, variables, image, content, styles, **given):
+def evaluate(evaluation, config, variables, image, content, styles, **given):
     """``((loss, terms), gradient), targets``."""
-    loss = make_loss(structure)
+    loss = make_loss(config.loss, evaluation=evaluation)
     targets = loss.targets(variables, content, styles, weights=loss_weights(config), **given)
     of = jax.value_and_grad(
         lambda image: loss.head(loss.statistics(variables, image, targets), targets), has_aux=True
@@ -86,9 +85,9 @@ OF_CONVOLUTIONS = {
 def test_what_is_asked_of_the_device(network, precision, computed):
     """Forward and backward, in every way to compute; Gram matrices are always exact."""
     options = {"whole": {}, "remat": {"remat": True}, "tile": {"tile": 4}}[computed]
-    structure = replace(LOW.loss, precision=precision, **options)
+    evaluation = Evaluation(precision=precision, **options)
     picture = jax.ShapeDtypeStruct((33, 40, 3), np.float32)
-    function = partial(evaluate, structure, LOW)
+    function = partial(evaluate, evaluation, LOW)
     convolutions, products = operations(function, network, picture, picture, [picture])
     expected = (OF_CONVOLUTIONS[precision],) * 2
     kind = "bfloat16" if precision == "bfloat16" else "float32"
@@ -127,7 +126,7 @@ def test_kernels_in_half_of_the_memory(variables, content):
         np.testing.assert_allclose(np.float32(pair["forward"]), own, rtol=2**-8)
         flipped = np.float32(pair["backward"])[::-1, ::-1].swapaxes(2, 3)
         np.testing.assert_array_equal(flipped, np.float32(pair["forward"]))
-    run = partial(evaluate, replace(LOW.loss, precision="bfloat16"), LOW)
+    run = partial(evaluate, Evaluation(precision="bfloat16"), LOW)
     pictures = content**2, content, [content[::-1]]
     (value, gradient), _ = jax.jit(run)(prepared, *pictures)
     (expected, of_plain), _ = jax.jit(run)(variables, *pictures)
@@ -143,29 +142,30 @@ def test_bfloat16_keeps_sums_and_picture_in_float32(
     variables, slim_variables, content, style, name, options
 ):
     network = {"full": variables, "slim": slim_variables}[name]
-    structure = replace(LOW.loss, precision="bfloat16", **options)
+    evaluation = Evaluation(precision="bfloat16", **options)
     mask = smooth_picture(36, 48, seed=4)[..., 0]
     arguments = network, content**2, content, [style]
     given = {"content_masks": np.stack([mask, 1 - mask]), "keep": mask}
-    (value, gradient), targets = jax.jit(partial(evaluate, structure, LOW))(*arguments, **given)
-    (expected, wanted), _ = jax.jit(partial(evaluate, LOW.loss, LOW))(*arguments, **given)
+    (value, gradient), targets = jax.jit(partial(evaluate, evaluation, LOW))(*arguments, **given)
+    (expected, wanted), _ = jax.jit(partial(evaluate, Evaluation(), LOW))(*arguments, **given)
     assert {str(x.dtype) for x in jax.tree.leaves((value, gradient))} == {"float32"}
     assert {str(x.dtype) for x in jax.tree.leaves(targets.style)} == {"float32"}
     assert {str(x.dtype) for x in jax.tree.leaves(targets.regions)} == {"float32"}
-    statistics = jax.eval_shape(make_loss(structure).statistics, network, content, targets)
+    loss = make_loss(LOW.loss, evaluation=evaluation)
+    statistics = jax.eval_shape(loss.statistics, network, content, targets)
     assert {str(x.dtype) for x in jax.tree.leaves(statistics)} == {"float32"}
     np.testing.assert_allclose(value[0], expected[0], rtol=0.02)
     assert 0 < np.linalg.norm(gradient - wanted) < 0.2 * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"recompute_content": True}, {"pooling": "l2", "padding": "reflect"}]
+    "again, options", [(False, {}), (True, {}), (False, {"pooling": "l2", "padding": "reflect"})]
 )
-def test_bfloat16_of_constant_pictures_is_finite(network, options):
+def test_bfloat16_of_constant_pictures_is_finite(network, again, options):
     if "lift" in network and "pooling" in options:
         options = options | {"pooling": "average"}  # which it has learned
-    structure = replace(LOW.loss, precision="bfloat16", **options)
-    run = jax.jit(partial(evaluate, structure, LOW))
+    evaluation = Evaluation(precision="bfloat16", recompute_content=again)
+    run = jax.jit(partial(evaluate, evaluation, LOW.but(**options)))
     white = np.ones((24, 20, 3), np.float32)
     for image, content, style in ((0, 0, 0), (1, 1, 1), (0, 1, 0.5)):
         found = run(network, image * white, content * white, [style * white])
@@ -175,7 +175,7 @@ def test_bfloat16_of_constant_pictures_is_finite(network, options):
 
 
 def test_a_run_in_bfloat16(slim_variables, content, style):
-    config = replace(LOW, precision="bfloat16", steps=8)
+    config = LOW.but(precision="bfloat16", steps=8)
     result = stylize(slim_variables, content, style, config=config)
     assert result.status == "done" and result.image.dtype == np.float32
     assert result.loss < 0.8 * result.history.loss[0]
@@ -183,16 +183,18 @@ def test_a_run_in_bfloat16(slim_variables, content, style):
 
 def test_what_does_not_go_together():
     with pytest.raises(InputError, match="winograd is too coarse in bfloat16: choose direct") as e:
-        Config(precision="bfloat16", convolution="winograd")
+        Config.of(precision="bfloat16", convolution="winograd")
     assert "\n" not in str(e.value)
-    assert Config(precision="tf32", convolution="winograd").loss.precision == "tf32"
+    assert (
+        Config.of(precision="tf32", convolution="winograd").execution.evaluation.precision == "tf32"
+    )
     with pytest.raises(InputError, match="precision is 'half': expected one of float32, tf32"):
-        Config(precision="half")
+        Config.of(precision="half")
 
 
 def test_tf32_is_for_gpus(variables, content, style, monkeypatch):
     with pytest.raises(InputError, match="tf32 .*NVIDIA GPUs, .* on cpu: .*float32 or") as e:
-        stylize(variables, content, style, config=replace(LOW, precision="tf32"))
+        stylize(variables, content, style, config=LOW.but(precision="tf32"))
     assert "\n" not in str(e.value)
 
 
@@ -211,8 +213,8 @@ def test_bfloat16_of_the_real_networks(vgg19_weights, images_folder, name):
     image = np.clip(content + noise, 0, 1).astype(np.float32)
     found = {}
     for precision in ("float32", "bfloat16"):
-        config = Config(precision=precision)
-        run = jax.jit(partial(evaluate, config.loss, config))
+        config = Config.of(precision=precision)
+        run = jax.jit(partial(evaluate, config.execution.evaluation, config))
         found[precision] = run(variables, image, content, [style])
     (((value, terms), gradient), targets), (((exact, of_exact), wanted), of_style) = (
         found[precision] for precision in ("bfloat16", "float32")

@@ -103,6 +103,6 @@ def test_what_is_for_one_picture_names_the_flags_that_go_on(capsys, command, pre
 
 
 def test_what_a_person_sets_is_not_the_presets():
-    check_preset_fits(Config(min_size=64), preset="spst", command="batch")
+    check_preset_fits(Config.of(min_size=64), preset="spst", command="batch")
     with pytest.raises(InputError, match="preset spst sets min_size"):
         check_preset_fits(PRESETS["spst"].config, preset="spst", command="batch")

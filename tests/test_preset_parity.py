@@ -290,4 +290,4 @@ def test_loss_is_the_tools_own(x64, variables, request, name):
     value, terms = value_and_terms(preset.config, tree, *pictures)
     np.testing.assert_allclose(terms, expected, rtol=1e-6)
     np.testing.assert_allclose(value, expected.sum(), rtol=1e-6)
-    assert min(expected[:2]) > 0 and (expected[2] > 0) == (preset.config.tv_weight > 0)
+    assert min(expected[:2]) > 0 and (expected[2] > 0) == (preset.config.loss.tv_weight > 0)

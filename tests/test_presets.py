@@ -1,247 +1,43 @@
-"""Presets: their numbers, that flags override them, and how they are shown."""
+"""Presets: their stored table, that flags override them, and how they are shown."""
 
-from dataclasses import asdict, fields, replace
+import json
+from pathlib import Path
 
 import pytest
 
 from nst_jax import presets
 from nst_jax.cli import main
 from nst_jax.command_line import parse
-from nst_jax.config import Config
+from nst_jax.config import Config, flat_types, to_flat
 from nst_jax.errors import InputError
 from nst_jax.presets import PRESETS, get_preset
 
 pytestmark = pytest.mark.sampled
 
 DEFAULT = presets.DEFAULT_PRESET  # before the tests take another one
-FIVE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
-
-# Every number of the published tools, written down apart from nst_jax/presets.py.
-NEURAL_STYLE = dict(
-    content_layers=(("relu4_2", 1),),
-    style_layers=tuple((name, 1) for name in FIVE),
-    content_weight=5,
-    style_weight=100,
-    tv_weight=0.001,
-    pooling="max",
-    gram_normalization="chw",
-    tv_form="anisotropic",
-    tv_order=1,
-    tv_reduction="sum",
-    content_losses=(("features", 1),),
-    style_losses=(("gram", 1),),
-    histogram_layers=("relu1_1", "relu4_1"),
-    covariance_eps=1e-4,
-    adam_beta1=0.9,
-    adam_beta2=0.999,
-    adam_epsilon=1e-8,
-    clip=False,
-    mse_factor=1,
-    pixel_range=255,
-    optimizer="lbfgs",
-    learning_rate=None,
-    memory_size=100,
-    steps=1000,
-    init="content",
-    noise="normal",
-    noise_scale=0.001 / 255,
-    noise_ratio=0.6,
-    preconditioner="none",
-    convolution="auto",
-    style_mixing="average",
-    guides="simple",
-    padding="zero",
-    color="none",
-    # No tool's own; none goes from coarse to fine by itself, and how to compute is free.
-    min_size=None,
-    scale_factor=2**0.5,
-    scale_steps=(),
-    averaging=0,
-    precision="float32",
-    tile="auto",
-    remat="auto",
-    size=512,
-    weights="caffe",
-)
-FAST = NEURAL_STYLE | dict(preconditioner="spectral", memory_size=50, steps=80)
-GATYS = NEURAL_STYLE | dict(
-    style_layers=(
-        ("relu1_1", 1 / 4096),
-        ("relu2_1", 1 / 16384),
-        ("relu3_1", 1 / 65536),
-        ("relu4_1", 1 / 262144),
-        ("relu5_1", 1 / 262144),
-    ),
-    content_weight=1,
-    style_weight=1000,
-    tv_weight=0,
-    gram_normalization="hw",
-    steps=500,
-)
-COURSE = NEURAL_STYLE | dict(
-    style_layers=tuple((name, 0.2) for name in FIVE),
-    content_weight=10,
-    style_weight=40,
-    tv_weight=0,
-    pooling="average",
-    gram_normalization="hw",
-    mse_factor=1 / 4,
-    optimizer="adam",
-    learning_rate=2,
-    memory_size=None,
-    steps=200,
-    init="blend",
-    noise="uniform",
-    noise_scale=20 / 255,
-    noise_ratio=0.6,
-    size=400,
-)
-FIFTHS = tuple((name, 0.2) for name in FIVE)
-TORCH = dict(weights="torchvision", pixel_range=1)
-STYLE_TRANSFER_PYTORCH = (
-    NEURAL_STYLE
-    | TORCH
-    | dict(
-        content_weight=0.015,
-        style_weight=1,
-        style_layers=tuple((n, w / 341) for n, w in zip(FIVE, (256, 64, 16, 4, 1), strict=True)),
-        style_losses=(("wasserstein", 1),),
-        tv_weight=2,
-        tv_form="nine-point",
-        tv_order=2,
-        tv_reduction="mean",
-        padding="replicate-input",
-        optimizer="adam",
-        memory_size=None,
-        learning_rate=0.02,
-        adam_beta2=0.99,
-        clip=True,
-        steps=500,
-        min_size=128,
-        scale_steps=(1000, 500),
-        averaging=0.99,
-    )
-)
-PRISM = NEURAL_STYLE | dict(
-    content_weight=1, style_weight=1000, style_layers=FIFTHS, tv_weight=0, steps=500, size=590
-)
-PYTORCH_TUTORIAL = (
-    NEURAL_STYLE
-    | TORCH
-    | dict(
-        content_layers=(("conv2_2", 1),),
-        style_layers=tuple(
-            (name, 1) for name in ("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1")
-        ),
-        content_weight=1,
-        style_weight=1_000_000,
-        tv_weight=0,
-        steps=300,
-    )
-)
-TF_TUTORIAL = NEURAL_STYLE | dict(
-    content_layers=(("relu5_2", 1),),
-    style_layers=FIFTHS,
-    content_weight=10_000,
-    style_weight=0.01,
-    tv_weight=30,
-    gram_normalization="hw",
-    pixel_range=1,
-    optimizer="adam",
-    memory_size=None,
-    learning_rate=0.02,
-    adam_beta1=0.99,
-    adam_epsilon=0.1,
-    clip=True,
-)
-KERAS_TUTORIAL = NEURAL_STYLE | dict(
-    content_layers=(("relu5_2", 1),),
-    style_layers=(
-        ("relu1_1", 1024 / 9),
-        ("relu2_1", 256 / 9),
-        ("relu3_1", 64 / 9),
-        ("relu4_1", 16 / 9),
-        ("relu5_1", 1 / 9),
-    ),
-    content_weight=0.01184,
-    style_weight=2e-7,
-    tv_weight=1e-6,
-    tv_form="isotropic",
-    tv_order=2.5,
-    gram_normalization="hw",
-    steps=200,
-    size=600,
-)
-WASSERSTEIN = FAST | dict(
-    content_weight=0.007,
-    style_weight=1,
-    style_layers=STYLE_TRANSFER_PYTORCH["style_layers"],
-    style_losses=(("wasserstein", 1),),
-    tv_weight=10,
-    tv_reduction="mean",
-)
-EXPECTED = {
-    "wasserstein": WASSERSTEIN,
-    "neural-style": NEURAL_STYLE,
-    "fast": FAST,
-    "neural-style-lua": NEURAL_STYLE
-    | dict(content_weight=1, style_weight=300, tv_weight=0.003, tv_order=2),
-    "style-transfer-pytorch": STYLE_TRANSFER_PYTORCH,
-    "prism": PRISM,
-    "pystiche": PRISM | TORCH | dict(gram_normalization="hw", size=667),
-    "gatys": GATYS,
-    "gatys-2017": GATYS
-    | dict(
-        weights="caffe-normalized",
-        content_weight=1_000_000,
-        style_weight=1_000_000_000,
-        style_layers=FIFTHS,
-        steps=200,
-        min_size=512,
-        scale_factor=2,
-        scale_steps=(500,),
-        size=1024,
-    ),
-    "spst": GATYS
-    | dict(
-        style_weight=1,
-        style_layers=tuple((name, 1) for name in FIVE),
-        gram_normalization="chw",
-        style_losses=(("gram", 1000), ("mean-std", 10_000)),
-        steps=200,
-        min_size=683,
-        scale_factor=2,
-        scale_steps=(600,),
-        size=2048,
-    ),
-    "course": COURSE,
-    "course-single": COURSE | dict(style_layers=(("relu3_1", 1),)),
-    "pytorch-tutorial": PYTORCH_TUTORIAL,
-    "tf-tutorial": TF_TUTORIAL,
-    "keras-tutorial": KERAS_TUTORIAL,
-}
-
-
-@pytest.mark.parametrize("name", EXPECTED)
-def test_numbers(name):
-    preset = get_preset(name)
-    found = asdict(preset.config) | {"size": preset.size, "weights": preset.weights}
-    assert found == EXPECTED[name]
+TABLE = json.loads((Path(__file__).parent / "data" / "presets.json").read_text())
 
 
 def test_the_table_is_whole():
-    assert list(EXPECTED) == list(PRESETS)
+    assert list(TABLE) == list(PRESETS)
 
 
-def test_the_default_of_the_command_line(monkeypatch):
+@pytest.mark.parametrize("name", TABLE)
+def test_numbers(name):
+    """Those of the table, to which ``test_preset_parity`` has the tools' own formulas."""
+    preset = get_preset(name)
+    found = {"size": preset.size, "weights": preset.weights} | to_flat(preset.config)
+    assert list(found) == list(TABLE[name]) and json.loads(json.dumps(found)) == TABLE[name]
+    settings = {key: value for key, value in TABLE[name].items() if key not in ("size", "weights")}
+    assert Config.of(**settings) == preset.config
+
+
+def test_the_default_of_the_command_line():
     assert DEFAULT == "wasserstein"
-    monkeypatch.setattr(presets, "DEFAULT_PRESET", DEFAULT)
-    run = options().run
-    assert run.preset == DEFAULT and run.config == PRESETS[DEFAULT].config
     # It is of one scale, for batch and sweep too, and of what the slim weights have learned.
     config = PRESETS[DEFAULT].config
-    assert config.min_size is None and config.averaging == 0
-    assert {*config.loss.layers} <= {*FIVE, "relu4_2"}
+    assert config.pyramid.min_size is None and config.averaging == 0
+    assert {*config.loss.layers} <= {*Config().loss.style_names, "relu4_2"}
 
 
 def test_unknown_name():
@@ -256,7 +52,7 @@ def options(*flags):
     return parse([*LINE, *flags])
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("form", ["--preset {}", "--preset={}"])
 def test_a_preset_sets_the_defaults(name, form):
     found = options(*form.format(name).split())
@@ -339,10 +135,10 @@ def flag(name, value):
 @pytest.mark.parametrize(
     "preset, field",
     [
-        (name, field.name)
+        (name, field)
         for name in ("neural-style", "course", "style-transfer-pytorch")
-        for field in fields(Config)
-        if field.name not in (OF_LBFGS if EXPECTED[name]["optimizer"] == "adam" else OF_ADAM)
+        for field in flat_types()
+        if field not in (OF_LBFGS if TABLE[name]["optimizer"] == "adam" else OF_ADAM)
     ],
 )
 def test_each_flag_overrides_its_value_alone(preset, field):
@@ -350,10 +146,11 @@ def test_each_flag_overrides_its_value_alone(preset, field):
     words, value = OVERRIDES[field]
     line = flag(field, words)
     if field in CHOICES:
-        value = next(value for value in CHOICES[field] if value != getattr(config, field))
+        value = next(value for value in CHOICES[field] if value != to_flat(config)[field])
         line = flag(field, value)
     if field == "clip":
-        value, line = not config.clip, ["--no-clip" if config.clip else "--clip"]
+        value = not config.optimizer.clip
+        line = ["--clip" if value else "--no-clip"]
     expected: dict = {field: value}
     for name, needed in NEEDED.get(field, {}).items():
         line += flag(name, needed)
@@ -362,14 +159,14 @@ def test_each_flag_overrides_its_value_alone(preset, field):
         expected |= dict(learning_rate=None, memory_size=None, clip=False)
         expected |= dict(adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8)
     found = options("--preset", preset, *line).run.config
-    assert found == replace(config, **expected) != config
+    assert found == config.but(**expected) != config
 
 
-@pytest.mark.parametrize("preset", EXPECTED)
+@pytest.mark.parametrize("preset", TABLE)
 def test_one_scale_drops_the_presets_own_numbers(preset):
     config = options("--preset", preset, "--min-size", "None").run.config
     one = dict(min_size=None, scale_factor=2**0.5, scale_steps=())
-    assert config == replace(PRESETS[preset].config, **one)
+    assert config == PRESETS[preset].config.but(**one)
 
 
 @pytest.mark.parametrize(
@@ -377,15 +174,15 @@ def test_one_scale_drops_the_presets_own_numbers(preset):
     [("--tile 512", 512), ("--tile=512", 512), ("--tile off", "off"), ("--tile auto", "auto")],
 )
 def test_a_tile_is_a_number_or_a_word(words, value):
-    found = options(*words.split()).run.config.tile
+    found = options(*words.split()).run.config.execution.tile
     assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize("words", ["100 50", "100"])
 def test_steps_of_scales_are_one_or_several_numbers(words):
     found = options("--min-size", "64", "--scale-steps", *words.split(), "--steps", "9").run.config
-    assert found.scale_steps == tuple(map(int, words.split())) and found.steps == 9
-    assert all(type(steps) is int for steps in found.scale_steps)
+    assert found.pyramid.scale_steps == tuple(map(int, words.split())) and found.steps == 9
+    assert all(type(steps) is int for steps in found.pyramid.scale_steps)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +227,7 @@ def test_what_the_settings_refuse_is_told_in_a_line(capsys, words, message):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("preset", EXPECTED)
+@pytest.mark.parametrize("preset", TABLE)
 def test_size_overrides(preset):
     found = options("--preset", preset, "--size", "77")
     assert found.size == 77 and found.run.config == PRESETS[preset].config
@@ -450,8 +247,24 @@ def test_size_overrides(preset):
     ],
 )
 def test_another_optimiser_drops_the_presets_own_numbers(preset, flags, expected):
-    config = options("--preset", preset, *flags.split()).run.config
-    assert (config.optimizer, config.learning_rate, config.memory_size) == expected
+    found = to_flat(options("--preset", preset, *flags.split()).run.config)
+    assert tuple(found[name] for name in ("optimizer", "learning_rate", "memory_size")) == expected
+
+
+@pytest.mark.parametrize("command", ["stylize", "batch", "texture", "reconstruct", "sweep"])
+def test_help_has_the_presets_values(capsys, command):
+    """Of the preset that is named anywhere, in one column without line breaks."""
+    for words, expected in (
+        ("--preset course --help", ("--clip", "default: adam)", "Default 1 ", "default: 2.0)")),
+        ("--help --preset=tf-tutorial", ("--no-clip", "default: adam)", "default: 0.02)")),
+        ("--help", ("--clip", "default: lbfgs)", "default: 100)", "default: None)")),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main([command, *words.split()])
+        shown = " ".join(capsys.readouterr().out.replace("\u2502", "").split())
+        assert caught.value.code == 0
+        for text in expected:
+            assert text in shown
 
 
 def test_listed(capsys):
@@ -463,7 +276,7 @@ def test_listed(capsys):
         assert all(line in shown for line in preset.formula.splitlines())
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", TABLE)
 def test_shown_in_full(capsys, name):
     assert main(["presets", name]) == 0
     shown, preset = capsys.readouterr().out, PRESETS[name]
@@ -471,8 +284,8 @@ def test_shown_in_full(capsys, name):
     for text in (name, preset.summary, preset.formula, preset.source, preset.notes):
         assert " ".join(text.split()) in words
     assert f"for {preset.weights} weights" in words
-    for key, value in EXPECTED[name].items():
-        if key != "weights" and not isinstance(value, int | tuple):
+    for key, value in TABLE[name].items():
+        if key != "weights" and not isinstance(value, int | list):
             assert f"\n  {key} = {value}\n" in shown
     assert f"\n  size = {preset.size}\n" in shown
 

@@ -1,6 +1,5 @@
 """Activations computed again for the gradient: the same numbers in less memory."""
 
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,13 +8,13 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 
-from nst_jax.config import Config
+from nst_jax.config import Config, Evaluation
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.vgg import init_variables, network_features
 
 pytestmark = pytest.mark.sampled
 
-LOW = Config(content_layers=["relu2_2", "conv3_1"], style_layers=["relu1_1", "relu2_2"])
+LOW = Config.of(content_layers=["relu2_2", "conv3_1"], style_layers=["relu1_1", "relu2_2"])
 STYLES = [smooth_picture(30, 33, seed=2), smooth_picture(26, 39, seed=3)]
 
 
@@ -23,9 +22,9 @@ def as_float64(tree):
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), tree)
 
 
-def evaluate(structure, config, variables, image, content, styles, given):
+def evaluate(evaluation, config, variables, image, content, styles, given):
     """``((loss, terms), gradient)``; everything is an argument, as in a run."""
-    loss = make_loss(structure)
+    loss = make_loss(config.loss, evaluation=evaluation)
     targets = loss.targets(variables, content, styles, weights=loss_weights(config), **given)
     return jax.value_and_grad(
         lambda image: loss.head(loss.statistics(variables, image, targets), targets),
@@ -56,9 +55,9 @@ def same(found, expected):
     "config, network, again, given",
     [
         (LOW, "full", False, {}),
-        (replace(LOW, pooling="average", padding="circular", guides="all"), "full", True, GUIDED),
-        (replace(LOW, content_layers=["relu3_1"]), "slim", False, GUIDED),
-        (replace(LOW, pooling="l2", padding="reflect"), "full", False, {}),
+        (LOW.but(pooling="average", padding="circular", guides="all"), "full", True, GUIDED),
+        (LOW.but(content_layers=["relu3_1"]), "slim", False, GUIDED),
+        (LOW.but(pooling="l2", padding="reflect"), "full", False, {}),
     ],
     ids=["plain", "every control, computed again", "slim", "reflect, l2"],
 )
@@ -69,8 +68,8 @@ def test_numbers_are_the_same(x64, variables, slim_variables, config, network, a
     arguments = as_float64((variables, *pictures, STYLES, given))
     found = []
     for remat in (True, False):
-        structure = replace(config.loss, remat=remat, recompute_content=again)
-        function = partial(evaluate, structure, config)
+        evaluation = Evaluation(remat=remat, recompute_content=again)
+        function = partial(evaluate, evaluation, config)
         found.append(jax.jit(function)(*arguments))
         text = str(jax.make_jaxpr(function)(*arguments))
         assert ("= cond[" in text) == remat
@@ -83,11 +82,11 @@ def test_pictures_of_a_batch(x64, variables):
         np.stack([smooth_picture(29, 34, seed=seed + i) for i in range(2)]) for seed in (50, 60)
     )
     variables, *pictures, styles = as_float64((variables, images, contents, STYLES))
-    function = partial(evaluate, replace(LOW.loss, remat=True), LOW)
+    function = partial(evaluate, Evaluation(remat=True), LOW)
     batched = jax.vmap(function, in_axes=(None, 0, 0, None, None))
     arguments = variables, *pictures, styles, {}
     assert "= cond[" in str(jax.make_jaxpr(batched)(*arguments))
-    single = jax.jit(partial(evaluate, LOW.loss, LOW))
+    single = jax.jit(partial(evaluate, Evaluation(), LOW))
     singles = [single(variables, *pair, styles, {}) for pair in zip(*pictures, strict=True)]
     same(jax.jit(batched)(*arguments), jax.tree.map(lambda *x: jnp.stack(x), *singles))
 
@@ -113,7 +112,7 @@ def test_a_network_of_nans_gives_nan(variables, content, where):
         name: jnp.full_like(x, jnp.nan) if name == where else x
         for name, x in damaged["params"]["conv1_1"].items()
     }
-    evaluated = jax.jit(partial(evaluate, replace(LOW.loss, remat=True), LOW))
+    evaluated = jax.jit(partial(evaluate, Evaluation(remat=True), LOW))
     (value, _), gradient = evaluated(damaged, content**2, content, STYLES, {})
     assert np.isnan(value) and gradient.shape == content.shape
 
@@ -126,7 +125,7 @@ def test_it_takes_less_memory():
     image = jax.ShapeDtypeStruct((512, 512, 3), np.float32)
 
     def temporary_bytes(remat):
-        loss = make_loss(replace(config.loss, remat=remat))
+        loss = make_loss(config.loss, evaluation=Evaluation(remat=remat))
         targets = jax.eval_shape(
             partial(loss.targets, weights=loss_weights(config)), variables, image, [image]
         )

@@ -280,7 +280,9 @@ def test_on_several_devices(run, kill, spread):
 
 @pytest.mark.slow
 def test_positions_from_python(variables, tmp_path, content, style, monkeypatch):
-    config = Config(steps=6, style_layers=(("relu1_1", 1.0),), content_layers=(("relu2_1", 1.0),))
+    config = Config.of(
+        steps=6, style_layers=(("relu1_1", 1.0),), content_layers=(("relu2_1", 1.0),)
+    )
     start = partial(stylize, variables, content, [style], config=config)
 
     def keep(progress):

@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,9 +37,9 @@ from nst_jax.winograd import winograd_conv
 pytestmark = pytest.mark.sampled
 
 SLIM = Path(__file__).resolve().parent.parent / "weights" / "vgg19-slim.safetensors"
-DEEP = Config(optimizer="adam", convolution="direct")
-SHALLOW = replace(
-    DEEP, content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"], gram_normalization="hw"
+DEEP = Config.of(optimizer="adam", convolution="direct")
+SHALLOW = DEEP.but(
+    content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"], gram_normalization="hw"
 )
 STYLES = [smooth_picture(40, 33, seed=2), smooth_picture(24, 36, seed=3)]
 SOFT = smooth_picture(64, 48, seed=4)
@@ -166,7 +165,7 @@ class TestCheck:
         ],
     )
     def test_settings_that_need_the_whole_picture(self, change, lanes, word):
-        config = replace(DEEP, **change)
+        config = DEEP.but(**change)
         with pytest.raises(InputError, match=word) as error:
             check_rows(64, 64, mesh=rows_mesh(lanes=lanes), config=config)
         assert "\n" not in str(error.value) and ": use " in str(error.value)
@@ -181,7 +180,7 @@ class TestCheck:
     @pytest.mark.slow
     def test_why_heights_are_refused(self, variables, x64):
         """Numbers are right for any height, but features are gathered."""
-        config = replace(SHALLOW, content_layers=["relu1_1"])
+        config = SHALLOW.but(content_layers=["relu1_1"])
         error, found = compare(variables, config, height=60)
         assert error < 1e-12
         assert "all-gather" in found and largest({"": found["all-gather"]}) >= 30 * 24 * 6
@@ -240,7 +239,7 @@ class TestLossAndGradient:
         ],
     )
     def test_of_every_setting(self, variables, x64, change, given):
-        error, found = compare(variables, replace(SHALLOW, **change), **given)
+        error, found = compare(variables, SHALLOW.but(**change), **given)
         assert error < 1e-12
         assert set(found) <= {"collective-permute", "all-reduce"}
         assert largest(found) < SMALL
@@ -248,7 +247,7 @@ class TestLossAndGradient:
     @pytest.mark.slow
     def test_of_the_shipped_slim_weights_in_single_precision(self):
         slim = load_weights(SLIM).variables
-        error, found = compare(slim, Config(convolution="direct"), dtype=jnp.float32)
+        error, found = compare(slim, Config.of(convolution="direct"), dtype=jnp.float32)
         assert error < 1e-5 and set(found) <= {"collective-permute", "all-reduce"}
 
 
@@ -260,9 +259,9 @@ class TestPlaces:
         rows, memory = PartitionSpec("rows"), PartitionSpec(None, "rows")
         for config, divided in (
             (SHALLOW, [rows] * 4),
-            (replace(SHALLOW, optimizer="lbfgs", memory_size=8), [rows] * 4 + [memory] * 2),
+            (SHALLOW.but(optimizer="lbfgs", memory_size=8), [rows] * 4 + [memory] * 2),
             (
-                replace(SHALLOW, optimizer="lbfgs-linesearch", memory_size=8),
+                SHALLOW.but(optimizer="lbfgs-linesearch", memory_size=8),
                 [rows] * 5 + [memory] * 2,
             ),
         ):
@@ -332,7 +331,7 @@ def chunks(solver, state, variables, targets, *, configs, mesh):
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs", "lbfgs-linesearch"])
 def test_steps(variables, x64, optimizer):
     memory = {} if optimizer == "adam" else {"memory_size": 3}
-    config = replace(SHALLOW, optimizer=optimizer, **memory)
+    config = SHALLOW.but(optimizer=optimizer, **memory)
     content = wide(smooth_picture(16, 24, seed=7))
     problem = make_problem(wide(variables), content, wide(STYLES[0]), config=config)
     found, state = take(problem, config, content, mesh=rows_mesh())
@@ -343,7 +342,7 @@ def test_steps(variables, x64, optimizer):
 
 
 def test_a_frozen_run_stops(variables):
-    config = replace(SHALLOW, style_weight=3e38)
+    config = SHALLOW.but(style_weight=3e38)
     problem = make_problem(variables, SOFT[:8], STYLES[0], config=config)
     losses, state = take(problem, config, SOFT[:8], mesh=rows_mesh())
     assert state.frozen and state.count == 1 and not np.isfinite(losses[0])
@@ -354,8 +353,7 @@ def test_lanes(variables, x64, optimizer, parts):
     """Two pictures with two styles and factors, each divided by rows."""
     memory = {} if optimizer == "adam" else {"memory_size": 3}
     configs = [
-        replace(SHALLOW, optimizer=optimizer, style_weight=weight, **memory)
-        for weight in (100.0, 30.0)
+        SHALLOW.but(optimizer=optimizer, style_weight=weight, **memory) for weight in (100.0, 30.0)
     ]
     contents = wide(np.stack([smooth_picture(16, 24, seed=seed) for seed in (7, 8)]))
     problems = [
@@ -389,7 +387,7 @@ def run_bytes(config, devices, *, shape):
     mesh = rows_mesh(jax.devices()[:devices])
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     loss = make_loss(config.loss)
-    layers = config.loss.content_layers + config.loss.style_layers
+    layers = config.loss.content_names + config.loss.style_names
     variables = jax.eval_shape(
         lambda: prepare_kernels(
             init_variables(jax.random.key(0), channels=(16, 32, 32, 32, 32)), layers=layers
@@ -398,7 +396,9 @@ def run_bytes(config, devices, *, shape):
     targets = jax.eval_shape(
         lambda *given: loss.targets(*given, weights=loss_weights(config)), variables, image, [image]
     )
-    solver = make_solver(loss, make_optimizer(config.optimizer, memory_size=config.memory_size))
+    solver = make_solver(
+        loss, make_optimizer(config.optimizer.name, memory_size=config.optimizer.memory_size)
+    )
     state = jax.eval_shape(solver.init, image, variables, targets)
 
     def at(tree, shardings):
@@ -423,7 +423,9 @@ def run_bytes(config, devices, *, shape):
 @pytest.mark.slow
 @pytest.mark.optimized
 def test_memory_of_each_device():
-    config = Config(memory_size=10, content_layers=["relu3_1"], style_layers=["relu1_1", "relu3_1"])
+    config = Config.of(
+        memory_size=10, content_layers=["relu3_1"], style_layers=["relu1_1", "relu3_1"]
+    )
     one, two, four = (run_bytes(config, devices, shape=(256, 192, 3)) for devices in (1, 2, 4))
     assert (one / two > [1.9, 1.6]).all(), (one, two)
     assert (one / four > [3.6, 2.8]).all(), (one, four)
@@ -441,7 +443,7 @@ def test_memory_of_each_device():
 )
 @pytest.mark.slow
 def test_further_losses_gather_no_layer(x64, variables, losses):
-    error, found = compare(variables, replace(SHALLOW, **losses))
+    error, found = compare(variables, SHALLOW.but(**losses))
     assert error < 1e-9
     # Beyond borders and sums: histograms of channels, and features at the positions of a grid.
     assert not {"all-gather", "all-to-all", "collective-broadcast"} & set(found)

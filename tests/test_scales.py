@@ -1,7 +1,5 @@
 """The scales of a run, and what pictures and masks are at each of them."""
 
-from dataclasses import replace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ SHALLOW = dict(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"]) 
 
 
 def scales(shape=(96, 128), *, mesh=None, layers=(), **changes):
-    config = Config(**({"min_size": 32, "scale_factor": 2.0, "steps": 9} | SHALLOW | changes))
+    config = Config.of(**({"min_size": 32, "scale_factor": 2.0, "steps": 9} | SHALLOW | changes))
     found = make_scales((*shape, 3), config=config, mesh=mesh, layers=layers)
     return [scale.shape for scale in found], [scale.steps for scale in found]
 
@@ -53,7 +51,7 @@ class TestMakeScales:
 
     @pytest.mark.parametrize("min_size", [None, 65, 128, 129, 5000])
     def test_one_scale(self, min_size):
-        factor = 2.0 if min_size else Config.scale_factor
+        factor = 2.0 if min_size else Config().pyramid.scale_factor
         assert scales(min_size=min_size, scale_factor=factor) == ([(96, 128)], [9])
 
     def test_a_factor_of_its_own(self):
@@ -100,7 +98,7 @@ CONTENT = jnp.asarray(smooth_picture(24, 32, seed=1))
 STYLES = [jnp.asarray(smooth_picture(*shape, seed=2)) for shape in ((40, 20), (6, 31))]
 HALF = np.zeros((24, 32), bool)
 HALF[:, :16] = True
-CONFIG = Config(**SHALLOW)
+CONFIG = Config.of(**SHALLOW)
 
 
 def full_inputs(**changes):
@@ -124,7 +122,7 @@ class TestAtScale:
         assert found.keep.shape == (12, 16)
         tiny = at_scale(full_inputs(), shape=(3, 4), config=CONFIG)
         assert [style.shape[:2] for style in tiny.styles] == [(5, 2), (2, 4)]
-        mirrored = replace(CONFIG, padding="reflect")  # which takes a map of two rows
+        mirrored = CONFIG.but(padding="reflect")  # which takes a map of two rows
         tiny = at_scale(full_inputs(), shape=(3, 4), config=mirrored)
         assert [style.shape[:2] for style in tiny.styles] == [(5, 4), (4, 4)]
         for array in (found.content, *found.content_masks, found.style_masks[1], found.keep):
@@ -162,7 +160,7 @@ class TestAtScale:
     def test_styles_stay_large_enough_for_the_network(self, layers, expected):
         masks = [np.ones(style.shape[:2]) for style in STYLES]
         given = full_inputs(style_masks=masks)
-        found = at_scale(given, shape=(3, 4), config=Config(**layers))
+        found = at_scale(given, shape=(3, 4), config=Config.of(**layers))
         assert [style.shape[:2] for style in found.styles] == expected
         assert [mask.shape for mask in found.style_masks] == expected
 
@@ -185,7 +183,7 @@ class TestAtFullSize:
     def test_colours_and_what_is_kept_are_sharp(self):
         small = jnp.asarray(smooth_picture(12, 16, seed=4))
         for color in ("keep-lab", "luminance"):
-            config = Config(color=color, **SHALLOW)
+            config = Config.of(color=color, **SHALLOW)
             found = at_full_size(small, Inputs(CONTENT, STYLES, keep=HALF), config=config)
             coloured = restore_colors(resize(small, shape=(24, 32)), CONTENT, mode=color)
             np.testing.assert_array_equal(found[:, :16], CONTENT[:, :16])

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -101,7 +100,7 @@ def test_every_layer_is_lifted_to_vgg19(shipped, pooling):
 @pytest.mark.parametrize("preset", ["wasserstein", "neural-style", "gatys", "course", "fast"])
 @pytest.mark.slow
 def test_presets_run(shipped, preset):
-    config = replace(PRESETS[preset].config, steps=6)
+    config = PRESETS[preset].config.but(steps=6)
     content, style = smooth_picture(32, 48, seed=1), smooth_picture(48, 32, seed=2)
     result = stylize(shipped.variables, content, style, config=config)
     assert result.status == "done" and result.loss < result.history.loss[0]
@@ -131,7 +130,7 @@ def test_features_are_close_to_the_full_networks(shipped, vgg19_weights):
 @pytest.mark.weights
 def test_picture_is_good_under_the_full_network(shipped, vgg19_weights, images_folder):
     """At least half of the full network's way down, see scripts/slim_quality.py for all pairs."""
-    config = replace(PRESETS["neural-style"].config, steps=50)
+    config = PRESETS["neural-style"].config.but(steps=50)
     content = load_image(images_folder / "content" / "tubingen.jpg", size=160)
     style = load_image(images_folder / "style" / "starry_night.jpg", size=160)
     full, slim = vgg19_weights.variables, shipped.variables

@@ -13,7 +13,7 @@ from nst_jax.images import save_image
 from nst_jax.presets import get_preset
 from nst_jax.weights import Weights, WeightsInfo, load_weights, save_weights
 
-PLAIN = Config(
+PLAIN = Config.of(
     content_layers=(("relu2_2", 1.0),),
     style_layers=(("relu1_1", 1.0), ("relu3_1", 1.0)),
     tv_weight=0.0,

@@ -2,7 +2,6 @@
 
 import errno
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,7 +15,7 @@ from test_transfer import count_traces
 import nst_jax
 from nst_jax import cli, job_outputs, loop, picture_output, sweep_command
 from nst_jax.cli import main
-from nst_jax.config import Config
+from nst_jax.config import Config, flat_types, to_flat
 from nst_jax.contact_sheet import contact_sheet, sheet_shape
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image, to_uint8
@@ -30,9 +29,9 @@ from nst_jax.sweep_values import MAX_COMBINATIONS, combinations, groups, structu
 pytestmark = pytest.mark.sampled
 
 SHALLOW = {"content_layers": ["relu2_1"], "style_layers": ["relu1_1", "relu2_1"]}
-BASE = Config(steps=4, **SHALLOW)
-ADAM = Config(steps=4, optimizer="adam", learning_rate=2.0, **SHALLOW)
-NOISE = replace(BASE, init="blend")
+BASE = Config.of(steps=4, **SHALLOW)
+ADAM = Config.of(steps=4, optimizer="adam", learning_rate=2.0, **SHALLOW)
+NOISE = BASE.but(init="blend")
 SIZE = 32
 
 
@@ -47,18 +46,18 @@ class TestCombinations:
         expected = [(a, b) for a in ("1", "2", "3") for b in ("0", "0.5")]
         assert words == expected
         assert [list(item.words) for item in found] == [["style_weight", "tv_weight"]] * 6
-        numbers = [(item.config.style_weight, item.config.tv_weight) for item in found]
+        numbers = [(item.config.loss.style_weight, item.config.loss.tv_weight) for item in found]
         assert numbers == [(float(a), float(b)) for a, b in expected]
         assert {item.seed for item in found} == {7}
-        others = {(item.config.content_weight, item.config.steps) for item in found}
-        assert others == {(BASE.content_weight, BASE.steps)}
+        others = {(item.config.loss.content_weight, item.config.steps) for item in found}
+        assert others == {(BASE.loss.content_weight, BASE.steps)}
 
     @pytest.mark.parametrize(
         "name", ["style_weight", "style-weight", "--style-weight", " style_weight "]
     )
     def test_names_as_a_person_writes_them(self, name):
         (item,) = combinations([f"{name}= 1e3 "], config=BASE, seed=0)
-        assert item.words == {"style_weight": "1e3"} and item.config.style_weight == 1000
+        assert item.words == {"style_weight": "1e3"} and item.config.loss.style_weight == 1000
 
     @pytest.mark.parametrize(
         "over, values",
@@ -96,18 +95,22 @@ class TestCombinations:
     )
     def test_values_have_their_types(self, over, values):
         name, _, words = over.partition("=")
-        base = replace(NOISE, min_size=16) if name.startswith("scale_") else NOISE
+        base = NOISE.but(min_size=16) if name.startswith("scale_") else NOISE
         found = combinations([over], config=base, seed=0)
-        assert [getattr(item.config, name) for item in found] == values
-        assert all(type(getattr(item.config, name)) is type(values[0]) for item in found)
+        assert [to_flat(item.config)[name] for item in found] == values
+        assert all(type(to_flat(item.config)[name]) is type(values[0]) for item in found)
         assert [item.words for item in found] == [{name: word} for word in words.split(",")]
 
     def test_tiles_are_numbers_and_words(self):
-        assert [config.tile for config in configs_of(["tile=off,64,auto"])] == ["off", 64, "auto"]
+        assert [config.execution.tile for config in configs_of(["tile=off,64,auto"])] == [
+            "off",
+            64,
+            "auto",
+        ]
 
     def test_steps_of_scales_beside_their_sizes(self):
         found = configs_of(["min_size=8,16", "scale_steps=4+2,3"])
-        pairs = [(config.min_size, config.scale_steps) for config in found]
+        pairs = [(config.pyramid.min_size, config.pyramid.scale_steps) for config in found]
         assert pairs == [(8, (4, 2)), (8, (3,)), (16, (4, 2)), (16, (3,))]
 
     def test_seeds(self):
@@ -116,16 +119,20 @@ class TestCombinations:
         assert all(type(item.seed) is int and item.config == NOISE for item in found)
 
     def test_another_optimizer_has_its_own_learning_rate(self):
-        base = Config(learning_rate=0.5, memory_size=3, **SHALLOW)
+        base = Config.of(learning_rate=0.5, memory_size=3, **SHALLOW)
         found = configs_of(["optimizer=lbfgs,adam,lbfgs-linesearch"], config=base, preset=base)
-        options = [(config.learning_rate, config.memory_size) for config in found]
+        options = [
+            (config.optimizer.learning_rate, config.optimizer.memory_size) for config in found
+        ]
         assert options == [(0.5, 3), (None, None), (None, None)]
         found = configs_of(["learning_rate=1,2", "optimizer=adam,lbfgs"], config=base, preset=base)
-        options = [(config.learning_rate, config.memory_size) for config in found]
+        options = [
+            (config.optimizer.learning_rate, config.optimizer.memory_size) for config in found
+        ]
         assert options == [(1, None), (1, 3), (2, None), (2, 3)]
-        asked = Config(learning_rate=0.5, **SHALLOW)  # for, and not the preset's
+        asked = Config.of(learning_rate=0.5, **SHALLOW)  # for, and not the preset's
         found = configs_of(["optimizer=lbfgs,adam"], config=asked)
-        assert [config.learning_rate for config in found] == [0.5, 0.5]
+        assert [config.optimizer.learning_rate for config in found] == [0.5, 0.5]
 
     @pytest.mark.parametrize("over", ["seed=1,2", "noise=normal,uniform", "noise_scale=0,0.1"])
     def test_noise_where_there_is_none(self, over):
@@ -133,7 +140,7 @@ class TestCombinations:
             combinations([over], config=BASE, seed=0)
         assert len(combinations([over, "init=content,noise"], config=BASE, seed=0)) == 4
         with pytest.raises(InputError, match="noise_ratio has no effect with init noise"):
-            combinations(["noise_ratio=0,1"], config=replace(BASE, init="noise"), seed=0)
+            combinations(["noise_ratio=0,1"], config=BASE.but(init="noise"), seed=0)
 
     def test_most(self):
         values = ",".join(map(str, range(20)))
@@ -272,7 +279,7 @@ STRUCTURES = [
 
 
 def changed(config, changes):
-    return Config(**{name: getattr(config, name) for name in Config.__annotations__} | changes)
+    return config.but(**changes)
 
 
 class TestGroups:
@@ -286,7 +293,7 @@ class TestGroups:
 
     def test_every_setting_is_one_or_the_other(self):
         names = {name for changes in NUMBERS + STRUCTURES for name in changes}
-        assert names == set(Config.__annotations__)
+        assert names == set(flat_types())
 
     @pytest.mark.parametrize(
         "count, lanes, sizes",
@@ -935,7 +942,7 @@ class TestRefused:
 
 
 def test_lanes_of_another_structure_are_refused(variables, content, style):
-    configs = [BASE, replace(BASE, pooling="average")]
+    configs = [BASE, BASE.but(pooling="average")]
     problem = make_problem(variables, content, [style], config=BASE)
     with pytest.raises(InputError, match="config 2 differs from the first in"):
         stylize_lanes([Lane(problem, config) for config in configs])

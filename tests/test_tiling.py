@@ -1,6 +1,5 @@
 """Pictures by tiles: the numbers of the whole picture, in the memory of one tile."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 
 from nst_jax import style_term, tiling, windows
 from nst_jax.choices import Choice
-from nst_jax.config import Config
+from nst_jax.config import Config, Evaluation
 from nst_jax.images import load_image
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.parallel import make_mesh
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.sampled
 
 SLIM = Path(__file__).resolve().parent.parent / "weights" / "vgg19-slim.safetensors"
 # A stride of 4 and a halo of 12.
-LOW = Config(
+LOW = Config.of(
     content_layers={"relu2_2": 1, "conv1_1": 0.5},
     style_layers={"relu1_1": 1, "relu2_2": 0.3, "relu3_1": 2},
 )
@@ -57,11 +56,11 @@ def guidance(height, width):
     }
 
 
-def evaluate(structure, config, variables, size, *, styles=STYLES[:1], mesh=None, **given):
+def evaluate(evaluation, config, variables, size, *, styles=STYLES[:1], mesh=None, **given):
     """Targets, loss with its terms, and gradient, in one program."""
     content, image = (smooth_picture(*size, seed=seed) for seed in (11, 12))
     masks = {name: given.pop(name) for name in list(given) if "mask" in name or name == "keep"}
-    loss = make_loss(structure, mesh=mesh)
+    loss = make_loss(config.loss, evaluation=evaluation, mesh=mesh)
 
     @jax.jit
     def everything(variables, content, styles, image, masks):
@@ -88,11 +87,11 @@ def difference(found, expected):
 
 def error_of_tiles(config, variables, size, *, tile, mesh=None, again=False, **given):
     """How far the tiles' targets, terms and gradient are from those of the whole."""
-    structure = replace(config.loss, tile=tile, recompute_content=again)
+    evaluation = Evaluation(tile=tile, recompute_content=again)
     (value, gradient), targets = evaluate(
-        structure, config, variables, size, mesh=mesh, **dict(given)
+        evaluation, config, variables, size, mesh=mesh, **dict(given)
     )
-    (whole, of_whole), of_targets = evaluate(config.loss, config, variables, size, **dict(given))
+    (whole, of_whole), of_targets = evaluate(Evaluation(), config, variables, size, **dict(given))
     assert np.abs(of_whole).max() > 0 and gradient.dtype == np.float64
     if again:
         assert targets.content == {} and targets.picture is not None
@@ -101,8 +100,8 @@ def error_of_tiles(config, variables, size, *, tile, mesh=None, again=False, **g
 
 
 def count_of(size, config, tile):
-    layers = config.loss.content_layers + config.loss.style_layers
-    return tiling.make_grid(size, layers=layers, tile=tile, padding=config.padding).count
+    layers = config.loss.content_names + config.loss.style_names
+    return tiling.make_grid(size, layers=layers, tile=tile, padding=config.loss.padding).count
 
 
 WITH_ALL = {"styles": STYLES, "guided": True}
@@ -110,19 +109,19 @@ CASES = {
     "sides of no multiples": (LOW, (61, 83), 16, {}),
     "every control": (LOW, (63, 70), 16, WITH_ALL),
     "sum of losses, inside, computed again": (
-        replace(LOW, style_mixing="sum", guides="inside", content_layers=["relu2_1", "relu3_2"]),
+        LOW.but(style_mixing="sum", guides="inside", content_layers=["relu2_1", "relu3_2"]),
         (58, 85),
         24,
         WITH_ALL | {"again": True},
     ),
     "circular, all": (
-        replace(LOW, guides="all", padding="circular", tv_order=2),
+        LOW.but(guides="all", padding="circular", tv_order=2),
         (64, 76),
         16,
         WITH_ALL | {"again": True},
     ),
     "circular, windows wider than the picture": (
-        replace(LOW, padding="circular"),
+        LOW.but(padding="circular"),
         (8, 12),
         4,
         {},
@@ -133,11 +132,10 @@ CASES = {
         20,
         {"keep": masks_of(37, 86, 1)[0], "again": True},
     ),
-    "texture, tiles of one stride": (replace(LOW, content_layers=()), (47, 38), 1, {}),
-    "content alone": (replace(LOW, style_layers=(), tv_weight=0.0), (58, 60), 16, {}),
+    "texture, tiles of one stride": (LOW.but(content_layers=()), (47, 38), 1, {}),
+    "content alone": (LOW.but(style_layers=(), tv_weight=0.0), (58, 60), 16, {}),
     "shallow content, deep style, multiples of 16": (
-        replace(
-            LOW,
+        LOW.but(
             content_layers=["conv1_1"],
             style_layers=["relu1_2", "relu4_1"],
             pooling="average",
@@ -150,39 +148,39 @@ CASES = {
         {},
     ),
     "deep content, shallow style, computed again": (
-        replace(LOW, content_layers=["conv3_2"], style_layers=["relu1_1"], pooling="average"),
+        LOW.but(content_layers=["conv3_2"], style_layers=["relu1_1"], pooling="average"),
         (59, 70),
         16,
         {"again": True},
     ),
     "default layers": (Config(), (205, 179), 16, {}),
-    "reflect, l2": (replace(LOW, padding="reflect", pooling="l2"), (61, 83), 16, {}),
+    "reflect, l2": (LOW.but(padding="reflect", pooling="l2"), (61, 83), 16, {}),
     "reflect, average-scaled, inside, multiples of 4, computed again": (
-        replace(LOW, padding="reflect", pooling="average-scaled", guides="inside"),
+        LOW.but(padding="reflect", pooling="average-scaled", guides="inside"),
         (60, 72),
         16,
         WITH_ALL | {"again": True},
     ),
     "replicate, average-scaled, all": (
-        replace(LOW, padding="replicate", pooling="average-scaled", guides="all"),
+        LOW.but(padding="replicate", pooling="average-scaled", guides="all"),
         (63, 70),
         16,
         WITH_ALL,
     ),
     "replicate, l2, tiles of one stride": (
-        replace(LOW, padding="replicate", pooling="l2"),
+        LOW.but(padding="replicate", pooling="l2"),
         (36, 40),
         1,
         {},
     ),
     "replicate-input, l2": (
-        replace(LOW, padding="replicate-input", pooling="l2"),
+        LOW.but(padding="replicate-input", pooling="l2"),
         (58, 85),
         24,
         {"again": True},
     ),
     "replicate-input, multiples of 4": (
-        replace(LOW, padding="replicate-input"),
+        LOW.but(padding="replicate-input"),
         (64, 60),
         16,
         {},
@@ -205,9 +203,9 @@ def test_tiles_are_the_whole(x64, networks, case):
 @pytest.mark.parametrize("padding", ["zero", "reflect", "circular"])
 def test_large_styles_by_tiles(x64, networks, monkeypatch, padding):
     """Of sides that are no multiples of the stride, while the picture itself is taken whole."""
-    config = replace(LOW, padding=padding)
+    config = LOW.but(padding=padding)
     given = {"styles": STYLES, "style_masks": [masks_of(*STYLES[0].shape[:2], 1)[0], None]}
-    _, whole = evaluate(config.loss, config, networks["full"], (16, 16), **dict(given))
+    _, whole = evaluate(Evaluation(), config, networks["full"], (16, 16), **dict(given))
     sizes = []
 
     def counted_tiles(*args, **options):
@@ -216,17 +214,18 @@ def test_large_styles_by_tiles(x64, networks, monkeypatch, padding):
 
     monkeypatch.setattr(style_term, "tiled", counted_tiles)
     monkeypatch.setattr(style_term, "STYLE_TILE", 16)
-    _, found = evaluate(config.loss, config, networks["full"], (16, 16), **dict(given))
+    _, found = evaluate(Evaluation(), config, networks["full"], (16, 16), **dict(given))
     assert sizes == [16, 16] and difference(found, whole) < 1e-12
 
 
 @pytest.mark.slow
 def test_a_circular_style_is_cropped_to_the_stride(x64, networks):
     """As though it had been given so, whatever the rows beyond are."""
-    config = replace(LOW, padding="circular")
+    config = LOW.but(padding="circular")
     style, mask = STYLES[0], masks_of(*STYLES[0].shape[:2], 1)[0]  # 75x66 px, stride 4
+    run = partial(evaluate, Evaluation(), config, networks["full"], (16, 16))
     expected, *others = (
-        evaluate(config.loss, config, networks["full"], (16, 16), styles=[one], style_masks=[of])[1]
+        run(styles=[one], style_masks=[of])[1]
         for one, of in ((style[:72, :64], mask[:72, :64]), (style, mask), (style[:73], mask[:73]))
     )
     assert difference(others, [expected, expected]) == 0
@@ -235,7 +234,7 @@ def test_a_circular_style_is_cropped_to_the_stride(x64, networks):
 @pytest.mark.slow
 def test_tiles_of_a_slim_network(x64, networks):
     """Of its products: their sums with the bias have a count of the window's own positions."""
-    config = replace(LOW, content_layers=["relu2_2"], style_layers=["relu2_2"], padding="replicate")
+    config = LOW.but(content_layers=["relu2_2"], style_layers=["relu2_2"], padding="replicate")
     given = guidance(61, 70) | {"styles": STYLES, "again": True, "blend": None}
     assert error_of_tiles(config, networks["slim"], (61, 70), tile=16, **given) < 1e-12
 
@@ -244,7 +243,7 @@ def test_a_tile_as_large_as_the_picture_is_the_whole(x64, networks):
     """The same program."""
 
     def program(tile):
-        loss = make_loss(replace(LOW.loss, tile=tile))
+        loss = make_loss(LOW.loss, evaluation=Evaluation(tile=tile))
 
         def value(variables, image):
             targets = loss.targets(variables, image, [image], weights=loss_weights(LOW))
@@ -266,7 +265,7 @@ def test_pictures_of_a_batch_by_tiles(x64, networks):
     )
 
     def gradient(tile):
-        loss = make_loss(replace(LOW.loss, tile=tile))
+        loss = make_loss(LOW.loss, evaluation=Evaluation(tile=tile))
 
         def of_picture(variables, style, content, image, keep):
             weights = loss_weights(LOW)
@@ -292,7 +291,7 @@ def test_a_run_that_sees_luminance_only(x64, networks):
     content, style, image = as_float64([smooth_picture(61, 58, seed=i) for i in (1, 2, 3)])
     found = {}
     for tile in (16, "off"):
-        config = replace(LOW, color="luminance", tile=tile, convolution="direct")
+        config = LOW.but(color="luminance", tile=tile, convolution="direct")
         problem = make_problem(
             networks["full"], content, [style], config=config, optimizer=optax.sgd(1.0)
         )
@@ -305,7 +304,7 @@ def test_a_run_that_sees_luminance_only(x64, networks):
     assert difference(found[16], found["off"]) < 1e-12
 
 
-SMALL = replace(LOW, content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
+SMALL = LOW.but(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
 
 
 def test_a_halo_one_stride_too_small_is_found(x64, networks, monkeypatch):
@@ -328,9 +327,9 @@ def test_tiles_divided_among_devices(x64, networks, devices, size, count):
     assert error_of_tiles(SMALL, networks["full"], size, tile=16, **given) < 1e-12
 
 
-def temporary_bytes(config, variables, side):
+def temporary_bytes(evaluation, variables, side):
     """Temporary memory of loss and gradient of a square picture, compiled only."""
-    loss = make_loss(config)
+    loss = make_loss(SMALL.loss, evaluation=evaluation)
     image = jax.ShapeDtypeStruct((side, side, 3), np.float32)
     targets = jax.eval_shape(
         partial(loss.targets, weights=loss_weights(SMALL)), variables, image, [image]
@@ -351,11 +350,11 @@ def test_memory_is_that_of_a_tile():
         partial(init_variables, channels=(32, 32, 1, 1, 1)), jax.random.key(0)
     )
     tiled, whole, again = (
-        [temporary_bytes(structure, variables, side) for side in (256, 512)]
-        for structure in (
-            replace(SMALL.loss, tile=64),
-            SMALL.loss,
-            replace(SMALL.loss, tile=64, recompute_content=True),
+        [temporary_bytes(evaluation, variables, side) for side in (256, 512)]
+        for evaluation in (
+            Evaluation(tile=64),
+            Evaluation(),
+            Evaluation(tile=64, recompute_content=True),
         )
     )
     picture = 4 * 3 * (512**2 - 256**2)
@@ -369,7 +368,7 @@ def test_memory_is_that_of_a_tile():
 @pytest.mark.slow
 def test_tiles_of_real_pictures(vgg19_weights, images_folder, network):
     """With the real networks in float32."""
-    config = replace(Config(), convolution="direct")
+    config = Config().but(convolution="direct")
     content, style = (
         load_image(images_folder / name, size=512)
         for name in ("content/tubingen.jpg", "style/starry_night.jpg")
@@ -379,7 +378,7 @@ def test_tiles_of_real_pictures(vgg19_weights, images_folder, network):
     image = np.clip(content + noise, 0, 1).astype(np.float32)
 
     def evaluate(tile):
-        loss = make_loss(replace(config.loss, tile=tile))
+        loss = make_loss(config.loss, evaluation=Evaluation(tile=tile))
 
         @jax.jit
         def everything(variables, content, style, image):

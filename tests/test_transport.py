@@ -23,7 +23,7 @@ from nst_jax.weights import load_weights
 
 ROOT = Path(__file__).parents[1]
 PRESET = get_preset("wasserstein")
-LAYERS = tuple(name for name, _ in PRESET.config.style_layers)
+LAYERS = PRESET.config.loss.style_names
 EPS = 1e-4
 
 
