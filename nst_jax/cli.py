@@ -4,7 +4,10 @@ Only the standard library and tyro are imported here; what computes is imported 
 that needs it, so that ``--help`` answers at once.
 """
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nst_jax.allocator import keep_freed_memory
@@ -68,8 +71,21 @@ def main(arguments: list[str] | None = None) -> int:
     0 done; 1 diverged, with the best picture written; 2 bad input, or an output that cannot be
     written; 130 interrupted, 143 by SIGTERM.
     """
-    with lasting_errors(), end_on_signals():
+    with lasting_errors(), end_on_signals(), warnings_on_stderr():
         return _main(arguments)
+
+
+@contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Print what the library logs to standard error, a line each."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: print(f"nst-jax: {record.getMessage()}", file=sys.stderr)
+    logger = logging.getLogger("nst_jax")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _main(arguments: list[str] | None) -> int:

@@ -10,14 +10,14 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms
 
-from nst_jax.picture_samples import Samples
-
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 _SPACES = {b"GRAY": "grey", b"RGB ": "rgb", b"CMYK": "cmyk"}
 _MODES = {"grey": "L", "rgb": "RGB", "cmyk": "CMYK"}
 _MADE = (2025, 1, 1, 0, 0, 0)  # a fixed date, so that equal runs write equal files
 _STRIP = 2**22  # samples that are converted at once
+_SRGB_GAMMA = 0.45455
+_SRGB_CHROMATICITIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # white first
 
 
 @lru_cache
@@ -28,16 +28,42 @@ def srgb_profile() -> bytes:
     return bytes(profile)
 
 
-def to_srgb(samples: Samples) -> tuple[np.ndarray, str | None]:
+def profile_of(image: Image.Image) -> bytes | None:
+    """The ICC profile of a file, or one of a PNG's chunks gAMA and cHRM (W3C PNG, 11.3.2)."""
+    info = image.info
+    if info.get("icc_profile") or image.format != "PNG" or "srgb" in info or "gamma" not in info:
+        return info.get("icc_profile")
+    gamma, chromaticities = info["gamma"], info.get("chromaticity", _SRGB_CHROMATICITIES)
+    off = np.abs(np.subtract(chromaticities, _SRGB_CHROMATICITIES)).max()
+    if abs(gamma - _SRGB_GAMMA) < 0.001 and off < 0.002:  # which is how sRGB itself is told
+        return None
+    import imagecodecs  # only now: few pictures need it
+
+    white, primaries = list(chromaticities[:2]), list(chromaticities[2:])
+    try:
+        return imagecodecs.cms_profile(
+            "rgb", whitepoint=white, primaries=primaries, gamma=1 / gamma
+        )
+    except Exception:  # of numbers that are none
+        return b"damaged"
+
+
+def to_srgb(
+    values: np.ndarray, *, space: str, profile: bytes | None
+) -> tuple[np.ndarray, str | None]:
     """Colours as sRGB's.
 
     Without a profile grey and RGB are sRGB's, and CMYK is (1 - ink)(1 - black). A profile within a
     255th of sRGB counts as sRGB: the values stay exactly what they are.
 
+    Args:
+      values: ``[H, W, C]`` uint8, or float32 in [0, 1].
+      space: what the C channels are: grey (1), rgb (3) or cmyk (4, full ink is 1).
+      profile: the ICC profile of the values, or None.
+
     Returns:
       ``[H, W, 3]`` float32 in [0, 1], and a line for the person where the profile cannot be used.
     """
-    values, profile, space = samples.values, samples.profile, samples.space
     if profile is None:
         return _plain(values, space), None
     described = _SPACES.get(profile[16:20])

@@ -63,7 +63,7 @@ def load_labels(
       InputError: for a file that cannot be read, one of a single colour or of more than
         ``MAX_REGIONS``, or one that lacks a colour of ``colors``.
     """
-    pixels = _exact_colors(path).astype(np.int32)
+    pixels = np.rint(load_numbers(path).rgb * 255).astype(np.int32)  # also where transparent
     codes = pixels[..., 0] << 16 | pixels[..., 1] << 8 | pixels[..., 2]
     found = {(code >> 16, code >> 8 & 255, code & 255): code for code in np.unique(codes).tolist()}
     if len(found) > MAX_REGIONS:
@@ -157,11 +157,6 @@ def mask_aspect_note(path: str | Path, *, shape: tuple[int, int]) -> str | None:
 def _resize(mask: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
     """Scale ``[H, W]`` float32 to a shape by an antialiased bilinear filter, in float32."""
     return np.clip(resize_to(mask[..., None], shape=shape)[..., 0], 0, 1)
-
-
-def _exact_colors(path: str | Path) -> np.ndarray:
-    """A picture's colours ``[H, W, 3]`` uint8, also where it is transparent."""
-    return np.rint(load_numbers(path).rgb * 255).astype(np.uint8)
 
 
 def _name(color: Color) -> str:

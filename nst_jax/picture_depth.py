@@ -1,60 +1,289 @@
-"""Pictures that Pillow reads as less than they are: deep PNGs, and TIFFs of other than 8 bits.
+"""The samples of picture files, before their colours are those of sRGB.
 
-imagecodecs and tifffile decode them, and are imported only where they are needed. What they would
-allocate is bounded before: a TIFF's header may claim anything.
+Pillow reads most. Deep PPMs, deep PNGs, and TIFFs of other than 8 bits it would read as less than
+they are: imagecodecs and tifffile decode these, and are imported only where they are needed. What
+they would allocate is bounded before, for a TIFF's header may claim anything.
+
+Contract: 8-bit samples stay uint8, all deeper ones are float32 in [0, 1].
 """
 
-import logging
+import io
 import math
 import re
 import struct
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from itertools import islice
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
-from nst_jax.picture_lab import D50, lab_to_rgb
-from nst_jax.picture_samples import Samples, in_unit_range
+from nst_jax.color_profiles import profile_of
 
-_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# None, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard: of which tifffile bounds the output.
-_COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
-_WHITE_IS_0, _BLACK_IS_0, _RGB, _CMYK, _LAB = 0, 1, 2, 5, 8  # photometric interpretations
-_COLORS = {_WHITE_IS_0: 1, _BLACK_IS_0: 1, _RGB: 3, _CMYK: 4, _LAB: 3}
-_PREMULTIPLIED, _STRAIGHT = 1, 2  # what an extra sample is
-_MOST_SAMPLES = 16
+# Pillow's others it hands to other programs, or reads in part or not as they are meant.
+_READ = (
+    *("AVIF", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000"),
+    *("MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP"),
+)
+# Of whose pictures the first is a choice; an icon's or a layered file's first is the whole.
+_SERIES = ("AVIF", "DCX", "FLI", "GIF", "PNG", "TIFF", "WEBP")
+_RAW = "a camera's raw format"
+_REFUSED = (  # of which Pillow would read something
+    (rb"(?s)II\*\0.{4}CR|IIRO|IIRS|IIU\0|FUJIFILMCCD-RAW|.{4}ftypcrx ", _RAW),
+    (rb"P[Ff]\s", "a PFM"),
+)
+_FOREIGN = (
+    (rb"(?s).{4}ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC"),
+    (rb"%PDF-", "PDF"),
+    (rb"(?s)\s*<.*<svg|\s*<svg", "SVG"),
+    (rb"(%!PS|\xc5\xd0\xd3\xc6)", "PostScript"),
+    (rb"8BPS", "a PSD of more than 8 bits or of other colours than RGB"),
+    (rb"(\xff\x0a|\0\0\0\x0cJXL )", "JPEG XL"),
+)
+_SWAPPED = (5, 6, 7, 8)  # EXIF orientations of which a file's rows are columns
 
 
-def is_deep_png(image: Image.Image) -> bool:
-    """Whether it is a PNG of 16 bits, or one whose transparent grey Pillow takes for another."""
-    if not isinstance(image, PngImagePlugin.PngImageFile):
-        return False
-    assert image.fp is not None and image.png is not None
-    here = image.fp.tell()
-    image.fp.seek(24)
-    depth = image.fp.read(1)[0]
-    image.fp.seek(here)
-    return depth == 16 or (depth < 8 and image.mode != "P" and "transparency" in image.info)
+class Unread(ValueError):
+    """A file of a kind that is not read, damaged or not; the text says of which kind it is."""
 
 
-def png_samples(data: bytes, *, shape: tuple[int, int], profile: bytes | None) -> Samples:
-    """Samples of a PNG's bytes, with the depth that they have.
+class Samples(NamedTuple):
+    """A decoded picture in its file's own colour space.
 
-    Args:
-      data: the file.
-      shape: height and width, which have been checked.
-      profile: its ICC profile.
+    Attributes:
+      values: ``[H, W, C]`` uint8 or float32; not multiplied by alpha.
+      space: what the C channels are: grey (1), rgb (3) or cmyk (4, full ink is 1).
+      alpha: ``[H, W]`` float32 in [0, 1], or None.
+      profile: the ICC profile of the values, or None.
+    """
+
+    values: np.ndarray
+    space: Literal["grey", "rgb", "cmyk"]
+    alpha: np.ndarray | None = None
+    profile: bytes | None = None
+
+
+class Header(NamedTuple):
+    """A picture of which only the header is read yet.
+
+    Attributes:
+      stored: height and width, as ``read`` gives them.
+      orientation: how they are to be turned, a number of EXIF's.
+      several: whether the file holds more pictures after the first, which is meant.
+      read: reads the samples.
+    """
+
+    stored: tuple[int, int]
+    orientation: int
+    several: bool
+    read: Callable[[], Samples]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, upright."""
+        height, width = self.stored
+        return (width, height) if self.orientation in _SWAPPED else (height, width)
+
+    def decode(self) -> Samples:
+        """The samples, upright.
+
+        Raises:
+          Unread: for floats outside of [0, 1].
+          Exception: almost any, for a damaged file.
+        """
+        samples = self.read()
+        alpha = None if samples.alpha is None else upright(samples.alpha, self.orientation)
+        return samples._replace(values=upright(samples.values, self.orientation), alpha=alpha)
+
+
+def identify(file: BinaryIO) -> Header:
+    """Read the header of a picture; the file is to stay open until it is decoded.
 
     Raises:
-      ValueError, RuntimeError: for a damaged file.
+      Unread: for a kind that is known, but not read.
+      PIL.UnidentifiedImageError: for one that is not known.
+      PIL.Image.DecompressionBombError: for some that are far beyond Pillow's limit of pixels.
+      Exception: almost any, for a damaged file.
     """
+    head = file.read(4096)
+    file.seek(0)
+    _refuse(head, _REFUSED)
+    if (deep := _deep_ppm(file, head)) is not None:
+        return deep
+    try:
+        image = Image.open(file, formats=_formats())
+    except Image.UnidentifiedImageError:
+        if head[:4] in _TIFF_HEADS:  # Pillow knows few kinds
+            return _deep_tiff(file)
+        _refuse(head, _FOREIGN)
+        raise
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return _tiff(file, image)
+    return _other(file, image, head)
+
+
+def _refuse(head: bytes, kinds: tuple[tuple[bytes, str], ...]) -> None:
+    for pattern, kind in kinds:
+        if re.match(pattern, head):
+            raise Unread(kind)
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _READ if name in Image.OPEN)
+
+
+def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn ``[H, W, ...]`` as its EXIF orientation says; what is none leaves it as it is.
+
+    >>> upright(np.array([[1, 2], [3, 4]]), 6).tolist()
+    [[3, 1], [4, 2]]
+    """
+    array = array.swapaxes(0, 1) if orientation in _SWAPPED else array
+    array = array[::-1] if orientation in (3, 4, 7, 8) else array
+    array = array[:, ::-1] if orientation in (2, 3, 6, 7) else array
+    return np.ascontiguousarray(array)
+
+
+def _floats(values: np.ndarray) -> np.ndarray:
+    """Floats as float32, checked: of what is outside of [0, 1] it is not known what it means."""
+    values = values.astype(np.float32)
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+        raise Unread("a picture of floats outside of 0 to 1")
+    return values
+
+
+# What Pillow reads.
+
+
+def _other(file: BinaryIO, image: Image.Image, head: bytes) -> Header:
+    """The header of anything but a TIFF."""
+    if image.mode == "LAB":
+        raise Unread("a picture in Lab")
+    colors = Image.getmodebands(image.mode.removesuffix("A"))
+    if image.format == "PSD" and int.from_bytes(head[12:14]) > colors:
+        raise Unread("a PSD with an alpha channel or a saved selection")
+    read = partial(_pillow_samples, image)
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        # Of few bits Pillow takes transparent grey for another.
+        few = head[24] < 8 and image.mode != "P" and "transparency" in image.info
+        read = partial(_png_samples, file, image) if few or head[24] == 16 else read
+    return Header((image.height, image.width), _orientation(image), _is_series(image), read)
+
+
+def _tiff(file: BinaryIO, image: TiffImagePlugin.TiffImageFile) -> Header:
+    tags = image.tag_v2
+    # The first picture is a preview of what the sensor saw: subfile type, SubIFDs; DNG.
+    if (tags.get(254, 0) & 1 and 330 in tags) or 50706 in tags:
+        raise Unread(_RAW)
+    many = np.atleast_1d(tags.get(258, 1)).max() > 8
+    formats = set(np.atleast_1d(tags.get(339, 1)).tolist())
+    # Alpha that stands apart Pillow confuses.
+    apart = tags.get(284) == 2 and 338 in tags and tags.get(259, 1) in _COMPRESSIONS
+    if many or apart or formats != {1}:
+        return _deep_tiff(file)
+    if image.mode == "LAB":
+        raise Unread("a TIFF in Lab")
+    # Pillow turns the pixels itself, and has swapped the size if a tag asks for it, not XMP data.
+    swapped = ExifTags.Base.Orientation not in tags and _orientation(image) in _SWAPPED
+    shape = image.size if swapped else (image.height, image.width)
+    return Header(shape, 1, _is_series(image), partial(_pillow_samples, image))
+
+
+def _pillow_samples(image: Image.Image) -> Samples:
+    profile = profile_of(image)
+    image.load()
+    if image.mode == "I" or image.mode.startswith("I;16"):  # both hold 16 bits
+        return Samples(
+            _floats(np.asarray(image, np.float32) / 65535)[..., None], "grey", profile=profile
+        )
+    if image.mode == "CMYK":
+        return Samples(np.asarray(image), "cmyk", profile=profile)
+    grey = image.mode in ("1", "L", "LA", "La")
+    if not image.has_transparency_data:
+        values = np.asarray(image.convert("L" if grey else "RGB"))
+        values = values[..., None] if grey else values
+        return Samples(values, "grey" if grey else "rgb", profile=profile)
+    image = image.convert("LA") if image.mode == "La" else image
+    rgba = np.asarray(image.convert("RGBA"))
+    values = rgba[..., :1] if grey else rgba[..., :3]
+    alpha = rgba[..., 3] / np.float32(255)
+    return Samples(values, "grey" if grey else "rgb", alpha, profile)
+
+
+def _is_series(image: Image.Image) -> bool:
+    try:
+        return image.format in _SERIES and getattr(image, "is_animated", False)
+    except Exception:  # damaged behind the first picture
+        return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image of which only the header is read."""
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        _read_png_tail(image)
+    # Not the PNG's own method, which decodes the pixels.
+    return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+
+
+def _read_png_tail(image: PngImagePlugin.PngImageFile) -> None:
+    """Have the texts and EXIF data that stand behind a PNG's pixels in ``image.info``."""
+    stream, file = image.png, image.fp
+    assert stream is not None and file is not None  # until the pixels are decoded
+    here = file.tell()
+    file.seek(image.tile[0].offset - 8)
+    try:
+        while (chunk := stream.read())[0] != b"IEND":
+            name, start, length = chunk
+            if name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                stream.call(name, start, length)
+            file.seek(start + length + 4)  # behind the checksum
+    except (struct.error, SyntaxError, UnicodeDecodeError):  # cut off or damaged; Pillow stops, too
+        pass
+    file.seek(here)
+
+
+# PPMs of more than 8 bits.
+
+_COMMENT = rb"#[^\n]*\n"  # it goes on to its line's end
+_DEEP_PPM = re.compile(rb"(P[36])" + 3 * (rb"(?:\s|" + _COMMENT + rb")+(\d+)") + rb"\s")
+
+
+def _deep_ppm(file: BinaryIO, head: bytes) -> Header | None:
+    """The header of a PPM of numbers from 0 to 256 or more, or None for any other file."""
+    found = _DEEP_PPM.match(head)
+    if found is None or not 255 < int(found[4]) < 65536:
+        return None
+    width, height, top = (int(number) for number in found.groups()[1:])
+    count = 3 * height * width
+
+    def read() -> Samples:
+        data = file.read()[found.end() :]
+        if found[1] == b"P6":
+            values = np.frombuffer(data, ">u2", min(count, len(data) // 2))
+        else:
+            words = re.finditer(rb"\S+", re.sub(_COMMENT, b"\n", data))
+            values = np.fromiter((int(word[0]) for word in islice(words, count)), np.uint16)
+        if not count or len(values) < count:
+            raise ValueError("it is cut off")
+        values = np.minimum(values.reshape(height, width, 3) / np.float32(top), 1)
+        return Samples(values, "rgb")
+
+    return Header((height, width), 1, False, read)
+
+
+# PNGs of 16 bits, or of transparent grey of few.
+
+
+def _png_samples(file: BinaryIO, image: Image.Image) -> Samples:
     import imagecodecs
 
-    with quiet("imagecodecs"):  # libpng warns of an interlaced one, which is read right
-        values = imagecodecs.png_decode(b"".join(_pixel_chunks(data, shape=shape)))
+    file.seek(0)
+    shape = (image.height, image.width)
+    values = imagecodecs.png_decode(b"".join(_pixel_chunks(file.read(), shape=shape)))
     values = values[..., None] if values.ndim == 2 else values
     if values.shape[:2] != shape:
         raise ValueError("its size is not that of its header")
@@ -63,7 +292,7 @@ def png_samples(data: bytes, *, shape: tuple[int, int], profile: bytes | None) -
     scaled = values / np.float32(65535 if deep else 255)
     alpha = scaled[..., -1] if channels in (2, 4) else None
     colors = (scaled if deep else values)[..., : 1 if channels < 3 else 3]
-    return Samples(colors, "grey" if channels < 3 else "rgb", alpha, profile)
+    return Samples(colors, "grey" if channels < 3 else "rgb", alpha, profile_of(image))
 
 
 def _pixel_chunks(data: bytes, *, shape: tuple[int, int]) -> Iterator[bytes]:
@@ -79,123 +308,68 @@ def _pixel_chunks(data: bytes, *, shape: tuple[int, int]) -> Iterator[bytes]:
         start += length + 12
 
 
-class TiffHeader(NamedTuple):
-    """What is known of a TIFF before its pixels are decoded.
+# TIFFs of more than 8 bits, of floats, or with alpha that stands apart.
 
-    Attributes:
-      shape: height and width of the first page as stored.
-      orientation: the EXIF orientation.
-      pages: how many there are.
-    """
-
-    shape: tuple[int, int]
-    orientation: int
-    pages: int
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# None, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard: of which tifffile bounds the output.
+_COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
+_WHITE_IS_0, _BLACK_IS_0, _RGB, _CMYK = 0, 1, 2, 5  # photometric interpretations
+_COLORS = {_WHITE_IS_0: 1, _BLACK_IS_0: 1, _RGB: 3, _CMYK: 4}
+_PREMULTIPLIED, _STRAIGHT = 1, 2  # what an extra sample is
+_MOST_SAMPLES = 16
 
 
-def is_tiff(head: bytes) -> bool:
-    """Whether a file's first four bytes are a TIFF's."""
-    return head[:4] in _TIFF_HEADS
-
-
-def is_deep_tiff(image: Image.Image) -> bool:
-    """Whether Pillow has opened a TIFF that it would not give whole or right.
-
-    Such are those of more than 8 bits, of floats and of Lab; alpha that stands apart it confuses.
-    """
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return False
-    tags = image.tag_v2
-    many = np.atleast_1d(tags.get(258, 1)).max() > 8
-    formats = set(np.atleast_1d(tags.get(339, 1)).tolist())
-    apart = tags.get(284) == 2 and 338 in tags and tags.get(259, 1) in _COMPRESSIONS
-    return bool(many or apart or tags.get(262) == _LAB or formats != {1})
-
-
-def is_raw_tiff(image: TiffImagePlugin.TiffImageFile) -> bool:
-    """Whether its first picture is a preview of what a camera's sensor saw."""
-    tags = image.tag_v2
-    return (tags.get(254, 0) & 1 and 330 in tags) or 50706 in tags  # subfile type, SubIFDs; DNG
-
-
-def tiff_header(data: bytes) -> TiffHeader:
-    """The header of a TIFF's first page.
-
-    Raises:
-      ValueError and others: for a damaged file, and one of a kind that is not read.
-    """
+def _deep_tiff(file: BinaryIO) -> Header:
+    file.seek(0)
+    data = file.read()
     with _page(data) as (page, pages):
-        return TiffHeader((page.imagelength, page.imagewidth), _orientation(page), pages)
+        shape = (page.imagelength, page.imagewidth)
+        return Header(shape, _tiff_orientation(page), pages > 1, partial(_tiff_samples, data))
 
 
-def tiff_samples(data: bytes) -> Samples:
-    """Samples of a TIFF's first page, as stored; its number of pixels has been checked.
+@contextmanager
+def _page(data: bytes) -> Iterator[tuple[Any, int]]:
+    """A TIFF's first page, of a kind that can be read, and the number of pages."""
+    import tifffile
 
-    Raises:
-      ValueError and others: for a damaged file, and one of a kind that is not read.
-    """
+    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+        page = tiff.pages.first
+        _check_kind(page)
+        yield page, len(tiff.pages)
+
+
+def _check_kind(page: Any) -> None:
+    colors = _COLORS.get(page.photometric)
+    if colors is None:
+        raise Unread(f"a TIFF in {getattr(page.photometric, 'name', 'unknown colours')}")
+    if page.compression not in _COMPRESSIONS:
+        name = getattr(page.compression, "name", "unknown")
+        raise Unread(f"a TIFF of more than 8 bits with the compression {name}")
+    if not colors <= page.samplesperpixel <= _MOST_SAMPLES or page.imagedepth != 1:
+        raise ValueError(f"it has {page.samplesperpixel} samples a pixel: expected {colors}")
+    if not isinstance(page.bitspersample, int) or page.dtype is None:
+        raise ValueError("its samples are of different or unknown types")
+    if page.dtype.kind != "f" and not (page.dtype.kind in "bu" and page.bitspersample <= 16):
+        raise Unread(f"a TIFF of numbers of type {page.dtype}, whose range is not known")
+
+
+def _tiff_orientation(page: Any) -> int:
+    """A page's orientation by its tag, or else by its XMP data."""
+    tag = page.tags.valueof(274)
+    if tag is not None:
+        return int(tag)
+    xmp = page.tags.valueof(700)
+    found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', bytes(xmp or b""))
+    return int(found[1]) if found else 1
+
+
+def _tiff_samples(data: bytes) -> Samples:
     with _page(data) as (page, _):
         _check_segments(page, data)
         # [planes, depth 1, height, width, samples of a plane]
         values = page.asarray(squeeze=False, maxworkers=1)
         values = np.moveaxis(values[:, 0], 0, -2).reshape(*values.shape[2:4], -1)
         return _tiff_colors(page, values)
-
-
-@contextmanager
-def _page(data: bytes) -> Iterator[tuple[Any, int]]:
-    """A TIFF's first page, of a kind that can be read, and the number of pages."""
-    import io
-
-    import tifffile
-
-    with quiet("tifffile"), tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages.first
-        _check_kind(page)
-        yield page, len(tiff.pages)
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Drop what a logger is told by this thread: the error that follows says it."""
-    thread = threading.get_ident()
-
-    def of_others(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    logger = logging.getLogger(name)
-    logger.addFilter(of_others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(of_others)
-
-
-def _check_kind(page: Any) -> None:
-    colors = _COLORS.get(page.photometric)
-    if colors is None:
-        raise ValueError(f"TIFFs of {_name(page.photometric)} are not read: save it as RGB")
-    if page.compression not in _COMPRESSIONS:
-        raise ValueError(
-            f"TIFFs of this depth are not read with the compression {_name(page.compression)}: "
-            "save it with LZW or none"
-        )
-    if not colors <= page.samplesperpixel <= _MOST_SAMPLES or page.imagedepth != 1:
-        raise ValueError(f"it has {page.samplesperpixel} samples a pixel: expected {colors}")
-    if not isinstance(page.bitspersample, int) or page.dtype is None:
-        raise ValueError("its samples are of different or unknown types")
-    kind, bits = page.dtype.kind, page.bitspersample
-    if not (kind in "bu" and bits <= 16) and kind != "f":
-        raise ValueError(
-            f"it has numbers of type {page.dtype}, of a range that is not known: expected 8 or 16 "
-            "bits, or floats from 0 to 1"
-        )
-    if page.photometric == _LAB and (kind, bits) not in (("u", 8), ("u", 16)):
-        raise ValueError("of Lab only 8 and 16 bits are read: save it as RGB")
-
-
-def _name(number: Any) -> str:
-    return str(getattr(number, "name", number))
 
 
 def _check_segments(page: Any, data: bytes) -> None:
@@ -213,15 +387,8 @@ def _check_segments(page: Any, data: bytes) -> None:
 
 def _tiff_colors(page: Any, values: np.ndarray) -> Samples:
     colors = _COLORS[page.photometric]
-    if page.photometric == _LAB:
-        lightness = values[..., :1] * np.float32(100 / (2**page.bitspersample - 1))
-        signed = np.dtype(f"i{values.itemsize}")
-        ab = values[..., 1:3].copy().view(signed) / np.float32(2 ** (page.bitspersample - 8))
-        white = page.tags.valueof(318)
-        white = D50 if white is None else (white[0] / white[1], white[2] / white[3])
-        return Samples(lab_to_rgb(np.concatenate([lightness, ab], axis=-1), white=white), "rgb")
     if values.dtype.kind == "f":
-        values = in_unit_range(values)
+        values = _floats(values)
     else:
         values = values / np.float32(2**page.bitspersample - 1)
     if page.photometric == _WHITE_IS_0:
@@ -239,13 +406,3 @@ def _tiff_colors(page: Any, values: np.ndarray) -> Samples:
     profile = page.tags.valueof(34675)
     space = "grey" if colors == 1 else "rgb" if colors == 3 else "cmyk"
     return Samples(colored, space, alpha, bytes(profile) if profile else None)
-
-
-def _orientation(page: Any) -> int:
-    """A page's orientation by its tag, or else by its XMP data."""
-    tag = page.tags.valueof(274)
-    if tag is not None:
-        return int(tag)
-    xmp = page.tags.valueof(700)
-    found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', bytes(xmp or b""))
-    return int(found[1]) if found else 1

@@ -1,17 +1,25 @@
 """Writing pictures: PNG, JPEG, WebP and TIFF in sRGB, with what is known of their making.
 
-The path ``-`` is standard output, to which a PNG is written.
+A PNG has each text of its making in a chunk of its own. In the other formats the text "Software" is
+the EXIF (TIFF) tag of that name, and all others are a JSON object in the tag ImageDescription. The
+path ``-`` is standard output, to which a PNG is written.
 """
 
 import io
+import json
+import struct
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import ExifTags, Image, PngImagePlugin
 
+from nst_jax.color_profiles import srgb_profile
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
-from nst_jax.picture_encoding import encode
 from nst_jax.standard_streams import STANDARD, check_standard_output, write_standard_output
 
 FORMATS = {
@@ -26,6 +34,9 @@ _DEEP = ("PNG", "TIFF")
 _LOSSY = ("JPEG", "WEBP")
 # Pixels that a side may have; PNG and TIFF hold more than any device computes.
 _LARGEST_SIDES = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}
+_SOFTWARE = "Software"
+_JPEG_SEGMENT = 65_533  # bytes that a JPEG's EXIF data may have
+_AFTER_HEADER = 33  # a PNG's signature and its first chunk
 
 
 def to_uint8(image) -> np.ndarray:
@@ -122,9 +133,7 @@ def save_image(
         writes a PNG to standard output.
       image: ``[H, W, 3]``; values are clipped to [0, 1] and rounded to the nearest of the depth.
       alpha: ``[H, W]`` in [0, 1].
-      metadata: texts, which ``picture_encoding.read_texts`` reads again. They are a PNG's text
-        chunks; in other formats one named Software is the EXIF (TIFF) tag of that name, and all
-        others are a JSON object in the tag ImageDescription. A JPEG has room for less than 64 KB of
+      metadata: texts, which ``read_texts`` reads again. A JPEG has room for less than 64 KB of
         them: of more, only Software is written.
       bit_depth: bits a channel, 8 or 16; 16 for PNG and TIFF.
       quality: 1 to 100, for JPEG (by default 95) and WebP (by default lossless).
@@ -139,15 +148,120 @@ def save_image(
     pixels = to_integers(image)
     if alpha is not None:
         pixels = np.concatenate([pixels, to_integers(alpha)[..., None]], axis=-1)
-    texts = dict(metadata or {})
+    data = encode(pixels, format=_format(path), texts=dict(metadata or {}), quality=quality)
     if path == STANDARD:
-        buffer = io.BytesIO()
-        encode(buffer, pixels, format="PNG", texts=texts, quality=None)
-        write_standard_output(buffer.getvalue())
+        write_standard_output(data)
         return
     with atomic_write(path) as temporary:
-        encode(temporary, pixels, format=_format(path), texts=texts, quality=quality)
+        temporary.write_bytes(data)
 
 
 def _format(path: Path) -> str:
     return "PNG" if path == STANDARD else FORMATS[path.suffix.lower()]
+
+
+def encode(
+    pixels: np.ndarray, *, format: str, texts: Mapping[str, str], quality: int | None = None
+) -> bytes:
+    """A file's bytes, with the profile of sRGB and texts.
+
+    Args:
+      pixels: ``[H, W, 3 or 4]`` uint8, or uint16 for PNG and TIFF.
+      format: PNG, JPEG, WEBP or TIFF.
+      texts: as ``save_image``'s metadata.
+      quality: of JPEG and WebP, or None.
+    """
+    if pixels.dtype == np.uint16:
+        return (_deep_png if format == "PNG" else _deep_tiff)(pixels, texts)
+    options: dict[str, Any] = {}
+    if format == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        for key, text in texts.items():
+            options["pnginfo"].add_itxt(key, text)
+    elif format == "TIFF":
+        software, description = _split(texts)
+        given = {"software": software, "description": description}
+        options = {name: text for name, text in given.items() if text is not None}
+        options["compression"] = "tiff_lzw"
+    elif format == "JPEG":
+        options = {"exif": _exif(texts, most=_JPEG_SEGMENT), "subsampling": 0}
+        options["quality"] = 95 if quality is None else quality
+    else:
+        options = {"lossless": True} if quality is None else {"quality": quality}
+        options["exif"] = _exif(texts)
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    image.save(buffer, format=format, icc_profile=srgb_profile(), **options)
+    return buffer.getvalue()
+
+
+def _split(texts: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The text of the tag Software, and that of ImageDescription for all others."""
+    others = {key: text for key, text in texts.items() if key != _SOFTWARE}
+    return texts.get(_SOFTWARE), json.dumps(others) if others else None
+
+
+def _exif(texts: Mapping[str, str], *, most: int | None = None) -> bytes:
+    """EXIF data of texts, without the long one where there is no room for it."""
+    software, description = _split(texts)
+    exif = Image.Exif()
+    if software is not None:
+        exif[ExifTags.Base.Software] = software
+    if description is not None:
+        exif[ExifTags.Base.ImageDescription] = description
+        if most is not None and len(exif.tobytes()) > most:
+            del exif[ExifTags.Base.ImageDescription]
+    return exif.tobytes() if len(exif) else b""
+
+
+def _deep_png(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
+    import imagecodecs
+
+    data = imagecodecs.png_encode(np.ascontiguousarray(pixels))
+    # It has no option for profile and texts, whose chunks come before the pixels.
+    chunks = _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(srgb_profile()))
+    for key, text in texts.items():
+        chunks += _chunk(b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + text.encode())
+    return b"".join([data[:_AFTER_HEADER], chunks, data[_AFTER_HEADER:]])
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _deep_tiff(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
+    import tifffile
+
+    buffer = io.BytesIO()
+    software, description = _split(texts)
+    tifffile.imwrite(
+        buffer,
+        np.ascontiguousarray(pixels),
+        photometric="rgb",
+        planarconfig="contig",
+        extrasamples=["unassalpha"] if pixels.shape[-1] == 4 else None,
+        compression="adobe_deflate",
+        predictor=True,
+        iccprofile=srgb_profile(),
+        description=description,
+        software=software or False,
+        metadata=None,
+    )
+    return buffer.getvalue()
+
+
+def read_texts(path: str | Path) -> dict[str, str]:
+    """The texts that ``save_image`` has written with a picture; its pixels are not decoded.
+
+    Raises:
+      OSError, ValueError and others: for a file that is no picture, or damaged.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "TIFF")) as image:
+            if image.format == "PNG":
+                return {str(key): text for key, text in image.info.items() if isinstance(text, str)}
+            exif = Image.Image.getexif(image)
+    texts = json.loads(exif.get(ExifTags.Base.ImageDescription, "{}"))
+    software = exif.get(ExifTags.Base.Software)
+    return texts | ({} if software is None else {_SOFTWARE: software})

@@ -57,10 +57,8 @@ LEVELS = [
     {"fetch"},
     {"weights", "verify"},
     {"activation_scale"},
-    {"picture_samples", "picture_lab"},
-    {"picture_netpbm", "picture_decoding", "picture_depth", "color_profiles"},
-    {"picture_files", "picture_encoding"},
-    {"picture_output"},
+    {"color_profiles"},
+    {"picture_depth", "picture_output"},
     {
         "images",
         "report",

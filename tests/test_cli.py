@@ -761,7 +761,7 @@ class TestBadInput:
     @pytest.mark.parametrize("role", ["content", "style", "init"])
     def test_pictures_of_too_many_pixels(self, refused, role):
         save_image("large.png", smooth_picture(48, 64, seed=5))
-        message = "large.png has 0.003072 megapixels: expected at most 0.003; .*--max-megapixels 1"
+        message = "large.png has 0.003072 megapixels: expected at most 0.003; .*max_megapixels to 1"
         refused(message, max_megapixels=0.003, **{role: "large.png"})
 
     @pytest.mark.parametrize("options, message", BAD_OPTIONS)

@@ -665,7 +665,10 @@ BAD_REGIONS = [
     ),
     (dict(animation="labels.gif", overwrite=True, labels="labels.gif"), "labels.gif is an input"),
     *(
-        (dict(max_megapixels=0.003, **options), "large.png has 0.003072 megapixels: .*megapixels 1")
+        (
+            dict(max_megapixels=0.003, **options),
+            "large.png has 0.003072 megapixels: .*megapixels to 1",
+        )
         for options in (
             dict(content_mask="left.png large.png"),
             dict(style_mask="top.png large.png"),

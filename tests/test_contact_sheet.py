@@ -166,11 +166,11 @@ class TestTexts:
         assert ink[0] == pytest.approx(ink[1], rel=0.02)
         assert (1 - text).sum() == pytest.approx(ink[0], rel=0.05)
 
-    def test_pillows_limit_of_files_does_not_hold(self, monkeypatch):
+    def test_pillows_limit_of_files_does_not_hold(self):
         shown, options = pictures(2, 20, 30), {"labels": ["one", "two"], "columns": 2}
         expected = contact_sheet(shown, title=LONG, **options)
         for limit in (10, None):
-            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            Image.MAX_IMAGE_PIXELS = limit
             np.testing.assert_array_equal(contact_sheet(shown, title=LONG, **options), expected)
             assert Image.MAX_IMAGE_PIXELS == limit
 

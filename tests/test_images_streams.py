@@ -14,10 +14,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nst_jax import cli, job, picture_output, standard_streams
+from nst_jax import cli, job, standard_streams
 from nst_jax.cli import main
 from nst_jax.images import load_image, load_picture, save_image
-from nst_jax.picture_encoding import read_texts
+from nst_jax.picture_output import read_texts
 from nst_jax.standard_streams import standard_input
 
 SHALLOW = ["--style-layers", "relu1_1", "--content-layers", "relu1_1"]
@@ -107,10 +107,11 @@ class TestStandardInput:
         monkeypatch.setattr(sys, "stdin", stream)
         refused(run(*stylize("-")), "standard input is a terminal")
 
-    def test_is_endless(self, run, given, monkeypatch):
-        monkeypatch.setattr(standard_streams, "MOST_BYTES", 1000)
-        given(bytes(2000))
-        refused(run(*stylize("-")), "standard input holds over")
+    def test_is_endless(self, run, monkeypatch):
+        endless = SimpleNamespace(read=bytes)  # zeros, as many as are asked for
+        stream = SimpleNamespace(buffer=endless, closed=False, isatty=lambda: False)
+        monkeypatch.setattr(sys, "stdin", stream)
+        refused(run(*stylize("-")), "standard input holds over 1 GiB")
 
     def test_has_as_many_pixels_as_it_may(self, run, given, desk):
         given((desk / "content.png").read_bytes())
@@ -190,7 +191,7 @@ class TestStandardOutput:
         assert process.returncode == 2
 
     def test_that_is_none_is_told(self, run, monkeypatch):
-        monkeypatch.setattr(standard_streams.sys, "stdout", None)
+        monkeypatch.setattr(sys, "stdout", None)
         with pytest.raises(standard_streams.InputError, match="standard output is closed"):
             standard_streams.check_standard_output()
 
@@ -248,6 +249,15 @@ class TestNames:
         (desk / "a.jpg").rename("a.png")
         assert run(*stylize("a.png"))[0] == 0
 
+    def test_what_is_told_of_a_picture(self, run, desk):
+        frames = [Image.new("L", (24, 24), 90 * index) for index in range(3)]
+        frames[0].save("film.gif", save_all=True, append_images=frames[1:])
+        (desk / "style.png").write_bytes(b"no picture")
+        code, _, err = run(*stylize("film.gif"))
+        told, error = err.splitlines()
+        assert code == 2 and error.startswith("nst-jax: error: style.png is no picture")
+        assert told == "nst-jax: film.gif holds several pictures: the first is read"
+
     def test_a_device_is_no_picture(self, run):
         refused(run(*stylize("/dev/zero")), "/dev/zero is no regular file", "- for standard input")
 
@@ -288,22 +298,27 @@ class TestFlags:
             (dict(output="a.jpg", quality=0), "quality is 0: expected 1 to 100"),
         ],
     )
-    def test_what_a_format_cannot_do_is_refused_at_first(self, run, monkeypatch, options, message):
-        monkeypatch.setattr("nst_jax.stylize_command.load_picture", lambda *_, **__: 1 / 0)
-        refused(run(*stylize(**options)), message)
+    def test_what_a_format_cannot_do_is_refused_at_first(self, run, options, message):
+        refused(run(*stylize("missing.png", **options)), message)  # before any picture is read
 
-    @pytest.mark.parametrize("options", [{"output": "a.webp"}, {"animation": "a.gif"}])
+    @pytest.mark.parametrize(
+        "outputs, most",
+        [(["-o", "a.webp"], 16_383), (["-o", "a.png", "--animation", "a.gif"], 65_535)],
+    )
     @pytest.mark.parametrize("command", ["stylize", "texture", "reconstruct"])
-    def test_a_side_that_a_format_cannot_have(self, run, desk, monkeypatch, command, options):
-        monkeypatch.setattr(picture_output, "_LARGEST_SIDES", {".webp": 31, ".gif": 31})
-        monkeypatch.setattr(job, "obtain_weights", None)  # not called
-        line = stylize(**options)
-        if command == "texture":
-            line = ["texture", "style.png", *line[4:-2]]
-        if command == "reconstruct":
-            line = ["reconstruct", "content.png", "--layer", "relu1_1", *line[4:-4]]
+    def test_a_side_that_a_format_cannot_have(self, run, desk, command, outputs, most):
+        save_image("line.png", np.zeros((1, 4096, 3)))
+        size = [str(most + 1)]
+        words = {
+            "stylize": ["line.png", "--style", "line.png", *SHALLOW],
+            "texture": ["style.png", "--style-size", "32", "--style-layers", "relu1_1"],
+            "reconstruct": ["line.png", "--layer", "relu1_1"],
+        }[command]
+        size += ["8"] if command == "texture" else []
+        line = [command, *words, *outputs, "--size", *size]
         before = sorted(desk.iterdir())
-        refused(run(*line), " px, and a side of a ", " has at most 31: ", "choose a smaller size")
+        told = f" px, and a side of a {Path(outputs[-1]).suffix} has at most {most}: "
+        refused(run(*line), told, "choose a smaller size")
         assert sorted(desk.iterdir()) == before
 
     def test_of_batch(self, run, desk):

@@ -454,7 +454,7 @@ class TestFaults:
         def fail(*arguments, format, **options):
             if format == "WEBP":
                 raise ValueError("encoding error 5:\nof 16384 pixels")
-            encode(*arguments, format=format, **options)
+            return encode(*arguments, format=format, **options)
 
         encode = picture_output.encode
         monkeypatch.setattr(picture_output, "encode", fail)
