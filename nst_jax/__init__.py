@@ -9,24 +9,33 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nst_jax.batch import stylize_batch
+    from nst_jax.choices import Execution
     from nst_jax.config import Config, LossConfig
     from nst_jax.convolution import prepare_kernels
     from nst_jax.errors import InputError
     from nst_jax.images import load_image, save_image
+    from nst_jax.loop import Callback, Progress
     from nst_jax.losses import content_loss, gram_matrix, style_loss
     from nst_jax.objective import loss_weights, make_loss
     from nst_jax.optimizers import make_optimizer
     from nst_jax.presets import PRESETS, get_preset
+    from nst_jax.problem import Custom
     from nst_jax.solver import make_solver, run
     from nst_jax.threads import set_threads
-    from nst_jax.transfer import stylize
-    from nst_jax.types import Loss
+    from nst_jax.transfer import Result, stylize
+    from nst_jax.types import Guidance, Loss
     from nst_jax.variation import total_variation
     from nst_jax.vgg import VGG19, features
     from nst_jax.weights import find_weights, load_weights, save_weights
 
 _HOMES = {
+    "Callback": "loop",
     "Config": "config",
+    "Custom": "problem",
+    "Execution": "choices",
+    "Guidance": "types",
+    "Progress": "loop",
+    "Result": "transfer",
     "LossConfig": "config",
     "InputError": "errors",
     "load_image": "images",
@@ -55,11 +64,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "Callback",
     "Config",
+    "Custom",
+    "Execution",
+    "Guidance",
     "InputError",
     "Loss",
     "LossConfig",
     "PRESETS",
+    "Progress",
+    "Result",
     "VGG19",
     "content_loss",
     "features",

@@ -10,12 +10,12 @@ from typing import Any
 from nst_jax.batch_inputs import Item
 from nst_jax.batch_options import Batch, ProcessOptions
 from nst_jax.batch_records import BatchJob, job_fingerprint
-from nst_jax.checkpoint_folder import check_checkpoints
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder
 from nst_jax.images import picture_shape
 from nst_jax.inputs import check_shape
+from nst_jax.job_checkpoint import check_checkpoints
 from nst_jax.job_inputs import check_preset_fits, check_seed, check_size
 from nst_jax.lanes import check_single
 from nst_jax.manifest import picture_record
@@ -52,11 +52,11 @@ def check_options(options: Batch, *, resumed: bool) -> None:
         )
     if options.processes.distributed and options.checkpoint is not None:
         raise InputError(
-            "--checkpoint is for one process; of several each makes again only the pictures that "
-            "it was at: leave it out"
+            "--checkpoint is for one process; started again, several make what is missing by "
+            "themselves: leave it out"
         )
     overwrite = options.run.overwrite or resumed
-    check_checkpoints(options.checkpoint, options.checkpoint_every, overwrite=overwrite)
+    check_checkpoints(options.checkpoint, None, overwrite=overwrite)
 
 
 def check_blending(

@@ -1,64 +1,71 @@
 """The work of the command ``batch``: pictures are read ahead, computed together, written behind."""
 
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, groupby, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from nst_jax.batch import follows_content, problem_maker
-from nst_jax.batch_checkpoint import Composition, Save
 from nst_jax.batch_inputs import Item
-from nst_jax.batch_records import BatchJob, Loaded, job_fingerprint, leave_out, make_records, write
-from nst_jax.batch_width import AT_MOST, choose_width, even_width, half_width, tell
-from nst_jax.checkpoint_records import saving_times
-from nst_jax.choices import Choice
+from nst_jax.batch_records import BatchJob, Loaded, Made, job_fingerprint, leave_out, write
+from nst_jax.batch_width import AT_MOST, choose_width, even_width, half_width, tell_of_width
+from nst_jax.choices import Execution
 from nst_jax.errors import InputError
 from nst_jax.images import load_picture
-from nst_jax.inputs import check_pictures
-from nst_jax.job_plan import explained, is_out_of_memory
-from nst_jax.job_records import recovered_words
+from nst_jax.inputs import check_inputs
 from nst_jax.lane_memory import picture_memory
-from nst_jax.lane_plans import Lane
-from nst_jax.lanes import stylize_lanes
+from nst_jax.lane_plans import Element
+from nst_jax.lane_solver import OF_CONTENT
+from nst_jax.lanes import each_result, run_batch
 from nst_jax.loop import Progress
 from nst_jax.memory import free_bytes, own_memory
+from nst_jax.messages import tell
 from nst_jax.parallel import make_mesh
-from nst_jax.position import Position
 from nst_jax.problem import Problem
-from nst_jax.transfer import Result
+from nst_jax.smaller_ways import explaining, may_gain_alone, once_more_alone, with_fallback
+from nst_jax.transfer import run_inputs
+from nst_jax.types import Guidance
 
 AHEAD_PIXELS = 2**25  # that are read before they are needed: 0.4 GB
 KEPT_STYLES = 64  # style pictures and Gram matrices that stay in memory
 WRITERS = 4
 
+Sizes = Mapping[Item, tuple[int, int]]
+Fail = Callable[[Item, InputError], None]
 
-class Keeping(NamedTuple):
-    """The checkpoints of a job.
+
+class Prepared(NamedTuple):
+    """A picture to make, read, and what is computed of it."""
+
+    loaded: Loaded
+    problem: Problem
+
+
+class Watch(NamedTuple):
+    """What looks on while pictures are computed.
 
     Attributes:
-      save: writes one, or None.
-      every: at how many steps; None by the clock.
-      first: what to begin with.
+      show: called with the number of pictures done of those that are computed, also in fractions.
+      asked: gives the signal that asked to stop, or None.
+      fail: called with a picture that cannot be made, and why.
     """
 
-    save: Save | None
-    every: int | None
-    first: Composition
+    show: Callable[[float], None]
+    asked: Callable[[], int | None]
+    fail: Fail
 
 
 def run_job(
     job: BatchJob,
-    sizes: Mapping[Item, tuple[int, int]],
+    sizes: Sizes,
     *,
     show: Callable[[float], None],
     asked: Callable[[], int | None],
-    keeping: Keeping,
 ) -> Counter[str]:
     """Make the pictures, those of one size after another together.
 
@@ -67,7 +74,6 @@ def run_job(
       sizes: the pictures and their heights and widths, those of one size after another.
       show: called with the number of pictures done, also in fractions.
       asked: gives the signal that asked to stop, or None; called between chunks of steps.
-      keeping: checkpoints, if any.
 
     Returns:
       How many pictures ended how: "done", "diverged", "failed"; "stopped" is 1 if the job was.
@@ -76,168 +82,39 @@ def run_job(
       InputError: where the memory does not suffice, and where results cannot be written.
     """
     tally: Counter[str] = Counter()
-    free: int | None = None
-    process: int | None = None
-    devices = jax.local_devices()
-    several = len(devices) > 1
-    sizes, begun = begun_first(job, sizes, keeping.first)
-    known: dict[tuple[int, ...], Choice] = {}
-    if begun and keeping.first.position is not None:  # or other memory would make it another run
-        known = {(*next(iter(sizes.values())), 3): keeping.first.position.choice}
-    make = problem_maker(
-        job.weights.variables,
-        config=job.config,
-        blend=job.blend,
-        mesh=make_mesh(devices) if several else None,
-        keep=KEPT_STYLES,
-        known=known,
-    )
-    counts = Counter(sizes.values())
-    shared = job.same_styles and not follows_content(job.config)
 
     def fail(item: Item, error: InputError) -> None:
         leave_out(job, item, error)
         tally["failed"] += 1
 
-    def readable(results: Iterable[tuple[Item, Future[Loaded]]]) -> Iterator[Loaded]:
-        for item, future in results:
-            try:
-                loaded = future.result()
-                if loaded.content.shape[:2] != sizes[item]:
-                    words = "has another size than at the start of the batch: run again for it"
-                    raise InputError(f"{item.content} {words}")
-            except InputError as error:
-                fail(item, error)
-            else:
-                yield loaded
-
-    def with_problems(group: Iterable[Loaded]) -> Iterator[tuple[Loaded, Problem]]:
-        for loaded in group:
-            with explaining(loaded.content.shape):
-                try:
-                    problem = make(loaded.content, loaded.styles)
-                except InputError as error:
-                    fail(loaded.item, error)
-                    continue
-            yield loaded, problem
-
-    keep = saving_times(keeping.every)
-
-    def compute(batch: Sequence[tuple[Loaded, Problem]], *, width: int) -> Result:
-        key, jobs = jax.random.key(job.seed), tuple(loaded.job for loaded, _ in batch)
-
-        def callback(progress: Progress) -> bool:
-            show(sum(tally.values()) + len(batch) * progress.step / progress.steps)
-            stop = asked() is not None
-            if keeping.save and progress.position:
-                write = partial(save, progress.position)
-                keep(write, step=progress.step, last=stop or progress.step == progress.steps)
-            return not stop
-
-        def save(position: Callable[[], Position]) -> bool:
-            assert keeping.save is not None
-            return keeping.save(Composition(jobs, width, position()))
-
-        first = keeping.first
-        result = stylize_lanes(
-            [Lane(problem, job.config, key) for _, problem in batch],
-            mesh=make_mesh(devices[:width]) if several else None,
-            width=width,
-            distinct=("content", "picture") if shared else ("content", "picture", "style"),
-            callback=callback,
-            callback_every=keeping.every,
-            position=first.position if (jobs, width) == first[:2] else None,
-        )
-        return jax.device_get(result)  # here, where too little memory is seen to
-
-    if keeping.save and not keeping.first.jobs:
-        keeping.save(keeping.first)
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writers:
-        writes: deque[Future[None]] = deque()
-        largest = max(height * width for height, width in counts)
-        ahead = min(AT_MOST, max(2, AHEAD_PIXELS // largest))
-        read = readable(read_ahead(list(sizes), partial(read_item, job), reader, ahead=ahead))
+    watch = Watch(lambda part: show(sum(tally.values()) + part), asked, fail)
+    with ThreadPoolExecutor(1) as reader, written_behind(job) as write_one:
         try:
-            for shape, group in groupby(read, key=lambda loaded: loaded.content.shape):
-                waiting = with_problems(group)
-                first = next(waiting, None)
-                if first is None:
-                    continue
-                # Measured once: what a run has freed stays with the process, and serves the next.
-                free = free_bytes(devices[0]) if free is None else free
-                process = own_memory() if process is None else process
-                with explaining(shape):
-                    memory = picture_memory(first[1], free=free)
-                most = choose_width(job, memory, shape=shape, devices=devices, free=free)
-                width = even_width(most, count=counts[shape[:2]])
-                if memory is not None:
-                    room = {"free": free, "process": process}
-                    tell(first[1], memory, width=width, devices=devices, **room)
-                waiting = chain([first], waiting)
-                while batch := list(islice(waiting, begun or width)):
-                    # What was begun before goes on as it was, whatever has room now.
-                    most, begun = keeping.first.width if begun else width, 0
-                    if tally["done"] + tally["diverged"] and asked() is not None:
-                        tally["stopped"] = 1  # at the last step of the batch before
-                        return tally
-                    try:
-                        result = compute(batch, width=most)
-                    except jax.errors.JaxRuntimeError as error:
-                        width = half_width(width, devices=devices)
-                        if not width or not is_out_of_memory(error):
-                            raise explained(error, width=shape[1], height=shape[0]) from None
-                        free, waiting = free and free // 2, chain(batch, waiting)
-                        print(f"nst-jax: out of memory, going on by {width}", file=sys.stderr)
-                        continue
-                    if "stopped" in result.status:
-                        tally["stopped"] = 1
-                        return tally
-                    for (loaded, _), often in zip(batch, result.recoveries):
-                        if often:
-                            words = f"{loaded.item.output.name}: {recovered_words(often)}"
-                            print(f"nst-jax: {words}", file=sys.stderr)
-                    records = make_records(job, [loaded for loaded, _ in batch], result)
-                    for (loaded, _), image, record in zip(batch, result.image, records):
-                        writes.append(writers.submit(write, job, loaded, image, record))
-                    tally.update(result.status)
-                    while len(writes) > 2 * width:
-                        writes.popleft().result()
-            return tally
+            loaded = read(job, sizes, reader, fail=fail)
+            for made in compute(job, loaded, sizes, watch=watch):
+                write_one(made)
+                tally[made.result.status] += 1
         finally:
             reader.shutdown(wait=False, cancel_futures=True)
-            for future in writes:
-                future.result()
+    if sum(tally.values()) < len(sizes):
+        tally["stopped"] = 1
+    return tally
 
 
-@contextmanager
-def explaining(shape: tuple[int, ...]) -> Iterator[None]:
-    """Make errors of the input of those of too little memory for a picture."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        raise explained(error, width=shape[1], height=shape[0]) from None
-
-
-def begun_first(
-    job: BatchJob, sizes: Mapping[Item, tuple[int, int]], first: Composition
-) -> tuple[Mapping[Item, tuple[int, int]], int]:
-    """The pictures to make with those that were begun before in front, and how many these are.
-
-    Where the files of one of them are others now, all begin anew.
-    """
-    if not first.jobs:
-        return sizes, 0
-    known: dict[str, Item] = {}
-    for item in sizes:
-        with suppress(InputError):  # of which is told when it is read
-            known[job_fingerprint(job, item)] = item
-    begun = [known[name] for name in first.jobs if name in known]
-    if len(begun) != len(first.jobs):
-        print(
-            "nst-jax: the pictures that were begun are others now, beginning anew", file=sys.stderr
-        )
-        return sizes, 0
-    return {item: sizes[item] for item in [*begun, *sizes]}, len(begun)
+def read(job: BatchJob, sizes: Sizes, reader: Executor, *, fail: Fail) -> Iterator[Loaded]:
+    """The pictures, some of which are read before they are asked for."""
+    largest = max(height * width for height, width in sizes.values())
+    ahead = min(AT_MOST, max(2, AHEAD_PIXELS // largest))
+    for item, future in read_ahead(list(sizes), partial(read_item, job), reader, ahead=ahead):
+        try:
+            loaded = future.result()
+            if loaded.content.shape[:2] != sizes[item]:
+                words = "has another size than at the start of the batch: run again for it"
+                raise InputError(f"{item.content} {words}")
+        except InputError as error:
+            fail(item, error)
+        else:
+            yield loaded
 
 
 def read_ahead(
@@ -255,9 +132,155 @@ def read_item(job: BatchJob, item: Item) -> Loaded:
     """Read a content and its styles.
 
     Raises:
-      InputError: for files that cannot be read, and pictures that do not fit the settings.
+      InputError: for files that cannot be read.
     """
     picture = load_picture(item.content, size=job.size)
-    styles = {place: job.style(place) for place in item.styles}
-    check_pictures(picture.rgb, list(styles.values()), config=job.config)
-    return Loaded(item, picture.rgb, picture.alpha, styles, job_fingerprint(job, item))
+    styles, guidance = [job.style(place) for place in item.styles], Guidance(blend=job.blend)
+    inputs = check_inputs(picture.rgb, styles, config=job.config, guidance=guidance)
+    return Loaded(item, picture.rgb, picture.alpha, inputs, job_fingerprint(job, item))
+
+
+def prepare(
+    group: Iterable[Loaded], make: Callable[..., Problem], *, fail: Fail
+) -> Iterator[Prepared]:
+    """What is computed of each picture before its first step."""
+    for loaded in group:
+        with explaining(loaded.content.shape):
+            try:
+                problem = make(loaded.inputs, loaded.item.styles)
+            except InputError as error:
+                fail(loaded.item, error)
+                continue
+        yield Prepared(loaded, problem)
+
+
+def compute(
+    job: BatchJob, loaded: Iterable[Loaded], sizes: Sizes, *, watch: Watch
+) -> Iterator[Made]:
+    """The pictures, made as many at once as the memory has room for; fewer where it was asked for.
+
+    Raises:
+      InputError: where the memory does not suffice for one.
+    """
+    devices, counts = jax.local_devices(), Counter(sizes.values())
+    free: int | None = None
+    process: int | None = None
+    make = problem_maker(
+        job.weights.variables,
+        config=job.config,
+        execution=Execution(mesh=make_mesh(devices) if len(devices) > 1 else None),
+        keep=KEPT_STYLES,
+    )
+    begun = False
+    for shape, group in groupby(loaded, key=lambda one: one.content.shape):
+        waiting = prepare(group, make, fail=watch.fail)
+        first = next(waiting, None)
+        if first is None:
+            continue
+        # Measured once: what a run has freed stays with the process, and serves the next.
+        free = free_bytes(devices[0]) if free is None else free
+        process = own_memory() if process is None else process
+        with explaining(shape):
+            memory = picture_memory(first.problem, free=free)
+        most = choose_width(job, memory, shape=shape, devices=devices, free=free)
+        width = even_width(most, count=counts[shape[:2]])
+        if memory is not None:
+            room = {"free": free, "process": process}
+            tell_of_width(first.problem, memory, width=width, devices=devices, **room)
+        waiting = chain([first], waiting)
+        while batch := list(islice(waiting, width)):
+            if begun and watch.asked() is not None:
+                return  # at the last step of the batch before
+            begun = True
+            made, used = compute_batch(job, batch, width, devices=devices, watch=watch)
+            free, width = free and free * used // width, used
+            for one in made:
+                if may_gain_alone(one.result, steps=job.config.steps):
+                    one = compute_alone(job, one, watch=watch)
+                if one.result.status == "stopped":
+                    return
+                yield one
+
+
+def compute_batch(
+    job: BatchJob, batch: Sequence[Prepared], width: int, *, devices: Sequence[Any], watch: Watch
+) -> tuple[list[Made], int]:
+    """Pictures made together, of one size; where the memory does not suffice, half as many at once.
+
+    Returns:
+      The pictures, and how many were made at once in the end.
+
+    Raises:
+      InputError: where the memory does not suffice for one.
+    """
+    made: list[Made] = []
+    shared = job.same_styles and not follows_content(job.config)
+    key = jax.random.key(job.seed)
+
+    def callback(progress: Progress, *, count: int) -> bool:
+        watch.show(len(made) + count * progress.step / progress.steps)
+        return watch.asked() is None
+
+    def attempt(width: int) -> int:
+        while len(made) < len(batch):
+            part = batch[len(made) : len(made) + width]
+            mesh = make_mesh(devices[:width]) if len(devices) > 1 else None
+            result = run_batch(
+                [Element(one.problem, job.config, key) for one in part],
+                execution=Execution(mesh=mesh),
+                width=width,
+                distinct=OF_CONTENT if shared else (*OF_CONTENT, "style"),
+                callback=partial(callback, count=len(part)),
+            )
+            results = each_result(jax.device_get(result))  # here, where memory is seen to
+            made.extend(Made(one.loaded, own, len(part)) for one, own in zip(part, results))
+            if "stopped" in result.status:
+                break
+        return width
+
+    def smaller(width: int) -> int | None:
+        half = half_width(width, devices=devices)
+        if half:
+            tell(f"out of memory, going on by {half}")
+        return half or None
+
+    shape = batch[0].loaded.content.shape
+    used = with_fallback(attempt, width, smaller=smaller, shape=shape)
+    return made, used
+
+
+def compute_alone(job: BatchJob, made: Made, *, watch: Watch) -> Made:
+    """A picture that diverged among others, made once more as ``nst-jax stylize`` makes it."""
+    loaded = made.loaded
+    work = partial(
+        run_inputs,
+        job.weights.variables,
+        loaded.inputs,
+        config=job.config,
+        key=jax.random.key(job.seed),
+    )
+    with explaining(loaded.content.shape):
+        result = once_more_alone(work, name=loaded.item.output.name, asked=watch.asked)
+    return Made(loaded, result, 1, alone=True)
+
+
+@contextmanager
+def written_behind(job: BatchJob) -> Iterator[Callable[[Made], None]]:
+    """Give a function that has pictures written by threads; at the end all are.
+
+    Raises:
+      InputError: where one cannot be written.
+    """
+    writes: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(WRITERS) as writers:
+
+        def write_one(made: Made) -> None:
+            writes.append(writers.submit(write, job, made))
+            while len(writes) > 2 * made.together:
+                writes.popleft().result()
+
+        try:
+            yield write_one
+        finally:
+            for future in writes:
+                future.result()

@@ -46,9 +46,8 @@ class Batch:
       batch_size: How many pictures to compute at once, at most: auto for as many as fit into the
         memory and are of use. On CPUs each has a core at least.
       size: Longer side of the results in pixels; may enlarge.
-      checkpoint: Keep in this folder where the pictures that are being made stand, so that 'nst-jax
-        resume' can go on amid them.
-      checkpoint_every: Save at every so many steps; by default about every half minute.
+      checkpoint: Keep this command line in a folder, so that 'nst-jax resume' can go on with the
+        pictures that are missing.
       bit_depth: Bits a channel of the results.
       styles: The styles.
       run: Settings and weights.
@@ -62,7 +61,6 @@ class Batch:
     batch_size: int | Literal["auto"] = "auto"
     size: int = 512
     checkpoint: Path | None = None
-    checkpoint_every: int | None = None
     bit_depth: Literal[8, 16] = 8
     styles: OmitArgPrefixes[StyleOptions]
     run: OmitArgPrefixes[RunOptions] = RunOptions()

@@ -1,7 +1,6 @@
 """What a batch job has in common, what decides that an output is its, and what it writes."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,9 +14,9 @@ from nst_jax.batch_inputs import Item
 from nst_jax.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
-from nst_jax.job_records import settings_record
-from nst_jax.lanes import each_result
+from nst_jax.inputs import Inputs
 from nst_jax.manifest import append_record, fingerprint
+from nst_jax.messages import tell
 from nst_jax.transfer import Result
 from nst_jax.weights import Weights
 
@@ -60,8 +59,24 @@ class Loaded(NamedTuple):
     item: Item
     content: np.ndarray
     alpha: np.ndarray | None
-    styles: dict[int, np.ndarray]
+    inputs: Inputs
     job: str
+
+
+class Made(NamedTuple):
+    """A picture that was made.
+
+    Attributes:
+      loaded: what was read for it.
+      result: as of ``transfer.stylize``.
+      together: how many pictures were made at once.
+      alone: whether it was made once more after it had diverged among others.
+    """
+
+    loaded: Loaded
+    result: Result
+    together: int
+    alone: bool = False
 
 
 def job_fingerprint(job: BatchJob, item: Item) -> str:
@@ -101,36 +116,29 @@ def brief_record(item: Item, styles: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def make_records(
-    job: BatchJob, batch: Sequence[Loaded], result: Result
-) -> Iterator[dict[str, Any]]:
-    """The records of a batch's outputs."""
+def make_record(job: BatchJob, made: Made) -> dict[str, Any]:
+    """The record of an output."""
+    own, loaded = made.result, made.loaded
+    finite = np.isfinite(own.history.loss) & np.isfinite(own.history.grad_norm)
+    best = int(np.argmin(np.where(finite, own.history.loss, np.inf)))
+    terms = own.history.terms._asdict()
+    options = {"size": job.size, "style_size": job.style_size, "blend": job.blend}
+    shape = loaded.content.shape
     finished = datetime.now(UTC).isoformat(timespec="seconds")
-    for loaded, own in zip(batch, each_result(result), strict=True):
-        finite = np.isfinite(own.history.loss) & np.isfinite(own.history.grad_norm)
-        best = int(np.argmin(np.where(finite, own.history.loss, np.inf)))
-        terms = own.history.terms._asdict()
-        yield report.as_json(
-            brief_record(loaded.item, job.style_files)
-            | {
-                "job": loaded.job,
-                "status": own.status,
-                "steps": len(own.history.loss),
-                "evaluations": int(own.history.evaluations.sum()),
-                "recoveries": own.recoveries,
-                "final_loss": own.loss,
-                "final_terms": {name: float(values[best]) for name, values in terms.items()},
-                "picture": {"width": loaded.content.shape[1], "height": loaded.content.shape[0]},
-                "seed": job.seed,
-                "settings": settings_record(job.config)
-                | {"size": job.size, "style_size": job.style_size, "blend": job.blend}
-                | {"bit_depth": job.bit_depth},
-                "weights": {"name": job.weights.info.name, "sha256": job.weights.info.sha256},
-                "versions": report.versions(),
-                "device": report.device(),
-                "timing": result.timing | {"pictures": len(batch), "finished": finished},
-            }
+    return report.as_json(
+        brief_record(loaded.item, job.style_files)
+        | {"job": loaded.job, "seed": job.seed}
+        | report.outcome_record(own)
+        | ({"alone": True} if made.alone else {})
+        | {"final_terms": {name: float(values[best]) for name, values in terms.items()}}
+        | report.run_record(
+            job.config,
+            job.weights,
+            shape=shape,
+            options=options | {"bit_depth": job.bit_depth},
         )
+        | {"timing": own.timing | {"pictures": made.together, "finished": finished}}
+    )
 
 
 def leave_out(job: BatchJob, item: Item, error: InputError) -> None:
@@ -140,19 +148,19 @@ def leave_out(job: BatchJob, item: Item, error: InputError) -> None:
       InputError: where it cannot be recorded.
     """
     message = " ".join(str(error).splitlines())  # a file's name may hold a line break
-    name = " ".join(item.output.name.splitlines())
-    print(f"nst-jax: {name} is left out: {message}", file=sys.stderr)
+    tell(f"{item.output.name} is left out: {message}")
     why = {"status": "failed", "error": message}
     with writing(job.manifest):
         append_record(job.manifest, brief_record(item, job.style_files) | why)
 
 
-def write(job: BatchJob, loaded: Loaded, image: np.ndarray, record: dict[str, Any]) -> None:
+def write(job: BatchJob, made: Made) -> None:
     """Write a picture and, when it is there, its record.
 
     Raises:
       InputError: where that fails.
     """
+    loaded, record = made.loaded, make_record(job, made)
     metadata = {
         "Software": f"nst_jax {record['versions']['nst_jax']}",
         "nst_jax": json.dumps(record),
@@ -160,7 +168,7 @@ def write(job: BatchJob, loaded: Loaded, image: np.ndarray, record: dict[str, An
     with writing(loaded.item.output):
         save_image(
             loaded.item.output,
-            image,
+            made.result.image,
             alpha=loaded.alpha,
             metadata=metadata,
             bit_depth=job.bit_depth,

@@ -1,12 +1,12 @@
 """How many pictures of a batch are computed at once."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from nst_jax.batch_records import BatchJob
 from nst_jax.lane_memory import batch_that_fits, pictures_in_words, refusal, times
 from nst_jax.memory import LoopMemory
+from nst_jax.messages import tell
 from nst_jax.problem import Problem
 
 AT_MOST = 64  # pictures at once on an accelerator, unless more are asked for
@@ -38,7 +38,7 @@ def choose_width(
     return min(wanted, fitting)
 
 
-def tell(
+def tell_of_width(
     problem: Problem,
     memory: LoopMemory,
     *,
@@ -52,7 +52,7 @@ def tell(
     pictures = width if cpu else -(-width // len(devices))
     together = times(memory, pictures, networks=width if cpu else 1)
     words = pictures_in_words(problem, together, free=free, process=process, pictures=pictures)
-    print(f"nst-jax: {words}", file=sys.stderr)
+    tell(words)
 
 
 def even_width(most: int, *, count: int) -> int:

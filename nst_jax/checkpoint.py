@@ -1,9 +1,9 @@
-"""Checkpoints of a run in a folder: arrays and plain data, whole or not at all.
+"""Checkpoints of a run in a folder: arrays, plain data and input files, whole or not at all.
 
 Contract: a checkpoint is a folder ``checkpoint-00000003`` with ``arrays.safetensors``,
-``run.json`` and ``manifest.json``, which has the sha256 of each; beside it is
-``checkpoint-inputs.safetensors`` with what all of them share. Nothing here needs JAX, nothing is
-unpickled.
+``run.json`` and ``manifest.json``; beside it is ``checkpoint-inputs`` with copies of the files that
+the run reads. The manifest has the sha256 of each file. One run at a time has the folder. Nothing
+here needs JAX, nothing is unpickled.
 """
 
 import errno
@@ -13,8 +13,8 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +23,13 @@ import numpy as np
 from nst_jax.errors import InputError
 from nst_jax.files import umask
 from nst_jax.manifest import file_digest
+from nst_jax.standard_streams import STANDARD, standard_input
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
+LOCK = ".lock"
 INPUTS, ARRAYS, RECORD, MANIFEST = (
-    "checkpoint-inputs.safetensors",
+    "checkpoint-inputs",
     "arrays.safetensors",
     "run.json",
     "manifest.json",
@@ -42,14 +44,14 @@ class Saved(NamedTuple):
     Attributes:
       record: plain data.
       arrays: of this checkpoint.
-      inputs: of all of them.
+      inputs: the sha256 of the copies of the run's input files, by their paths in the folder.
       path: its folder.
       damaged: newer ones that were passed over, and why.
     """
 
     record: dict[str, Any]
     arrays: dict[str, np.ndarray]
-    inputs: dict[str, np.ndarray]
+    inputs: dict[str, str]
     path: Path
     damaged: tuple[str, ...]
 
@@ -84,7 +86,9 @@ def clear(folder: Path) -> None:
     for path in checkpoints(folder):
         remove(path)
     remove_leftovers(folder)
-    (folder / INPUTS).unlink(missing_ok=True)
+    (folder / f"{INPUTS}.safetensors").unlink(missing_ok=True)  # of format 1
+    if os.path.isdir(folder / INPUTS):
+        remove(folder / INPUTS)
 
 
 def remove_damaged(saved: Saved) -> None:
@@ -102,41 +106,59 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def save_inputs(folder: Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """Write what all checkpoints of a run share; before the first of them.
+def copied_names(inputs: Sequence[Path]) -> dict[Path, str]:
+    """Where the copies of a run's input files are in its folder.
+
+    >>> copied_names([Path("a.png"), Path("-"), Path("a.png")])[Path("-")]
+    'checkpoint-inputs/01'
+    """
+    return {
+        path: f"{INPUTS}/{number:02}{path.suffix[:10]}"
+        for number, path in enumerate(dict.fromkeys(inputs))
+    }
+
+
+def begin(folder: Path, inputs: Sequence[Path] = ()) -> dict[str, str]:
+    """Make a folder ready for the checkpoints of a new run, and copy its input files there.
+
+    Args:
+      folder: where the checkpoints will be; those of another run are removed.
+      inputs: files, or ``-`` for standard input.
 
     Returns:
-      Its sha256, for ``save``.
+      The sha256 of each copy, for ``save``.
 
     Raises:
-      OSError: where it cannot be written.
-    """
-    temporary = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder))
-    try:
-        _write_arrays(temporary / INPUTS, arrays)
-        digest = file_digest(temporary / INPUTS)
-        (temporary / INPUTS).chmod(0o666 & ~umask())
-        _to_disk(temporary / INPUTS)
-        os.replace(temporary / INPUTS, folder / INPUTS)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return digest
-
-
-def inputs_digest(folder: Path) -> str:
-    """What ``save_inputs`` returned.
-
-    Raises:
-      InputError: where the file cannot be read.
+      InputError: where it cannot be written.
     """
     try:
-        return file_digest(folder / INPUTS)
+        clear(folder)
+        if not inputs:
+            return {}
+        temporary = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder))
+        try:
+            for path, name in copied_names(inputs).items():
+                copy = temporary / Path(name).name
+                if path == STANDARD:
+                    copy.write_bytes(standard_input())
+                else:
+                    shutil.copyfile(path, copy)
+                _to_disk(copy)
+            temporary.chmod(0o777 & ~umask())  # mkdtemp's 0700 is for secrets
+            os.replace(temporary, folder / INPUTS)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return {name: file_digest(folder / name) for name in copied_names(inputs).values()}
     except OSError as error:
-        raise InputError(f"cannot read {folder / INPUTS}: {error.strerror}") from None
+        raise _unwritable(folder, error) from None
 
 
 def save(
-    folder: Path, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, inputs: str
+    folder: Path,
+    record: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    inputs: Mapping[str, str],
 ) -> Path:
     """Write a checkpoint; of those before only the newest stays.
 
@@ -146,7 +168,7 @@ def save(
       folder: where the checkpoints are.
       record: plain data, NaN and infinity included.
       arrays: any but bfloat16.
-      inputs: from ``save_inputs``.
+      inputs: from ``begin``.
 
     Returns:
       Its folder.
@@ -161,7 +183,7 @@ def save(
         _write_arrays(temporary / ARRAYS, arrays)
         (temporary / RECORD).write_text(json.dumps(record), "utf-8")
         digests = {name: file_digest(temporary / name) for name in (ARRAYS, RECORD)}
-        files = digests | {INPUTS: inputs}
+        files = digests | dict(inputs)
         (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}), "utf-8")
         for name in (ARRAYS, RECORD, MANIFEST, ""):
             _to_disk(temporary / name)
@@ -210,20 +232,31 @@ def load(folder: Path) -> Saved:
     raise InputError(f"no checkpoint in {folder} is whole: {'; '.join(damaged)}: begin anew")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
     manifest = _read_json(path / MANIFEST)
     if manifest["format"] != FORMAT:
-        raise InputError(
-            f"{path} has format {manifest['format']}, expected {FORMAT}: use the nst-jax that "
-            "wrote it"
-        )
-    places = {name: path / name for name in (ARRAYS, RECORD)} | {INPUTS: path.parent / INPUTS}
-    for name, place in places.items():
+        raise _other_format(path, manifest["format"])
+    files = manifest["files"]
+    inputs = {name: digest for name, digest in files.items() if name.startswith(f"{INPUTS}/")}
+    own = {name: files[name] for name in (ARRAYS, RECORD)}
+    for name, digest in (own | inputs).items():
+        place = path / name if name in own else path.parent / name
         if not _is_file(place):
             raise ValueError(f"{name} is no file, or is not there")
-        if file_digest(place) != manifest["files"][name]:
+        if file_digest(place) != digest:
             raise ValueError(f"the checksum of {name} does not match")
-    return _read_json(places[RECORD]), _read_arrays(places[ARRAYS]), _read_arrays(places[INPUTS])
+    return _read_json(path / RECORD), _read_arrays(path / ARRAYS), inputs
+
+
+def _other_format(path: Path, found: Any) -> InputError:
+    try:
+        writer = f"nst_jax {_read_json(path / RECORD)['versions']['nst_jax']!s:.40}"
+    except (OSError, LookupError, RecursionError, TypeError, ValueError):
+        writer = "another nst_jax"
+    return InputError(
+        f"{path} was written by {writer} in format {found!s:.40}, which this one, of format "
+        f"{FORMAT}, does not read: go on with that nst_jax, or begin anew"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -284,3 +317,45 @@ def remove(path: Path) -> None:
     away = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=path.parent))
     os.replace(path, away / path.name)
     shutil.rmtree(away)
+
+
+@contextmanager
+def held(folder: Path | None, *, resumed: bool = False) -> Iterator[None]:
+    """Keep other runs out of a folder of checkpoints, which is made where it is missing.
+
+    A run that is killed holds it no more.
+
+    Args:
+      folder: of checkpoints, or None for none.
+      resumed: whether a run is to go on there, which cannot choose another folder.
+
+    Raises:
+      InputError: where another run has it, or it cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        advice = "until it ends" if resumed else "for it, or choose another folder"
+        raise InputError(f"another run has the checkpoints in {folder}: wait {advice}") from None
+    except OSError as error:
+        raise _unwritable(folder, error, resumed=resumed) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is held, so that nobody else has it
+            (folder / LOCK).unlink()
+        lock.release()
+
+
+def _unwritable(folder: Path, error: OSError, *, resumed: bool = False) -> InputError:
+    reason = f"cannot write a checkpoint to {folder} ({error.strerror})"
+    if resumed:
+        return InputError(f"{reason}: make it writable, or copy it and resume from the copy")
+    return InputError(f"{reason}: choose another folder")

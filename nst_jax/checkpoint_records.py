@@ -1,64 +1,56 @@
-"""What the checkpoints of all commands have in common: when, of what program, network and step."""
+"""What a checkpoint says: of what program, network and devices it is, and where the run stands.
+
+Contract: records are what JSON holds, arrays are NumPy's. Both come from files that others may have
+made, so that all that is restored has the types and ranges that a run gives it.
+"""
 
 import os
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nst_jax import checkpoint, report
-from nst_jax.annotations import check_type
-from nst_jax.checkpoint_checks import check_position
-from nst_jax.choices import Choice
-from nst_jax.config import Config
+from nst_jax.choices import ExecutionPlan, check_choice
 from nst_jax.errors import InputError
-from nst_jax.options import RunOptions
-from nst_jax.packing import as_tuples, pack, unpack
+from nst_jax.memory import LoopMemory
+from nst_jax.plan_words import MemoryPlan
 from nst_jax.position import Position
+from nst_jax.scale_state import RECOVERIES
 from nst_jax.scales import EndedScale
-from nst_jax.standard_streams import STANDARD
-from nst_jax.threads import can_set_threads, set_threads
 from nst_jax.weights import Weights
 
-EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
 # What decides about the numbers, and about the form of an optimiser's state.
 VERSIONS = ("nst_jax", "jax", "jaxlib", "flax", "optax")
+LARGEST = 2**63 - 1
 # What a record of another form meets.
 FOREIGN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
-def try_to_save(
-    folder: Path, record: dict[str, Any], arrays: dict[str, np.ndarray], *, digest: str
-) -> bool:
-    """Save a checkpoint, or tell that it cannot be written; those before stay then.
-
-    Returns:
-      Whether it was written.
-    """
+@contextmanager
+def foreign_is_input_error(saved: checkpoint.Saved) -> Iterator[None]:
+    """Make errors of the input of those that a record of another form meets."""
     try:
-        checkpoint.save(folder, record, arrays, inputs=digest)
-        return True
-    except OSError as error:
-        rest = "with the one before" if checkpoint.checkpoints(folder) else "without one"
-        words = f"cannot write a checkpoint to {folder} ({error.strerror}), going on {rest}"
-        print(f"nst-jax: {words}", file=sys.stderr)
-        return False
+        yield
+    except InputError as error:
+        raise InputError(f"{saved.path} is of another run: {error}") from None
+    except FOREIGN as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise InputError(
+            f"{saved.path} was not written by this program ({reason}): begin anew"
+        ) from None
 
 
 def common_record(weights: Weights) -> dict[str, Any]:
-    """What a checkpoint of any kind says of the program and the network."""
+    """What the checkpoints of all commands say of the program and the network."""
     info = weights.info
-    path = str(absolute(Path(info.path)))
     return {
         "versions": report.versions(),
         "device": report.device(),
-        "weights": {"name": info.name, "sha256": info.sha256, "path": path},
+        "weights": {"name": info.name, "sha256": info.sha256, "path": os.path.abspath(info.path)},
     }
 
 
@@ -81,8 +73,8 @@ def check_versions(saved: checkpoint.Saved) -> None:
         )
 
 
-def check_devices(saved: checkpoint.Saved, *, divided: bool) -> None:
-    """Say where the devices are others than those that a checkpoint is of.
+def other_devices(saved: checkpoint.Saved, *, divided: bool = False) -> list[str]:
+    """Lines that tell where the devices are others than those that a checkpoint is of.
 
     Args:
       saved: the checkpoint.
@@ -93,63 +85,28 @@ def check_devices(saved: checkpoint.Saved, *, divided: bool) -> None:
     """
     with foreign_is_input_error(saved):
         there, here = saved.record["device"], report.device()
-        before = f"{there['count']} x {there['kind']}"
+        before, count = f"{there['count']} x {there['kind']}", there["count"]
+        threads = there.get("threads")
+        threads = None if threads is None else whole(threads)
     now = f"{here['count']} x {here['kind']}"
-    if divided and there["count"] != here["count"]:
+    if divided and count != here["count"]:
         raise InputError(f"the run began on {before}, here are {now}: go on with as many")
+    lines = []
     if before != now:
-        print(
-            f"nst-jax: the run began on {before}, here are {now}: the result may differ a little",
-            file=sys.stderr,
+        lines.append(f"the run began on {before}, here are {now}: the result may differ a little")
+    if None not in (threads, here.get("threads")) and threads != here["threads"]:
+        lines.append(
+            f"the run was on {threads} threads before and is on {here['threads']} now: the bits of "
+            f"its result will differ, {threads} threads keep them"
         )
+    return lines
 
 
-def with_threads(run: RunOptions, threads: int | None) -> RunOptions:
-    """Options of a run that goes on; sets the number of threads that they have.
-
-    Args:
-      run: the options that were saved.
-      threads: how many are asked for now, or None for as many as were asked for then.
-
-    Raises:
-      InputError: as ``threads.set_threads``.
-    """
-    if threads is None and can_set_threads():
-        threads = run.threads
-    if threads is not None:
-        set_threads(threads=threads)
-    return replace(run, threads=threads)
-
-
-def other_threads(saved: checkpoint.Saved) -> str | None:
-    """A line where CPUs compute on another number of threads than a checkpoint names, else None."""
+def saved_weights(saved: checkpoint.Saved) -> Path | None:
+    """The file of the network that a checkpoint is of, or None where it is not there any more."""
     with foreign_is_input_error(saved):
-        there = saved.record.get("device", {}).get("threads")  # none in those of earlier programs
-        check_type(there, int | None, name="threads")
-    here = report.device().get("threads")
-    if there is None or here is None or there == here:
-        return None
-    return (
-        f"the run was on {there} threads before and is on {here} now: the bits of its result will "
-        f"differ, {there} threads keep them"
-    )
-
-
-def tell_of_threads(saved: checkpoint.Saved) -> None:
-    """Say where CPUs compute on another number of threads than a checkpoint names."""
-    if words := other_threads(saved):
-        print(f"nst-jax: {words}", file=sys.stderr)
-
-
-def saved_weights(saved: checkpoint.Saved, path: Path | None) -> Path | None:
-    """The file of the network that a checkpoint is of: the one named, else where it was.
-
-    Returns:
-      None for the weights that any run would take.
-    """
-    with foreign_is_input_error(saved):
-        before = Path(saved.record["weights"]["path"])
-    return path or (before if os.path.isfile(before) else None)
+        path = Path(saved.record["weights"]["path"])
+        return path if os.path.isfile(path) else None
 
 
 def check_weights(saved: checkpoint.Saved, weights: Weights) -> None:
@@ -165,7 +122,7 @@ def check_weights(saved: checkpoint.Saved, weights: Weights) -> None:
     if not same:
         raise InputError(
             f"the run began with the weights {words}, these are {here.name} ({here.path}, sha256 "
-            f"{here.sha256[:12]}): name the former by --weights, or begin anew"
+            f"{here.sha256[:12]}): give the former as weights, or begin anew"
         )
 
 
@@ -183,17 +140,15 @@ def save_position(folder: str | Path, position: Position) -> None:
     """
     folder, arrays = Path(folder), {}
     folder.mkdir(exist_ok=True)
-    there = checkpoint.checkpoints(folder)
-    digest = checkpoint.inputs_digest(folder) if there else checkpoint.save_inputs(folder, {})
     record = {"kind": "position", "versions": report.versions(), "device": report.device()}
     record |= {"position": position_record(position, arrays)}
-    checkpoint.save(folder, record, arrays, inputs=digest)
+    checkpoint.save(folder, record, arrays, inputs={})
 
 
 def load_position(folder: str | Path) -> Position:
     """The newest position in a folder that is whole, for ``transfer.stylize``.
 
-    Warns where CPUs compute on another number of threads than when it was saved.
+    Warns where the devices, or the number of CPU threads, are others than when it was saved.
 
     Raises:
       InputError: where there is none, or it was saved with other versions.
@@ -204,90 +159,117 @@ def load_position(folder: str | Path) -> Position:
         position = restore_position(saved.record["position"], saved.arrays)
     if position is None:
         raise InputError(f"{saved.path} was saved before the first step: begin anew")
-    if words := other_threads(saved):
+    for words in other_devices(saved):
         warnings.warn(words, stacklevel=2)
     return position
-
-
-def restore_config(plain: Mapping[str, Any]) -> Config:
-    """Settings from plain data.
-
-    Raises:
-      InputError, TypeError, AttributeError: for what are no settings.
-    """
-    return Config.of(**{name: as_tuples(value) for name, value in plain.items()})
 
 
 def position_record(position: Position | None, arrays: dict[str, np.ndarray]) -> Any:
     """A position as plain data; its arrays are added to ``arrays``."""
     if position is None:
         return None
-    return pack(position._asdict(), arrays, name="position")
+    for kind in ("state", "history"):
+        arrays |= {f"{kind}/{name}": array for name, array in getattr(position, kind).items()}
+    return position._replace(state={}, history={})._asdict()
 
 
 def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | None:
-    """The position that ``position_record`` has packed.
+    """The position that ``position_record`` made a record of; its arrays are taken out.
 
     Raises:
-      AttributeError, KeyError, TypeError, ValueError: for what it does not make.
+      ArithmeticError, AttributeError, LookupError, TypeError, ValueError: for what is no position.
     """
     if plain is None:
         return None
-    position = Position(**unpack(plain, arrays))
     ended = [
-        EndedScale(as_tuples(shape), steps, Choice(*choice))
-        for shape, steps, choice in position.ended
+        EndedScale((whole(height), whole(width)), whole(steps, least=1), _choice(choice))
+        for (height, width), steps, choice in plain["ended"]
     ]
-    last = position.last_choice
-    position = position._replace(
+    last, free = plain["last_choice"], plain["free"]
+    position = Position(
+        step=whole(plain["step"], least=1),
+        scale=whole(plain["scale"], least=1),
         ended=tuple(ended),
-        choice=Choice(*position.choice),
-        last_choice=None if last is None else Choice(*last),
+        choice=_choice(plain["choice"]),
+        recoveries=whole(plain["recoveries"], most=RECOVERIES),
+        timing={name: _seconds(plain["timing"][name]) for name in ("compile_s", "steps_s")},
+        state=_taken(arrays, "state/"),
+        history=_taken(arrays, "history/"),
+        last_choice=None if last is None else _choice(last),
+        free=None if free is None else whole(free),
     )
-    check_type(position, Position, name="position")
-    check_position(position)
+    rows = {len(values) for values in position.history.values()}
+    counts = [np.max(value) for name, value in position.state.items() if name.startswith("count")]
+    taken = position.step - sum(scale.steps for scale in ended)
+    if rows != {position.step} or not counts or max(counts) != taken:
+        raise ValueError("its numbers of steps contradict each other")
     return position
 
 
-@contextmanager
-def foreign_is_input_error(saved: checkpoint.Saved) -> Iterator[None]:
-    """Make errors of the input of those that a record of another form meets."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{saved.path} is of another run: {error}") from None
-    except FOREIGN as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise InputError(
-            f"{saved.path} was not written by this program ({reason}): begin anew"
-        ) from None
+def plan_record(plan: MemoryPlan | None) -> Any:
+    """A memory plan as plain data."""
+    return None if plan is None else [plan.choice, plan.needs, plan.free, plan.whole]
 
 
-def saving_times(every: int | None) -> Callable[..., bool]:
-    """A function ``(save, *, step, last)`` that calls ``save`` when it is time, and at the last.
+def restore_plan(plain: Any) -> MemoryPlan | None:
+    """The plan that ``plan_record`` made a record of; raises as ``restore_position``."""
+    if plain is None:
+        return None
+    choice, needs, free, entire = plain
+    return MemoryPlan(
+        _choice(choice),
+        LoopMemory(*map(whole, needs)),
+        None if free is None else whole(free),
+        None if entire is None else whole(entire),
+    )
 
-    It returns whether it saved, and that succeeded.
 
-    Args:
-      every: at every so many steps; None by the clock, so that saving takes a twentieth of the time
-        at most.
+def frame_arrays(frames: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """An animation's frames by names."""
+    return {f"frames/{number:06}": frame for number, frame in enumerate(frames)}
+
+
+def restore_frames(arrays: dict[str, np.ndarray], *, shape: tuple[int, int]) -> list[np.ndarray]:
+    """The frames of ``frame_arrays``, taken out; raises as ``restore_position``."""
+    frames = [frame for _, frame in sorted(_taken(arrays, "frames/").items())]
+    if any(frame.dtype != np.uint8 or frame.shape != (*shape, 3) for frame in frames):
+        raise ValueError("a frame is no picture of the run's size")
+    return frames
+
+
+def whole(value: Any, *, least: int = 0, most: int = LARGEST) -> int:
+    """A whole number of JSON, checked.
+
+    >>> whole(3)
+    3
+    >>> whole(True)
+    Traceback (most recent call last):
+    TypeError: True is no whole number
     """
-    ended, took = time.monotonic(), 0.0
-
-    def keep(save: Callable[[], bool], *, step: int, last: bool) -> bool:
-        nonlocal ended, took
-        now = time.monotonic()
-        by_clock = every is None and now > ended + max(EVERY_SECONDS, 20 * took)
-        if last or by_clock or (every is not None and step % every == 0):
-            saved = save()
-            ended = time.monotonic()
-            took = ended - now
-            return saved
-        return False
-
-    return keep
+    if type(value) is not int:
+        raise TypeError(f"{value!r:.40} is no whole number")
+    if not least <= value <= most:
+        raise ValueError(f"a number is out of its range of {least} to {most}")
+    return value
 
 
-def absolute(path: Path) -> Path:
-    """A path that holds in any folder; ``-`` is no file."""
-    return path if path == STANDARD else Path(os.path.abspath(path))
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r:.40} is no number")
+    return float(value)
+
+
+def _choice(plain: Any) -> ExecutionPlan:
+    tile, remat, recompute, size, dtype = plain
+    if type(remat) is not bool or type(recompute) is not bool:
+        raise TypeError("a way to compute is none")
+    choice = ExecutionPlan(
+        whole(tile), remat, recompute, None if size is None else whole(size), dtype
+    )
+    check_choice(choice)
+    return choice
+
+
+def _taken(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    names = [name for name in arrays if name.startswith(prefix)]
+    return {name.removeprefix(prefix): arrays.pop(name) for name in names}

@@ -12,10 +12,12 @@ from typing import Any
 
 from nst_jax.allocator import keep_freed_memory
 from nst_jax.batch_options import Batch
+from nst_jax.call import make_call
 from nst_jax.command_line import parse
 from nst_jax.config import to_flat
 from nst_jax.errors import InputError
 from nst_jax.interrupt import end_on_signals, exit_code
+from nst_jax.messages import tell
 from nst_jax.options import (
     Estimate,
     Presets,
@@ -95,23 +97,25 @@ def _main(arguments: list[str] | None) -> int:
     try:
         with lasting_output() as errors:
             options = parse(arguments)
-            code = run_command(options)
+            code = run_command(options, arguments)
         printed = isinstance(getattr(options, "action", options), PRINTED)
         return 2 if errors and printed else code
     except InputError as error:
-        message = " ".join(str(error).splitlines())  # a file's name may hold a line break
-        print(f"nst-jax: error: {message}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
     except MemoryError:
-        print("nst-jax: error: out of memory: choose a smaller --size", file=sys.stderr)
+        tell("error: out of memory: choose a smaller --size")
         return 2
     except KeyboardInterrupt as interruption:
-        print("nst-jax: interrupted", file=sys.stderr)
+        tell("interrupted")
         return exit_code(interruption)
 
 
-def run_command(options: Any) -> int:
-    """Run the command of these options; the return value is its exit code.
+def run_command(options: Any, arguments: list[str]) -> int:
+    """Run the command of these options, which are those of the arguments.
+
+    Returns:
+      The exit code.
 
     Raises:
       InputError: as the command.
@@ -126,7 +130,7 @@ def run_command(options: Any) -> int:
                 Texture: stylize_command.texture,
                 Reconstruct: stylize_command.reconstruct,
             }
-            return commands[type(options)](options)
+            return commands[type(options)](options, make_call(arguments))
         case Estimate():
             prepare_process(options.run)
             from nst_jax.estimate_command import estimate
@@ -136,7 +140,7 @@ def run_command(options: Any) -> int:
             prepare_process(options.run)
             from nst_jax.batch_command import batch
 
-            return batch(options)
+            return batch(options, make_call(arguments))
         case Sweep():
             prepare_process(options.run)
             from nst_jax.sweep_command import sweep

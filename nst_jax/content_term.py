@@ -104,7 +104,7 @@ def samples(name: str, tap: Features, targets: Targets) -> Array:
     return sample(tap, grid.rows - start[0], grid.columns - start[1], mask=mask)
 
 
-def feature_sum(name: str, tap: Features, target: Array, targets: Targets) -> Array:
+def difference_sum(name: str, tap: Features, target: Array, targets: Targets) -> Array:
     """Sum over positions of the mean over channels of the squared difference."""
     features, target = (widened(x) for x in (dense(tap), target))
     differences, own = jnp.square(features - target), owned(name, tap, targets)

@@ -11,11 +11,11 @@ from nst_jax.job_inputs import check_size, obtain_weights
 from nst_jax.job_plan import explained
 from nst_jax.memory import free_bytes, in_gib, own_memory
 from nst_jax.memory_plan import choose
-from nst_jax.objective import check_learned
 from nst_jax.options import Estimate
 from nst_jax.plan_words import Task
-from nst_jax.problem import check_precision
+from nst_jax.problem import check_run
 from nst_jax.scales import make_scales
+from nst_jax.types import Guidance
 
 
 def estimate(options: Estimate) -> int:
@@ -37,20 +37,19 @@ def estimate(options: Estimate) -> int:
     check_shape(height, width, config=config)
     scales = make_scales((height, width), config=config)
     weights = obtain_weights(options.run.weights, model=options.run.model)
-    check_learned(weights.variables, config.loss)
-    check_precision(config)
+    check_run(weights.variables, config=config)
 
     picture = jax.ShapeDtypeStruct((height, width, 3), jnp.float32)
-    controls = {}
+    guidance = Guidance()
     if options.styled_regions:
         shape = (options.styled_regions, height, width)
-        controls["content_masks"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+        guidance = Guidance(content_masks=jax.ShapeDtypeStruct(shape, jnp.float32))
     device = jax.local_devices()[0]
     process = own_memory()
     free = free_bytes(device)
     if options.memory is not None:
         free = max(0, int(options.memory * 2**30) - process)
-    task = Task(weights.variables, picture, [picture], config, controls)
+    task = Task(weights.variables, picture, [picture], config, guidance)
     try:
         plan = choose(task, free=free)
     except jax.errors.JaxRuntimeError as error:

@@ -1,49 +1,102 @@
 """What goes into a run: its pictures, checked, and the picture that it starts from.
 
-Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. ``check_inputs`` is the one border: what
+it returns is trusted by all that follows.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from nst_jax.config import INITS, Config
 from nst_jax.errors import InputError
 from nst_jax.layers import check_multiple, check_sides, check_squares
-from nst_jax.types import Array, Variables
+from nst_jax.mask_checks import check_guidance
+from nst_jax.rows import check_rows, divides_rows
+from nst_jax.types import Array, Guidance, Variables, as_sequence
 
 
-def as_picture(picture: ArrayLike) -> Array:
-    """A picture as an array of float32 or wider; integers stay, to be refused.
+class Inputs(NamedTuple):
+    """Pictures and masks of a run, checked; of NumPy or on the device.
 
-    >>> as_picture(jnp.zeros((2, 2, 3), jnp.float16)).dtype
-    dtype('float32')
+    Attributes:
+      content: the content picture, ``[H, W, 3]``.
+      styles: the style pictures, ``[h, w, 3]`` each.
+      guidance: which style holds where, see ``mask_checks.check_guidance``.
+      init: the initial picture in place of the config's, ``[H, W, 3]``, or None.
     """
-    array = jnp.asarray(picture)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        return array
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+    content: Any
+    styles: list[Any]
+    guidance: Guidance = Guidance()
+    init: Any = None
 
 
-def check_pictures(
-    content: Any, styles: Sequence[Any], *, config: Config, init: Any = None
-) -> None:
-    """Check the pictures against each other and against the layers of ``config``.
+def check_inputs(
+    content: ArrayLike,
+    styles: ArrayLike | Sequence[ArrayLike],
+    *,
+    config: Config,
+    guidance: Guidance = Guidance(),
+    init: ArrayLike | None = None,
+    mesh: Mesh | None = None,
+    layers: Sequence[str] = (),
+    names: Sequence[str] = (),
+) -> Inputs:
+    """Check all that a run is given, once, before anything is computed.
+
+    Args:
+      content: ``[H, W, 3]`` in [0, 1].
+      styles: one picture or a sequence, ``[h, w, 3]`` each.
+      config: settings.
+      guidance: which style holds where.
+      init: initial picture, if any.
+      mesh: devices of the run, if any; one of ``rows.rows_mesh`` has to divide the picture.
+      layers: taps of an objective of one's own, which ``mesh`` has to divide in place of the
+        config's.
+      names: what to call the regions in errors in place of their numbers.
+
+    Returns:
+      The ``Inputs``.
 
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    check_picture("content picture", content)
+    picture = as_picture(content)
+    pictures = [as_picture(style) for style in as_sequence(styles)]
+    init = None if init is None else as_picture(init)
+    check_picture("content picture", picture)
     if init is not None:
-        check_initial(init, shape=content.shape)
-    if config.loss.style_layers and not styles:
+        check_initial(init, shape=picture.shape)
+    if config.loss.style_layers and not pictures:
         raise InputError("no style picture: expected at least one")
-    check_shape(content.shape[0], content.shape[1], config=config)
-    for style in styles:
+    check_shape(picture.shape[0], picture.shape[1], config=config)
+    for style in pictures:
         check_style(style, config=config)
+    guidance = check_guidance(picture, pictures, guidance, config=config.loss, names=names)
+    if mesh is not None and divides_rows(mesh):
+        check_rows(picture.shape[0], picture.shape[1], mesh=mesh, config=config, layers=layers)
+    return Inputs(picture, pictures, guidance, init)
+
+
+def as_picture(picture: ArrayLike) -> Any:
+    """A picture as an array of float32 or wider; integers stay, to be refused.
+
+    Arrays of NumPy stay on the host.
+
+    >>> as_picture(jnp.zeros((2, 2, 3), jnp.float16)).dtype
+    dtype('float32')
+    """
+    array: Any = picture if isinstance(picture, np.ndarray) else jnp.asarray(picture)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(array.dtype, jnp.float32))
+    return array if array.dtype == dtype else array.astype(dtype)
 
 
 def check_shape(height: int, width: int, *, config: Config) -> None:
@@ -132,7 +185,7 @@ def initial_image(content: Array, variables: Variables, *, config: Config, key: 
       ``[H, W, 3]``, not clipped.
 
     Raises:
-      InputError: where ``config.init`` is none of the three.
+      InputError: where ``config.initial.init`` is none of the three.
     """
     if config.initial.init not in INITS:
         raise InputError(

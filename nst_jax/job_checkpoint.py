@@ -1,48 +1,37 @@
-"""A job of the command line to and from its checkpoints."""
+"""The checkpoints of the commands: where to, when, and how a run begins again from one."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nst_jax import checkpoint
-from nst_jax.annotations import check_type
-from nst_jax.checkpoint_checks import check_plan
-from nst_jax.checkpoint_folder import begin_folder
+from nst_jax import checkpoint, report
+from nst_jax.call import Call, absolute, input_files, parse_call, with_inputs
 from nst_jax.checkpoint_records import (
-    absolute,
     common_record,
     foreign_is_input_error,
+    frame_arrays,
+    plan_record,
     position_record,
-    restore_config,
+    restore_frames,
+    restore_plan,
     restore_position,
-    try_to_save,
 )
-from nst_jax.choices import Choice
-from nst_jax.config import to_flat
-from nst_jax.job_records import Job
-from nst_jax.memory import LoopMemory
-from nst_jax.options import PictureOptions, RunOptions, WatchOptions
-from nst_jax.packing import pack, unpack
-from nst_jax.plan_words import Plan
+from nst_jax.errors import InputError
+from nst_jax.files import check_folder
+from nst_jax.messages import tell
+from nst_jax.plan_words import MemoryPlan
 from nst_jax.position import Position
 from nst_jax.weights import Weights
 
-Masks = np.ndarray | list[np.ndarray | None] | None
-CONTROLS = {
-    "blend": list[float] | dict[str, list[list[float]]] | None,
-    "content_masks": Masks,
-    "style_masks": Masks,
-    "region_weights": list[float] | None,
-    "keep": np.ndarray | None,
-}
-Save = Callable[[Plan | None, Position | None, Sequence[np.ndarray]], bool]
+EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
 
 
 class Standing(NamedTuple):
-    """Where a job of the command line goes on.
+    """Where a run of one picture stands.
 
     Attributes:
       plan: how it is computed, or None on several devices.
@@ -50,110 +39,184 @@ class Standing(NamedTuple):
       frames: of its animation.
     """
 
-    plan: Plan | None
+    plan: MemoryPlan | None
     position: Position | None
     frames: list[np.ndarray]
 
 
-def job_saver(
-    job: Job, *, run: RunOptions, watch: WatchOptions, weights: Weights, resumed: bool
-) -> Save:
-    """A function that saves where a job stands, see ``try_to_save``.
+Save = Callable[[Standing], bool]
+
+
+def check_checkpoints(folder: Path | None, every: int | None, *, overwrite: bool) -> None:
+    """Check, before any work, that checkpoints can be written to a folder; nothing is removed.
 
     Args:
-      job, run, watch: what to save of the command; ``watch`` names the folder.
-      weights: the network.
-      resumed: whether the folder holds the job's inputs already.
+      folder: where to, or None for none.
+      every: at how many steps, if anyone says.
+      overwrite: whether those of another run may be removed.
 
     Raises:
-      InputError: where the inputs cannot be written.
+      InputError: where they cannot.
     """
-    folder = watch.checkpoint
-    assert folder is not None
-    inputs: dict[str, np.ndarray] = {}
-    plain = {"output": absolute(job.output), "picture": asdict(job.picture)}
-    whole = job._asdict() | plain | {"mesh": None, "config": None}
-    record = common_record(weights) | {
-        "kind": "picture",
-        "job": pack(whole, inputs, name="job"),
-        "config": to_flat(job.config),
-        "run": pack(_values(run), inputs, name="run"),
-        "watch": pack(_values(watch), inputs, name="watch"),
-    }
-    digest = checkpoint.inputs_digest(folder) if resumed else begin_folder(folder, inputs)
+    if folder is None:
+        if every is not None:
+            raise InputError("--checkpoint-every needs a folder: give --checkpoint DIR, too")
+        return
+    if every is not None and every < 1:
+        raise InputError(f"checkpoint_every is {every}: expected 1 or more")
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise InputError(f"{folder} is no folder: choose another one for the checkpoints")
+    if not os.path.isdir(folder.parent):
+        raise InputError(f"the folder {folder.parent} does not exist: create it first")
+    check_folder(folder if os.path.isdir(folder) else folder.parent)
+    if checkpoint.checkpoints(folder) and not overwrite:
+        raise InputError(
+            f"{folder} holds the checkpoints of a run: go on with it by 'nst-jax resume {folder}', "
+            "choose another folder, or give --overwrite"
+        )
 
-    def save(plan: Plan | None, position: Position | None, frames: Sequence[np.ndarray]) -> bool:
-        arrays: dict[str, np.ndarray] = {}
+
+def begun_options(saved: checkpoint.Saved, folder: Path) -> Any:
+    """The options of the command that a checkpoint is of, parsed again from its words.
+
+    Args:
+      saved: the checkpoint.
+      folder: where it is now. Pictures are read from the copies in it, if any; other paths are
+        absolute.
+
+    Raises:
+      InputError: for a record that no command writes.
+    """
+    with foreign_is_input_error(saved):
+        options = parse_call(Call(saved.record["arguments"], saved.record["directory"]))
+        if not saved.inputs:
+            return options
+        names = checkpoint.copied_names(input_files(options))
+        if {*names.values()} != {*saved.inputs}:
+            raise ValueError("its input files are others than those of its command line")
+        return with_inputs(options, {path: folder / name for path, name in names.items()})
+
+
+def restore_standing(saved: checkpoint.Saved, *, shape: tuple[int, int]) -> Standing:
+    """Where a run stood that makes a picture of this height and width; its arrays are taken out.
+
+    Raises:
+      InputError: for a record that ``picture_saver`` does not write.
+    """
+    with foreign_is_input_error(saved):
+        return Standing(
+            restore_plan(saved.record["plan"]),
+            restore_position(saved.record["position"], saved.arrays),
+            restore_frames(saved.arrays, shape=shape),
+        )
+
+
+def restore_settings(saved: checkpoint.Saved) -> dict[str, Any]:
+    """What the record of a run says of the options that it began with.
+
+    Raises:
+      InputError: for a record that ``picture_saver`` does not write.
+    """
+    with foreign_is_input_error(saved):
+        settings = saved.record["settings"]
+        if not isinstance(settings, dict):
+            raise TypeError("its settings are none")
+        _check_depth(settings, levels=5)
+        return settings
+
+
+def _check_depth(value: Any, *, levels: int) -> None:
+    """Check that plain data are no deeper than those of a record, whatever wrote them."""
+    if isinstance(value, (list, dict)):
+        if not levels:
+            raise ValueError("its settings are nested too deep")
+        for one in value.values() if isinstance(value, dict) else value:
+            _check_depth(one, levels=levels - 1)
+
+
+def picture_saver(
+    folder: Path,
+    *,
+    call: Call,
+    inputs: list[Path],
+    settings: dict[str, Any],
+    weights: Weights,
+    resumed: checkpoint.Saved | None = None,
+) -> Save:
+    """A function that saves where a run stands, or tells that it cannot; whether it did.
+
+    Args:
+      folder: of the checkpoints.
+      call: of the command.
+      inputs: the files that it reads, of which copies are kept.
+      settings: what the run's record says of its options.
+      weights: the network.
+      resumed: the checkpoint from which the run goes on, if any, in the same folder.
+
+    Raises:
+      InputError: where the copies cannot be written.
+    """
+    record = common_record(weights) | {"kind": "picture", "settings": report.as_json(settings)}
+    if resumed is None:
+        record |= call._asdict()
+        digests = checkpoint.begin(folder, [absolute(path, call) for path in inputs])
+    else:
+        record |= {name: resumed.record[name] for name in Call._fields}
+        digests = resumed.inputs
+
+    def save(standing: Standing) -> bool:
+        arrays = frame_arrays(standing.frames)
         own = {
-            "plan": None if plan is None else [plan.choice, plan.needs, plan.free, plan.whole],
-            "position": position_record(position, arrays),
-            "frames": pack(list(frames), arrays, name="frames"),
+            "plan": plan_record(standing.plan),
+            "position": position_record(standing.position, arrays),
         }
-        return try_to_save(folder, record | own, arrays, digest=digest)
+        try:
+            checkpoint.save(folder, record | own, arrays, inputs=digests)
+            return True
+        except OSError as error:
+            rest = "with the one before" if checkpoint.checkpoints(folder) else "without one"
+            tell(f"cannot write a checkpoint to {folder} ({error.strerror}), going on {rest}")
+            return False
 
     return save
 
 
-def restore_job(
-    saved: checkpoint.Saved, folder: Path
-) -> tuple[Job, RunOptions, WatchOptions, Standing]:
-    """What ``job_saver`` has saved.
+def save_call(folder: Path, *, call: Call, weights: Weights) -> None:
+    """Save how a batch was called, which tells from what is there what is missing.
+
+    Raises:
+      InputError: where it cannot be written.
+    """
+    record = common_record(weights) | {"kind": "batch"} | call._asdict()
+    digests = checkpoint.begin(folder)
+    try:
+        checkpoint.save(folder, record, {}, inputs=digests)
+    except OSError as error:
+        raise InputError(
+            f"cannot write a checkpoint to {folder} ({error.strerror}): choose another folder"
+        ) from None
+
+
+def saving_times(every: int | None) -> Callable[..., bool]:
+    """A function ``(save, *, step, last)`` that calls ``save`` when it is time, and at the last.
+
+    It returns whether it saved, and that succeeded.
 
     Args:
-      saved: a checkpoint of its.
-      folder: where it is now.
-
-    Raises:
-      InputError: for a record that it does not write.
+      every: at every so many steps; None by the clock, so that saving takes a twentieth of the time
+        at most.
     """
-    with foreign_is_input_error(saved):
-        record = saved.record
-        config = restore_config(record["config"])
-        values = unpack(record["job"], saved.inputs)
-        picture = PictureOptions(**values["picture"])
-        job = Job(**values | {"config": config, "picture": picture})
-        run = RunOptions(**unpack(record["run"], {}) | {"config": config, "overwrite": True})
-        watch = WatchOptions(**unpack(record["watch"], {}) | {"checkpoint": folder})
-        plan = record["plan"]
-        if plan is not None:
-            plan = Plan(Choice(*plan[0]), LoopMemory(*plan[1]), *plan[2:])
-        position = restore_position(record["position"], saved.arrays)
-        standing = Standing(plan, position, unpack(record["frames"], saved.arrays))
-        for value in (job, run, watch, standing):
-            check_type(value, type(value), name=type(value).__name__)
-        if plan is not None:
-            check_plan(plan)
-        for name, control in job.controls.items():
-            check_type(control, CONTROLS[name], name=name)
-        _check_pictures(job, standing.frames)
-        return job, run, watch, standing
+    ended, took = time.monotonic(), 0.0
 
+    def keep(save: Callable[[], bool], *, step: int, last: bool) -> bool:
+        nonlocal ended, took
+        now = time.monotonic()
+        by_clock = every is None and now > ended + max(EVERY_SECONDS, 20 * took)
+        if last or by_clock or (every is not None and step % every == 0):
+            saved = save()
+            ended = time.monotonic()
+            took = ended - now
+            return saved
+        return False
 
-def _check_pictures(job: Job, frames: list[np.ndarray]) -> None:
-    """Check what no type tells of arrays.
-
-    Raises:
-      ValueError: for arrays that are no pictures, or do not fit the content.
-    """
-    alphas = [] if job.alpha is None else [job.alpha]
-    inits = [] if job.init is None else [job.init]
-    for array in [job.content, *job.styles, *inits, *alphas]:
-        if array.dtype != np.float32 or array.ndim != 3 - (array is job.alpha):
-            raise ValueError(f"a picture is {array.dtype}{list(array.shape)}")
-        if not np.isfinite(array).all():
-            raise ValueError("a picture is not finite")
-    for array in [*frames, *alphas]:
-        if array.shape[:2] != job.content.shape[:2]:
-            raise ValueError("pictures of one run have several sizes")
-    if any(frame.dtype != np.uint8 or frame.shape[2:] != (3,) for frame in frames):
-        raise ValueError("a frame is no picture")
-
-
-def _values(options: Any) -> dict[str, Any]:
-    """A dataclass's fields but its settings, with absolute paths."""
-    values = {field.name: getattr(options, field.name) for field in fields(options)}
-    return {
-        name: absolute(value) if isinstance(value, Path) else value
-        for name, value in values.items()
-        if name != "config"
-    }
+    return keep

@@ -1,23 +1,28 @@
 """What every job reads and writes, checked: outputs, initial picture, weights."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from nst_jax import report
-from nst_jax.checkpoint_folder import check_checkpoints
+from nst_jax.checkpoint import Saved
+from nst_jax.checkpoint_records import check_weights
+from nst_jax.choices import Execution
 from nst_jax.config import INITS, Config, to_flat
 from nst_jax.config_checks import LARGEST_SIZE
 from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image, resize_to
+from nst_jax.job_checkpoint import check_checkpoints
 from nst_jax.memory import host_bytes, in_gib
+from nst_jax.messages import tell
 from nst_jax.options import PictureOptions, RunOptions, WatchOptions
 from nst_jax.presets import get_preset
+from nst_jax.problem import check_run
 from nst_jax.standard_streams import STANDARD
 from nst_jax.weights import (
     WEIGHTS_VARIABLE,
@@ -109,7 +114,7 @@ def check_outputs(
 
     Args:
       output, run, watch, picture: what the command was told.
-      inputs: files that it reads.
+      inputs: pictures and masks that it reads.
       steps: of the run; by default the config's.
 
     Raises:
@@ -130,8 +135,6 @@ def check_outputs(
         )
     outputs = output_paths(output, watch, steps=run.config.steps if steps is None else steps)
     inputs = list(inputs)
-    if run.config.initial.init not in INITS:
-        inputs.append(Path(run.config.initial.init))
     if run.weights is not None:
         inputs.append(run.weights)
     if inputs.count(STANDARD) > 1:
@@ -173,7 +176,7 @@ def output_paths(output: Path, watch: WatchOptions, *, steps: int) -> list[Path]
 
 
 def load_init(config: Config, *, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The initial picture where ``config.init`` names a file, scaled to the result's size.
+    """The initial picture where ``config.initial.init`` names a file, scaled to the result's size.
 
     Raises:
       InputError: for a file of another aspect ratio, and as ``load_image``.
@@ -203,14 +206,45 @@ def obtain_weights(path: Path | None, *, model: str | None = None) -> Weights:
     return load_weights(found)
 
 
+def find_network(
+    run: RunOptions,
+    configs: Sequence[Config],
+    *,
+    balanced: bool = True,
+    mesh: Mesh | None = None,
+    resumed: Saved | None = None,
+) -> Weights:
+    """The weights of a run, which have all that its settings ask for; says which, if that matters.
+
+    Args:
+      run: the command's options.
+      configs: the settings.
+      balanced: whether content and style are balanced against each other.
+      mesh: devices that divide the picture, if any.
+      resumed: the checkpoint from which the run goes on, if any.
+
+    Raises:
+      InputError: where there are none such, or the checkpoint is of others.
+    """
+    weights = obtain_weights(run.weights, model=run.model)
+    if resumed is not None:
+        check_weights(resumed, weights)
+    for config in configs:
+        check_run(weights.variables, config=config, execution=Execution(mesh=mesh))
+    if resumed is None:
+        tell_of_slim(run, weights)
+    if balanced:
+        tell_of_network(run, weights)
+    return weights
+
+
 def tell_of_slim(run: RunOptions, weights: Weights) -> None:
     """Say where the shipped slim weights are used because no others were found."""
     asked = run.weights or run.model or os.environ.get(WEIGHTS_VARIABLE)
     if not asked and is_shipped_slim(Path(weights.info.path)):
-        print(
-            "nst-jax: no full VGG-19 was found, so the slim weights that come with nst_jax are "
-            "used; for the full network run 'nst-jax weights fetch'",
-            file=sys.stderr,
+        tell(
+            "no full VGG-19 was found, so the slim weights that come with nst_jax are "
+            "used; for the full network run 'nst-jax weights fetch'"
         )
 
 
@@ -223,10 +257,9 @@ def tell_of_network(run: RunOptions, weights: Weights) -> None:
     """Say where a preset's factors were chosen for another network."""
     meant, found = get_preset(run.preset).weights, network_of(weights.info)
     if meant != found:
-        print(
-            f"nst-jax: the factors of preset {run.preset} are for {meant} weights and these are "
-            f"{found}: expect another balance of content and style, or name others by --weights",
-            file=sys.stderr,
+        tell(
+            f"the factors of preset {run.preset} are for {meant} weights and these are "
+            f"{found}: expect another balance of content and style, or name others by --weights"
         )
 
 

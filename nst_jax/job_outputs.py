@@ -7,46 +7,33 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nst_jax import report
 from nst_jax.errors import InputError
 from nst_jax.images import save_image, to_uint8
 from nst_jax.job_inputs import json_path
-from nst_jax.job_records import Job
-from nst_jax.options import WatchOptions
+from nst_jax.job_records import Ended, Job
 from nst_jax.standard_streams import STANDARD
 
 
-def write_outputs(
-    record: dict[str, Any],
-    image: Any,
-    *,
-    job: Job,
-    watch: WatchOptions,
-    frames: list[np.ndarray],
-    started: float,
-    kept: bool,
-) -> None:
+def write_outputs(record: dict[str, Any], ended: Ended, *, job: Job, started: float) -> None:
     """Write the result, then its record, and the animation and the plot where asked for.
 
     Args:
       record: of the run; its total time is added.
-      image: the result.
-      job, watch: where to.
-      frames: of the animation.
+      ended: what the run ended with.
+      job: where to.
       started: ``time.perf_counter()`` of the command's start.
-      kept: whether the newest checkpoint is of the run's end.
 
     Raises:
       InputError: where something cannot be written; it says where the result is kept.
     """
+    image, watch = ended.result.image, job.watch
     texts, more = metadata(record), asdict(job.picture)
     try:
         save_image(job.output, image, alpha=job.alpha, metadata=texts, **more)
     except Exception as error:  # of an encoder it may be any
         # What an encoder cannot do now, it cannot do later either.
-        folder = watch.checkpoint if kept and getattr(error, "errno", None) else None
+        folder = watch.checkpoint if ended.kept and getattr(error, "errno", None) else None
         raise not_written(error, image, texts, job=job, folder=folder) from None
     record["timing"]["total_s"] = time.perf_counter() - started
     path = json_path(job.output)
@@ -55,7 +42,7 @@ def write_outputs(
             report.write_json(path, record)
         if watch.animation is not None:
             path = watch.animation
-            report.write_animation(path, [*frames, to_uint8(image)])
+            report.write_animation(path, [*ended.frames, to_uint8(image)])
         if watch.plot is not None:
             path = watch.plot
             report.write_plot(path, record["history"])

@@ -1,20 +1,18 @@
 """Where and how a run of the command line is computed, and what to say where it does not fit."""
 
-import sys
-
 import jax
 from jax.sharding import Mesh
 
 from nst_jax.allocator import give_back_large_blocks, reserve
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.inputs import as_picture
 from nst_jax.job_records import Job
-from nst_jax.mask_checks import check_guidance
 from nst_jax.memory import USABLE, free_bytes, in_gib
-from nst_jax.memory_plan import as_shape, choose
+from nst_jax.memory_plan import choose
+from nst_jax.messages import tell
 from nst_jax.parallel import make_mesh
-from nst_jax.plan_words import Plan, Task
+from nst_jax.plan_words import MemoryPlan
+from nst_jax.problem import make_task
 from nst_jax.rows import rows_mesh
 from nst_jax.weights import Weights
 
@@ -46,7 +44,7 @@ def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
     return make_mesh()
 
 
-def make_plan(job: Job, weights: Weights, *, than: Plan | None = None) -> Plan | None:
+def make_plan(job: Job, weights: Weights, *, than: MemoryPlan | None = None) -> MemoryPlan | None:
     """What the last scale will need, and how it is to be computed.
 
     Args:
@@ -56,18 +54,7 @@ def make_plan(job: Job, weights: Weights, *, than: Plan | None = None) -> Plan |
     Raises:
       InputError: where it does not fit in any way.
     """
-    given = {name: value for name, value in job.controls.items() if value is not None}
-    masks = {name: given.pop(name, None) for name in ("content_masks", "style_masks", "keep")}
-    if any(value is not None for value in masks.values()):
-        content, *styles = [as_picture(picture) for picture in (job.content, *job.styles)]
-        given |= check_guidance(content, styles, config=job.config.loss, **masks)
-    task = Task(
-        weights.variables,
-        as_shape(job.content),
-        [as_shape(style) for style in job.styles],
-        job.config,
-        {name: value for name, value in given.items() if value is not None},
-    )
+    task = make_task(weights.variables, job.inputs, config=job.config)
     free = free_bytes(jax.local_devices()[0]) if than is None else _less(than)
     plan = choose(task, free=free, failed=than is not None)
     if plan is not None:
@@ -76,7 +63,7 @@ def make_plan(job: Job, weights: Weights, *, than: Plan | None = None) -> Plan |
     return plan
 
 
-def make_smaller_plan(job: Job, weights: Weights, *, than: Plan) -> Plan:
+def make_smaller_plan(job: Job, weights: Weights, *, than: MemoryPlan) -> MemoryPlan:
     """The next way that needs less than one for which the memory did not suffice.
 
     Raises:
@@ -87,20 +74,20 @@ def make_smaller_plan(job: Job, weights: Weights, *, than: Plan) -> Plan:
     return plan
 
 
-def _less(plan: Plan) -> int:
+def _less(plan: MemoryPlan) -> int:
     """Free memory with which ``choose`` takes a way that needs less."""
     return int((sum(plan.needs) - 1) / USABLE)
 
 
-def tell_of_room(plan: Plan) -> None:
+def tell_of_room(plan: MemoryPlan) -> None:
     """Say where less is free now than an earlier plan needs, which is kept for the same result."""
     free, needed = free_bytes(jax.local_devices()[0]), sum(plan.needs)
     if free is not None and needed > free:
         words = f"the run was planned to take {in_gib(needed)} and {in_gib(free)} are free now"
-        print(f"nst-jax: {words}: it may not go on here", file=sys.stderr)
+        tell(f"{words}: it may not go on here")
 
 
-def make_room(plan: Plan) -> None:
+def make_room(plan: MemoryPlan) -> None:
     """Let the process keep room for a plan on CPUs, see ``allocator``."""
     if jax.default_backend() != "cpu":
         return

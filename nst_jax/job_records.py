@@ -1,4 +1,4 @@
-"""What a command has read and checked, and what is written of its run."""
+"""What a command has read and checked, and what is told and written of its run."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,9 +7,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nst_jax import report
-from nst_jax.choices import choice_in_words
-from nst_jax.config import Config, to_flat
-from nst_jax.options import PictureOptions, RunOptions
+from nst_jax.call import Call
+from nst_jax.config import Config
+from nst_jax.inputs import Inputs
+from nst_jax.options import PictureOptions, RunOptions, WatchOptions
+from nst_jax.plan_words import MemoryPlan
 from nst_jax.scale_state import RECOVERIES
 from nst_jax.transfer import Result
 from nst_jax.weights import Weights
@@ -18,31 +20,52 @@ EXIT_CODES = {"done": 0, "diverged": 1, "stopped": 130}
 
 
 class Job(NamedTuple):
-    """What a command has read and checked.
+    """What a command for one picture has read and checked.
 
     Attributes:
       output: the file to write.
-      content: the content picture, ``[H, W, 3]``, or a canvas of the result's size.
-      styles: the style pictures.
+      inputs: the pictures and masks; without a content a canvas of the result's size is there.
       config: the settings.
-      controls: further keywords of ``transfer.stylize``: ``blend``, masks.
       alpha: transparency of the content, ``[H, W]``, or None.
-      init: the initial picture where it is a file's.
+      run, watch, picture: the command's options.
       settings: what the record says of the command's options.
+      files: those that were read.
+      call: the command line.
       mesh: devices that divide the picture, or None.
-      picture: how the result is written.
     """
 
     output: Path
-    content: np.ndarray
-    styles: list[np.ndarray]
+    inputs: Inputs
     config: Config
-    controls: dict[str, Any]
     alpha: np.ndarray | None
-    init: np.ndarray | None
+    run: RunOptions
+    watch: WatchOptions
+    picture: PictureOptions
     settings: dict[str, Any]
+    files: list[Path]
+    call: Call
     mesh: Mesh | None = None
-    picture: PictureOptions = PictureOptions()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return self.inputs.content.shape[:2]
+
+
+class Ended(NamedTuple):
+    """What a run ended with.
+
+    Attributes:
+      result: of ``transfer.stylize``.
+      plan: how it was computed in the end, or None on several devices.
+      frames: the animation's, where there is to be one.
+      kept: whether the newest checkpoint is of the run's end.
+    """
+
+    result: Result
+    plan: MemoryPlan | None
+    frames: list[np.ndarray]
+    kept: bool
 
 
 def closing_words(result: Result, *, averaging: float = 0.0) -> str:
@@ -71,33 +94,12 @@ def recovered_words(times: int) -> str:
     )
 
 
-def settings_record(config: Config) -> dict[str, Any]:
-    """The settings as the record has them, with layers by name."""
-    layers = {
-        "content_layers": dict(config.loss.content_layers),
-        "style_layers": dict(config.loss.style_layers),
-    }
-    return to_flat(config) | layers
-
-
-def make_record(job: Job, weights: Weights, result: Result, *, run: RunOptions) -> dict[str, Any]:
-    """All that the run did, but its timing."""
-    return {
-        "settings": job.settings | settings_record(job.config),
-        "seed": run.seed,
-        "versions": report.versions(),
-        "device": report.device(),
-        "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
-        "picture": {"width": job.content.shape[1], "height": job.content.shape[0]},
-        "status": result.status,
-        "scales": [
-            {"width": scale.shape[1], "height": scale.shape[0], "steps": scale.steps}
-            | {"computed": choice_in_words(scale.choice)}
-            for scale in result.scales
-        ],
-        "steps": len(result.history.loss),
-        "evaluations": int(result.history.evaluations.sum()),
-        "recoveries": result.recoveries,
-        "final_loss": result.loss,
-        "history": report.history_record(result.history),
-    }
+def make_record(job: Job, weights: Weights, result: Result) -> dict[str, Any]:
+    """All that a run of one picture did, but its timing."""
+    facts = report.run_record(job.config, weights, shape=job.shape, options=job.settings)
+    return (
+        {"settings": facts.pop("settings"), "seed": job.run.seed}
+        | facts
+        | report.outcome_record(result)
+        | {"history": report.history_record(result.history)}
+    )

@@ -8,7 +8,7 @@ import numpy as np
 from nst_jax.allocator import give_back_large_blocks
 from nst_jax.errors import InputError
 from nst_jax.memory import USABLE, LoopMemory, in_gib, loop_memory
-from nst_jax.plan_words import Plan, in_words
+from nst_jax.plan_words import MemoryPlan, plan_in_words
 from nst_jax.problem import Problem
 
 
@@ -92,5 +92,5 @@ def pictures_in_words(
       process: from ``memory.own_memory`` at the same time.
       pictures: how many are computed at once.
     """
-    plan = Plan(problem.choice, memory, free)
-    return in_words(plan, shape=problem.shape, process=process, pictures=pictures)
+    plan = MemoryPlan(problem.choice, memory, free)
+    return plan_in_words(plan, shape=problem.shape, process=process, pictures=pictures)

@@ -79,20 +79,10 @@ def scale_by_torch_lbfgs(
     References:
       Liu and Nocedal 1989, "On the limited memory BFGS method"; ``torch.optim.LBFGS``.
     """
-
     if memory_dtype not in MEMORY_DTYPES:
         raise ValueError(f"memory_dtype is {memory_dtype!r}: expected None or 'bfloat16'")
 
-    # As plain bits: XLA's CPU backend would widen the whole memory to float32 before the loop.
-    def pack(x: Array) -> Array:
-        if not memory_dtype:
-            return x
-        return jax.lax.bitcast_convert_type(x.astype(memory_dtype), "uint16")
-
-    def unpack(x: Array, like: Array) -> Array:
-        if not memory_dtype:
-            return x
-        return jax.lax.bitcast_convert_type(x, memory_dtype).astype(like.dtype)
+    pack, unpack = partial(_pack, dtype=memory_dtype), partial(_unpack, dtype=memory_dtype)
 
     def init(params) -> ScaleByTorchLbfgsState:
         memory = jnp.zeros((memory_size, *params.shape), "uint16" if memory_dtype else params.dtype)
@@ -106,15 +96,6 @@ def scale_by_torch_lbfgs(
             rho=jnp.zeros(memory_size, params.dtype),
             gamma=jnp.ones((), params.dtype),
         )
-
-    def first_update(grads: Array) -> Array:
-        if first_step is None:
-            norm = jnp.sum(jnp.abs(grads)) / pixel_range
-            return grads * (jnp.minimum(1.0, 1 / norm) / pixel_range**2)
-        # Scaled by the largest entry: squares of finite gradients may overflow.
-        tiny = jnp.finfo(grads.dtype).tiny
-        grads = grads / jnp.maximum(jnp.max(jnp.abs(grads)), tiny)
-        return grads * (first_step / jnp.sqrt(jnp.maximum(jnp.mean(jnp.square(grads)), tiny)))
 
     def remember(state: ScaleByTorchLbfgsState, params: Array, grads: Array):
         # As they are remembered: so that rho and gamma are those of the rounded pairs.
@@ -158,6 +139,27 @@ def scale_by_torch_lbfgs(
             0, stored, newest_to_oldest, (grads, jnp.zeros_like(state.rho))
         )
         direction = jax.lax.fori_loop(0, stored, oldest_to_newest, gain * state.gamma * direction)
-        return jnp.where(state.pairs == 0, first_update(grads), direction), state
+        first = _first_update(grads, pixel_range=pixel_range, size=first_step)
+        return jnp.where(state.pairs == 0, first, direction), state
 
     return optax.GradientTransformation(init, update)
+
+
+# As plain bits: XLA's CPU backend would widen the whole memory to float32 before the loop.
+def _pack(x: Array, *, dtype: str | None) -> Array:
+    return jax.lax.bitcast_convert_type(x.astype(dtype), "uint16") if dtype else x
+
+
+def _unpack(x: Array, like: Array, *, dtype: str | None) -> Array:
+    return jax.lax.bitcast_convert_type(x, dtype).astype(like.dtype) if dtype else x
+
+
+def _first_update(grads: Array, *, pixel_range: float, size: float | None) -> Array:
+    """Torch's, or a gradient scaled to a root mean square."""
+    if size is None:
+        norm = jnp.sum(jnp.abs(grads)) / pixel_range
+        return grads * (jnp.minimum(1.0, 1 / norm) / pixel_range**2)
+    # Scaled by the largest entry: squares of finite gradients may overflow.
+    tiny = jnp.finfo(grads.dtype).tiny
+    grads = grads / jnp.maximum(jnp.max(jnp.abs(grads)), tiny)
+    return grads * (size / jnp.sqrt(jnp.maximum(jnp.mean(jnp.square(grads)), tiny)))

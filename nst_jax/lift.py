@@ -120,7 +120,7 @@ def check_lifted(
     Raises:
       InputError: where it has not.
     """
-    full = "for others use the full VGG-19: run 'nst-jax weights fetch', or name it by --weights"
+    full = "for others use the full VGG-19: run 'nst-jax weights fetch', or name it"
     if pooling not in lift:
         raise InputError(
             f"these slim weights were trained for {' and '.join(lift)} pooling, not {pooling}; "

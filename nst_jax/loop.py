@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 from nst_jax.allocator import bytes_in_use
+from nst_jax.errors import InputError
 from nst_jax.types import Array, Info, State
 
 CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
 CHUNK_SIZE = 64
 # How long to wait for scratch memory to be freed: at most, and where nobody tells.
 RELEASE_SECONDS, BLIND_SECONDS = 1.0, 0.01
-SLACK = 2**26  # bytes that other things may have taken meanwhile
+RELEASE_SLACK = 2**26  # bytes that other things may have taken meanwhile
 
 
 class Progress(NamedTuple):
@@ -32,9 +33,8 @@ class Progress(NamedTuple):
       state: the current state, which the next chunk uses up: copy what is to be kept.
       history: diagnostics so far, pieces of one entry a step.
       steps_s: seconds of all steps of this scale, without compilation.
-      position: of a run of ``transfer.stylize`` or of lanes a function that gives where it stands,
-        on the host, see ``position``; call it before the callback returns. None while one
-        lane goes on by itself.
+      position: of a run of ``transfer.stylize`` a function that gives where
+        it stands, on the host, see ``position``; call it before the callback returns.
     """
 
     step: int
@@ -52,6 +52,41 @@ class Progress(NamedTuple):
     position: Callable[[], Any] | None = None
 
 
+class Callback(NamedTuple):
+    """A function that sees a run between chunks of steps, and when.
+
+    Attributes:
+      call: called on the host with a ``Progress``; ``False`` stops the run.
+      every: call it at each multiple of so many steps at least, or of each of several such numbers;
+        by default about every second and a half.
+
+    >>> Callback(print, every=10).multiples
+    (10,)
+    """
+
+    call: Callable[[Progress], bool | None]
+    every: int | Sequence[int] | None = None
+
+    @property
+    def multiples(self) -> tuple[int, ...]:
+        """``every`` as a tuple."""
+        return (self.every,) if isinstance(self.every, int) else tuple(self.every or ())
+
+
+def as_callback(callback: Callable[[Progress], bool | None] | Callback | None) -> Callback | None:
+    """A function as a ``Callback``.
+
+    Raises:
+      InputError: for numbers of steps below 1.
+    """
+    if callback is None:
+        return None
+    given = callback if isinstance(callback, Callback) else Callback(callback)
+    if any(number < 1 for number in given.multiples):
+        raise InputError(f"a callback is called every {given.every} steps: expected 1 or more")
+    return given
+
+
 class Run(NamedTuple):
     """What ``iterate`` returns.
 
@@ -61,6 +96,7 @@ class Run(NamedTuple):
       status: ``"done"``, ``"stopped"`` or ``"diverged"``.
       timing: seconds: ``compile_s``, ``steps_s``.
       recoveries: how often ``recover`` helped.
+      stopped: whether the callback's last answer was to stop, also where no step was left.
     """
 
     state: Any
@@ -68,6 +104,7 @@ class Run(NamedTuple):
     status: str
     timing: dict[str, float]
     recoveries: int = 0
+    stopped: bool = False
 
 
 def iterate(
@@ -76,8 +113,7 @@ def iterate(
     *,
     steps: int,
     started: float | None = None,
-    callback: Callable[[Progress], bool | None] | None = None,
-    callback_every: int | Sequence[int] | None = None,
+    callback: Callback | None = None,
     before: int = 0,
     history: Callable[[Info], Info] | None = None,
     recover: Callable[..., State | None] | None = None,
@@ -92,9 +128,7 @@ def iterate(
         then diverged when all of them have. Steps that it has done count.
       steps: how many it shall have done at the end.
       started: ``time.perf_counter()`` when the work began that counts as compilation.
-      callback: called on the host between chunks; ``False`` stops the run.
-      callback_every: call it at each multiple of so many steps at least, or of each of several
-        such numbers.
+      callback: what sees the run.
       before: steps of earlier scales, which count for the multiples.
       history: from a record of the structure of ``take``'s to that of the steps done before.
       recover: ``(state, *, times)``, from a frozen state and the number of the time, from 1, to one
@@ -112,7 +146,7 @@ def iterate(
     _let_go(before_chunk)
     compile_s = time.perf_counter() - started
 
-    multiples = (callback_every,) if isinstance(callback_every, int) else callback_every or ()
+    multiples, stopped = callback.multiples if callback else (), False
     count, frozen = jax.device_get((state.count, state.frozen))
     chunks: list[Info] = [] if history is None else [history(info)]
     done, chunk, steps_s = int(np.max(count)), 1, 0.0
@@ -144,7 +178,8 @@ def iterate(
                 history=tuple(chunks),
                 steps_s=steps_s,
             )
-            if callback(progress) is False and status == "done" and done < steps:
+            stopped = callback.call(progress) is False
+            if stopped and status == "done" and done < steps:
                 status = "stopped"
         chunk = max(1, min(CHUNK_SIZE, round(CHUNK_SECONDS * chunk / elapsed)))
 
@@ -154,6 +189,7 @@ def iterate(
         status=status,
         timing={"compile_s": compile_s, "steps_s": steps_s},
         recoveries=recoveries,
+        stopped=stopped,
     )
 
 
@@ -178,5 +214,5 @@ def _let_go(in_use: int | None) -> None:
         time.sleep(BLIND_SECONDS)
         return
     end = time.perf_counter() + RELEASE_SECONDS
-    while (bytes_in_use() or 0) > in_use + SLACK and time.perf_counter() < end:
+    while (bytes_in_use() or 0) > in_use + RELEASE_SLACK and time.perf_counter() < end:
         time.sleep(BLIND_SECONDS / 10)

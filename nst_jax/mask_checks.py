@@ -14,72 +14,69 @@ import numpy as np
 from nst_jax.config import LossConfig
 from nst_jax.errors import InputError
 from nst_jax.guides import layer_guides, whole_strides
-from nst_jax.shares import is_weights
-from nst_jax.types import Array
+from nst_jax.shares import check_blend, is_weights
+from nst_jax.types import Array, Guidance
 
 
 def check_guidance(
     content: Array,
     styles: Sequence[Array],
+    guidance: Guidance,
     *,
     config: LossConfig,
-    content_masks: Any = None,
-    style_masks: Sequence[Any] | None = None,
-    region_weights: Any = None,
-    keep: Any = None,
     names: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Check masks and the regions' weights; see ``transfer.stylize`` for what they are.
+) -> Guidance:
+    """Check factors of styles, masks and the regions' weights.
 
     Args:
       content, styles: the pictures.
+      guidance: as it was given.
       config: structure of the objective.
-      content_masks, style_masks, region_weights, keep: as for ``transfer.stylize``.
       names: what to call the regions in errors in place of their numbers.
 
     Returns:
-      What ``check_masks`` returns.
+      The guidance with masks as arrays of their pictures' type, ``content_masks`` as
+      ``[R, H, W]``, and factors as float64 of NumPy, those of styles scaled to sum to 1.
 
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    if not config.style_names and not (content_masks is None and style_masks is None):
+    without_masks = guidance.content_masks is None and guidance.style_masks is None
+    if not config.style_names and not without_masks:
         raise InputError("masks of regions have no effect without style layers: leave them out")
-    masks = check_masks(
-        content, styles, content_masks=content_masks, style_masks=style_masks, keep=keep
+    blend, weights = guidance.blend, guidance.region_weights
+    checked = check_masks(content, styles, guidance)._replace(
+        blend=None if blend is None else check_blend(blend)
     )
-    if not config.style_names:
-        masks["content_masks"] = None  # the rest of what is kept has no style
-    check_reach(masks, config, names=names)
-    regions = masks["content_masks"]
-    check_region_weights(region_weights, regions=0 if regions is None else len(regions))
-    return masks
+    whole = with_rest(checked, config=config)
+    check_reach(whole, config, names=names)
+    regions = 0 if whole.content_masks is None else len(whole.content_masks)
+    check_region_weights(weights, regions=regions)
+    return checked._replace(region_weights=None if weights is None else np.asarray(weights, float))
 
 
-def check_masks(
-    content: Array,
-    styles: Sequence[Array],
-    *,
-    content_masks: Any,
-    style_masks: Sequence[Any] | None,
-    keep: Any,
-) -> dict[str, Any]:
+def with_rest(guidance: Guidance, *, config: LossConfig) -> Guidance:
+    """Checked guidance in which the rest of what is preserved is a region, if none is named."""
+    if guidance.preserve is None or guidance.content_masks is not None or not config.style_names:
+        return guidance
+    return guidance._replace(content_masks=1 - guidance.preserve[None])
+
+
+def check_masks(content: Array, styles: Sequence[Array], guidance: Guidance) -> Guidance:
     """Masks as arrays of their pictures' type.
-
-    Where a part of the content is kept and no region is named, the rest is the region.
-
-    Returns:
-      ``content_masks [R, H, W]``, ``style_masks`` and ``keep [H, W]``, each None where not given.
 
     Raises:
       InputError: for masks of other shapes, outside of [0, 1], or empty.
     """
-    if keep is not None:
-        keep = _as_mask("mask of what is kept", keep, content)
-        if not (keep < 1).any():
+    content_masks, style_masks, preserve = (
+        guidance.content_masks,
+        guidance.style_masks,
+        guidance.preserve,
+    )
+    if preserve is not None:
+        preserve = _as_mask("mask of what is kept", preserve, content)
+        if not (preserve < 1).any():
             raise InputError("all of the picture is kept as it is: nothing is left to stylize")
-        if content_masks is None:
-            content_masks = 1 - keep[None]
     if content_masks is not None:
         if getattr(content_masks, "ndim", 3) == 0:
             raise InputError("content masks are one number: expected [H, W] for each region")
@@ -90,7 +87,7 @@ def check_masks(
         if not masks:
             raise InputError("no content mask: expected one for each region, or None")
         content_masks = jnp.stack(masks)
-        if keep is not None and not all((mask * (1 - keep)).any() for mask in masks):
+        if preserve is not None and not all((mask * (1 - preserve)).any() for mask in masks):
             raise InputError("a region lies wholly in what is kept as it is: leave one of them out")
     if style_masks is not None:
         if len(style_masks) != len(styles):
@@ -101,7 +98,9 @@ def check_masks(
             None if mask is None else _as_mask(f"style mask {number}", mask, style)
             for number, (mask, style) in enumerate(zip(style_masks, styles, strict=True), start=1)
         ]
-    return {"content_masks": content_masks, "style_masks": style_masks, "keep": keep}
+    return guidance._replace(
+        content_masks=content_masks, style_masks=style_masks, preserve=preserve
+    )
 
 
 def _as_mask(what: str, mask: Any, picture: Array) -> Array:
@@ -121,7 +120,7 @@ def _as_mask(what: str, mask: Any, picture: Array) -> Array:
     return array
 
 
-def check_reach(controls: dict[str, Any], config: LossConfig, *, names: Sequence[str] = ()) -> None:
+def check_reach(guidance: Guidance, config: LossConfig, *, names: Sequence[str] = ()) -> None:
     """Check that every mask has something left in every style layer.
 
     Raises:
@@ -132,11 +131,11 @@ def check_reach(controls: dict[str, Any], config: LossConfig, *, names: Sequence
     sums = partial(
         _guide_sums, layers=config.style_names, method=config.guides, padding=config.padding
     )
-    masks = controls["content_masks"]
+    masks = guidance.content_masks
     for number, mask in enumerate([] if masks is None else masks, start=1):
         name = f"content mask {names[number - 1] if names else number}"
         _check_sums(name, sums(mask), config)
-    for number, mask in enumerate(controls["style_masks"] or [], start=1):
+    for number, mask in enumerate(guidance.style_masks or [], start=1):
         if mask is not None:
             if config.padding == "circular":  # as ``objective`` crops it
                 mask = whole_strides(mask, config.style_names)

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from nst_jax.color_matching import grey
@@ -28,8 +27,8 @@ from nst_jax.config import Config, Evaluation, LossConfig
 from nst_jax.content_term import (
     content_targets,
     content_value,
+    difference_sum,
     feature_maps,
-    feature_sum,
     laplacian_sums,
     samples,
 )
@@ -51,6 +50,7 @@ from nst_jax.style_term import (
 from nst_jax.tiling import tiled
 from nst_jax.types import (
     Array,
+    Guidance,
     Keep,
     Loss,
     LossWeights,
@@ -60,6 +60,7 @@ from nst_jax.types import (
     Targets,
     Terms,
     Variables,
+    as_sequence,
 )
 from nst_jax.variation import total_variation
 from nst_jax.vgg import network_features
@@ -87,11 +88,6 @@ def of_luminance(loss: Loss) -> Loss:
         return loss.statistics(variables, grey(image), targets)
 
     return loss._replace(statistics=statistics)
-
-
-def as_sequence(styles: Any) -> list[Any]:
-    """Style pictures as a list, from one picture or several."""
-    return [styles] if isinstance(styles, (jax.Array, np.ndarray)) else list(styles)
 
 
 def style_count(moments: Any) -> int:
@@ -127,12 +123,8 @@ def make_loss(
       ``[H, W, 3]`` and one style picture or a sequence of S (of any sizes), and by keyword
 
       - ``weights``: the factors of the terms;
-      - ``blend``: factors of the styles, see ``shares.style_shares``;
-      - ``content_masks``: R regions of the content, ``[R, H, W]`` in [0, 1];
-      - ``style_masks``: for each style the part of it that counts, ``[h, w]``, or None;
-      - ``region_weights``: factors of the regions' style losses, ``[R]``, by default 1;
-      - ``keep``: where the content is left as it is, ``[H, W]``. The picture that is compared is
-        there the content's;
+      - ``guidance``: which style holds where, and what is preserved: there the picture that is
+        compared is the content's. Its regions are ``[R, H, W]``;
       - ``moments``: what is known of the styles, ``Targets.style`` of an earlier call, in place of
         style pictures.
 
@@ -143,153 +135,191 @@ def make_loss(
 
 @lru_cache(maxsize=64)
 def _make_loss(config: LossConfig, evaluation: Evaluation, mesh: Mesh | None) -> Loss:
-    # One pass serves both terms; a layer in both is computed once.
-    layers = config.layers
-    in_tiles: Any = partial(
-        tiled, layers=config.aligned_layers, tile=evaluation.tile, padding=config.padding, mesh=mesh
+    whole = partial(_statistics, config=config, evaluation=evaluation)
+    tiles = partial(_tiled_statistics, config=config, evaluation=evaluation, mesh=mesh)
+    return Loss(
+        targets=partial(_targets, config=config, evaluation=evaluation),
+        statistics=tiles if evaluation.tile else whole,
+        head=partial(_head, config=config),
     )
-    network = partial(network_features, **config.network, precision=evaluation.precision)
+
+
+def _regions(masks: Array, region_weights: Any = None, *, config: LossConfig) -> Regions:
     of_masks = partial(
         layer_guides, layers=config.style_names, method=config.guides, padding=config.padding
     )
+    guides = jax.vmap(of_masks)(masks)
+    weights = jnp.ones(len(masks)) if region_weights is None else region_weights
+    return Regions(
+        guides=guides,
+        sizes=jax.tree.map(jax.vmap(mask_size), guides),
+        weights=jnp.asarray(weights, masks.dtype),
+    )
 
-    def make_regions(masks: Array, region_weights: Any = None) -> Regions:
-        guides = jax.vmap(of_masks)(masks)
-        weights = jnp.ones(len(masks)) if region_weights is None else region_weights
-        return Regions(
-            guides=guides,
-            sizes=jax.tree.map(jax.vmap(mask_size), guides),
-            weights=jnp.asarray(weights, masks.dtype),
+
+def _sizes(content: Array, *, config: LossConfig) -> dict[str, int]:
+    height, width = content.shape[:2]
+    return (
+        {name: position_count(content, name) for name in config.layers}
+        | {name: (height // p) * (width // p) for name, p in config.laplacians.items()}
+        | {"pixels": height * width, "corners": (height + 1) * (width + 1)}
+    )
+
+
+def _targets(
+    variables: Variables,
+    content: Array,
+    styles: Array | Sequence[Array],
+    *,
+    config: LossConfig,
+    evaluation: Evaluation,
+    weights: LossWeights,
+    guidance: Guidance = Guidance(),
+    moments: dict[str, Moments] | None = None,
+) -> Targets:
+    pictures, make_regions = as_sequence(styles), partial(_regions, config=config)
+    if config.style_names and not pictures and moments is None:
+        raise InputError("no style picture: expected at least one")
+    check_sides(content.shape[0], content.shape[1], config.layers, padding=config.padding)
+    check_squares(content.shape[0], content.shape[1], config.laplacians)
+    masks = guidance.style_masks or [None] * len(pictures)
+    regions, preserve = guidance.content_masks, guidance.preserve
+    known: Any = moments
+    if known is None:
+        of_style = partial(
+            style_moments,
+            variables,
+            config=config,
+            evaluation=evaluation,
+            make_regions=make_regions,
+        )
+        each = [of_style(x, mask=mask) for x, mask in zip(pictures, masks, strict=True)]
+        known = stacked(each) if each else {}
+    shares = style_shares(
+        guidance.blend,
+        layers=config.style_names,
+        regions=1 if regions is None else len(regions),
+        styles=style_count(known) or len(pictures),
+    )
+    again = evaluation.recompute_content and config.feature_layers
+    sizes = _sizes(content, config=config)
+    return Targets(
+        **content_targets(variables, content, config=config, evaluation=evaluation)._asdict(),
+        style=known,
+        sizes=jax.tree.map(lambda x: jnp.asarray(float(x), content.dtype), sizes),
+        weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
+        shares={name: table.astype(content.dtype) for name, table in shares.items()},
+        regions=None if regions is None else make_regions(regions, guidance.region_weights),
+        keep=None if preserve is None else Keep(preserve, content),
+        picture=content if again else None,
+    )
+
+
+def _compared(image: Array, targets: Targets) -> Array:
+    """The picture with the parts that are preserved laid over it."""
+    if targets.keep is None:
+        return image
+    return lay_over(image, targets.keep.content, targets.keep.mask)
+
+
+def _counts(
+    variables: Variables,
+    image: Array,
+    targets: Targets,
+    *,
+    config: LossConfig,
+    evaluation: Evaluation,
+) -> dict[str, Array]:
+    """Histograms of the regions."""
+    image = _compared(image, targets)
+    how: Any = config.network | {"precision": evaluation.precision}
+    taps = network_features(variables, image, layers=config.matched_layers, **how)
+    return {name: region_counts(name, tap, targets) for name, tap in taps.items()}
+
+
+def _statistics(
+    variables: Variables,
+    image: Array,
+    targets: Targets,
+    *,
+    config: LossConfig,
+    evaluation: Evaluation,
+) -> Statistics:
+    """Of a whole picture, or of a window of it; a layer in both terms is computed once."""
+    image = _compared(image, targets)
+    wanted = targets.content
+    if targets.picture is not None:
+        wanted = feature_maps(
+            variables, targets.picture, config=config, precision=evaluation.precision
         )
 
-    def sizes(content: Array) -> dict[str, int]:
-        height, width = content.shape[:2]
-        return (
-            {name: position_count(content, name) for name in layers}
-            | {name: (height // p) * (width // p) for name, p in config.laplacians.items()}
-            | {"pixels": height * width, "corners": (height + 1) * (width + 1)}
-        )
+    def sums(name: str, tap: Features) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if name in config.feature_layers:
+            found["content"] = difference_sum(name, tap, wanted[name], targets)
+        if name in config.similar_layers:
+            found["samples"] = samples(name, tap, targets)
+        if name in config.style_names:
+            found["style"] = style_sums(name, tap, targets, config=config)
+        return found
 
-    def targets(
-        variables: Variables,
-        content: Array,
-        styles: Array | Sequence[Array],
-        *,
-        weights: LossWeights,
-        blend: Any = None,
-        content_masks: Array | None = None,
-        style_masks: Sequence[Array | None] | None = None,
-        region_weights: Any = None,
-        keep: Array | None = None,
-        moments: dict[str, Moments] | None = None,
-    ) -> Targets:
-        pictures = as_sequence(styles)
-        if config.style_names and not pictures and moments is None:
-            raise InputError("no style picture: expected at least one")
-        check_sides(content.shape[0], content.shape[1], layers, padding=config.padding)
-        check_squares(content.shape[0], content.shape[1], config.laplacians)
-        masks = [None] * len(pictures) if style_masks is None else style_masks
-        known: Any = moments
-        if known is None:
-            of_style = partial(
-                style_moments,
-                variables,
-                config=config,
-                evaluation=evaluation,
-                make_regions=make_regions,
-            )
-            each = [of_style(x, mask=mask) for x, mask in zip(pictures, masks, strict=True)]
-            known = stacked(each) if each else {}
-        shares = style_shares(
-            blend,
-            layers=config.style_names,
-            regions=1 if content_masks is None else len(content_masks),
-            styles=style_count(known) or len(pictures),
-        )
-        again = evaluation.recompute_content and config.feature_layers
-        return Targets(
-            **content_targets(variables, content, config=config, evaluation=evaluation)._asdict(),
-            style=known,
-            sizes=jax.tree.map(lambda x: jnp.asarray(float(x), content.dtype), sizes(content)),
-            weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
-            shares={name: table.astype(content.dtype) for name, table in shares.items()},
-            regions=None if content_masks is None else make_regions(content_masks, region_weights),
-            keep=None if keep is None else Keep(keep, content),
-            picture=content if again else None,
-        )
+    how: Any = config.network | {"precision": evaluation.precision, "remat": evaluation.remat}
+    found = network_features(variables, image, layers=config.layers, reduce=sums, **how)
+    own = None if targets.window is None else counted(targets.window, shape=image.shape)
+    return Statistics(
+        content={name: found[name]["content"] for name in config.feature_layers},
+        style={name: found[name]["style"] for name in config.style_names},
+        tv=total_variation(
+            image * config.pixel_range,
+            form=config.tv_form,
+            order=config.tv_order,
+            padding=config.padding,
+            mask=own,
+            corner=targets.sizes["pixels"] / targets.sizes["corners"],
+        ),
+        samples={name: found[name]["samples"] for name in config.similar_layers},
+        laplacian=laplacian_sums(image, targets, config=config),
+    )
 
-    def compared(image: Array, targets: Targets) -> Array:
-        """The picture with the parts that are kept laid over it."""
-        if targets.keep is None:
-            return image
-        return lay_over(image, targets.keep.content, targets.keep.mask)
 
-    def counts(variables: Variables, image: Array, targets: Targets) -> dict[str, Array]:
-        image = compared(image, targets)
-        taps = network(variables, image, layers=config.matched_layers)
-        return {name: region_counts(name, tap, targets) for name, tap in taps.items()}
+def _tiled_statistics(
+    variables: Variables,
+    image: Array,
+    targets: Targets,
+    *,
+    config: LossConfig,
+    evaluation: Evaluation,
+    mesh: Mesh | None,
+) -> Statistics:
+    in_tiles: Any = partial(
+        tiled, layers=config.aligned_layers, tile=evaluation.tile, padding=config.padding, mesh=mesh
+    )
+    if config.matched_layers:  # histograms of the whole first
+        counts = in_tiles(partial(_counts, config=config, evaluation=evaluation))
+        found = counts(variables, jax.lax.stop_gradient(image), targets)
+        goals = {
+            name: matchings(name, x, targets, mixing=config.style_mixing)
+            for name, x in found.items()
+        }
+        targets = targets._replace(matching=goals)
+    whole = partial(_statistics, config=config, evaluation=evaluation)
+    return in_tiles(whole)(variables, image, targets)
 
-    def of_window(variables: Variables, image: Array, targets: Targets) -> Statistics:
-        image = compared(image, targets)
-        wanted = targets.content
-        if targets.picture is not None:
-            wanted = feature_maps(
-                variables, targets.picture, config=config, precision=evaluation.precision
-            )
 
-        def sums(name: str, tap: Features) -> dict[str, Any]:
-            found: dict[str, Any] = {}
-            if name in config.feature_layers:
-                found["content"] = feature_sum(name, tap, wanted[name], targets)
-            if name in config.similar_layers:
-                found["samples"] = samples(name, tap, targets)
-            if name in config.style_names:
-                found["style"] = style_sums(name, tap, targets, config=config)
-            return found
-
-        found = network(variables, image, layers=layers, remat=evaluation.remat, reduce=sums)
-        own = None if targets.window is None else counted(targets.window, shape=image.shape)
-        return Statistics(
-            content={name: found[name]["content"] for name in config.feature_layers},
-            style={name: found[name]["style"] for name in config.style_names},
-            tv=total_variation(
-                image * config.pixel_range,
-                form=config.tv_form,
-                order=config.tv_order,
-                padding=config.padding,
-                mask=own,
-                corner=targets.sizes["pixels"] / targets.sizes["corners"],
-            ),
-            samples={name: found[name]["samples"] for name in config.similar_layers},
-            laplacian=laplacian_sums(image, targets, config=config),
-        )
-
-    def of_tiles(variables: Variables, image: Array, targets: Targets) -> Statistics:
-        if config.matched_layers:  # histograms of the whole first
-            found = in_tiles(counts)(variables, jax.lax.stop_gradient(image), targets)
-            goals = {
-                name: matchings(name, x, targets, mixing=config.style_mixing)
-                for name, x in found.items()
-            }
-            targets = targets._replace(matching=goals)
-        return in_tiles(of_window)(variables, image, targets)
-
-    def head(statistics: Statistics, targets: Targets) -> tuple[Array, Terms]:
-        weights = targets.weights
-        style = sum(
-            weights.style_layers[name] * layer_loss(name, sums, targets, config=config)
-            for name, sums in statistics.style.items()
-        )
-        content = content_value(statistics, targets, config=config)
-        variation = statistics.tv
-        if config.tv_reduction == "mean":
-            variation = variation / (3 * targets.sizes["pixels"])
-        zero = jnp.zeros_like(statistics.tv)
-        terms = Terms(
-            content=zero + weights.content * config.mse_factor * content,
-            style=zero + weights.style * config.mse_factor * style,
-            tv=weights.tv * variation,
-        )
-        return terms.content + terms.style + terms.tv, terms
-
-    return Loss(targets=targets, statistics=of_tiles if evaluation.tile else of_window, head=head)
+def _head(statistics: Statistics, targets: Targets, *, config: LossConfig) -> tuple[Array, Terms]:
+    weights = targets.weights
+    style = sum(
+        weights.style_layers[name] * layer_loss(name, sums, targets, config=config)
+        for name, sums in statistics.style.items()
+    )
+    content = content_value(statistics, targets, config=config)
+    variation = statistics.tv
+    if config.tv_reduction == "mean":
+        variation = variation / (3 * targets.sizes["pixels"])
+    zero = jnp.zeros_like(statistics.tv)
+    terms = Terms(
+        content=zero + weights.content * config.mse_factor * content,
+        style=zero + weights.style * config.mse_factor * style,
+        tv=weights.tv * variation,
+    )
+    return terms.content + terms.style + terms.tv, terms

@@ -1,4 +1,4 @@
-"""Lanes spread over devices: which axis a mesh divides, and the loop on all of its devices.
+"""A batch spread over devices: meshes, and the loop on all devices of one.
 
 The pictures of a batch need nothing of each other, so that every device runs the loop on its own
 part (``shard_map``), with no communication and its own end; arrays are placed by ``NamedSharding``.
@@ -16,6 +16,8 @@ from jax.typing import ArrayLike
 from nst_jax.solver import run
 from nst_jax.types import Info, Solver, State, Targets, Variables
 
+DATA = PartitionSpec("data")  # an array divided along its leading axis
+
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis, ``"data"``, of devices; by default of all of this process."""
@@ -25,20 +27,6 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 def flat_mesh(mesh: Mesh) -> Mesh:
     """A mesh of one axis with the devices of any mesh."""
     return make_mesh(mesh.devices.flatten().tolist())
-
-
-def divided_axis(shape: tuple[int, ...], devices: int) -> int:
-    """The axis that wants the least filling up to be divided among so many devices.
-
-    >>> divided_axis((1, 6), 2), divided_axis((4, 4), 2)
-    (1, 0)
-    """
-    return min(range(len(shape)), key=lambda axis: (-shape[axis] % devices) / shape[axis])
-
-
-def at_axis(axis: int) -> PartitionSpec:
-    """An array divided along one axis."""
-    return PartitionSpec(*[None] * axis, "data")
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
@@ -73,7 +61,7 @@ def copy_on(tree: Any, device: Any, *, known: dict[Any, Any]) -> Any:
 
 @partial(
     jax.jit,
-    static_argnames=("solver", "mesh", "axis", "specs", "chunk_size"),
+    static_argnames=("solver", "mesh", "specs", "chunk_size"),
     donate_argnums=1,
 )
 def run_spread(
@@ -83,7 +71,6 @@ def run_spread(
     targets: Targets,
     *,
     mesh: Mesh,
-    axis: int,
     specs: Targets,
     num_steps: ArrayLike,
     chunk_size: int,
@@ -91,25 +78,25 @@ def run_spread(
     """``solver.run`` on every device of a mesh.
 
     Args:
-      solver: of states with leading axes, see ``lane_solver.lanes_solver``; static.
-      state: every leaf is divided along ``axis``.
+      solver: of states with a leading axis, see ``lane_solver.batch_solver``; static.
+      state: every leaf is divided along its leading axis.
       variables: the same on all devices.
       targets: divided as ``specs`` says, field by field.
-      mesh: of one axis, ``"data"``; static, as are ``axis`` and ``specs``.
+      mesh: of one axis, ``"data"``; static, as is ``specs``.
       num_steps, chunk_size: as for ``run``.
 
     Returns:
-      As ``run``; the diagnostics have the steps first and then the leading axes.
+      As ``run``; the diagnostics have the steps first and then the batch.
     """
 
     def on_device(state: State, variables: Variables, targets: Targets, num_steps: Any):
         return run(solver, state, variables, targets, num_steps=num_steps, chunk_size=chunk_size)
 
-    lead, everywhere = at_axis(axis), PartitionSpec()
+    everywhere = PartitionSpec()
     return jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(lead, everywhere, specs, everywhere),
-        out_specs=(lead, at_axis(axis + 1)),
+        in_specs=(DATA, everywhere, specs, everywhere),
+        out_specs=(DATA, PartitionSpec(None, "data")),
         check_vma=False,  # line searches' inner loops do not pass it
     )(state, variables, targets, num_steps)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nst_jax.choices import Choice, choice_in_words
+from nst_jax.choices import ExecutionPlan, choice_in_words
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.memory import USABLE, LoopMemory, in_gib
-from nst_jax.types import Variables
+from nst_jax.types import Guidance, Variables
 
 
-class Plan(NamedTuple):
+class MemoryPlan(NamedTuple):
     """What a run will need.
 
     Attributes:
@@ -20,7 +20,7 @@ class Plan(NamedTuple):
       whole: bytes of the whole picture's run as the settings have it, where it does not fit.
     """
 
-    choice: Choice
+    choice: ExecutionPlan
     needs: LoopMemory
     free: int | None
     whole: int | None = None
@@ -34,7 +34,7 @@ class Task(NamedTuple):
       content: the content picture, or its shape.
       styles: likewise.
       config: the settings.
-      controls: further keywords of ``Loss.targets``, or their shapes.
+      guidance: which style holds where, arrays or shapes.
       optimizer: in place of the config's, if any.
     """
 
@@ -42,12 +42,12 @@ class Task(NamedTuple):
     content: Any
     styles: Sequence[Any]
     config: Config
-    controls: dict[str, Any]
+    guidance: Guidance = Guidance()
     optimizer: Any = None
 
 
-def refusal(
-    task: Task, *, last: Choice, needed: float, limit: int | None, fitting: int | None
+def too_large(
+    task: Task, *, last: ExecutionPlan, needed: float, limit: int | None, fitting: int | None
 ) -> InputError:
     """The error for a picture that does not fit in any way.
 
@@ -80,7 +80,9 @@ def refusal(
     )
 
 
-def in_words(plan: Plan, *, shape: Sequence[int], process: int = 0, pictures: int = 1) -> str:
+def plan_in_words(
+    plan: MemoryPlan, *, shape: Sequence[int], process: int = 0, pictures: int = 1
+) -> str:
     """A plan in one line.
 
     Args:

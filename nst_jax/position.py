@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nst_jax.choices import Choice
+from nst_jax.choices import ExecutionPlan
 from nst_jax.errors import InputError
 from nst_jax.scales import EndedScale
 
@@ -36,12 +36,12 @@ class Position(NamedTuple):
     step: int
     scale: int
     ended: tuple[EndedScale, ...]
-    choice: Choice
+    choice: ExecutionPlan
     recoveries: int
     timing: dict[str, float]
     state: Arrays
     history: Arrays
-    last_choice: Choice | None = None
+    last_choice: ExecutionPlan | None = None
     free: int | None = None
 
 

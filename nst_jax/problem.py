@@ -9,32 +9,46 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from nst_jax.choices import Choice, config_loss, kernel_options, make_config_optimizer
+from nst_jax.choices import (
+    Execution,
+    ExecutionPlan,
+    config_loss,
+    kernel_options,
+    make_config_optimizer,
+)
 from nst_jax.color import prepare_colors, restore_colors
 from nst_jax.config import Config
 from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
 from nst_jax.guides import lay_over
-from nst_jax.inputs import as_picture, check_initial, check_pictures, initial_image
-from nst_jax.layers import TAPS, deepest, stride
-from nst_jax.mask_checks import check_guidance
+from nst_jax.inputs import Inputs, initial_image
+from nst_jax.layers import deepest, stride
+from nst_jax.mask_checks import with_rest
 from nst_jax.memory import free_bytes
 from nst_jax.memory_plan import choose, fits_surely, given_choice, grid_of
-from nst_jax.objective import as_sequence, check_learned, loss_weights, of_luminance
+from nst_jax.objective import check_learned, loss_weights, of_luminance
 from nst_jax.parallel import replicate
 from nst_jax.plan_words import Task
-from nst_jax.rows import check_rows, divides_rows, picture_sharding, targets_shardings
-from nst_jax.shares import check_blend
+from nst_jax.rows import divides_rows, picture_sharding, targets_shardings
 from nst_jax.solver import make_solver
-from nst_jax.types import Array, Loss, LossWeights, Moments, Solver, State, Targets, Variables
+from nst_jax.types import (
+    Array,
+    Guidance,
+    Loss,
+    LossWeights,
+    Moments,
+    Solver,
+    State,
+    Targets,
+    Variables,
+)
 
 compute_targets = jax.jit(
-    lambda loss, variables, content, styles, weights, controls: loss.targets(
-        variables, content, styles, weights=weights, **controls
+    lambda loss, variables, content, styles, weights, given: loss.targets(
+        variables, content, styles, weights=weights, **given
     ),
     static_argnums=0,
 )
@@ -58,8 +72,8 @@ def compute_moments(
     unused = LossWeights(0.0, 0.0, 0.0, {}, {})
     # In place of a content, of which nothing is computed: a style may be too small for its layers.
     blank = jnp.zeros((64, 64, 3), styles[0].dtype)
-    targets = loss.targets(variables, blank, styles, weights=unused, style_masks=style_masks)
-    return targets.style
+    masks = Guidance(style_masks=style_masks)
+    return loss.targets(variables, blank, styles, weights=unused, guidance=masks).style
 
 
 class Problem(NamedTuple):
@@ -80,149 +94,162 @@ class Problem(NamedTuple):
     initial: Callable[..., Array]
     shape: tuple[int, ...]
     finish: Callable[[Array], Array]
-    choice: Choice = Choice()
+    choice: ExecutionPlan = ExecutionPlan()
+
+
+class Custom(NamedTuple):
+    """Objects of one's own in place of the config's.
+
+    Attributes:
+      loss: an objective. It knows only what it is given: ``guidance`` where there is any.
+      optimizer: any optax transformation of pixels in [0, 1]. Reuse the same object for runs that
+        shall share a compilation.
+    """
+
+    loss: Loss | None = None
+    optimizer: optax.GradientTransformation | None = None
+
+
+def check_run(
+    variables: Variables,
+    *,
+    config: Config,
+    custom: Custom = Custom(),
+    execution: Execution = Execution(),
+) -> None:
+    """Check settings against the network, the devices, and what is one's own.
+
+    Raises:
+      InputError: for what slim weights have not learned, what the devices do not know, and ways to
+        compute that an objective of one's own or divided rows do not have.
+    """
+    check_precision(config)
+    by_rows, plan = divides_rows(execution.mesh), execution.plan
+    if custom.loss is None:
+        check_learned(variables, config.loss)
+        if by_rows and plan is not None and plan.tile:
+            raise InputError("tiles are cut out of whole pictures, not of divided rows")
+        return
+    by_tiles = execution.mesh is not None and not by_rows
+    planned = plan not in (None, ExecutionPlan())
+    if config.execution.evaluation.tile or config.execution.evaluation.remat or planned or by_tiles:
+        raise InputError(
+            "tile and remat, or devices for tiles, are for the config's own objective: leave "
+            "them out"
+        )
 
 
 def make_problem(
     variables: Variables,
-    content: Any,
-    styles: Any,
+    inputs: Inputs,
     *,
     config: Config,
-    blend: Any = None,
-    content_masks: Any = None,
-    style_masks: Sequence[Any] | None = None,
-    region_weights: Any = None,
-    keep: Any = None,
-    loss: Loss | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    custom: Custom = Custom(),
+    execution: Execution = Execution(),
     kernels: Variables | None = None,
     moments: dict[str, Moments] | None = None,
-    choice: Choice | None = None,
-    free: int | None = None,
-    mesh: Mesh | None = None,
 ) -> Problem:
-    """Check everything and compute the targets; the arguments are those of ``transfer.stylize``.
+    """Compute the targets, and put together what a run needs.
 
-    What pictures have in common may be taken over from another problem of the same config:
-    ``kernels`` are its ``variables``, ``moments`` the ``targets.style`` of the same styles.
-    ``choice`` says how to compute, in place of what the memory's room makes of ``config.tile`` and
-    ``config.remat``; ``free`` are its bytes, by default measured now. Devices of a ``mesh`` divide
-    the picture by rows, see ``rows.rows_mesh``, or
-    else its tiles.
+    Colours are matched from whole pictures: masks do not change what ``config.loss.color`` does.
 
-    Colours are matched from whole pictures: masks do not change what ``config.color`` does.
+    Args:
+      variables: the network's, as they were loaded.
+      inputs: from ``inputs.check_inputs``.
+      config: settings.
+      custom: objects in place of the config's.
+      execution: ``plan`` says how to compute, in place of what the room in the memory makes of
+        ``config.execution``; ``free`` are its bytes. Devices of a ``mesh`` divide
+        the picture by rows, see ``rows.rows_mesh``, or else its tiles.
+      kernels: ``variables`` of another problem of the same config, to share them.
+      moments: ``targets.style`` of another problem with the same styles, likewise.
 
     Raises:
-      InputError: with what is wrong and what was expected.
+      InputError: where the picture does not fit into the memory.
     """
-    content = as_picture(content)
-    styles = [as_picture(style) for style in as_sequence(styles)]
-    check_pictures(content, styles, config=config)
-    blend = None if blend is None else check_blend(blend)
-    controls = check_guidance(
-        content,
-        styles,
-        config=config.loss,
-        content_masks=content_masks,
-        style_masks=style_masks,
-        region_weights=region_weights,
-        keep=keep,
-    )
-    check_precision(config)
-    by_rows = divides_rows(mesh)
-    own_loss, options = loss is not None, kernel_options(config, by_rows=by_rows)
-    if mesh is not None and by_rows:
-        layers = TAPS if own_loss else ()
-        check_rows(content.shape[0], content.shape[1], mesh=mesh, config=config, layers=layers)
-    variables = replicate(variables, mesh)
-    weights = None if region_weights is None else np.asarray(region_weights, float)
-    given = {"blend": blend, "region_weights": weights} | controls
-    if loss is not None:
-        by_tiles = mesh is not None and not by_rows
-        chosen_way = choice not in (None, Choice())
-        asked = config.execution.evaluation
-        if asked.tile or asked.remat or chosen_way or by_tiles:
-            raise InputError(
-                "tile and remat, or devices for tiles, are for the config's own objective: leave "
-                "them out"
-            )
-        choice = Choice()
-        # An objective of one's own may ask for any layer, in any precision.
-        options |= {"layers": TAPS, "dtype": None}
-        loss = of_luminance(loss) if config.loss.color == "luminance" else loss
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    by_rows = divides_rows(execution.mesh)
+    variables = replicate(variables, execution.mesh)
+    guidance = with_rest(inputs.guidance, config=config.loss)
+    if custom.loss is None:
+        task = make_task(variables, inputs, config=config, optimizer=custom.optimizer)
+        plan = execution.plan or find_plan(task, execution)
+        loss = config_loss(config, plan, mesh=None if by_rows else execution.mesh)
     else:
-        check_learned(variables, config.loss)
-        if choice is None:
-            task = Task(variables, content, styles, config, given, optimizer)
-            choice = _choose(task, free) if mesh is None else _on_mesh(task, mesh)
-        if by_rows and choice.tile:
-            raise InputError("tiles are cut out of whole pictures, not of divided rows")
-        loss = config_loss(config, choice, mesh=None if by_rows else mesh)
-    chosen = optimizer or make_config_optimizer(config, choice)
-    solver = make_solver(loss, chosen, averaging=config.averaging, clip=config.optimizer.clip)
+        plan = ExecutionPlan()
+        loss = of_luminance(custom.loss) if config.loss.color == "luminance" else custom.loss
+    optimizer = custom.optimizer or make_config_optimizer(config, plan)
+    solver = make_solver(loss, optimizer, averaging=config.averaging, clip=config.optimizer.clip)
 
-    original, keep = content, controls["keep"]
-    content, styles = prepare_colors(content, styles, mode=config.loss.color)
-    if mesh is not None and by_rows:  # so that its features are divided from the beginning
-        content = jax.device_put(content, picture_sharding(mesh))
-    if not own_loss:
-        style_masks = given.pop("style_masks")
+    content, styles = prepare_colors(inputs.content, inputs.styles, mode=config.loss.color)
+    if execution.mesh is not None and by_rows:
+        # So that its features are divided from the beginning.
+        content = jax.device_put(content, picture_sharding(execution.mesh))
+    weights, own = loss_weights(config), custom.loss is not None
+    if own:
+        given = {} if all(x is None for x in guidance) else {"guidance": guidance}
+        targets = compute_targets(loss, variables, content, styles, weights, given)
+    else:
         if moments is None:
-            compare = bool(config.loss.style_layers)
-            moments = compute_moments(loss, variables, styles, style_masks) if compare else {}
-        given, styles = given | {"moments": moments}, []
-    # An objective of one's own knows only the controls that it is given.
-    given = {name: value for name, value in given.items() if value is not None}
-    targets = compute_targets(loss, variables, content, styles, loss_weights(config), given)
-    if not own_loss:
+            masks, compare = guidance.style_masks, bool(config.loss.style_layers)
+            moments = compute_moments(loss, variables, styles, masks) if compare else {}
+        given = {"guidance": guidance._replace(style_masks=None), "moments": moments}
+        targets = compute_targets(loss, variables, content, [], weights, given)
         targets = targets._replace(style=moments)  # the same arrays, which problems may share
-    if mesh is not None:
-        divided = by_rows and not own_loss
+    if execution.mesh is not None:
+        divided = by_rows and not own
         targets = (
-            jax.device_put(targets, targets_shardings(targets, mesh=mesh))
+            jax.device_put(targets, targets_shardings(targets, mesh=execution.mesh))
             if divided
-            else replicate(targets, mesh)
+            else replicate(targets, execution.mesh)
         )
     # Only now: targets are computed once, and more exactly by the plain convolution.
+    options = kernel_options(config, by_rows=by_rows, any_layer=own)
     kernels = kernels or _prepare(variables, **options)
+    initial, finish = _ends(variables, inputs, content, mode=config.loss.color)
+    return Problem(solver, kernels, targets, initial, content.shape, finish, plan)
+
+
+def _ends(
+    variables: Variables, inputs: Inputs, content: Array, *, mode: Any
+) -> tuple[Callable[..., Array], Callable[[Array], Array]]:
+    """``Problem.initial`` and ``Problem.finish``; ``content`` is in the colours of the run."""
+    original, preserve = inputs.content, inputs.guidance.preserve
 
     def initial(config: Config, key: Array | None, init: Any) -> Array:
         key = jax.random.key(0) if key is None else key
         if init is None:
             init = initial_image(original, variables, config=config, key=key)
-        init = as_picture(init)
-        check_initial(init, shape=original.shape)
-        image, _ = prepare_colors(init, [], mode=config.loss.color)
-        return image if keep is None else lay_over(image, content, keep)
+        image, _ = prepare_colors(jnp.asarray(init), [], mode=mode)
+        return image if preserve is None else lay_over(image, content, preserve)
 
     def finish(image: Array) -> Array:
-        image = restore_colors(image, original, mode=config.loss.color)
-        return image if keep is None else lay_over(image, original, keep)
+        image = restore_colors(image, original, mode=mode)
+        return image if preserve is None else lay_over(image, original, preserve)
 
-    return Problem(solver, kernels, targets, initial, content.shape, finish, choice)
+    return initial, finish
 
 
-def find_choice(
-    variables: Variables,
-    content: Any,
-    styles: Sequence[Any],
-    *,
-    config: Config,
-    optimizer: optax.GradientTransformation | None,
-    free: int | None,
-    **masks: Any,
-) -> Choice:
-    """How ``make_problem`` would compute a picture; the arguments are the same.
+def make_task(
+    variables: Variables, inputs: Inputs, *, config: Config, optimizer: Any = None
+) -> Task:
+    """What a plan of a run is made for."""
+    guidance = with_rest(inputs.guidance, config=config.loss)
+    return Task(variables, inputs.content, inputs.styles, config, guidance, optimizer)
+
+
+def find_plan(task: Task, execution: Execution) -> ExecutionPlan:
+    """How a picture is computed where its plan is not given.
 
     Raises:
       InputError: where it does not fit into the memory.
     """
-    controls = check_guidance(content, styles, config=config.loss, **masks)
-    return _choose(Task(variables, content, styles, config, controls, optimizer), free)
+    if execution.mesh is not None:
+        return _on_mesh(task, execution.mesh)
+    return _choose(task, execution.free)
 
 
-def _choose(task: Task, free: int | None) -> Choice:
+def _choose(task: Task, free: int | None) -> ExecutionPlan:
     """How to compute what the settings leave to the memory's room.
 
     Args:
@@ -236,7 +263,7 @@ def _choose(task: Task, free: int | None) -> Choice:
     return given_choice(task) if plan is None else plan.choice
 
 
-def _on_mesh(task: Task, mesh: Mesh) -> Choice:
+def _on_mesh(task: Task, mesh: Mesh) -> ExecutionPlan:
     """How to compute on several devices: by rows as it is, or else in tiles that divide well.
 
     Windows are of one size and each device takes as many, so that a step takes as long as
@@ -254,7 +281,7 @@ def _on_mesh(task: Task, mesh: Mesh) -> Choice:
         )
     layers = task.config.loss.aligned_layers
     tiles = range(128, max(task.content.shape[:2]) + 1, stride(deepest(layers)))
-    grids = {tile: grid_of(task, Choice(tile=tile)) for tile in tiles}
+    grids = {tile: grid_of(task, ExecutionPlan(tile=tile)) for tile in tiles}
 
     def work(tile: int) -> int:
         grid = grids[tile]
@@ -262,7 +289,7 @@ def _on_mesh(task: Task, mesh: Mesh) -> Choice:
 
     # A small picture, as of a coarse scale, is computed whole by each, and any by a single device.
     dividing = [tile for tile in tiles if grids[tile].count > 1 and mesh.size > 1]
-    return Choice(tile=min(dividing, key=work)) if dividing else Choice()
+    return ExecutionPlan(tile=min(dividing, key=work)) if dividing else ExecutionPlan()
 
 
 def check_precision(config: Config) -> None:

@@ -15,7 +15,7 @@ import optax
 
 from nst_jax.types import Array
 
-Taps = tuple[np.ndarray, np.ndarray]  # first positions and weights, see ``_taps``
+Neighbours = tuple[np.ndarray, np.ndarray]  # first positions and weights, see ``_taps``
 
 
 def scale_shapes(
@@ -108,7 +108,7 @@ def resize(image: Array, *, shape: tuple[int, int], method: str = "cubic") -> Ar
 
 
 @partial(jax.jit, static_argnames="method")
-def _resize(image: Array, rows: Taps, columns: Taps, *, method: str) -> Array:
+def _resize(image: Array, rows: Neighbours, columns: Neighbours, *, method: str) -> Array:
     resized = image.astype(jnp.promote_types(image.dtype, jnp.float32))
     if not jnp.issubdtype(image.dtype, jnp.floating):  # masks of booleans or whole numbers
         image = resized
@@ -121,7 +121,7 @@ def _resize(image: Array, rows: Taps, columns: Taps, *, method: str) -> Array:
     return resized
 
 
-def _along(x: Array, axis: int, taps: Taps) -> Array:
+def _along(x: Array, axis: int, taps: Neighbours) -> Array:
     """Weighted sums along an axis, tap by tap, in the memory of some pictures.
 
     ``jax.image.resize`` multiplies by a dense matrix, old by new side: of long pictures it is many
@@ -148,7 +148,7 @@ def _along(x: Array, axis: int, taps: Taps) -> Array:
 
 
 @lru_cache(maxsize=4)  # pictures of a run have the same few
-def _taps(old: int, new: int, method: str) -> Taps:
+def _taps(old: int, new: int, method: str) -> Neighbours:
     """Which neighbouring old positions a new one is made of, and their weights, of sum 1.
 
     w_ij ~ k((j + 1/2 - (i + 1/2) old / new) / max(1, old / new))
@@ -184,7 +184,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def rescale_moments(
+def rescale_opt_state(
     opt_state: Any, *, old_shape: tuple[int, int], new_shape: tuple[int, int]
 ) -> Any:
     """Adam's moments for the same picture of another size.

@@ -1,6 +1,6 @@
 """Styles, masks and label pictures of the command line, read and checked."""
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,9 +9,7 @@ import numpy as np
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, picture_shape
-from nst_jax.inputs import as_picture
 from nst_jax.job_inputs import check_room, check_size
-from nst_jax.mask_checks import check_guidance
 from nst_jax.mask_files import (
     feather,
     load_labels,
@@ -19,9 +17,11 @@ from nst_jax.mask_files import (
     mask_aspect_note,
     soft_edges_note,
 )
+from nst_jax.messages import tell
 from nst_jax.options import RegionOptions, StyleOptions
 from nst_jax.region_plan import plan_styles
 from nst_jax.shares import check_blend
+from nst_jax.types import Guidance
 
 
 class StyleInputs(NamedTuple):
@@ -29,13 +29,12 @@ class StyleInputs(NamedTuple):
 
     Attributes:
       styles: the pictures, ``[h, w, 3]``; one that serves several regions stands for each.
-      controls: ``blend``, ``content_masks``, ``style_masks``, ``region_weights`` and ``keep`` of
-        ``transfer.stylize``, where given.
+      guidance: which style holds where.
       regions: what the record says of the regions.
     """
 
     styles: list[np.ndarray]
-    controls: dict[str, Any]
+    guidance: Guidance
     regions: list[dict[str, Any]]
 
 
@@ -174,20 +173,20 @@ def load_style_inputs(
         _, found = load_labels(regions.style_labels, shape=pictures[0].shape[:2], colors=wanted)
         _tell_aspect(regions.style_labels, shape=pictures[0].shape[:2])
         style_masks, sources, blend = list(found), [(0, i) for i in range(len(wanted))], None
-    controls: dict[str, Any] = {"blend": blend}
-    if plan.styled:
-        controls["content_masks"] = masks[np.array(plan.styled)]
-        controls["region_weights"] = regions.region_weights or None
-    if plan.kept:
-        controls["keep"] = np.clip(masks[np.array(plan.kept)].sum(axis=0), 0, 1)
-    if any(mask is not None for mask in style_masks):
-        controls["style_masks"] = style_masks
+    given = any(mask is not None for mask in style_masks)
+    guidance = Guidance(
+        blend=blend,
+        content_masks=masks[np.array(plan.styled)] if plan.styled else None,
+        style_masks=style_masks if given else None,
+        region_weights=(regions.region_weights or None) if plan.styled else None,
+        preserve=np.clip(masks[np.array(plan.kept)].sum(axis=0), 0, 1) if plan.kept else None,
+    )
     names = ["#{:02x}{:02x}{:02x}".format(*color) for color in colors]
     record = [
         {"region": name, "kept": index in plan.kept, "share_of_picture": float(masks[index].mean())}
         for index, name in enumerate(names or map(str, regions.content_mask))
     ]
-    return StyleInputs([pictures[index] for index, _ in sources], controls, record)
+    return StyleInputs([pictures[index] for index, _ in sources], guidance, record)
 
 
 def with_layers(
@@ -197,21 +196,12 @@ def with_layers(
     if regions.style_labels is not None:
         return given
     plan = _plan(regions, styles, config, count=len(given.regions))
-    return given._replace(controls=given.controls | {"blend": plan.blend})
+    return given._replace(guidance=given.guidance._replace(blend=plan.blend))
 
 
-def check_controls(content: np.ndarray, given: StyleInputs, *, config: Config) -> None:
-    """Check masks before anything is loaded or written.
-
-    Raises:
-      InputError: where a mask leaves nothing of its region.
-    """
-    masks = {name: value for name, value in given.controls.items() if name != "blend"}
-    if masks:
-        pictures = [as_picture(picture) for picture in (content, *given.styles)]
-        names = [str(region["region"]) for region in given.regions if not region["kept"]]
-        names = names or ["of what is not kept"]
-        check_guidance(pictures[0], pictures[1:], config=config.loss, names=names, **masks)
+def region_names(regions: Sequence[dict[str, Any]]) -> list[str]:
+    """What to call the styled regions in errors, from what the record says of all."""
+    return [str(one["region"]) for one in regions if not one["kept"]] or ["of what is not kept"]
 
 
 def _content_masks(
@@ -221,7 +211,7 @@ def _content_masks(
     if regions.labels is not None:
         colors, masks = load_labels(regions.labels, shape=shape)
         if note := soft_edges_note(regions.labels, masks):
-            print(f"nst-jax: {note}", file=sys.stderr)
+            tell(note)
         _tell_aspect(regions.labels, shape=shape)
         return colors, masks
     masks = [_load_mask(path, shape=shape) for path in regions.content_mask]
@@ -237,4 +227,4 @@ def _load_mask(path: Path, *, shape: tuple[int, int]) -> np.ndarray:
 def _tell_aspect(path: Path, *, shape: tuple[int, int]) -> None:
     note = mask_aspect_note(path, shape=shape)
     if note:
-        print(f"nst-jax: {note}", file=sys.stderr)
+        tell(note)

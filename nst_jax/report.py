@@ -13,10 +13,14 @@ import jax
 import numpy as np
 from PIL import Image
 
+from nst_jax.choices import choice_in_words
+from nst_jax.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
 from nst_jax.threads import threads_in_use
+from nst_jax.transfer import Result
 from nst_jax.types import Info
+from nst_jax.weights import Weights
 
 
 def versions() -> dict[str, str]:
@@ -58,6 +62,51 @@ def history_record(history: Info) -> dict[str, list]:
     """One number per step for the loss and each of its terms."""
     terms = history.terms._asdict() if hasattr(history.terms, "_asdict") else history.terms
     return as_json({"total": history.loss} | dict(terms))
+
+
+def settings_record(config: Config) -> dict[str, Any]:
+    """The settings as the record has them, with layers by name."""
+    layers = {
+        "content_layers": dict(config.loss.content_layers),
+        "style_layers": dict(config.loss.style_layers),
+    }
+    return to_flat(config) | layers
+
+
+def run_record(
+    config: Config, weights: Weights, *, shape: Sequence[int], options: dict[str, Any]
+) -> dict[str, Any]:
+    """What a record says of a run before it begins.
+
+    Args:
+      config, weights: the settings and the network.
+      shape: height and width of the result.
+      options: what it says of the command's other options.
+    """
+    return {
+        "settings": options | settings_record(config),
+        "versions": versions(),
+        "device": device(),
+        "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
+        "picture": {"width": shape[1], "height": shape[0]},
+    }
+
+
+def outcome_record(result: Result) -> dict[str, Any]:
+    """What a record says of how a picture came out."""
+    record: dict[str, Any] = {"status": result.status}
+    if result.scales:
+        record["scales"] = [
+            {"width": scale.shape[1], "height": scale.shape[0], "steps": scale.steps}
+            | {"computed": choice_in_words(scale.choice)}
+            for scale in result.scales
+        ]
+    return record | {
+        "steps": len(result.history.loss),
+        "evaluations": int(result.history.evaluations.sum()),
+        "recoveries": result.recoveries,
+        "final_loss": result.loss,
+    }
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -1,29 +1,22 @@
 """The command ``resume``: go on with a run from its newest checkpoint that is whole."""
 
-import sys
-import time
+from dataclasses import replace
 
 from nst_jax import checkpoint
-from nst_jax.batch_command import resume_batch
-from nst_jax.checkpoint_folder import held
-from nst_jax.checkpoint_records import (
-    check_devices,
-    check_versions,
-    check_weights,
-    foreign_is_input_error,
-    saved_weights,
-    tell_of_threads,
-    with_threads,
-)
-from nst_jax.devices import make_deterministic
+from nst_jax.batch_command import batch
+from nst_jax.batch_options import Batch
+from nst_jax.call import Call
+from nst_jax.checkpoint_records import check_versions, other_devices, saved_weights
+from nst_jax.devices import make_deterministic, use_cpu_devices
 from nst_jax.errors import InputError
-from nst_jax.files import remove_leftovers
-from nst_jax.job import execute
-from nst_jax.job_checkpoint import restore_job
-from nst_jax.job_inputs import check_outputs, obtain_weights, output_paths
-from nst_jax.job_plan import make_mesh_of
-from nst_jax.options import Resume
-from nst_jax.scales import make_scales
+from nst_jax.images import limit_pixels
+from nst_jax.job_checkpoint import begun_options
+from nst_jax.messages import tell
+from nst_jax.options import Reconstruct, Resume, RunOptions, Stylize, Texture
+from nst_jax.stylize_command import reconstruct, stylize, texture
+from nst_jax.threads import can_set_threads, set_threads
+
+COMMANDS = {Stylize: stylize, Texture: texture, Reconstruct: reconstruct}
 
 
 def resume(options: Resume) -> int:
@@ -36,41 +29,49 @@ def resume(options: Resume) -> int:
       InputError: where nothing was saved, for checkpoints of another program or network, and as
         the command that began the run.
     """
-    started = time.perf_counter()
-    if not checkpoint.checkpoints(options.folder):
-        checkpoint.load(options.folder)  # says so; a folder to hold may not be there
-    with held(options.folder, resumed=True):  # before anything there is removed
-        return _resume(options, started=started)
+    folder = options.folder
+    if not checkpoint.checkpoints(folder):
+        checkpoint.load(folder)  # says so; a folder to hold may not be there
+    with checkpoint.held(folder, resumed=True):  # before anything there is removed
+        saved = checkpoint.load(folder)
+        for words in saved.damaged:
+            tell(f"{words}, going on from the one before")
+        check_versions(saved)
+        checkpoint.remove_leftovers(folder)
+        kind = saved.record.get("kind")
+        if kind == "position":
+            raise InputError(f"{folder} is of a run in Python: go on there by load_position")
+        begun = begun_options(saved, folder)
+        commands = COMMANDS if kind == "picture" else [Batch] if kind == "batch" else []
+        if type(begun) not in commands:
+            raise InputError(f"{saved.path} was not written by this program: begin anew")
+        run = prepare(begun.run, options, saved=saved)
+        if isinstance(begun, Batch):
+            use_cpu_devices()  # before any device is touched
+        divided = getattr(begun, "spread", None) is not None
+        for words in other_devices(saved, divided=divided):
+            tell(words)
+        call = Call(saved.record["arguments"], saved.record["directory"])
+        if isinstance(begun, Batch):
+            return batch(replace(begun, run=run, checkpoint=folder), call, resumed=saved)
+        run = replace(run, overwrite=True)
+        begun = replace(begun, run=run, watch=replace(begun.watch, checkpoint=folder))
+        return COMMANDS[type(begun)](begun, call, resumed=saved)
 
 
-def _resume(options: Resume, *, started: float) -> int:
-    saved = checkpoint.load(options.folder)
-    for words in saved.damaged:
-        print(f"nst-jax: {words}, going on from the one before", file=sys.stderr)
-    check_versions(saved)
-    with foreign_is_input_error(saved):
-        kind = saved.record["kind"]
-    checkpoint.remove_leftovers(options.folder)
-    if kind == "batch":
-        return resume_batch(saved, options.folder, weights=options.weights, threads=options.threads)
-    if kind != "picture":
-        raise InputError(f"{options.folder} is of a run in Python: go on there by load_position")
-    job, run, watch, standing = restore_job(saved, options.folder)
-    run = with_threads(run, options.threads)
+def prepare(run: RunOptions, options: Resume, *, saved: checkpoint.Saved) -> RunOptions:
+    """The options of a run that goes on, with what holds for the whole process set.
+
+    Raises:
+      InputError: for numbers of threads or pixels that are none.
+    """
+    threads = options.threads
+    if threads is None and can_set_threads():
+        threads = run.threads
+    if threads is not None:
+        set_threads(threads=threads)
+    limit_pixels(run.max_megapixels)
     if run.deterministic:
         make_deterministic()
-    spread = job.settings.get("spread")
-    check_devices(saved, divided=spread is not None)
-    tell_of_threads(saved)
-    job = job._replace(mesh=make_mesh_of(spread, config=job.config))
-    scales = make_scales(job.content.shape, config=job.config, mesh=job.mesh)
-    steps = sum(scale.steps for scale in scales)
-    check_outputs(job.output, run, watch, job.picture, inputs=[], steps=steps)
-    weights = obtain_weights(saved_weights(saved, options.weights))
-    check_weights(saved, weights)
-    remove_leftovers(output_paths(job.output, watch, steps=steps))  # of the run that was killed
-    step = 0 if standing.position is None else standing.position.step
-    saved.arrays.clear()  # the state is not to be there twice
-    checkpoint.remove_damaged(saved)
-    print(f"nst-jax: going on from step {step}, to write {job.output}", file=sys.stderr)
-    return execute(job, run=run, watch=watch, started=started, weights=weights, standing=standing)
+    weights = options.weights or saved_weights(saved)
+    return replace(run, threads=threads, weights=weights)

@@ -92,8 +92,8 @@ def check_rows(
     if isinstance(config.execution.tile, int):
         raise InputError(
             f"tile is {config.execution.tile}, but tiles are cut out of whole pictures, which are "
-            "divided by rows here: use tile off, or divide the tiles among the devices "
-            "(--spread tiles, in Python a mesh of make_mesh)"
+            "divided by rows here: use tile off, or divide the tiles among the devices (a mesh of "
+            "make_mesh)"
         )
     if config.optimizer.name == "lbfgs-linesearch" and mesh.shape.get("data", 1) > 1:
         raise InputError(

@@ -24,22 +24,22 @@ SMALLER = 0.25  # the learning rate after each time, as a part of what it was
 
 
 def begin(
-    problem: Problem, image: Array, moments: Any, *, config: Config | None, mesh: Mesh | None
+    problem: Problem, image: Array, opt_state: Any, *, config: Config | None, mesh: Mesh | None
 ) -> State:
     """The state before the first step, on the devices of a mesh if any.
 
     Args:
       problem: what to run.
       image: the picture to start from.
-      moments: the optimiser's state of a scale before, or None.
+      opt_state: the optimiser's state of a scale before, or None.
       config: where the learning rate is, or None with an optimiser of one's own.
-      mesh: as for ``transfer.stylize``.
+      mesh: as of ``choices.Execution``.
     """
     given = problem.solver, image, problem.variables, problem.targets
     by_rows = divides_rows(mesh)
     state = start_rows(*given, mesh=mesh) if mesh is not None and by_rows else start(*given)
-    if moments is not None:
-        state = state._replace(opt_state=moments)
+    if opt_state is not None:
+        state = state._replace(opt_state=opt_state)
     elif config is not None:
         state = state._replace(opt_state=set_learning_rate(state.opt_state, config))
     if mesh is None:
@@ -76,7 +76,7 @@ def begin_again(
       problem: what is run.
       config: its settings.
       own_optimizer: whether the optimiser is not the config's.
-      mesh: as for ``transfer.stylize``.
+      mesh: as of ``choices.Execution``.
       times: which time it is, from 1.
 
     Returns:

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from nst_jax.choices import Choice
+from nst_jax.choices import ExecutionPlan
 from nst_jax.color import restore_colors
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.guides import lay_over
-from nst_jax.inputs import check_pictures
+from nst_jax.inputs import Inputs
 from nst_jax.layers import deepest, shortest_side, stride
-from nst_jax.mask_checks import check_guidance
+from nst_jax.mask_checks import check_reach, with_rest
 from nst_jax.pyramid import resize, scale_shapes
-from nst_jax.rows import check_rows, divides_rows
+from nst_jax.rows import divides_rows
 from nst_jax.types import Array
 
 
@@ -45,23 +45,7 @@ class EndedScale(NamedTuple):
 
     shape: tuple[int, int]
     steps: int
-    choice: Choice
-
-
-class Inputs(NamedTuple):
-    """Pictures and masks of a run.
-
-    Attributes:
-      content: the content picture.
-      styles: the style pictures.
-      content_masks, style_masks, keep: as for ``transfer.stylize``.
-    """
-
-    content: Any
-    styles: Sequence[Any]
-    content_masks: Any = None
-    style_masks: Sequence[Any] | None = None
-    keep: Any = None
+    choice: ExecutionPlan
 
 
 def make_scales(
@@ -114,44 +98,10 @@ def make_scales(
         raise InputError(
             f"scale_steps has {numbers}, but {come.get(before, f'only {before} scales come')} "
             f"before the last: {'give fewer' if before else 'leave it out'}, or choose a smaller "
-            "min_size (where they are a preset's: --min-size None is one scale)"
+            "min_size (where they are a preset's: min_size=None is one scale)"
         )
     steps = [given[min(index, len(given) - 1)] for index in range(len(shapes) - 1)]
     return [Scale(*pair) for pair in zip(shapes, [*steps, config.steps], strict=True)]
-
-
-def check_inputs(
-    inputs: Inputs,
-    *,
-    config: Config,
-    init: Any = None,
-    mesh: Mesh | None = None,
-    layers: Sequence[str] = (),
-) -> None:
-    """Check what a run's last scale will need before the first takes a step.
-
-    Args:
-      inputs: of the last scale.
-      config: settings.
-      init: initial picture, if any.
-      mesh: as for ``transfer.stylize``.
-      layers: as for ``make_scales``.
-
-    Raises:
-      InputError: with what is wrong and what was expected.
-    """
-    content, styles = inputs.content, inputs.styles
-    check_pictures(content, styles, config=config, init=init)
-    check_guidance(
-        content,
-        styles,
-        config=config.loss,
-        content_masks=inputs.content_masks,
-        style_masks=inputs.style_masks,
-        keep=inputs.keep,
-    )
-    if mesh is not None and divides_rows(mesh):
-        check_rows(content.shape[0], content.shape[1], mesh=mesh, config=config, layers=layers)
 
 
 def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Inputs:
@@ -161,6 +111,12 @@ def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Input
       inputs: of the last scale.
       shape: height and width of the content there.
       config: its layers say how small a style may become.
+
+    Returns:
+      The inputs without an initial picture; of the last scale they are as they were.
+
+    Raises:
+      InputError: for masks that leave nothing of their regions at this scale.
     """
     content, full = inputs.content, inputs.content.shape[:2]
     if shape == full:
@@ -170,22 +126,30 @@ def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Input
     least = shortest_side(deepest(layers), padding=config.loss.padding) if layers else 1
 
     def shrunk(picture: Any) -> Array:
-        # A style that is too small for the network from the start is refused later.
+        # A style that is too small for the network was refused before.
         height, width = (max(min(least, side), round(side * ratio)) for side in picture.shape[:2])
         return resize(picture, shape=(height, width), method="linear")
 
     def resized(mask: Any) -> Array:
-        return resize(jnp.asarray(mask), shape=shape, method="linear")
+        return resize(mask, shape=shape, method="linear")
 
-    masks, style_masks = inputs.content_masks, inputs.style_masks
+    masks, style_masks, preserve = (
+        inputs.guidance.content_masks,
+        inputs.guidance.style_masks,
+        inputs.guidance.preserve,
+    )
+    guidance = inputs.guidance._replace(
+        content_masks=None if masks is None else jnp.stack([resized(mask) for mask in masks]),
+        style_masks=None
+        if style_masks is None
+        else [None if mask is None else shrunk(mask) for mask in style_masks],
+        preserve=None if preserve is None else resized(preserve),
+    )
+    check_reach(with_rest(guidance, config=config.loss), config.loss)
     return Inputs(
         content=resize(content, shape=shape, method="linear"),
         styles=[shrunk(style) for style in inputs.styles],
-        content_masks=None if masks is None else [resized(mask) for mask in masks],
-        style_masks=None
-        if style_masks is None
-        else [None if mask is None else shrunk(jnp.asarray(mask)) for mask in style_masks],
-        keep=None if inputs.keep is None else resized(inputs.keep),
+        guidance=guidance,
     )
 
 
@@ -201,9 +165,7 @@ def at_full_size(image: Array, inputs: Inputs, *, config: Config) -> Array:
       ``[H, W, 3]`` with the content's colours and the parts that are kept, where these were asked
       for, as sharp as they are.
     """
-    content = inputs.content
+    content, preserve = inputs.content, inputs.guidance.preserve
     image = resize(image, shape=content.shape[:2])
     image = restore_colors(image, content, mode=config.loss.color)
-    if inputs.keep is None:
-        return image
-    return lay_over(image, content, jnp.asarray(inputs.keep, content.dtype))
+    return image if preserve is None else lay_over(image, content, preserve)

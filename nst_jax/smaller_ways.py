@@ -1,44 +1,118 @@
-"""How a job goes on after the memory did not suffice, against its plan."""
+"""How a run goes on where it cannot as it was: after too little memory, or a divergence."""
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import jax
+import numpy as np
 
 from nst_jax import checkpoint
-from nst_jax.choices import Choice, choice_in_words
-from nst_jax.job_checkpoint import Standing, restore_job
-from nst_jax.job_plan import make_smaller_plan
-from nst_jax.job_records import Job
+from nst_jax.choices import ExecutionPlan, choice_in_words
+from nst_jax.job_checkpoint import Standing, restore_standing
+from nst_jax.job_plan import explained, is_out_of_memory, make_smaller_plan
+from nst_jax.job_records import Job, recovered_words
 from nst_jax.memory import in_gib
-from nst_jax.options import WatchOptions
-from nst_jax.plan_words import Plan
+from nst_jax.messages import tell
+from nst_jax.plan_words import MemoryPlan
 from nst_jax.position import Position
-from nst_jax.scales import Scale
+from nst_jax.transfer import Result
 from nst_jax.weights import Weights
 
+Way = TypeVar("Way")
+Out = TypeVar("Out")
 
-def smaller(
-    job: Job,
-    weights: Weights,
-    plan: Plan,
+
+@contextmanager
+def explaining(shape: Sequence[int], *, advice: str = "") -> Iterator[None]:
+    """Make errors of the input of those of too little memory for pictures of a height and width.
+
+    Raises:
+      InputError: for such errors; ``advice`` is what else would take less.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise explained(error, width=shape[1], height=shape[0], advice=advice) from None
+
+
+def with_fallback(
+    attempt: Callable[[Way], Out],
+    way: Way,
     *,
-    watch: WatchOptions,
-    scale: int,
-    scales: Sequence[Scale],
+    smaller: Callable[[Way], Way | None],
+    shape: Sequence[int],
+    advice: str = "",
+) -> Out:
+    """Compute in a way; where the memory does not suffice, in the next that takes less of it.
+
+    Args:
+      attempt: computes in a way.
+      way: the first one.
+      smaller: the next one after a way, or None where there is none.
+      shape: height and width of the pictures, for the message.
+      advice: what else would take less, for the message.
+
+    Raises:
+      InputError: where the memory does not suffice in any way.
+    """
+    while True:
+        try:
+            return attempt(way)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            refused = explained(error, width=shape[1], height=shape[0], advice=advice)
+        # Not above, where the error holds what the attempt has left in the memory.
+        less = smaller(way)
+        if less is None:
+            raise refused
+        way = less
+
+
+def may_gain_alone(result: Result, *, steps: int) -> bool:
+    """Whether a picture that diverged among others, of so many steps, can go on from its best."""
+    diverged = result.status == "diverged" and len(result.history.loss) < steps
+    return diverged and bool(np.isfinite(result.loss))
+
+
+def once_more_alone(
+    work: Callable[..., Result], *, name: str, asked: Callable[[], int | None]
+) -> Result:
+    """Make a picture that diverged among others once more: alone it goes back to its best.
+
+    Args:
+      work: ``transfer.stylize`` of the picture.
+      name: of the picture, for what is told.
+      asked: gives the signal that asked to stop, or None.
+
+    Returns:
+      The result, on the host.
+    """
+    tell(f"{name}: the loss or its gradient was not finite, making it once more alone")
+    result = work(callback=lambda _: asked() is None)
+    if result.recoveries:
+        tell(f"{name}: {recovered_words(result.recoveries)}")
+    return jax.device_get(result._replace(state=None))
+
+
+def smaller_standing(
+    job: Job, weights: Weights, plan: MemoryPlan, *, scale: int, scales: int
 ) -> Standing:
-    """The next smaller way: for the last scale the plan's, for others with half the memory.
+    """A run's next smaller way: for the last scale the plan's, for others with half the memory.
 
     It goes on from the newest checkpoint, if any, whose state is one of the smaller way too.
 
     Args:
-      job, weights, watch: what to do.
+      job, weights: what to do.
       plan: how it was computed.
       scale: at which the memory did not suffice, from 1.
-      scales: of the run.
+      scales: how many there are.
 
     Raises:
       InputError: where there is no smaller way.
     """
-    coarse = scale < len(scales)
+    coarse = scale < scales
     if coarse and plan.free is not None:
         # Coarse scales choose by what is free; too little for any way is told by themselves.
         plan = plan._replace(free=plan.free // 2)
@@ -46,18 +120,18 @@ def smaller(
     else:
         plan = make_smaller_plan(job, weights, than=plan)
         words = choice_in_words(plan.choice)
-    standing = Standing(plan, None, [])
-    if watch.checkpoint is not None and checkpoint.checkpoints(watch.checkpoint):
-        _, _, _, saved = restore_job(checkpoint.load(watch.checkpoint), watch.checkpoint)
+    standing, folder = Standing(plan, None, []), job.watch.checkpoint
+    if folder is not None and checkpoint.checkpoints(folder):
+        saved = restore_standing(checkpoint.load(folder), shape=job.shape)
         position = saved.position and _moved(saved.position, plan, scale=scale, last=not coarse)
         if position is not None:
             standing = Standing(plan, position, saved.frames)
     begin = "the beginning" if standing.position is None else f"step {standing.position.step}"
-    print(f"nst-jax: out of memory, going on from {begin}, {words}", file=sys.stderr)
+    tell(f"out of memory, going on from {begin}, {words}")
     return standing
 
 
-def _moved(position: Position, plan: Plan, *, scale: int, last: bool) -> Position | None:
+def _moved(position: Position, plan: MemoryPlan, *, scale: int, last: bool) -> Position | None:
     """A saved position for another plan, or None where its state is of no use for it."""
     position = position._replace(free=plan.free, last_choice=plan.choice)
     if position.scale < scale:
@@ -67,7 +141,7 @@ def _moved(position: Position, plan: Plan, *, scale: int, last: bool) -> Positio
     return position._replace(choice=plan.choice)
 
 
-def _alike(first: Choice, second: Choice) -> bool:
+def _alike(first: ExecutionPlan, second: ExecutionPlan) -> bool:
     """Whether the state of the one way is one of the other, too."""
     fields = ("memory_size", "memory_dtype")
     return all(getattr(first, name) == getattr(second, name) for name in fields)

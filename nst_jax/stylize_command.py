@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from nst_jax.call import Call, input_files
+from nst_jax.checkpoint import Saved
 from nst_jax.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.images import load_picture, picture_shape
-from nst_jax.inputs import check_pictures
+from nst_jax.inputs import check_inputs
 from nst_jax.job import execute
 from nst_jax.job_inputs import check_outputs, check_room, check_size, load_init
 from nst_jax.job_plan import make_mesh_of
@@ -21,12 +23,13 @@ from nst_jax.layer_factors import parse_layers
 from nst_jax.options import Reconstruct, RegionOptions, RunOptions, StyleOptions, Stylize, Texture
 from nst_jax.presets import get_preset
 from nst_jax.region_inputs import (
-    check_controls,
     check_region_options,
     load_style,
     load_style_inputs,
+    region_names,
 )
 from nst_jax.scales import make_scales
+from nst_jax.types import Guidance
 
 # Options that a record leaves out: said elsewhere, or of no effect on the result.
 UNTOLD = ("config", "max_megapixels", "overwrite", "seed", "threads", "weights") + (
@@ -36,8 +39,13 @@ UNTOLD = ("config", "max_megapixels", "overwrite", "seed", "threads", "weights")
 LARGE = 8192  # pixels from which the memory is checked before a picture is read
 
 
-def stylize(options: Stylize) -> int:
+def stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -> int:
     """Run ``nst-jax stylize``; see ``options.Stylize``.
+
+    Args:
+      options: the command's.
+      call: the command line that they are from.
+      resumed: the checkpoint from which it goes on, if any; the options are of its copies then.
 
     Returns:
       The exit code.
@@ -46,42 +54,46 @@ def stylize(options: Stylize) -> int:
       InputError: before anything is written; for outputs that cannot be written, at the end.
     """
     started = time.perf_counter()
-    run, watch, config = options.run, options.watch, options.run.config
-    check_size(options.size)
+    run, watch, config, size = options.run, options.watch, options.run.config, options.size
+    check_size(size)
     check_region_options(options.regions, options.styles, config=config)
-    inputs = [options.content, *style_files(options.styles, options.regions)]
     mesh = make_mesh_of(options.spread, config=config)
-    if options.size > LARGE:
-        check_room(picture_shape(options.content, size=options.size))
-    steps = steps_of(options.content, size=options.size, config=config, mesh=mesh)
-    check_outputs(options.output, run, watch, options.picture, inputs=inputs, steps=steps)
-    content = load_picture(options.content, size=options.size)
+    if size > LARGE:
+        check_room(picture_shape(options.content, size=size))
+    files = input_files(options)
+    steps = steps_of(options.content, size=size, config=config, mesh=mesh)
+    check_outputs(options.output, run, watch, options.picture, inputs=files, steps=steps)
+    content = load_picture(options.content, size=size)
+    shape = content.rgb.shape[:2]
     given = load_style_inputs(
-        options.regions,
-        options.styles,
-        config=config,
-        shape=content.rgb.shape[:2],
-        size=options.size,
+        options.regions, options.styles, config=config, shape=shape, size=size
     )
-    init = load_init(config, shape=content.rgb.shape)
-    check_pictures(content.rgb, given.styles, config=config, init=init)
-    check_controls(content.rgb, given, config=config)
+    inputs = check_inputs(
+        content.rgb,
+        given.styles,
+        config=config,
+        guidance=given.guidance,
+        init=load_init(config, shape=content.rgb.shape),
+        mesh=mesh,
+        names=region_names(given.regions),
+    )
     job = Job(
         output=options.output,
-        picture=options.picture,
-        content=content.rgb,
-        styles=given.styles,
+        inputs=inputs,
         config=config,
-        controls=given.controls,
         alpha=content.alpha,
-        init=init,
+        run=run,
+        watch=watch,
+        picture=options.picture,
         settings=flat_settings(options, masks=given.regions),
+        files=files,
+        call=call,
         mesh=mesh,
     )
-    return execute(job, run=run, watch=watch, started=started)
+    return execute(job, started=started, resumed=resumed)
 
 
-def texture(options: Texture) -> int:
+def texture(options: Texture, call: Call, *, resumed: Saved | None = None) -> int:
     """Run ``nst-jax texture``; see ``options.Texture``. Else as ``stylize``."""
     started = time.perf_counter()
     run, watch, config = options.run, options.watch, options.run.config
@@ -119,22 +131,31 @@ def texture(options: Texture) -> int:
     shape = (height, width, 3)
     check_room(shape[:2])
     steps = sum(scale.steps for scale in make_scales(shape, config=config))
-    check_outputs(options.output, run, watch, options.picture, inputs=options.style, steps=steps)
+    files = input_files(options)
+    check_outputs(options.output, run, watch, options.picture, inputs=files, steps=steps)
+    inputs = check_inputs(
+        np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
+        [load_style(path, size=style_size) for path in options.style],
+        config=config,
+        guidance=Guidance(blend=options.style_blend or None),
+        init=load_init(config, shape=shape),
+    )
     job = Job(
         output=options.output,
-        picture=options.picture,
-        content=np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
-        styles=[load_style(path, size=style_size) for path in options.style],
+        inputs=inputs,
         config=config,
-        controls={"blend": options.style_blend or None},
         alpha=None,
-        init=load_init(config, shape=shape),
+        run=run,
+        watch=watch,
+        picture=options.picture,
         settings=flat_settings(options),
+        files=files,
+        call=call,
     )
-    return execute(job, run=run, watch=watch, started=started)
+    return execute(job, started=started, resumed=resumed)
 
 
-def reconstruct(options: Reconstruct) -> int:
+def reconstruct(options: Reconstruct, call: Call, *, resumed: Saved | None = None) -> int:
     """Run ``nst-jax reconstruct``; see ``options.Reconstruct``. Else as ``stylize``."""
     started = time.perf_counter()
     run, watch = options.run, options.watch
@@ -164,31 +185,25 @@ def reconstruct(options: Reconstruct) -> int:
             "FILE"
         )
     steps = steps_of(options.content, size=options.size, config=config)
-    check_outputs(
-        options.output, run, watch, options.picture, inputs=[options.content], steps=steps
-    )
+    files = input_files(options)
+    check_outputs(options.output, run, watch, options.picture, inputs=files, steps=steps)
     if options.size > LARGE:
         check_room(picture_shape(options.content, size=options.size))
     content = load_picture(options.content, size=options.size)
+    init = load_init(config, shape=content.rgb.shape)
     job = Job(
         output=options.output,
-        picture=options.picture,
-        content=content.rgb,
-        styles=[],
+        inputs=check_inputs(content.rgb, [], config=config, init=init),
         config=config,
-        controls={},
         alpha=content.alpha,
-        init=load_init(config, shape=content.rgb.shape),
+        run=run,
+        watch=watch,
+        picture=options.picture,
         settings=flat_settings(options),
+        files=files,
+        call=call,
     )
-    return execute(job, run=run, watch=watch, started=started)
-
-
-def style_files(styles: StyleOptions, regions: RegionOptions) -> list[Path]:
-    """Every file that the options name to be read."""
-    named = [regions.labels, regions.style_labels]
-    masks = [*regions.content_mask, *regions.style_mask]
-    return [*styles.style, *masks, *(path for path in named if path is not None)]
+    return execute(job, started=started, resumed=resumed)
 
 
 def refuse_changes(

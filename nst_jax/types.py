@@ -5,10 +5,11 @@ and ``scan`` and is saved as it is. Images are float32 RGB in [0, 1], ``[H, W, 3
 ``[h, w, C]``. Nothing here has a batch axis: a batch is a ``vmap``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Variables = Mapping[str, Any]  # Linen collections: "params", "preprocessing"
@@ -45,6 +46,29 @@ class Regions(NamedTuple):
     guides: dict[str, Array]
     sizes: dict[str, Array]
     weights: Array
+
+
+class Guidance(NamedTuple):
+    """Which style holds where, and what of the content is left as it is; None is the default.
+
+    Attributes:
+      blend: factors of the S styles, ``[S]``, or of each region, ``[R, S]``, or a mapping from
+        style layers to such factors. By default all styles count the same, or each region has its
+        own where there are as many.
+      content_masks: R regions of the content, ``[H, W]`` in [0, 1] each, soft edges welcome. Each
+        is compared with its styles for itself (Gatys 2017, section 4); what no mask covers has no
+        style.
+      style_masks: for each style the part of it that counts, ``[h, w]``, or None.
+      region_weights: factors of the regions' style losses, ``[R]``; by default 1.
+      preserve: ``[H, W]`` in [0, 1], 1 where the content is left as it is. Where no region is
+        named, the rest is the region.
+    """
+
+    blend: Any = None
+    content_masks: Any = None
+    style_masks: Sequence[Any] | None = None
+    region_weights: Any = None
+    preserve: Any = None
 
 
 class Keep(NamedTuple):
@@ -191,8 +215,8 @@ class Loss(NamedTuple):
     """An objective as three pure functions; its value is ``head(statistics(...))``.
 
     Attributes:
-      targets: ``(variables, content, styles, *, weights, **controls) -> Targets``, see
-        ``objective.make_loss``.
+      targets: ``(variables, content, styles, *, weights) -> Targets``, and with a keyword
+        ``guidance`` where there is any, see ``objective.make_loss``.
       statistics: ``(variables, image, targets) -> Statistics``, additive over pixels.
       head: ``(statistics, targets) -> (loss, Terms)``.
     """
@@ -250,3 +274,8 @@ class Solver(NamedTuple):
 
     init: Callable[..., State]
     step: Callable[..., tuple[State, Info]]
+
+
+def as_sequence(styles: Any) -> list[Any]:
+    """Style pictures as a list, from one picture or several."""
+    return [styles] if isinstance(styles, (jax.Array, np.ndarray)) else list(styles)

@@ -77,7 +77,7 @@ class VGG19(nn.Module):
         features without the border itself (``"reflect"``), the border repeated (``"replicate"``),
         or the opposite border (``"circular"``); ``"replicate-input"`` repeats the picture's border
         for ``conv1_1`` and is zero beyond.
-      precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, see ``Config.precision``.
+      precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, see ``ExecutionConfig``.
 
     The variables hold the collections ``params`` (``convB_I`` -> ``kernel [3, 3, in, out]``,
     ``bias [out]``, for RGB) and ``preprocessing`` (``mean [3]``, ``std [3]``, in units of a
@@ -188,7 +188,7 @@ def network_features(
       image: ``[H, W, 3]`` in [0, 1]; training gives a batch, ``[B, H, W, 3]``.
       layers: names of the taps to return.
       pooling, padding: see ``VGG19``.
-      precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, see ``Config.precision``.
+      precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, see ``ExecutionConfig``.
       remat: keep only what goes from block to block for the gradient and compute the rest again:
         on CPUs 0.7 of the memory, for the first block has most of it, for half as much time more
         (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost").

@@ -1,6 +1,5 @@
 """The commands ``nst-jax weights fetch | convert | normalize | verify | list``."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from nst_jax.convert import convert_file
 from nst_jax.errors import InputError
 from nst_jax.fetch import fetch
 from nst_jax.files import check_writable, expanded
+from nst_jax.messages import tell
 from nst_jax.verify import verify_weights
 from nst_jax.weights import find_weights, list_weights, load_weights, save_weights
 from nst_jax.weights_options import Convert, Fetch, ListWeights, Normalize, Verify
@@ -107,8 +107,7 @@ def _normalize(action: Normalize) -> None:
     normalized = normal.info.normalized
     if normalized and normalized.inactive:
         channels = ", ".join(f"{count} of {layer}" for layer, count in normalized.inactive.items())
-        print(
-            "nst-jax: channels that are not active in these pictures are left as they were: "
-            f"{channels}; with more pictures there are fewer",
-            file=sys.stderr,
+        tell(
+            "channels that are not active in these pictures are left as they were: "
+            f"{channels}; with more pictures there are fewer"
         )

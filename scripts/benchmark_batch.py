@@ -29,12 +29,14 @@ from benchmark_steps import matmul_peak, neural_style, step_flops
 from nst_jax import report
 from nst_jax.allocator import keep_freed_memory
 from nst_jax.batch import problem_maker
+from nst_jax.choices import Execution
 from nst_jax.config import Precision
 from nst_jax.devices import use_cpu_devices
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image
-from nst_jax.lane_plans import Lane
-from nst_jax.lanes import stylize_lanes
+from nst_jax.inputs import check_inputs
+from nst_jax.lane_plans import Element
+from nst_jax.lanes import run_batch
 from nst_jax.parallel import make_mesh
 from nst_jax.weights import find_weights, load_weights
 
@@ -82,17 +84,18 @@ def square_pictures(count: int, *, size: int) -> np.ndarray:
     )
 
 
-def make_lanes(
+def make_elements(
     variables: Any, *, size: int, optimizer: str, precision: Precision, options: Options
 ):
-    """As many lanes as the largest batch has."""
+    """As many pictures as the largest batch has."""
     config = neural_style(optimizer=optimizer, precision=precision)
     config = config.but(steps=options.steps)
     style = load_image(PICTURES / "demo_style.jpg", size=size)
     mesh = make_mesh() if jax.local_device_count() > 1 else None
-    make = problem_maker(variables, config=config, mesh=mesh)
+    make = problem_maker(variables, config=config, execution=Execution(mesh=mesh))
     contents = square_pictures(max(options.batches), size=size)
-    return [Lane(make(content, {"style": style}), config) for content in contents], mesh
+    inputs = [check_inputs(content, style, config=config) for content in contents]
+    return [Element(make(each, ["style"]), config) for each in inputs], mesh
 
 
 def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any]:
@@ -102,7 +105,7 @@ def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any
         raise InputError(f"no weights of {model}: set NST_JAX_WEIGHTS or run nst-jax weights fetch")
     variables = load_weights(path).variables
     print(f"\n{model}, {case['size']} px, {case['optimizer']}, {case['precision']}", flush=True)
-    lanes, mesh = make_lanes(variables, options=options, **case)
+    elements, mesh = make_elements(variables, options=options, **case)
     ways: dict[str, tuple[int, bool | None]] = {str(size): (size, None) for size in options.batches}
     if options.together:
         ways |= {f"{size} by vmap": (size, True) for size in options.batches}
@@ -111,7 +114,7 @@ def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any
         """Of a picture and step."""
         one = mesh is not None and (size == 1 or together)
         devices = make_mesh(jax.local_devices()[:1]) if one else mesh
-        result = stylize_lanes(lanes[:size], mesh=devices, together=together)
+        result = run_batch(elements[:size], execution=Execution(mesh=devices, together=together))
         if set(result.status) != {"done"}:
             raise InputError("a run diverged, so its time means nothing: take another size")
         return result.timing["steps_s"] / size / options.steps

@@ -20,6 +20,7 @@ import tyro
 from nst_jax.allocator import keep_freed_memory
 from nst_jax.errors import InputError
 from nst_jax.images import load_image
+from nst_jax.inputs import check_inputs
 from nst_jax.presets import DEFAULT_PRESET, get_preset
 from nst_jax.problem import make_problem, start
 from nst_jax.solver import run
@@ -64,7 +65,8 @@ def main(options: Options) -> int:
     takes, states, seconds = {}, {}, {}
     for name in (options.preset, options.against):
         config = get_preset(name).config
-        problem = make_problem(weights.variables, content, [style], config=config)
+        inputs = check_inputs(content, [style], config=config)
+        problem = make_problem(weights.variables, inputs, config=config)
         given = {"variables": problem.variables, "targets": problem.targets}
         takes[name] = partial(run, problem.solver, num_steps=options.steps, **given)
         initial = problem.initial(config, None, None)

@@ -53,7 +53,7 @@ def _jax_worker(options: dict[str, Any]) -> dict[str, Any]:
     # A report after every step, as no user would have: it only makes ours slower.
     every = 1 if "loss" in options else None
     result = nst_jax.stylize(
-        weights.variables, content, [style], config=config, callback=watch, callback_every=every
+        weights.variables, content, [style], config=config, callback=nst_jax.Callback(watch, every)
     )
     steps = len(result.history.loss)
     return {"seconds": reached[0] if reached else None, "steps": steps, "loss": result.loss}

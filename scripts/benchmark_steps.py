@@ -17,6 +17,7 @@ from nst_jax.choices import kernel_options
 from nst_jax.config import Config, Precision
 from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
+from nst_jax.inputs import check_inputs
 from nst_jax.layer_factors import as_layers
 from nst_jax.layers import CHANNELS, CONVS, block_of, stride
 from nst_jax.optimizers import set_learning_rate
@@ -82,7 +83,8 @@ def jax_candidates(
     """Ours: the compiled loop, by either convolution where it matters, and steps from Python."""
 
     def make(config: Config, looped: bool = True) -> Candidate:
-        problem = make_problem(variables, content, style, config=config)
+        inputs = check_inputs(content, style, config=config)
+        problem = make_problem(variables, inputs, config=config)
         solver, given = problem.solver, (problem.variables, problem.targets)
         state = start(solver, content, *given)
         holder = [state._replace(opt_state=set_learning_rate(state.opt_state, config))]

@@ -38,7 +38,7 @@ from nst_jax.allocator import keep_freed_memory
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
 from nst_jax.images import load_image, save_image, to_uint8
-from nst_jax.inputs import check_pictures
+from nst_jax.inputs import check_inputs
 from nst_jax.objective import check_learned
 from nst_jax.weights import find_weights, load_weights
 
@@ -126,7 +126,7 @@ def check(
             except InputError as error:
                 raise InputError(f"{setting.label}, {name}: {error}") from None
         for picture in pictures.values():
-            check_pictures(picture, [picture], config=setting.config, init=None)
+            check_inputs(picture, [picture], config=setting.config)
         for own, judges in (
             (loss.style_names, STYLE_JUDGES),
             (loss.content_names, CONTENT_JUDGES),

@@ -15,7 +15,7 @@ from training_pictures import (
 )
 
 from nst_jax.errors import InputError
-from nst_jax.loop import Progress
+from nst_jax.loop import Callback, Progress
 from nst_jax.presets import get_preset
 from nst_jax.transfer import stylize
 
@@ -109,7 +109,6 @@ def policy_pictures(
                 kept.append(np.clip(image, -0.3, 1.3).astype(np.float16))
 
         key = jax.random.fold_in(jax.random.key(options.seed), options.policy_runs * number + run)
-        stylize(
-            student, content, style, config=config, key=key, callback=keep, callback_every=EVERY
-        )
+        callback = Callback(keep, EVERY)
+        stylize(student, content, style, config=config, key=key, callback=callback)
     return kept

@@ -13,6 +13,7 @@ from faults_runs import (
     COMMANDS,
     FOLDER,
     RESUME,
+    STEPPING,
     STEPS,
     check_same,
     checkpoints,
@@ -143,7 +144,10 @@ def output_disk(
             place = words.index("--checkpoint")
             words[place : place + 4] = []
         started = start(words, folder, cache=cache)
-        if kept:
+        if name == "batch":
+            while not STEPPING.search(started.log.read_text()) and started.process.poll() is None:
+                time.sleep(0.002)
+        elif kept:
             reach_checkpoint(started, 5)
         else:
             while not (list(disk.glob("*_00016.png")) or started.process.poll() is not None):

@@ -164,7 +164,8 @@ def correct_manifest(path: Path) -> None:
     """Give a checkpoint's manifest the checksums of the files as they are."""
     manifest = json.loads((path / "manifest.json").read_text())
     places = {name: path / name for name in ("arrays.safetensors", "run.json")}
-    places["checkpoint-inputs.safetensors"] = path.parent / "checkpoint-inputs.safetensors"
+    copies = sorted((path.parent / "checkpoint-inputs").glob("*"))
+    places |= {f"checkpoint-inputs/{copy.name}": copy for copy in copies}
     manifest["files"] = {name: file_digest(place) for name, place in places.items()}
     (path / "manifest.json").write_text(json.dumps(manifest))
 

@@ -39,7 +39,7 @@ def parse_setting(text: str) -> Setting:
     them, layers and the like joined by ``+``.
 
     >>> found = parse_setting("soft=gatys:optimizer=adam,steps=300,style_layers=relu1_1=2+relu3_1")
-    >>> found.label, found.config.optimizer, found.config.style_layers
+    >>> found.label, found.config.optimizer.name, found.config.loss.style_layers
     ('soft', 'adam', (('relu1_1', 2.0), ('relu3_1', 1.0)))
 
     Raises:

@@ -32,13 +32,14 @@ import tyro
 from PIL import Image
 
 from nst_jax.allocator import keep_freed_memory
+from nst_jax.choices import make_config_optimizer
 from nst_jax.config import Config
 from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
 from nst_jax.files import check_writable
 from nst_jax.images import load_image, to_uint8
 from nst_jax.objective import loss_weights, make_loss
-from nst_jax.optimizers import make_optimizer, set_learning_rate
+from nst_jax.optimizers import set_learning_rate
 from nst_jax.presets import get_preset
 from nst_jax.problem import compute_targets
 from nst_jax.report import write_json
@@ -88,13 +89,7 @@ def step_seconds(networks: dict[str, Any], options: Options, config: Config) -> 
     content = jnp.asarray(load_image(options.contents[0], size=options.speed_size))
     style = jnp.asarray(load_image(options.styles[0], size=options.speed_size))
     loss = make_loss(config.loss)
-    optimizer = make_optimizer(
-        config.optimizer.name,
-        memory_size=config.optimizer.memory_size,
-        pixel_range=config.loss.pixel_range,
-        preconditioner=config.preconditioner,
-    )
-    solver = make_solver(loss, optimizer)
+    solver = make_solver(loss, make_config_optimizer(config))
     winograd = jax.default_backend() == "cpu"
     held = {}
     for name, variables in networks.items():

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import smooth_picture
+from records import run_batch, stylize, stylize_batch
 from test_transfer import count_traces
 
-from nst_jax import batch, cli, lane_plans, lanes, loop, problem
-from nst_jax.batch import stylize_batch
+from nst_jax import batch, cli, lane_plans, lanes, problem
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.inputs import check_inputs
+from nst_jax.lane_plans import Element
 from nst_jax.lanes import each_result
 from nst_jax.parallel import make_mesh
 from nst_jax.rows import rows_mesh
-from nst_jax.transfer import stylize
 
 pytestmark = pytest.mark.sampled
 
@@ -228,6 +229,20 @@ class TestTogether:
             found = stylize_batch(variables, **CASES["all"], **options, mesh=mesh)
             assert_close(found, expected, rtol=1e-5)
 
+    def test_every_content_loss_sees_its_own_content(self, variables):
+        losses = {"features": 1.0, "self-similarity": 2.0, "laplacian4": 3.0}
+        config = ADAM.but(content_losses=losses)
+        found = stylize_batch(variables, **CASES["all"], config=config, together=True)
+        expected = singles(variables, CASES["all"], configs=config)
+        # At first each is its content.
+        np.testing.assert_allclose(found.history.terms.content[0], 0, atol=1e-2)
+        for index, alone in enumerate(expected):
+            losses = found.history.loss[:2, index], alone.history.loss[:2]
+            np.testing.assert_allclose(*losses, rtol=1e-5)
+            contents = found.history.terms.content[1, index], alone.history.terms.content[1]
+            np.testing.assert_allclose(*contents, rtol=1e-3)
+            assert contents[1] > 1
+
     def test_slim_weights(self, slim_variables):
         found = stylize_batch(slim_variables, **CASES["all"], config=SLIM, together=True)
         assert_close(found, singles(slim_variables, CASES["all"], configs=SLIM), rtol=1e-5)
@@ -397,16 +412,16 @@ class TestRows:
 
 @pytest.fixture
 def taken(monkeypatch):
-    """What the lanes of each run take steps with together."""
+    """What the elements of each run take steps with together."""
     seen = []
-    original = lanes.plan_together
+    original = lanes.together
 
-    def spy(*args):
-        plan = original(*args)
-        seen.append(plan.take)
-        return plan
+    def spy(*args, **options):
+        program = original(*args, **options)
+        seen.append(program.take)
+        return program
 
-    monkeypatch.setattr(lanes, "plan_together", spy)
+    monkeypatch.setattr(lanes, "together", spy)
     return seen
 
 
@@ -420,9 +435,9 @@ class TestSharing:
         [
             ("all", "none", (3,), ()),
             ("pairs", "none", (3,), (3,)),
-            ("grid", "none", (2,), (3,)),
+            ("grid", "none", (6,), (6,)),
             ("all", "keep-lab", (3,), ()),
-            ("grid", "match-symmetric", (2,), (2, 3)),
+            ("grid", "match-symmetric", (6,), (6,)),
             ("all", "match-symmetric", (3,), (3,)),
         ],
     )
@@ -432,15 +447,15 @@ class TestSharing:
         targets = taken[0].keywords["targets"]
         assert targets.content["relu2_1"].shape == (*content, 12, 16, 6)
         assert targets.style["relu2_1"].gram.shape == (*style, 1, 6, 6)
-        assert targets.weights.tv.shape == ((2, 3) if pairing == "grid" else (3,))
+        assert targets.weights.tv.shape == (6 if pairing == "grid" else 3,)
         assert targets.shares["relu1_1"].shape == (1, 1)
         kernels = taken[0].keywords["variables"]["params"]["conv1_1"]["kernel"]
         assert kernels.shape[-1] == 4 and kernels.ndim <= 5
 
     @pytest.mark.parametrize(
-        "shape, content, style", [((1, 4), None, "data"), ((2, 3), "data", None)]
+        "shape, content, style", [((1, 4), None, "data"), ((3, 2), "data", "data")]
     )
-    def test_on_devices_only_one_axis_is_divided(self, variables, taken, shape, content, style):
+    def test_what_differs_is_divided_among_devices(self, variables, taken, shape, content, style):
         config = ADAM.but(steps=1)
         mesh = devices_mesh(2)
         case = picture_grid(*shape)
@@ -517,32 +532,33 @@ CALM = SPECTRAL.but(learning_rate=0.1)  # rounding is not magnified
 
 class TestDivergence:
     @pytest.mark.parametrize(
-        "together, devices, chunk_s",
-        [(False, 1, 1.5), (False, 2, 0.0), (True, 1, 0.0), (True, 2, 1.5)],
+        "together, devices, every",
+        [(False, 1, None), (False, 2, 1), (True, 1, 1), (True, 2, None)],
     )
-    def test_each_ends_for_itself(self, variables, monkeypatch, together, devices, chunk_s):
+    def test_each_ends_for_itself(self, variables, together, devices, every):
         """Also where the host, or a device beside one with nothing left to do, goes on."""
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", chunk_s)
         case = dict(contents=CONTENTS[np.arange(6) % 3], styles=STYLES[0])
         configs = [replace(one, steps=10) for one in (SOON, AT_ONCE, THIRD, CALM, FOURTH, CALM)]
-        found = stylize_batch(
-            variables, **case, config=configs, mesh=devices_mesh(devices), together=together
-        )
-        lengths = [8, 1, 10, 10, 10, 10]
-        assert found.status == ("diverged",) * 3 + ("done",) * 3
-        assert found.recoveries == (3, 0, 2, 0, 2, 0)
+        options = dict(mesh=devices_mesh(devices), together=together, every=every)
+        found = stylize_batch(variables, **case, config=configs, **options)
+        lengths = [2, 1, 3, 10, 4, 10]
+        wanted = ["done" if length == 10 else "diverged" for length in lengths]
+        assert found.status == tuple(wanted) and found.recoveries == (0,) * 6
         results, expected = each_result(found), singles(variables, case, configs=configs)
         assert [len(result.history.loss) for result in results] == lengths
-        if together:
-            for lane in (3, 5):
-                losses = results[lane].history.loss[:6], expected[lane].history.loss[:6]
-                np.testing.assert_allclose(*losses, rtol=1e-5)
-        else:
-            assert_same(found, expected)
-        for lane, length in enumerate(lengths):
+        for one, alone, length in zip(results, expected, lengths, strict=True):
+            # Alone a run would go on from the best picture of these very steps.
+            losses = one.history.loss, alone.history.loss[:length]
+            if not together:
+                np.testing.assert_array_equal(*losses)
+            elif length == 10:
+                np.testing.assert_allclose(losses[0][:6], losses[1][:6], rtol=1e-5)
+            finite = one.history.loss[np.isfinite(one.history.loss)]
+            assert one.loss == min(finite, default=np.inf) and np.isfinite(one.image).all()
+        for index, length in enumerate(lengths):
             for values in jax.tree.leaves(found.history):
                 assert values.shape == (10, 6)
-                np.testing.assert_array_equal(values[length:, lane], values[length - 1, lane])
+                np.testing.assert_array_equal(values[length:, index], values[length - 1, index])
 
     @pytest.mark.parametrize("together", [False, True])
     def test_neighbours_do_not_notice(self, variables, together):
@@ -569,15 +585,14 @@ class TestDivergence:
             mesh=devices_mesh(devices),
             together=together,
         )
-        assert found.status == ("diverged",) * 3 and found.history.loss.shape == (6, 3)
-        assert [len(result.history.loss) for result in each_result(found)] == [6, 1, 6]
+        assert found.status == ("diverged",) * 3 and found.history.loss.shape == (2, 3)
+        assert [len(result.history.loss) for result in each_result(found)] == [2, 1, 2]
         assert np.isinf(found.loss[1]) and np.isfinite(found.loss[[0, 2]]).all()
         np.testing.assert_array_equal(found.image, CONTENTS)
 
     @pytest.mark.parametrize("together", [False, True])
-    def test_what_the_callback_sees_of_an_ended_picture(self, variables, monkeypatch, together):
+    def test_what_the_callback_sees_of_an_ended_picture(self, variables, together):
         """Its last numbers, as in the history, and no others."""
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # a step a chunk
         seen = []
         found = stylize_batch(
             variables,
@@ -585,6 +600,7 @@ class TestDivergence:
             config=[ADAM, ADAM.but(style_weight=3.4e38), ADAM],
             together=together,
             callback=lambda progress: seen.append(progress.info),
+            every=1,
         )
         for step, info in enumerate(seen):
             row = jax.tree.map(lambda x, step=step: x[step], found.history)
@@ -640,30 +656,30 @@ class TestPrograms:
         traces = count_traces(monkeypatch)
         four = np.concatenate([CONTENTS, CONTENTS[:1, ::-1]])
         run = partial(
-            lanes.stylize_lanes,
+            run_batch,
             mesh=devices_mesh(devices),
             together=True,
             width=4,
             distinct=("content", "style"),
         )
-        made = make_lanes(variables, list(zip(four, [*STYLES, STYLES[0]], strict=True)))
+        made = make_elements(variables, list(zip(four, [*STYLES, STYLES[0]], strict=True)))
         full = run(made)
         found = run(made[:3])
         assert len(found.status) == 3
         for name in ("image", "loss"):
             np.testing.assert_array_equal(getattr(found, name), getattr(full, name)[:3])
         assert_close(found, expected, rtol=3e-5)
-        one = make_lanes(variables, [(CONTENTS[0], STYLES[0])]) * 3
-        shared = run([lane._replace(key=jax.random.key(index)) for index, lane in enumerate(one)])
+        one = make_elements(variables, [(CONTENTS[0], STYLES[0])]) * 3
+        shared = run([each._replace(key=jax.random.key(index)) for index, each in enumerate(one)])
         assert_close(shared, expected[:1] * 3, rtol=3e-5)
         assert len(traces) == 1
 
 
-def make_lanes(variables, pictures, config=ADAM):
-    """A lane for each content and style."""
+def make_elements(variables, pictures, config=ADAM):
+    """An element for each content and style."""
     make = batch.problem_maker(variables, config=config)
     return [
-        lanes.Lane(make(content, {index: style}), config)
+        Element(make(check_inputs(content, style, config=config), [index]), config)
         for index, (content, style) in enumerate(pictures)
     ]
 
@@ -671,9 +687,8 @@ def make_lanes(variables, pictures, config=ADAM):
 class TestCallback:
     @pytest.mark.parametrize("together", [False, True])
     @pytest.mark.parametrize("devices", [1, 4])
-    def test_it_sees_finished_pictures(self, variables, monkeypatch, together, devices):
+    def test_it_sees_finished_pictures(self, variables, together, devices):
         """In the order of the pictures, with the contents' colours."""
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
         seen, config = [], ADAM.but(color="keep-yiq", steps=3)
         found = stylize_batch(
             variables,
@@ -682,13 +697,15 @@ class TestCallback:
             mesh=devices_mesh(devices),
             together=together,
             callback=seen.append,
+            every=1,
         )
         assert found.status == ("done",) * 6
         assert [(progress.step, progress.steps) for progress in seen] == [(1, 3), (2, 3), (3, 3)]
         alone = []
         for content, styles, options in of_each(**CASES["grid"]):
             of_one = []
-            stylize(variables, content, styles, config=config, callback=of_one.append, **options)
+            options = dict(callback=of_one.append, every=1) | options
+            stylize(variables, content, styles, config=config, **options)
             alone.append(of_one)
         for step, progress in enumerate(seen):
             assert progress.info.loss.shape == (6,) and progress.image.shape == (6, 24, 32, 3)
@@ -752,12 +769,9 @@ def test_what_is_for_single_pictures_is_refused_before_any_work(
 ):
     config, (name,) = ADAM.but(**change), change
     message = f"{name} is for stylize, one picture at a time: leave it out"
-    (lane,) = make_lanes(variables, [(CONTENTS[0], STYLES[0])])
     monkeypatch.setattr(batch, "make_problem", None)
     with pytest.raises(InputError, match=message):
         stylize_batch(variables, **CASES["all"], config=[ADAM, ADAM, config])
-    with pytest.raises(InputError, match=message):
-        lanes.stylize_lanes([lane._replace(config=config)])
 
     given = [str(tmp_path / "none.png"), "--style", str(tmp_path / "none.png")]
     setting = ["--" + name.replace("_", "-"), str(change[name])]

@@ -269,13 +269,13 @@ class TestResults:
 
 def spy_widths(monkeypatch):
     """How many pictures were computed at once."""
-    widths, stylize_lanes = [], batch_job.stylize_lanes
+    widths, run_batch = [], batch_job.run_batch
 
     def spy(lanes, **options):
         widths.append(len(lanes))
-        return stylize_lanes(lanes, **options)
+        return run_batch(lanes, **options)
 
-    monkeypatch.setattr(batch_job, "stylize_lanes", spy)
+    monkeypatch.setattr(batch_job, "run_batch", spy)
     return widths
 
 
@@ -346,12 +346,13 @@ class TestCompilation:
         """As on accelerators, where the pictures of a batch advance together."""
         many(10, (18, 24))
         style = " ".join([*["style.png"] * 8, "three.png", "three.png"]) if pair else "style.png"
-        stylize_lanes = batch_job.stylize_lanes
+        run_batch = batch_job.run_batch
 
-        def together(*args, **options):
-            return stylize_lanes(*args, **options, together=True)
+        def together(*args, execution, **options):
+            execution = execution._replace(together=True)
+            return run_batch(*args, **options, execution=execution)
 
-        monkeypatch.setattr(batch_job, "stylize_lanes", together)
+        monkeypatch.setattr(batch_job, "run_batch", together)
         monkeypatch.setattr(batch_job, "choose_width", lambda *_, **__: 4)
         monkeypatch.setattr(
             batch_job, "picture_memory", lambda *_, **__: None
@@ -390,7 +391,7 @@ def killing(module, name):
     setattr(module, name, wrapper)
 
 module, name = {
-    "before a batch": (batch_job, "stylize_lanes"),
+    "before a batch": (batch_job, "run_batch"),
     "before a picture": (batch_records, "save_image"),
     "within a picture": (files.os, "replace"),
     "before a record": (batch_records, "append_record"),
@@ -683,7 +684,7 @@ class TestInterrupt:
     def test_before_the_first_step(self, run, press, monkeypatch):
         press(-1)
         monkeypatch.setattr(
-            batch_job, "stylize_lanes", lambda *_, **__: signal.raise_signal(signal.SIGINT)
+            batch_job, "run_batch", lambda *_, **__: signal.raise_signal(signal.SIGINT)
         )
         code, out, err = run()
         assert (code, out) == (130, "") and err.splitlines()[-1] == "nst-jax: interrupted"
@@ -880,6 +881,19 @@ class TestFailures:
         told = "nst-jax: a__style.png: the loss or its gradient was not finite: went on from"
         assert code == 1 and any(line.startswith(told) for line in err.splitlines())
 
+    def test_a_picture_that_diverges_is_made_once_more_alone(self, run, alone):
+        """As ``stylize`` makes it, from its best picture."""
+        options = dict(learning_rate=1e30, steps=4)
+        code, _, err = run(batch_size=2, **options)
+        again = [line for line in err.splitlines() if line.endswith("making it once more alone")]
+        assert code == 1 and len(again) == 3
+        check_same(NAMES, alone, **options)
+        for found in records().values():
+            assert found["alone"] and found["recoveries"] > 0 and found["steps"] == 4
+        Path("out/manifest.jsonl").unlink()
+        assert run(overwrite=True, steps=2).code == 0
+        assert not any("alone" in found for found in records().values())
+
     def test_all_diverge(self, run):
         code, _, err = run(learning_rate=1e30, batch_size=2, steps=4)
         assert code == 1 and err.splitlines()[-1] == "nst-jax: 3 made but diverged"
@@ -1051,16 +1065,16 @@ class TestMemory:
     @pytest.fixture
     def limit(self, monkeypatch):
         """Let the work fail where pictures are too many or too large."""
-        stylize_lanes, widths = batch_job.stylize_lanes, []
+        run_batch, widths = batch_job.run_batch, []
 
         def limit(fits):
             def limited(lanes, **options):
                 widths.append(len(lanes))
                 if not fits(lanes):
                     raise jax.errors.JaxRuntimeError(self.OUT_OF_MEMORY)
-                return stylize_lanes(lanes, **options)
+                return run_batch(lanes, **options)
 
-            monkeypatch.setattr(batch_job, "stylize_lanes", limited)
+            monkeypatch.setattr(batch_job, "run_batch", limited)
             return widths
 
         return limit
@@ -1136,7 +1150,7 @@ class TestMemory:
         def failing(*args, **options):
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-        monkeypatch.setattr(batch_job, "stylize_lanes", failing)
+        monkeypatch.setattr(batch_job, "run_batch", failing)
         with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
             run()
 
@@ -1380,7 +1394,7 @@ class TestReadAhead:
         """While a picture is computed, few of the next are in memory."""
         many(12, (24, 32))
         monkeypatch.setattr(batch_job, "AHEAD_PIXELS", 3 * 24 * 32)
-        read, read_item, stylize_lanes = [], batch_job.read_item, batch_job.stylize_lanes
+        read, read_item, run_batch = [], batch_job.read_item, batch_job.run_batch
         seen = []
 
         def reading(job, item):
@@ -1391,10 +1405,10 @@ class TestReadAhead:
             wait_for(lambda: len(read) >= min(2 * len(seen) + 3, 12))
             time.sleep(0.05)  # the reader would go on if it might
             seen.append(len(read))
-            return stylize_lanes(lanes, **options)
+            return run_batch(lanes, **options)
 
         monkeypatch.setattr(batch_job, "read_item", reading)
-        monkeypatch.setattr(batch_job, "stylize_lanes", computing)
+        monkeypatch.setattr(batch_job, "run_batch", computing)
         assert run("many", batch_size=2).code == 0
         assert len(read) == 12
         done = np.arange(2, 13, 2)
@@ -1404,7 +1418,7 @@ class TestReadAhead:
         """A slow disk does not hold the next pictures up, but not all of them wait for it."""
         many(12, (24, 32))
         write, written, seen = batch_job.write, [], []
-        stylize_lanes = batch_job.stylize_lanes
+        run_batch = batch_job.run_batch
 
         def writing(*args):
             wait_for(lambda: len(seen) > min(len(written) + 1, 11))  # the next is begun
@@ -1414,10 +1428,10 @@ class TestReadAhead:
 
         def computing(lanes, **options):
             seen.append(len(written))
-            return stylize_lanes(lanes, **options)
+            return run_batch(lanes, **options)
 
         monkeypatch.setattr(batch_job, "write", writing)
-        monkeypatch.setattr(batch_job, "stylize_lanes", computing)
+        monkeypatch.setattr(batch_job, "run_batch", computing)
         assert run("many", batch_size=1).code == 0
         assert len(written) == 12 and len(outputs()) == 12
         computed = np.arange(12)

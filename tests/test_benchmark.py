@@ -52,7 +52,7 @@ def test_candidates_of_each_precision(variables, content, style, monkeypatch):
     names["bfloat16"] = names["float32"] - {"nst_jax direct"}
     for precision, expected in names.items():
         config = steps.neural_style(optimizer="adam", precision=precision)
-        config = steps.replace(config, content_layers=("relu2_1",), style_layers=("relu1_1",))
+        config = config.but(content_layers=("relu2_1",), style_layers=("relu1_1",))
         found = steps.jax_candidates(variables, *pictures, config=config, steps=2)
         assert set(found) == expected
         for one in found.values():

@@ -5,18 +5,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import filelock
 import numpy as np
 import pytest
 
 from nst_jax import checkpoint
-from nst_jax.checkpoint_folder import check_checkpoints, held
+from nst_jax.checkpoint import held
 from nst_jax.errors import InputError
-from nst_jax.packing import pack, unpack
+from nst_jax.job_checkpoint import check_checkpoints
 
-INPUTS = {"content": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 3))}
+COPIES = {"checkpoint-inputs/00.png": b"a picture", "checkpoint-inputs/01.jpeg": b""}
 
 
 def arrays(step):
@@ -27,8 +26,19 @@ def arrays(step):
     }
 
 
+def inputs(folder):
+    """The files that a run reads, outside its folder of checkpoints."""
+    place = folder.with_name(f"{folder.name} inputs")
+    place.mkdir(exist_ok=True)
+    paths = [place / "content.png", place / "style.jpeg"]
+    for path, data in zip(paths, COPIES.values()):
+        path.write_bytes(data)
+    return [*paths, paths[0]]
+
+
 def save(folder, *steps):
-    digest = checkpoint.save_inputs(folder, INPUTS)
+    digest = checkpoint.begin(folder, inputs(folder))
+    assert {*digest} == {*COPIES}
     for step in steps:
         checkpoint.save(folder, {"step": step, "loss": float("nan")}, arrays(step), inputs=digest)
 
@@ -36,11 +46,12 @@ def save(folder, *steps):
 def assert_loaded(folder, step, *, damaged=0):
     saved = checkpoint.load(folder)
     assert saved.record["step"] == step and np.isnan(saved.record["loss"])
-    for found, expected in ((saved.arrays, arrays(step)), (saved.inputs, INPUTS)):
-        assert found.keys() == expected.keys()
-        for name, array in expected.items():
-            assert found[name].dtype == array.dtype and found[name].shape == array.shape
-            np.testing.assert_array_equal(found[name], array)
+    assert {*saved.inputs} == {*COPIES}
+    assert {name: (folder / name).read_bytes() for name in COPIES} == COPIES
+    assert saved.arrays.keys() == arrays(step).keys()
+    for name, array in arrays(step).items():
+        assert saved.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(saved.arrays[name], array)
     assert len(saved.damaged) == damaged
     return saved
 
@@ -55,7 +66,7 @@ def test_the_newest_two_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [
         "checkpoint-00000002",
         "checkpoint-00000003",
-        "checkpoint-inputs.safetensors",
+        "checkpoint-inputs",
     ]
     assert_loaded(tmp_path, 3)
 
@@ -82,12 +93,9 @@ def test_of_a_damaged_one_the_one_before_is_used(tmp_path, name, how):
     saved = assert_loaded(tmp_path, 0, damaged=1)
     assert saved.damaged[0].startswith("checkpoint-00000001 is damaged (")
     # The next one saved is newer than both.
-    checkpoint.save(tmp_path, {"step": 2, "loss": float("nan")}, arrays(2), inputs=digest(tmp_path))
+    record = {"step": 2, "loss": float("nan")}
+    checkpoint.save(tmp_path, record, arrays(2), inputs=saved.inputs)
     assert_loaded(tmp_path, 2)
-
-
-def digest(folder):
-    return checkpoint.inputs_digest(folder)
 
 
 @pytest.mark.parametrize("name", ["arrays.safetensors", "run.json", "manifest.json"])
@@ -141,9 +149,10 @@ def test_numbers_count_not_names(tmp_path):
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == names[:1]
 
 
-def test_where_none_is_whole(tmp_path):
+@pytest.mark.parametrize("how", ["flip", "cut", "missing", "folder"])
+def test_where_none_is_whole(tmp_path, how):
     save(tmp_path, 0, 1)
-    damage(tmp_path / "checkpoint-inputs.safetensors", "flip")
+    damage(tmp_path / "checkpoint-inputs" / "00.png", how)
     with pytest.raises(InputError, match="no checkpoint in .* is whole: checkpoint-00000001 is"):
         checkpoint.load(tmp_path)
 
@@ -156,17 +165,32 @@ def test_where_nothing_was_saved(tmp_path, kind):
     elif kind != "missing":
         folder.mkdir()
     if kind == "inputs":
-        checkpoint.save_inputs(folder, INPUTS)
+        checkpoint.begin(folder, inputs(folder))
     with pytest.raises(InputError, match="nothing was saved in .*: begin the run anew"):
         checkpoint.load(folder)
 
 
-def test_another_format_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "record, writer",
+    [({"versions": {"nst_jax": "0.0.7"}}, "nst_jax 0.0.7"), ({}, "another nst_jax")],
+)
+def test_another_format_is_refused(tmp_path, record, writer):
     save(tmp_path, 0)
-    path = tmp_path / "checkpoint-00000000" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(InputError, match="has format 2, expected 1: use the nst-jax that wrote it"):
+    folder = tmp_path / "checkpoint-00000000"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    (folder / "run.json").write_text(json.dumps(record))
+    message = f"was written by {writer} in format 1, which this one, of format 2, does not read"
+    with pytest.raises(InputError, match=message):
         checkpoint.load(tmp_path)
+
+
+def test_inputs_that_cannot_be_copied(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(InputError, match="cannot write a checkpoint to .*No such file"):
+        checkpoint.begin(folder, [tmp_path / "gone.png"])
+    assert os.listdir(folder) == []
 
 
 @pytest.mark.parametrize("stage", ["_write_arrays", "file_digest", "_to_disk"])
@@ -181,7 +205,7 @@ def test_one_that_cannot_be_written_leaves_those_before(tmp_path, monkeypatch, s
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, stage, fail)
         with pytest.raises(type(error)):
-            checkpoint.save(tmp_path, {"step": 2}, arrays(2), inputs="")
+            checkpoint.save(tmp_path, {"step": 2}, arrays(2), inputs={})
     assert sorted(os.listdir(tmp_path)) == before
     assert_loaded(tmp_path, 1)
 
@@ -189,12 +213,13 @@ def test_one_that_cannot_be_written_leaves_those_before(tmp_path, monkeypatch, s
 def test_a_full_disk_has_its_number(tmp_path):
     """Whose writer has errors of its own."""
     with pytest.raises(OSError) as caught:
-        checkpoint._write_arrays(tmp_path / "missing" / "a.safetensors", INPUTS)
+        checkpoint._write_arrays(tmp_path / "missing" / "a.safetensors", arrays(0))
     assert caught.value.errno == errno.ENOENT and "missing" in caught.value.filename
 
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
     save(tmp_path, 0, 1)
+    (tmp_path / "checkpoint-inputs.safetensors").touch()  # of format 1
     for name in (".checkpoint-abcd1234", "checkpoint-x", "notes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
@@ -224,36 +249,10 @@ def test_folders_are_checked_before_any_work(tmp_path):
             check(folder, every, overwrite=False)
 
 
-def test_packing():
-    value = {"a": [1, 2.5, None, True, "b", Path("c")], "d": {"e": np.ones((2, 1), np.uint8)}}
-    packed: dict[str, np.ndarray] = {}
-    plain = json.loads(json.dumps(pack(value, packed, name="v")))
-    found = unpack(plain, packed)
-    array = found["d"].pop("e")
-    assert found == {"a": value["a"], "d": {}} and array.dtype == np.uint8
-    assert list(packed) == ["v/d/e"]
-    for bad in (object(), {1, 2}, b"bytes"):
-        with pytest.raises(TypeError, match="v/0 is .*: expected plain data or an array"):
-            pack([bad], packed, name="v")
-    for bad in ({"array": "missing"}, {"other": 1}):
-        with pytest.raises(KeyError):
-            unpack(bad, packed)
-
-
-def test_packing_is_not_deep():
-    for depth, right in ((40, True), (60, False), (700, False)):
-        plain = json.loads("[" * depth + "]" * depth)
-        if right:
-            assert pack(unpack(plain, {}), {}, name="v") == plain
-        else:
-            with pytest.raises(ValueError, match="nested too deep"):
-                unpack(plain, {})
-
-
 def test_a_pipe_is_not_waited_for(tmp_path):
     first = tmp_path / "first"
     first.mkdir()
-    digest = checkpoint.save_inputs(first, {})
+    digest = checkpoint.begin(first)
     path = checkpoint.save(first, {"step": 1}, {}, inputs=digest)
     newest = checkpoint.save(first, {"step": 2}, {}, inputs=digest)
     for name in ("manifest.json", "run.json", "arrays.safetensors"):
@@ -267,7 +266,7 @@ def test_one_run_at_a_time(tmp_path):
     folder = tmp_path / "kept"
     with held(folder):
         # Locks of one process know each other; another process sees them just as well.
-        code = "import sys; from pathlib import Path; from nst_jax.checkpoint_folder import held\n"
+        code = "import sys; from pathlib import Path; from nst_jax.checkpoint import held\n"
         code += "with held(Path(sys.argv[1])): pass"
         line = [sys.executable, "-c", code, str(folder)]
         ended = subprocess.run(line, capture_output=True, text=True)

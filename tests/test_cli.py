@@ -621,14 +621,14 @@ class TestInterrupt:
         assert (code, out) == (130, "") and err.endswith("at once\nnst-jax: interrupted\n")
         assert not {"out.png", "out.json"} & set(listing(desk))
 
-    @pytest.mark.parametrize("stage, told", [("choose", 0), ("reserve", 0), ("stylize", 1)])
+    @pytest.mark.parametrize("stage, told", [("choose", 0), ("reserve", 0), ("run_inputs", 1)])
     def test_before_the_first_step_nothing_is_written(
         self, run, press, desk, monkeypatch, stage, told
     ):
         """Also while the plan compiles the loop."""
         press(0)
         before = listing(desk)
-        module = job_run if stage == "stylize" else job_plan
+        module = job_run if stage == "run_inputs" else job_plan
         monkeypatch.setattr(module, stage, lambda *_, **__: signal.raise_signal(signal.SIGINT))
         code, out, err = run()
         *plan, last = err.splitlines()
@@ -746,7 +746,7 @@ class TestBadInput:
             raise AssertionError("the optimisation was reached")
 
         def refused(match, **options):
-            monkeypatch.setattr(job_run, "stylize", work)
+            monkeypatch.setattr(job_run, "run_inputs", work)
             check_refused(desk, match, lambda: run(**options))
 
         return refused

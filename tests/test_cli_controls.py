@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 from PIL import Image
+from records import stylize
 from test_cli import Run, check_refused, listing, pixels, record
 
-import nst_jax
 from nst_jax import cli, job, job_run
 from nst_jax.cli import main
 from nst_jax.color import MODES
@@ -122,7 +122,7 @@ def reference(variables):
     """A run by the library's function."""
 
     def reference(styles=TWO, *, settings={}, network=None, **controls):
-        return nst_jax.stylize(
+        return stylize(
             variables if network is None else network,
             load_image("content.png", size=SIZE),
             [load_image(name, size=SIZE) for name in styles.split()],
@@ -205,7 +205,7 @@ class TestRegions:
             "style.png",
             settings={"tv_weight": 0.01},
             content_masks=content_masks("right.png"),
-            keep=content_masks("left.png")[0],
+            preserve=content_masks("left.png")[0],
         )
         np.testing.assert_allclose(found, to_uint8(result.image), atol=1)
         assert [region["kept"] for region in record()["settings"]["masks"]] == [True, False]
@@ -405,7 +405,7 @@ class TestTexture:
                 style_layers=LAYERS["style_layers"],
                 **settings,
             )
-            return nst_jax.stylize(
+            return stylize(
                 variables,
                 np.zeros((*shape, 3), np.float32),
                 [load_image(name, size=max(shape)) for name in styles.split()],
@@ -534,7 +534,7 @@ def refused(run, desk, monkeypatch):
         raise AssertionError("the optimisation, or the cache, was reached")
 
     def refused(match, *words, **options):
-        monkeypatch.setattr(job_run, "stylize", work)
+        monkeypatch.setattr(job_run, "run_inputs", work)
         monkeypatch.setattr(job, "use_compilation_cache", work)
         check_refused(desk, match, lambda: run(*words, **options))
 

@@ -305,7 +305,7 @@ class TestScales:
         def work(*args, **options):
             raise AssertionError("the optimisation was reached")
 
-        monkeypatch.setattr(job_run, "stylize", work)
+        monkeypatch.setattr(job_run, "run_inputs", work)
         save_image("content.png", smooth_picture(24, 32, seed=1))
         (desk / name).write_text("old")
         names = {

@@ -8,22 +8,24 @@ import numpy as np
 import optax
 import pytest
 from conftest import smooth_picture
+from records import stylize
 from test_transfer import count_traces
 
 from nst_jax import transfer
-from nst_jax.choices import Choice
+from nst_jax.choices import ExecutionPlan
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.inputs import Inputs, check_inputs
 from nst_jax.loop import CHUNK_SIZE
 from nst_jax.objective import make_loss
 from nst_jax.optimizers import set_learning_rate
 from nst_jax.parallel import make_mesh
 from nst_jax.problem import make_problem, start
-from nst_jax.pyramid import rescale_moments, resize
+from nst_jax.pyramid import rescale_opt_state, resize
 from nst_jax.rows import rows_mesh
-from nst_jax.scales import Inputs, at_scale
+from nst_jax.scales import at_scale
 from nst_jax.solver import run
-from nst_jax.transfer import stylize
+from nst_jax.types import Guidance
 
 pytestmark = pytest.mark.sampled
 
@@ -38,7 +40,7 @@ INIT = smooth_picture(24, 32, seed=9) * 1.6 - 0.3
 SOFT = smooth_picture(24, 32, seed=5)
 HALF = (np.arange(32) < np.full((24, 1), 15)).astype(np.float32)
 CONTROLS = dict(
-    content_masks=[SOFT[..., 0], SOFT[..., 1]], style_masks=[None, np.ones((20, 40))], keep=HALF
+    content_masks=[SOFT[..., 0], SOFT[..., 1]], style_masks=[None, np.ones((20, 40))], preserve=HALF
 )
 
 
@@ -49,12 +51,12 @@ def alone(config):
 
 def by_hand(variables, config, *, content=CONTENT, styles=STYLES[:1], init=None, **given):
     """Scale after scale with the functions that run one: the losses and the result."""
-    masks = {name: given.pop(name, None) for name in ("content_masks", "style_masks", "keep")}
+    checked = check_inputs(content, styles, config=config, guidance=Guidance(**given))
     image = moments = None
     losses = []
     for index, (shape, steps) in enumerate(zip(SHAPES, STEPS, strict=True)):
-        inputs = at_scale(Inputs(content, styles, **masks), shape=shape, config=config)
-        problem = make_problem(variables, **inputs._asdict(), config=alone(config), **given)
+        inputs = at_scale(checked, shape=shape, config=config)
+        problem = make_problem(variables, inputs, config=alone(config))
         if image is None:
             first = None if init is None else resize(jnp.asarray(init), shape=shape)
             image = problem.initial(config, None, first)
@@ -72,16 +74,16 @@ def by_hand(variables, config, *, content=CONTENT, styles=STYLES[:1], init=None,
         if index == 0:
             image = resize(state.best_image, shape=SHAPES[1])
             if config.optimizer.name == "adam":
-                moments = rescale_moments(state.opt_state, old_shape=shape, new_shape=SHAPES[1])
+                moments = rescale_opt_state(state.opt_state, old_shape=shape, new_shape=SHAPES[1])
     return losses, problem.finish(state.best_image)
 
 
-def test_what_does_not_fit_ends_before_the_first_scale(variables, monkeypatch):
-    monkeypatch.setattr(transfer, "free_bytes", lambda device: 200_000)
+def test_what_does_not_fit_ends_before_the_first_scale(variables):
     seen = []
     config = ADAM.but(min_size=8, scale_factor=2.0)
     with pytest.raises(InputError, match="^a picture of 32x24 px needs about"):
-        stylize(variables, CONTENT, STYLES[:1], config=config, callback=seen.append)
+        options = dict(config=config, callback=seen.append, free=200_000)
+        stylize(variables, CONTENT, STYLES[:1], **options)
     assert not seen
 
 
@@ -113,7 +115,7 @@ CASES = {
     "spectral": (ADAM.but(preconditioner="spectral"), {}),
     "mixed": (ADAM, dict(styles=STYLES, blend=[1.0, 3.0], init=INIT)),
     "masks": (ADAM, dict(styles=STYLES, **CONTROLS)),
-    "luminance": (ADAM.but(color="luminance"), dict(init=INIT, keep=HALF)),
+    "luminance": (ADAM.but(color="luminance"), dict(init=INIT, preserve=HALF)),
     "match": (ADAM.but(color="match-symmetric"), {}),
     "keep": (ADAM.but(color="keep-yiq"), {}),
     "texture": (
@@ -138,7 +140,9 @@ def test_each_scale_by_hand(variables, config, given):
     assert result.loss == min(losses[4:]) and result.status == "done"
     assert int(result.state.count) == 5 and result.state.image.shape == CONTENT.shape
     assert result.image.dtype == np.float32
-    assert result.scales == tuple((*pair, Choice()) for pair in zip(SHAPES, STEPS, strict=True))
+    assert result.scales == tuple(
+        (*pair, ExecutionPlan()) for pair in zip(SHAPES, STEPS, strict=True)
+    )
 
 
 def test_the_result_of_one_scale_is_the_start_of_the_next(variables):
@@ -185,7 +189,7 @@ def watched(variables, config=ADAM, *, stop=None, every=2, **given):
         seen.append(progress._replace(image=image, position=progress.position()))
         return None if progress.step != stop else False
 
-    options = dict(callback=callback, callback_every=every) | given
+    options = dict(callback=callback, every=every) | given
     return stylize(variables, CONTENT, STYLES[:1], config=config, **options), seen
 
 
@@ -228,7 +232,7 @@ def test_a_report_may_stop_the_run(variables, stop, status, scales):
 
 def test_what_is_kept_stays_sharp_where_a_run_is_stopped_early(variables):
     config = ADAM.but(color="luminance")
-    result, seen = watched(variables, config, stop=2, keep=HALF)
+    result, seen = watched(variables, config, stop=2, preserve=HALF)
     assert seen[-1].image.shape == (12, 16, 3)
     np.testing.assert_array_equal(result.image[HALF == 1], CONTENT[HALF == 1])
 
@@ -252,14 +256,14 @@ def test_after_a_divergence_at_the_end_of_a_scale_the_next_begins_from_the_best(
     assert result.status == "done" and result.recoveries == 1
     start = at_scale(Inputs(CONTENT, []), shape=SHAPES[0], config=config).content
     np.testing.assert_array_equal(result.image, resize(start, shape=SHAPES[1]))
-    resumed, _ = watched(variables, config, position=seen[1].position)
+    resumed, _ = watched(variables, config, init=seen[1].position)
     np.testing.assert_array_equal(resumed.image, result.image)
 
 
 def loss_of(variables, image, config):
     """The loss at a picture of the size of one of the scales."""
     inputs = at_scale(Inputs(CONTENT, STYLES[:1]), shape=image.shape[:2], config=config)
-    problem = make_problem(variables, inputs.content, inputs.styles, config=alone(config))
+    problem = make_problem(variables, inputs, config=alone(config))
     loss, targets = make_loss(config.loss), problem.targets
     return loss.head(loss.statistics(problem.variables, jnp.asarray(image), targets), targets)[0]
 
@@ -385,7 +389,7 @@ class TestDevices:
         config = ADAM.but(min_size=40, steps=3, scale_steps=(2,), tile=32)
         result = stylize(variables, content, STYLES[:1], config=config, mesh=make_mesh())
         # The coarse scale is no larger than a tile with its halo.
-        assert [scale[2] for scale in result.scales] == [Choice(), Choice(tile=32)]
+        assert [scale[2] for scale in result.scales] == [ExecutionPlan(), ExecutionPlan(tile=32)]
         whole = config.but(tile="off")
         expected = stylize(variables, content, STYLES[:1], config=whole)
         np.testing.assert_allclose(result.history.loss, expected.history.loss, rtol=1e-5)
@@ -425,7 +429,7 @@ class TestRefusals:
             (dict(content=np.uint8(CONTENT * 255)), "expected floats"),
             (dict(content_masks=[HALF[1:]]), "content mask 1 has shape .23, 32."),
             (dict(style_masks=[HALF]), "style mask 1 has shape .24, 32."),
-            (dict(keep=HALF + 1), "values outside of .0, 1."),
+            (dict(preserve=HALF + 1), "values outside of .0, 1."),
             (dict(init=INIT[1:]), "initial picture has shape .23, 32, 3."),
             (dict(config=ADAM.but(scale_steps=(1, 2))), "scale_steps has 2 numbers"),
             (dict(config=ADAM.but(min_size=1, scale_steps=())), "choose a larger min_size"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 from jax.test_util import check_grads
+from records import guided, stylize
 from test_guides import numpy_guide
 from test_transfer import count_traces
 
@@ -20,7 +21,7 @@ from nst_jax.layers import deepest, stride
 from nst_jax.lift import Lifted
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.style_term import mixed_losses
-from nst_jax.transfer import stylize
+from nst_jax.types import Guidance
 from nst_jax.variation import total_variation
 from nst_jax.vgg import features
 
@@ -91,12 +92,12 @@ def numpy_terms(
     content_masks=None,
     style_masks=None,
     region_weights=None,
-    keep=None,
+    preserve=None,
 ):
     """Content, style and total variation as the documents have them; features are the network's."""
     image, content = np.float64(image), np.float64(content)
-    if keep is not None:
-        alpha = np.float64(keep)[..., None]
+    if preserve is not None:
+        alpha = np.float64(preserve)[..., None]
         image = alpha * content + (1 - alpha) * image
     if (
         config.loss.padding == "circular"
@@ -169,11 +170,11 @@ def terms_of(config, variables, image, content, styles, **given):
 def targets_of(config, variables, content, styles, **given):
     """Pictures and masks in float64, as ``check_masks`` gives them."""
     given = {
-        name: as_float64(value) if "mask" in name or name == "keep" else value
+        name: as_float64(value) if "mask" in name or name == "preserve" else value
         for name, value in given.items()
     }
     return make_loss(config.loss).targets(
-        variables, *as_float64((content, styles)), weights=loss_weights(config), **given
+        variables, *as_float64((content, styles)), weights=loss_weights(config), **guided(given)
     )
 
 
@@ -186,7 +187,7 @@ FULL = {
     "content_masks": MASKS,
     "style_masks": [STYLE_MASKS[0], None, soft_masks(1, 18, 17)[0]],
     "region_weights": (0.5, 3.0),
-    "keep": KEEP,
+    "preserve": KEEP,
 }
 
 
@@ -370,7 +371,7 @@ class TestInvariances:
 
     def test_what_is_kept_has_no_gradient(self):
         def value(image):
-            return self.terms_of_array(BASE, image, keep=KEEP)
+            return self.terms_of_array(BASE, image, preserve=KEEP)
 
         image, content = jnp.asarray(IMAGE, jnp.float64), jnp.asarray(CONTENT, jnp.float64)
         found, gradient = jax.value_and_grad(value)(image)
@@ -388,12 +389,12 @@ class TestInvariances:
         """Of any multiple of the stride, 4 at relu3_1."""
         config = BASE.but(content_layers=(), style_layers=["relu1_1", "relu3_1"])
         config = config.but(padding="circular")
-        given = {"content_masks": MASKS, "keep": KEEP}
+        given = {"content_masks": MASKS, "preserve": KEEP}
 
         def rolled(picture, axes):
             return np.roll(picture, shift, axes)
 
-        moved = {"content_masks": rolled(MASKS, (1, 2)), "keep": rolled(KEEP, (0, 1))}
+        moved = {"content_masks": rolled(MASKS, (1, 2)), "preserve": rolled(KEEP, (0, 1))}
         pictures = {"image": rolled(IMAGE, (0, 1)), "content": rolled(CONTENT, (0, 1))}
         for guides in ("simple", "inside", "all"):
             config = config.but(guides=guides)
@@ -429,10 +430,14 @@ class TestGradients:
 
         @jax.jit
         def value(image, variables, content, styles, masks, keep):
-            given = {"content_masks": masks, "keep": keep, "style_masks": [masks[0], None]}
+            given = {"content_masks": masks, "preserve": keep, "style_masks": [masks[0], None]}
             loss = make_loss(config.loss)
             targets = loss.targets(
-                variables, content, styles, weights=loss_weights(config), blend=blend, **given
+                variables,
+                content,
+                styles,
+                weights=loss_weights(config),
+                guidance=Guidance(blend=blend, **given),
             )
             return loss.head(loss.statistics(variables, image, targets), targets)[0]
 
@@ -534,7 +539,7 @@ CONTROLS = {
     "all": {**REGIONS, "config": {"guides": "all"}},
     "style masks": {"given": {"style_masks": STYLE_MASKS}},
     "region weights": {"given": {"content_masks": MASKS, "region_weights": (0.5, 2.0)}},
-    "keep": {"given": {"keep": KEEP}},
+    "preserve": {"given": {"preserve": KEEP}},
     "circular": {"config": {"padding": "circular"}},
     "average pooling": {"config": {"pooling": "average"}},
     "layer factors": {"config": {"style_layers": {"relu1_1": 0.3, "relu2_2": 2.0}}},
@@ -598,9 +603,9 @@ class TestStylize:
             content_masks=MASKS,
             style_masks=[STYLE_MASKS[0], None],
             region_weights=(1, 2),
-            keep=KEEP,
+            preserve=KEEP,
             callback=lambda progress: shown.append(np.asarray(progress.image)),
-            callback_every=1,
+            every=1,
         )
         assert result.status == "done" and len(shown) == 3
         for image in (np.asarray(result.image), *shown):
@@ -619,7 +624,7 @@ class TestStylize:
     def test_the_kept_part_is_exact_in_frequencies(self, variables):
         """Where the optimiser's coordinates are not pixels, the kept ones move with the others."""
         config = RUN.but(preconditioner="spectral")
-        result = stylize(variables, CONTENT, STYLES[0], config=config, keep=KEEP)
+        result = stylize(variables, CONTENT, STYLES[0], config=config, preserve=KEEP)
         assert np.abs(result.state.image - CONTENT)[:5].max() > 1e-3
         np.testing.assert_array_equal(result.image[:5], CONTENT[:5])
 
@@ -641,7 +646,7 @@ class TestStylize:
 
     def test_a_reconstruction_keeps_a_part(self, variables):
         config = RUN.but(style_layers=(), tv_weight=0.0)
-        result = stylize(variables, CONTENT, [], config=config, keep=KEEP)
+        result = stylize(variables, CONTENT, [], config=config, preserve=KEEP)
         assert result.loss < result.history.loss[0]
         np.testing.assert_array_equal(result.image[:5], CONTENT[:5])
 
@@ -671,7 +676,7 @@ class TestStylize:
                 blend=blend,
                 content_masks=MASKS,
                 region_weights=weights,
-                keep=keep,
+                preserve=keep,
             )
             losses_found.append(result.loss)
             targets_compiled.append(problem.compute_targets._cache_size())
@@ -689,9 +694,12 @@ class TestStylize:
             ({"region_weights": (1,)}, "no regions"),
             ({"content_masks": MASKS, "style_layers": ()}, "no effect without style layers"),
             ({"style_masks": [None] * 2, "style_layers": ()}, "no effect without style layers"),
-            ({"keep": KEEP, "region_weights": (1, 2)}, "2 region weights for 1 regions"),
-            ({"keep": np.ones((16, 24))}, "nothing is left to stylize"),
-            ({"keep": np.eye(16, 24) == 0, "guides": "inside"}, "leaves nothing in layer relu1_1"),
+            ({"preserve": KEEP, "region_weights": (1, 2)}, "2 region weights for 1 regions"),
+            ({"preserve": np.ones((16, 24))}, "nothing is left to stylize"),
+            (
+                {"preserve": np.eye(16, 24) == 0, "guides": "inside"},
+                "leaves nothing in layer relu1_1",
+            ),
             (
                 {"content": CONTENT[:, :-1], "padding": "circular"},
                 "multiples of 2 px: .*crop it",

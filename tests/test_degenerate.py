@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nst_jax.config import CONTENT_LOSSES, STYLE_LOSSES, Config
+from nst_jax.config import Config
+from nst_jax.loss_factors import CONTENT_LOSSES, STYLE_LOSSES
 from nst_jax.objective import loss_weights, make_loss
 
 pytestmark = pytest.mark.sampled

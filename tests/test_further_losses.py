@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import smooth_picture
+from records import guided
 from test_tiling import as_float64, masks_of
 
 from nst_jax import style_term
@@ -74,7 +75,9 @@ def evaluate(config, variables, images, *, styles=STYLES[:1], content=CONTENT, b
 
     @jax.jit
     def everything(variables, images, content, styles, given):
-        targets = loss.targets(variables, content, styles, weights=loss_weights(config), **given)
+        targets = loss.targets(
+            variables, content, styles, weights=loss_weights(config), **guided(given)
+        )
 
         def values(image):
             return apart(config, loss.statistics(variables, image, targets), targets, loss)
@@ -362,7 +365,9 @@ def test_large_styles_are_taken_in_tiles_with_the_same_statistics(x64, networks,
         loss, style = make_loss(config.loss), as_float64(STYLES[0])
         return jax.jit(
             lambda variables, style, given: (
-                loss.targets(variables, style, [style], weights=loss_weights(config), **given).style
+                loss.targets(
+                    variables, style, [style], weights=loss_weights(config), **guided(given)
+                ).style
             )
         )(networks["full"], style, given)
 

@@ -9,7 +9,8 @@ from nst_jax.config import Config, LossConfig
 from nst_jax.errors import InputError
 from nst_jax.guides import lay_over, layer_guides
 from nst_jax.layers import CONVS, CONVS_PER_BLOCK, stride
-from nst_jax.mask_checks import check_masks, check_reach, check_region_weights
+from nst_jax.mask_checks import check_masks, check_reach, check_region_weights, with_rest
+from nst_jax.types import Guidance
 from nst_jax.vgg import features
 
 LAYERS = ("conv1_1", "relu1_2", "relu2_1", "relu3_1")
@@ -210,10 +211,11 @@ KEPT = np.zeros((32, 48))
 KEPT[:9] = 1
 
 
-def checked(*, content_masks=None, style_masks=None, keep=None, styles=STYLES):
-    return check_masks(
-        CONTENT, styles, content_masks=content_masks, style_masks=style_masks, keep=keep
-    )
+STYLED = LossConfig(style_layers=("relu1_1",))
+
+
+def checked(*, styles=STYLES, **given):
+    return with_rest(check_masks(CONTENT, styles, Guidance(**given)), config=STYLED)
 
 
 def with_value(value):
@@ -226,27 +228,27 @@ class TestCheckMasks:
     def test_masks_become_arrays_of_the_pictures_type(self):
         of_style = np.ones((20, 33), np.int32)
         found = checked(
-            content_masks=[LEFT, LEFT == 0], style_masks=[of_style, None], keep=KEPT.tolist()
+            content_masks=[LEFT, LEFT == 0], style_masks=[of_style, None], preserve=KEPT.tolist()
         )
-        np.testing.assert_array_equal(found["content_masks"], [LEFT, 1 - LEFT])
-        np.testing.assert_array_equal(found["style_masks"][0], of_style)
-        assert found["style_masks"][1] is None
-        np.testing.assert_array_equal(found["keep"], KEPT)
+        np.testing.assert_array_equal(found.content_masks, [LEFT, 1 - LEFT])
+        np.testing.assert_array_equal(found.style_masks[0], of_style)
+        assert found.style_masks[1] is None
+        np.testing.assert_array_equal(found.preserve, KEPT)
         assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype("float32")}
 
     def test_one_array_is_as_good_as_a_sequence(self):
         stack = jnp.asarray(np.stack([LEFT, 1 - LEFT]), jnp.float16)
-        np.testing.assert_array_equal(checked(content_masks=stack)["content_masks"], stack)
+        np.testing.assert_array_equal(checked(content_masks=stack).content_masks, stack)
 
     def test_nothing_stays_nothing(self):
-        assert checked() == {"content_masks": None, "style_masks": None, "keep": None}
+        assert checked() == Guidance()
 
     def test_the_rest_of_what_is_kept_is_the_region(self):
         soft = 0.7 * LEFT
-        found = checked(keep=soft)
-        np.testing.assert_allclose(found["content_masks"], 1 - soft[None], rtol=1e-6)
-        named = checked(keep=soft, content_masks=[LEFT])
-        np.testing.assert_array_equal(named["content_masks"], LEFT[None])
+        found = checked(preserve=soft)
+        np.testing.assert_allclose(found.content_masks, 1 - soft[None], rtol=1e-6)
+        named = checked(preserve=soft, content_masks=[LEFT])
+        np.testing.assert_array_equal(named.content_masks, LEFT[None])
 
     @pytest.mark.parametrize(
         "given, message",
@@ -275,11 +277,14 @@ class TestCheckMasks:
             ),
             ({"style_masks": [np.full((20, 33), np.inf), None]}, "style mask 1 has values outside"),
             ({"style_masks": [None, np.zeros((16, 16))]}, "style mask 2 is 0 everywhere"),
-            ({"keep": LEFT[0]}, r"mask of what is kept has shape \(48,\)"),
-            ({"keep": with_value(1.5)}, "mask of what is kept has values outside"),
-            ({"keep": with_value(np.nan)}, "mask of what is kept has values outside"),
-            ({"keep": 0 * LEFT}, "mask of what is kept is 0 everywhere"),
-            ({"keep": np.ones((32, 48))}, "all of the picture is kept as it is: nothing is left"),
+            ({"preserve": LEFT[0]}, r"mask of what is kept has shape \(48,\)"),
+            ({"preserve": with_value(1.5)}, "mask of what is kept has values outside"),
+            ({"preserve": with_value(np.nan)}, "mask of what is kept has values outside"),
+            ({"preserve": 0 * LEFT}, "mask of what is kept is 0 everywhere"),
+            (
+                {"preserve": np.ones((32, 48))},
+                "all of the picture is kept as it is",
+            ),
         ],
     )
     def test_unfit_masks_are_refused(self, given, message):
@@ -321,7 +326,7 @@ class TestCheckReach:
     def test_a_thin_rest(self):
         keep = np.ones((32, 48))
         keep[5] = 0
-        message = self.refusal(keep=keep)
+        message = self.refusal(preserve=keep)
         assert message.startswith("content mask 1 leaves nothing in layer relu1_1")
 
     def test_what_lies_at_the_border_depends_on_the_padding(self):
@@ -351,7 +356,7 @@ class TestCheckReach:
         last[-1, -1] = 1
         odd = jnp.zeros((27, 41, 3))
         mask = last[-27:, -41:]
-        found = check_masks(odd, [], content_masks=[mask], style_masks=None, keep=None)
+        found = check_masks(odd, [], Guidance(content_masks=[mask]))
         structure = Config.of(style_layers=["relu1_1", "relu2_1"]).loss
         with pytest.raises(InputError, match="content mask 1 leaves nothing in layer relu2_1"):
             check_reach(found, structure)
@@ -387,10 +392,10 @@ class TestKeptAndStyled:
         ones = np.ones((32, 48))
         for masks in (None, [LEFT]):
             with pytest.raises(InputError, match="all of the picture is kept"):
-                checked(keep=ones, content_masks=masks)
+                checked(preserve=ones, content_masks=masks)
 
     def test_a_region_within_what_is_kept(self):
         inner = LEFT.copy()
         inner[4:] = 0
         with pytest.raises(InputError, match="a region lies wholly in what is kept"):
-            checked(keep=LEFT, content_masks=[inner, 1 - LEFT])
+            checked(preserve=LEFT, content_masks=[inner, 1 - LEFT])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from records import make_problem
 
 from nst_jax import memory
 from nst_jax.config import Config
@@ -19,7 +20,7 @@ from nst_jax.lane_memory import (
 )
 from nst_jax.loop import iterate
 from nst_jax.memory import USABLE, LoopMemory, loop_memory
-from nst_jax.problem import make_problem, start
+from nst_jax.problem import start
 from nst_jax.solver import run
 
 

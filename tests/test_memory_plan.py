@@ -7,15 +7,17 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
+from records import stylize
 
-from nst_jax import memory_plan, stylize
-from nst_jax.choices import Choice, choice_in_words, evaluation, kernel_options
+from nst_jax import memory_plan
+from nst_jax.choices import ExecutionPlan, choice_in_words, evaluation, kernel_options
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.memory import USABLE, LoopMemory, tree_bytes
-from nst_jax.memory_plan import as_shape, choose, fits_surely, given_choice, measure
-from nst_jax.plan_words import Plan, Task, in_words
+from nst_jax.memory import USABLE, LoopMemory
+from nst_jax.memory_plan import Meter, as_shape, choose, fits_surely, given_choice, measure
+from nst_jax.plan_words import MemoryPlan, Task, plan_in_words
 from nst_jax.tiling import make_grid
+from nst_jax.types import Guidance
 from nst_jax.vgg import init_variables
 
 pytestmark = pytest.mark.sampled
@@ -33,8 +35,8 @@ def make_task(variables, size, config=SHALLOW, *, regions=0):
     height, width = size
     picture = jax.ShapeDtypeStruct((height, width, 3), "float32")
     masks = jax.ShapeDtypeStruct((regions, height, width), "float32")
-    controls = {"content_masks": masks} if regions else {}
-    return Task(variables, picture, [picture], config, controls)
+    guidance = Guidance(content_masks=masks if regions else None)
+    return Task(variables, picture, [picture], config, guidance)
 
 
 def limit_of(free):
@@ -52,6 +54,8 @@ def just_enough(needed):
 class Figures:
     """Made-up needs: pictures and pairs as they are, and scratch memory of the windows' pixels."""
 
+    known: dict = {}  # bytes of states, which do not change
+
     def __init__(self, off=1.0, remat=0.8):
         self.off, self.remat, self.calls = off, remat, []
 
@@ -59,7 +63,6 @@ class Figures:
         self.calls.append(choice)
         height, width, _ = task.content.shape
         picture = 12 * height * width
-        state = memory_plan._state_bytes(task, choice)
         pixels = height * width * (self.remat if choice.remat else 1)
         if choice.tile:
             grid = make_grid((height, width), layers=LAYERS, tile=choice.tile)
@@ -68,57 +71,51 @@ class Figures:
         scratch = int(2000 * pixels) + beside * bool(choice.tile)
         if choice.tile or choice.remat:
             scratch = int(self.off * scratch)
-        targets = tree_bytes(memory_plan._targets(task, choice))
-        return LoopMemory(50_000, state, targets, scratch)
+        return LoopMemory(50_000, self.state(task, choice), self.targets(task, choice), scratch)
 
-
-@pytest.fixture
-def figures(monkeypatch):
-    state_bytes, known = memory_plan._state_bytes, {}
-
-    def remembered(task, choice):
+    def state(self, task, choice):
         key = task.content.shape, task.config, choice
-        if key not in known:
-            known[key] = state_bytes(task, choice)
-        return known[key]
+        if key not in self.known:
+            self.known[key] = Meter().state(task, choice)
+        return self.known[key]
 
-    def targets(task, choice):
+    def targets(self, task, choice):
         """A content's features are larger than the content."""
         height, width, _ = task.content.shape
-        return jax.ShapeDtypeStruct(
-            (height, width, 3 if choice.recompute_content else 30), "float32"
-        )
+        return 4 * height * width * (3 if choice.recompute_content else 30)
 
-    monkeypatch.setattr(memory_plan, "_state_bytes", remembered)
-    monkeypatch.setattr(memory_plan, "_targets", targets)
+    def choose(self, task, *, free):
+        return choose(task, free=free, meter=Meter(self, self.state, self.targets))
 
-    def install(**options):
-        found = Figures(**options)
-        monkeypatch.setattr(memory_plan, "measure", found)
-        return found
-
-    return install
+    def chosen(self, task, free):
+        return checked(self.choose(task, free=free), free)
 
 
-def chosen(task, free):
-    plan = choose(task, free=free)
+def checked(plan, free):
+    """A plan that is one, and fits."""
     assert plan is not None and plan.free == free
     if free is not None:
         assert sum(plan.needs) <= limit_of(free)
     return plan
 
 
+@pytest.fixture
+def figures():
+    return Figures
+
+
+SIDES = (1024, 768, 512, 384, 256)
 # What is tried for 1200x900 px in 40 steps of L-BFGS, the first that fits is taken.
 WAYS = [
-    Choice(),
-    Choice(memory_size=40),
-    Choice(memory_size=20),
-    Choice(remat=True, memory_size=40),
-    Choice(remat=True, memory_size=20),
-    *[Choice(tile=tile, memory_size=20) for tile in (1024, 768, 512, 384, 256)],
-    *[Choice(tile=tile, memory_size=10) for tile in (1024, 768, 512, 384, 256)],
-    *[Choice(tile=t, memory_size=10, memory_dtype=BFLOAT16) for t in (1024, 768, 512, 384, 256)],
-    *[Choice(tile=t, memory_size=5, memory_dtype=BFLOAT16) for t in (1024, 768, 512, 384, 256)],
+    ExecutionPlan(),
+    ExecutionPlan(memory_size=40),
+    ExecutionPlan(memory_size=20),
+    ExecutionPlan(remat=True, memory_size=40),
+    ExecutionPlan(remat=True, memory_size=20),
+    *[ExecutionPlan(tile=tile, memory_size=20) for tile in SIDES],
+    *[ExecutionPlan(tile=tile, memory_size=10) for tile in SIDES],
+    *[ExecutionPlan(tile=t, memory_size=10, memory_dtype=BFLOAT16) for t in SIDES],
+    *[ExecutionPlan(tile=t, memory_size=5, memory_dtype=BFLOAT16) for t in SIDES],
 ]
 SIZE = (900, 1200)
 
@@ -132,12 +129,12 @@ class TestOrder:
         reached = []
         for way in WAYS:
             free = just_enough(sum(figures(task, way)))
-            plan = chosen(task, free)
+            plan = figures.chosen(task, free)
             reached.append(plan.choice)
             assert plan.choice == self.first(figures, task, WAYS, free)
-            assert (plan.whole is None) == (plan.choice == Choice())
+            assert (plan.whole is None) == (plan.choice == ExecutionPlan())
             if plan.whole:
-                assert plan.whole == sum(figures(task, Choice()))
+                assert plan.whole == sum(figures(task, ExecutionPlan()))
         kinds = {(way.remat, bool(way.tile), way.memory_size) for way in reached}
         assert {(False, False, None), (False, False, 40), (False, False, 20)} <= kinds
         assert {(True, False, 20), (False, True, 20), (False, True, 10), (False, True, 5)} <= kinds
@@ -145,34 +142,33 @@ class TestOrder:
     @pytest.mark.parametrize("steps", [15, 20])
     def test_few_pairs_are_kept_as_long_as_tiles_fit(self, variables, figures, steps):
         task, figures = make_task(variables, SIZE, SHALLOW.but(steps=steps)), figures()
-        for way in (Choice(memory_size=steps), Choice(tile=256, memory_size=steps)):
+        for way in (ExecutionPlan(memory_size=steps), ExecutionPlan(tile=256, memory_size=steps)):
             free = just_enough(sum(figures(task, way)))
-            assert chosen(task, free).choice == way
-            assert chosen(task, free - 2).choice != way
+            assert figures.chosen(task, free).choice == way
+            assert figures.chosen(task, free - 2).choice != way
 
     @pytest.mark.parametrize("tile", [1024, 768, 512, 384, 256])
     def test_tiles_are_the_largest_that_fit(self, variables, figures, tile):
         task, figures = make_task(variables, SIZE, ADAM), figures()
-        free = just_enough(sum(figures(task, Choice(tile=tile))))
-        assert chosen(task, free).choice == Choice(tile=tile)
+        free = just_enough(sum(figures(task, ExecutionPlan(tile=tile))))
+        assert figures.chosen(task, free).choice == ExecutionPlan(tile=tile)
 
     def test_the_contents_features_are_computed_again_at_the_last(self, variables, figures):
         task, figures = make_task(variables, SIZE, ADAM), figures()
-        least = sum(figures(task, Choice(tile=256)))
-        assert chosen(task, just_enough(least)).choice == Choice(tile=256)
-        plan = chosen(task, just_enough(least) - 2)
+        least = sum(figures(task, ExecutionPlan(tile=256)))
+        assert figures.chosen(task, just_enough(least)).choice == ExecutionPlan(tile=256)
+        plan = figures.chosen(task, just_enough(least) - 2)
         assert plan.choice.recompute_content and plan.choice.tile
         none = make_task(variables, SIZE, ADAM.but(content_layers=()))
-        assert chosen(none, just_enough(least)).choice == Choice(tile=256)
+        assert figures.chosen(none, just_enough(least)).choice == ExecutionPlan(tile=256)
         with pytest.raises(InputError):
-            choose(none, free=just_enough(least) - 2)
+            figures.choose(none, free=just_enough(least) - 2)
 
     def test_no_limit(self, variables, figures):
-        task = make_task(variables, SIZE)
-        figures = figures()
+        task, figures = make_task(variables, SIZE), figures()
         for free in (None, 2**60):
-            plan = chosen(task, free)
-            assert plan == Plan(Choice(), figures(task, Choice()), free)
+            plan = figures.chosen(task, free)
+            assert plan == MemoryPlan(ExecutionPlan(), figures(task, ExecutionPlan()), free)
 
     @pytest.mark.parametrize(
         "changes, given",
@@ -192,7 +188,7 @@ class TestOrder:
         found = set()
         for share in np.geomspace(0.02, 1.1, 400):
             try:
-                choice = chosen(task, int(share * needed / USABLE)).choice
+                choice = figures.chosen(task, int(share * needed / USABLE)).choice
             except InputError:
                 continue
             found.add(choice)
@@ -204,11 +200,11 @@ class TestOrder:
     def test_others_have_no_memory_to_shrink(self, variables, figures, optimizer):
         figures = figures()
         task = make_task(variables, SIZE, SHALLOW.but(optimizer=optimizer))
-        needed = sum(figures(task, Choice()))
+        needed = sum(figures(task, ExecutionPlan()))
         ways = set()
         for share in np.geomspace(0.02, 1.1, 100):
             try:
-                ways.add(chosen(task, int(share * needed / USABLE)).choice)
+                ways.add(figures.chosen(task, int(share * needed / USABLE)).choice)
             except InputError:
                 pass
         assert {(way.memory_size, way.memory_dtype) for way in ways} == {(None, None)}
@@ -217,11 +213,11 @@ class TestOrder:
     def test_a_memory_of_ones_own_is_never_enlarged(self, variables, figures):
         figures = figures()
         task = make_task(variables, SIZE, SHALLOW.but(memory_size=12))
-        needed = sum(figures(task, Choice()))
+        needed = sum(figures(task, ExecutionPlan()))
         sizes = set()
         for share in np.geomspace(0.02, 1.1, 100):
             try:
-                sizes.add(chosen(task, int(share * needed / USABLE)).choice.memory_size)
+                sizes.add(figures.chosen(task, int(share * needed / USABLE)).choice.memory_size)
             except InputError:
                 pass
         assert sizes == {None, 12, 10, 5}
@@ -231,12 +227,12 @@ class TestOrder:
     def test_what_is_chosen_fits_whatever_was_expected(self, variables, figures, off, config):
         """Also where a way takes more or less scratch memory than its share of the picture."""
         task, figures = make_task(variables, SIZE, config), figures(off=off, remat=1.0)
-        needed = sum(figures(task, Choice()))
+        needed = sum(figures(task, ExecutionPlan()))
         refused = []
         for share in np.geomspace(0.02, 1.1, 400):
             free = int(share * needed / USABLE)
             try:
-                plan = chosen(task, free)
+                plan = figures.chosen(task, free)
             except InputError:
                 ways = memory_plan._alternatives(task)
                 assert min(sum(figures(task, way)) for way in ways) > limit_of(free)
@@ -251,8 +247,8 @@ class TestOrder:
         self, variables, figures, remat
     ):
         task, figures = make_task(variables, SIZE, ADAM), figures(remat=remat)
-        free = just_enough(sum(figures(task, Choice(remat=True))))
-        assert chosen(task, free).choice == Choice(remat=True)
+        free = just_enough(sum(figures(task, ExecutionPlan(remat=True))))
+        assert figures.chosen(task, free).choice == ExecutionPlan(remat=True)
 
     def test_few_are_measured(self, variables, figures):
         """Each is a compilation."""
@@ -260,27 +256,29 @@ class TestOrder:
         for way in (WAYS[1], WAYS[2], WAYS[7]):
             free = just_enough(sum(figures(task, way)))
             figures.calls.clear()
-            assert chosen(task, free).choice == way
+            assert figures.chosen(task, free).choice == way
             assert len(figures.calls) <= (1 if not way.tile else 4)
 
     @pytest.mark.slow
-    def test_another_type_of_pairs_is_measured(self, variables, figures, monkeypatch):
+    def test_another_type_of_pairs_is_measured(self, variables):
         """Where a device converts what is remembered that takes scratch memory."""
-        plain = figures(off=1.3)  # so that some are measured before without that
+        plain = Figures(off=1.3)  # so that some are measured before without that
 
-        def converting(task, choice):
-            found = plain(task, choice)
-            return found._replace(scratch=found.scratch + found.state * bool(choice.memory_dtype))
+        class Converting(Figures):
+            def __call__(self, task, choice):
+                found = plain(task, choice)
+                more = found.state * bool(choice.memory_dtype)
+                return found._replace(scratch=found.scratch + more)
 
-        monkeypatch.setattr(memory_plan, "measure", converting)
+        figures = Converting()
         task = make_task(variables, SIZE)
-        needed = sum(plain(task, Choice()))
+        needed = sum(plain(task, ExecutionPlan()))
         for share in np.geomspace(0.02, 0.5, 300):
             try:
-                plan = chosen(task, int(share * needed / USABLE))
+                plan = figures.chosen(task, int(share * needed / USABLE))
             except InputError:
                 continue
-            assert sum(converting(task, plan.choice)) <= limit_of(plan.free)
+            assert sum(figures(task, plan.choice)) <= limit_of(plan.free)
 
     @pytest.mark.parametrize(
         "config, share",
@@ -289,13 +287,13 @@ class TestOrder:
     def test_refusal_names_a_size_that_fits(self, variables, figures, config, share):
         figures = figures()
         task = make_task(variables, (3000, 4000), config)
-        free = int(share * sum(figures(task, Choice())))
+        free = int(share * sum(figures(task, ExecutionPlan())))
         with pytest.raises(InputError) as caught:
-            choose(task, free=free)
+            figures.choose(task, free=free)
         text = str(caught.value)
         assert "4000x3000 px needs about" in text and "precision bfloat16" in text
         size = int(re.search(r"about (\d+) px would fit", text)[1])
-        plan = chosen(make_task(variables, (round(size * 0.75), size), config), free)
+        plan = figures.chosen(make_task(variables, (round(size * 0.75), size), config), free)
         assert sum(plan.needs) > 0.5 * limit_of(free)  # and not a much smaller one
 
     @pytest.mark.parametrize(
@@ -308,45 +306,55 @@ class TestOrder:
         ],
     )
     def test_refusal_advises_what_the_settings_are_not(self, variables, figures, changes, advised):
-        figures()
+        figures = figures()
         task = make_task(variables, (3000, 4000), SHALLOW.but(**changes))
         with pytest.raises(InputError, match=f"; {advised} would need less$") as caught:
-            choose(task, free=30_000_000)
+            figures.choose(task, free=30_000_000)
         tiles = " even in tiles of 256 px" in str(caught.value)
         assert tiles == ("remat" not in changes and changes.get("tile") != "off")
 
     def test_a_small_whole_picture_is_advised_where_tiles_take_more(self, variables, figures):
         """A tile of 256 px with what it sees around it is more than a picture of 150 px."""
-        figures()
+        figures = figures()
         task = make_task(variables, SIZE, ADAM)
         with pytest.raises(InputError) as caught:
-            choose(task, free=40_000_000)
+            figures.choose(task, free=40_000_000)
         size = int(re.search(r"about (\d+) px would fit", str(caught.value))[1])
-        plan = chosen(make_task(variables, (round(size * 0.75), size), ADAM), 40_000_000)
+        plan = figures.chosen(make_task(variables, (round(size * 0.75), size), ADAM), 40_000_000)
         assert not plan.choice.tile and sum(plan.needs) > 0.8 * limit_of(plan.free)
 
     def test_refusal_where_no_size_would(self, variables, figures):
-        figures()
+        figures = figures()
         with pytest.raises(InputError, match="choose a smaller size"):
-            choose(make_task(variables, SIZE), free=60_000)
+            figures.choose(make_task(variables, SIZE), free=60_000)
 
-    def test_a_backend_that_does_not_tell(self, variables, monkeypatch):
-        monkeypatch.setattr(memory_plan, "measure", lambda task, choice: None)
-        assert choose(make_task(variables, SIZE), free=2**30) is None
+    def test_a_backend_that_does_not_tell(self, variables):
+        silent = Meter(loop=lambda task, choice: None)
+        assert choose(make_task(variables, SIZE), free=2**30, meter=silent) is None
+
+
+class Compiled:
+    """``measure``, which compiles a way once only; for small tiles."""
+
+    def __init__(self):
+        self.known = {}
+
+    def __call__(self, task, choice):
+        key = task.content.shape, task.config, choice, len(task.variables["params"])
+        if key not in self.known:
+            self.known[key] = measure(task, choice)
+        return self.known[key]
+
+    def choose(self, task, *, free):
+        return choose(task, free=free, meter=Meter(loop=self), tiles=(128, 64))
+
+    def chosen(self, task, free):
+        return checked(self.choose(task, free=free), free)
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """``measure``, which compiles a way once only."""
-    known = {}
-
-    def remembering(task, choice):
-        key = task.content.shape, task.config, choice, len(task.variables["params"])
-        if key not in known:
-            known[key] = measure(task, choice)
-        return known[key]
-
-    return remembering
+    return Compiled()
 
 
 @pytest.mark.optimized
@@ -355,22 +363,24 @@ class TestCompiled:
 
     size = (150, 200)
 
-    @pytest.fixture(autouse=True)
-    def small(self, monkeypatch, compiled):
-        monkeypatch.setattr(memory_plan, "measure", compiled)
-        monkeypatch.setattr(memory_plan, "TILES", (128, 64))
-
     @pytest.mark.parametrize(
-        "way", [Choice(), Choice(memory_size=40), Choice(memory_size=20), Choice(tile=128)], ids=str
+        "way",
+        [
+            ExecutionPlan(),
+            ExecutionPlan(memory_size=40),
+            ExecutionPlan(memory_size=20),
+            ExecutionPlan(tile=128),
+        ],
+        ids=str,
     )
     def test_measuring_again_tells_the_same(self, variables, compiled, way):
         config = ADAM if way.tile else SHALLOW
         task = make_task(variables, self.size, config)
         needed = sum(compiled(task, way))
         if way.tile:  # what is expected of it, before it is compiled, is more
-            needed = (needed + sum(compiled(task, Choice()))) // 2
+            needed = (needed + sum(compiled(task, ExecutionPlan()))) // 2
         free = int(1.001 * just_enough(needed))
-        plan = chosen(task, free)
+        plan = compiled.chosen(task, free)
         assert plan.choice == way
         again = measure(task, plan.choice)
         np.testing.assert_allclose(again, plan.needs, rtol=1e-3)
@@ -379,11 +389,11 @@ class TestCompiled:
     @pytest.mark.slow
     def test_pairs_in_bfloat16(self, variables, compiled):
         task = make_task(variables, self.size, SHALLOW.but(tile="off", remat="off"))
-        plain = sum(compiled(task, Choice(memory_size=10)))
-        small = sum(compiled(task, Choice(memory_size=10, memory_dtype=BFLOAT16)))
+        plain = sum(compiled(task, ExecutionPlan(memory_size=10)))
+        small = sum(compiled(task, ExecutionPlan(memory_size=10, memory_dtype=BFLOAT16)))
         free = just_enough(min(plain, small) - 1)
         try:
-            plan = chosen(task, free)
+            plan = compiled.chosen(task, free)
         except InputError:
             return
         assert sum(measure(task, plan.choice)) <= 1.02 * limit_of(free)
@@ -391,14 +401,14 @@ class TestCompiled:
     @pytest.mark.slow
     def test_refusal_names_a_size_that_fits(self, variables, compiled):
         task = make_task(variables, (300, 400), ADAM)
-        free = int(0.55 * sum(compiled(task, Choice(tile=64))))
+        free = int(0.55 * sum(compiled(task, ExecutionPlan(tile=64))))
         with pytest.raises(InputError) as caught:
-            choose(task, free=free)
+            compiled.choose(task, free=free)
         size = int(re.search(r"about (\d+) px would fit", str(caught.value))[1])
         assert 100 < size < 400
         # A few percent less, for the last windows' sizes do not shrink with the picture.
         size = int(0.95 * size)
-        chosen(make_task(variables, (round(size * 0.75), size), ADAM), free)
+        compiled.chosen(make_task(variables, (round(size * 0.75), size), ADAM), free)
 
 
 class TestFitsSurely:
@@ -438,7 +448,7 @@ class TestFitsSurely:
         variables = init_variables(jax.random.key(0), channels=channels)
         config = SHALLOW.but(**changes)
         task = make_task(variables, size, config, regions=regions)
-        assert sum(measure(task, Choice())) <= limit_of(self.least(task))
+        assert sum(measure(task, ExecutionPlan())) <= limit_of(self.least(task))
 
     def test_it_knows_what_costs(self, variables):
         def least(size=(300, 400), regions=0, **changes):
@@ -456,7 +466,7 @@ class TestFitsSurely:
     def test_of_the_full_network(self, size):
         variables = init_variables(jax.random.key(0))
         task = make_task(variables, size, Config.of(optimizer="adam"))
-        assert sum(measure(task, Choice())) <= limit_of(self.least(task))
+        assert sum(measure(task, ExecutionPlan())) <= limit_of(self.least(task))
 
 
 class TestRuns:
@@ -474,7 +484,7 @@ class TestRuns:
 
     @pytest.mark.optimized
     def test_as_many_pairs_as_steps_change_nothing(self, run):
-        found, expected = run(Choice(memory_size=5)), run(Choice())
+        found, expected = run(ExecutionPlan(memory_size=5)), run(ExecutionPlan())
         np.testing.assert_array_equal(found.history.loss, expected.history.loss)
         np.testing.assert_array_equal(found.image, expected.image)
         np.testing.assert_array_equal(found.state.image, expected.state.image)
@@ -483,15 +493,15 @@ class TestRuns:
     @pytest.mark.parametrize(
         "choice",
         [
-            Choice(remat=True),
-            Choice(tile=16),
-            Choice(tile=32, recompute_content=True, memory_size=3),
-            Choice(memory_size=2, memory_dtype=BFLOAT16),
+            ExecutionPlan(remat=True),
+            ExecutionPlan(tile=16),
+            ExecutionPlan(tile=32, recompute_content=True, memory_size=3),
+            ExecutionPlan(memory_size=2, memory_dtype=BFLOAT16),
         ],
         ids=str,
     )
     def test_the_first_loss(self, run, choice):
-        found, expected = run(choice), run(Choice())
+        found, expected = run(choice), run(ExecutionPlan())
         assert found.history.loss[0] == pytest.approx(expected.history.loss[0], rel=1e-5)
         assert found.scales[-1].choice == choice
 
@@ -500,12 +510,12 @@ class TestWords:
     @pytest.mark.parametrize(
         "choice, words",
         [
-            (Choice(), "the whole picture"),
-            (Choice(memory_size=40), "the whole picture, L-BFGS remembers 40 pairs"),
-            (Choice(remat=True), "the whole picture, activations computed twice"),
-            (Choice(tile=256), "tiles of 256 px"),
+            (ExecutionPlan(), "the whole picture"),
+            (ExecutionPlan(memory_size=40), "the whole picture, L-BFGS remembers 40 pairs"),
+            (ExecutionPlan(remat=True), "the whole picture, activations computed twice"),
+            (ExecutionPlan(tile=256), "tiles of 256 px"),
             (
-                Choice(256, False, True, 5, BFLOAT16),
+                ExecutionPlan(256, False, True, 5, BFLOAT16),
                 "tiles of 256 px, content features computed again, L-BFGS remembers 5 pairs in "
                 "bfloat16",
             ),
@@ -517,14 +527,14 @@ class TestWords:
     def test_plan(self):
         gib = 2**30
         needs = LoopMemory(network=gib, state=2 * gib, targets=0, scratch=gib // 2)
-        plan = Plan(Choice(tile=512), needs, 10 * gib, whole=12 * gib)
-        assert in_words(plan, shape=(600, 800, 3), process=gib // 4) == (
+        plan = MemoryPlan(ExecutionPlan(tile=512), needs, 10 * gib, whole=12 * gib)
+        assert plan_in_words(plan, shape=(600, 800, 3), process=gib // 4) == (
             "800x600 px: about 3.8 GiB (program 0.25 GiB, network 1.0 GiB, picture and optimiser "
             "2.0 GiB, activations 0.5 GiB) of 10.2 GiB; tiles of 512 px, as the usual way would "
             "need 12.2 GiB"
         )
-        plan = Plan(Choice(), needs, None)
-        assert in_words(plan, shape=(600, 800, 3)) == (
+        plan = MemoryPlan(ExecutionPlan(), needs, None)
+        assert plan_in_words(plan, shape=(600, 800, 3)) == (
             "800x600 px: about 3.5 GiB (network 1.0 GiB, picture and optimiser 2.0 GiB, "
             "activations 0.5 GiB); the whole picture"
         )
@@ -533,7 +543,7 @@ class TestWords:
 class TestSettings:
     def test_evaluation(self):
         config = SHALLOW.but(precision="bfloat16")
-        found = evaluation(config, Choice(tile=64, recompute_content=True))
+        found = evaluation(config, ExecutionPlan(tile=64, recompute_content=True))
         assert found == (64, False, True, "bfloat16")
 
     def test_pictures_are_in_float32(self):

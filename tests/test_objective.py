@@ -9,6 +9,7 @@ from conftest import smooth_picture
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.objective import loss_weights, make_loss
+from nst_jax.types import Guidance
 
 IMAGE = smooth_picture(36, 48, seed=5)
 
@@ -19,7 +20,7 @@ def evaluate(config, variables, content, styles, *, blend=None, image=IMAGE):
     @jax.jit
     def value(variables, image, content, styles):
         targets = loss.targets(
-            variables, content, styles, weights=loss_weights(config), blend=blend
+            variables, content, styles, weights=loss_weights(config), guidance=Guidance(blend=blend)
         )
         return loss.head(loss.statistics(variables, image, targets), targets)
 
@@ -67,7 +68,11 @@ def test_styles_of_different_sizes_are_blended_by_their_shares(variables, conten
 
     def target(styles, blend):
         found = loss.targets(
-            variables, jnp.asarray(content), styles, weights=loss_weights(config), blend=blend
+            variables,
+            jnp.asarray(content),
+            styles,
+            weights=loss_weights(config),
+            guidance=Guidance(blend=blend),
         )
         return np.einsum("rs,sij->ij", found.shares["relu2_1"], found.style["relu2_1"].gram)
 

@@ -1,4 +1,4 @@
-"""Meshes: which axis is divided, where arrays are, and the loop on every device."""
+"""Meshes: where arrays are, and the loop on every device."""
 
 import math
 from functools import partial
@@ -10,23 +10,23 @@ import optax
 import pytest
 from conftest import smooth_picture
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from records import make_problem
 
-from nst_jax.choices import Choice
+from nst_jax.choices import ExecutionPlan
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.lane_solver import field_specs, lanes_solver, own_fields, stack_fields
-from nst_jax.memory_plan import Task
+from nst_jax.lane_solver import batch_solver, field_specs, own_fields, stack_fields
 from nst_jax.objective import make_loss
 from nst_jax.parallel import (
-    at_axis,
+    DATA,
     copy_on,
-    divided_axis,
     flat_mesh,
     make_mesh,
     replicate,
     run_spread,
 )
-from nst_jax.problem import _on_mesh, make_problem, start
+from nst_jax.plan_words import Task
+from nst_jax.problem import _on_mesh, start
 from nst_jax.tiling import make_grid
 
 DESCENT = optax.inject_hyperparams(optax.sgd)(learning_rate=1.0)
@@ -46,24 +46,6 @@ def test_a_flat_mesh_of_any(shape):
     flat = flat_mesh(mesh)
     assert flat == make_mesh(jax.devices()[::-1])
     assert set(flat.axis_types) == {AxisType.Auto}
-
-
-@pytest.mark.parametrize(
-    "shape, devices, axis",
-    [
-        ((3,), 4, 0),
-        ((1, 4), 4, 1),
-        ((1, 4), 2, 1),
-        ((4, 1), 2, 0),
-        ((3, 2), 2, 1),
-        ((2, 3), 2, 0),
-        ((3, 2), 4, 0),  # 4 x 2 and not 3 x 4
-        ((5, 7), 4, 1),  # 5 x 8 and not 8 x 7
-        ((6, 6), 1, 0),
-    ],
-)
-def test_the_axis_that_wants_least_filling(shape, devices, axis):
-    assert divided_axis(shape, devices) == axis
 
 
 def test_copies_on_every_device():
@@ -89,8 +71,8 @@ def test_copies_on_every_device():
     np.testing.assert_array_equal(copy_on(divided, jax.devices()[0], known={}), np.arange(6.0))
 
 
-class Lanes:
-    """Lanes with plain gradient descent, whose first step shows the gradient."""
+class Batch:
+    """A batch with plain gradient descent, whose first step shows the gradient."""
 
     def __init__(self, variables, contents, styles, *, rates):
         weights = [CONFIG.but(style_weight=10.0 + 30 * index) for index in range(len(rates))]
@@ -99,16 +81,15 @@ class Lanes:
             for content, style, config in zip(contents, styles, weights, strict=True)
         ]
         self.variables = self.problems[0].variables
-        self.targets = np.empty(len(rates), object)
-        self.targets[:] = [problem.targets for problem in self.problems]
+        self.targets = [problem.targets for problem in self.problems]
         self.images = jnp.stack([smooth_picture(24, 32, seed=40 + lane) for lane in range(4)])
         self.rates = jnp.asarray(rates, jnp.float32)
 
     def spread(self, mesh, steps):
         own = own_fields(self.targets)
-        specs, lead = field_specs(own, axis=0), NamedSharding(mesh, at_axis(0))
+        specs, lead = field_specs(own), NamedSharding(mesh, DATA)
         solver, stacked = (
-            lanes_solver(self.problems[0].solver, own),
+            batch_solver(self.problems[0].solver, own),
             stack_fields(self.targets, own),
         )
         state = start(
@@ -117,7 +98,7 @@ class Lanes:
         rates = jax.device_put(self.rates, lead)
         state = state._replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rates))
         variables = replicate(self.variables, mesh)
-        options = dict(mesh=mesh, axis=0, specs=specs, num_steps=steps, chunk_size=8)
+        options = dict(mesh=mesh, specs=specs, num_steps=steps, chunk_size=8)
         return run_spread(solver, state, variables, stacked, **options)
 
 
@@ -127,7 +108,7 @@ def four(variables):
     styles = [smooth_picture(32, 26, seed=seed) for seed in (11, 12, 13, 14)]
 
     def make(**options):
-        return Lanes(variables, contents, styles, **options)
+        return Batch(variables, contents, styles, **options)
 
     return make
 
@@ -136,7 +117,7 @@ def test_gradients_on_devices(four):
     """Of each lane, against that of its own loss alone."""
     lanes = four(rates=[1.0] * 4)
     state, info = lanes.spread(make_mesh(), 1)
-    assert state.image.sharding.spec == at_axis(0)
+    assert state.image.sharding.spec == DATA
     for lane, problem in enumerate(lanes.problems):
         image = lanes.images[lane]
         single = start(problem.solver, image, problem.variables, problem.targets)
@@ -167,7 +148,7 @@ def test_each_device_ends_for_itself(four):
 def test_tiles_divide_the_work_well(devices, height, width, layers):
     """No other tile from 128 px on gives the busiest device less to compute."""
     config = Config.of(content_layers=[], style_layers=list(layers))
-    task = Task({}, jax.ShapeDtypeStruct((height, width, 3), "float32"), [], config, {})
+    task = Task({}, jax.ShapeDtypeStruct((height, width, 3), "float32"), [], config)
     choice = _on_mesh(task, AbstractMesh((devices,), ("data",)))
 
     def grid(tile):
@@ -177,20 +158,20 @@ def test_tiles_divide_the_work_well(devices, height, width, layers):
         return math.ceil(grid(tile).count / devices) * math.prod(grid(tile).size)
 
     others = [tile for tile in range(128, max(height, width)) if grid(tile).count > 1]
-    assert choice == Choice(tile=choice.tile) and grid(choice.tile).count > 1
+    assert choice == ExecutionPlan(tile=choice.tile) and grid(choice.tile).count > 1
     assert work(choice.tile) == min(map(work, others)) < height * width
 
 
 @pytest.mark.parametrize("devices, side", [(4, 200), (1, 2048)])
 def test_what_is_not_worth_dividing(devices, side):
-    task = Task({}, jax.ShapeDtypeStruct((side, side, 3), "float32"), [], Config(), {})
-    assert _on_mesh(task, AbstractMesh((devices,), ("data",))) == Choice()
+    task = Task({}, jax.ShapeDtypeStruct((side, side, 3), "float32"), [], Config())
+    assert _on_mesh(task, AbstractMesh((devices,), ("data",))) == ExecutionPlan()
 
 
 def test_an_objective_of_ones_own_is_computed_as_it_is(variables):
     """Which the usual choice says, too."""
     pictures = smooth_picture(16, 16, seed=0), smooth_picture(16, 16, seed=1)
     run = partial(make_problem, variables, *pictures, config=CONFIG, loss=make_loss(CONFIG.loss))
-    assert run(choice=Choice()).choice == run().choice == Choice()
+    assert run(choice=ExecutionPlan()).choice == run().choice == ExecutionPlan()
     with pytest.raises(InputError, match="tile and remat, .* leave them out"):
-        run(choice=Choice(remat=True))
+        run(choice=ExecutionPlan(remat=True))

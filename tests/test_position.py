@@ -5,12 +5,12 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from records import stylize
 
-from nst_jax.choices import Choice
+from nst_jax.choices import ExecutionPlan
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.position import Position, flatten, restore, unflatten
-from nst_jax.transfer import stylize
 
 pytestmark = pytest.mark.sampled
 
@@ -35,15 +35,15 @@ def positions(run, *, every=1):
     found = []
 
     def callback(progress):
-        if progress.position:  # a lane that goes on alone has none
-            found.append(progress.position())
+        found.append(progress.position())
 
-    return run(callback=callback, callback_every=every), found
+    return run(callback=callback, every=every), found
 
 
 def again(run, position, **options):
     """A run from a position that can be taken again."""
-    return run(position=position._replace(state=dict(position.state)), **options)
+    position = position._replace(state=dict(position.state))
+    return run(init=position, **options)
 
 
 def assert_same(first, second):
@@ -79,8 +79,8 @@ def test_the_way_is_that_of_the_start(variables, content, style):
     """Also where another one would be chosen now."""
     config = PLAIN.but(optimizer="adam")
     run = partial(stylize, variables, content, [style], config=config)
-    whole, found = positions(partial(run, choice=Choice(tile=16)))
-    assert found[2].choice == Choice(tile=16) == again(run, found[2]).scales[0].choice
+    whole, found = positions(partial(run, choice=ExecutionPlan(tile=16)))
+    assert found[2].choice == ExecutionPlan(tile=16) == again(run, found[2]).scales[0].choice
     assert_same(again(run, found[2]), whole)
 
 
@@ -105,12 +105,12 @@ def test_a_position_of_another_run_is_refused(variables, content, style):
     _, found = positions(partial(run, config=PLAIN.but(steps=2)))
     other = PLAIN.but(steps=2, optimizer="adam")
     with pytest.raises(InputError, match="does not belong to this run .*: begin anew"):
-        run(config=other, position=found[0])
+        run(config=other, init=found[0])
     with pytest.raises(InputError, match="at scale 2 of a run of 1"):
-        run(config=PLAIN, position=found[0]._replace(scale=2))
+        run(config=PLAIN, init=found[0]._replace(scale=2))
     smaller = partial(stylize, variables, content[:32], [style], config=PLAIN.but(steps=2))
     with pytest.raises(InputError, match=r"expected float32\[.*32, 48"):
-        smaller(position=found[0])
+        smaller(init=found[0])
 
 
 def test_leaves_by_their_paths():
@@ -137,30 +137,3 @@ def test_a_position_is_plain(variables, content, style):
         assert isinstance(position, Position)
         for arrays in (position.state, position.history):
             assert all(type(array) is np.ndarray for array in arrays.values())
-
-
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize(
-    "optimizer", as_users_have_it(["adam", "lbfgs", "lbfgs-linesearch"], "adam")
-)
-def test_a_resumed_batch_is_the_uninterrupted_one(variables, style, together, optimizer):
-    """Also with a picture that diverges before or after, and one that goes on alone."""
-    from conftest import smooth_picture
-
-    from nst_jax.batch import problem_maker
-    from nst_jax.lane_plans import Lane
-    from nst_jax.lanes import stylize_lanes
-
-    config = PLAIN.but(optimizer=optimizer, steps=7)
-    rates = [None] * 3 if optimizer == "lbfgs-linesearch" else [None, 1e5, 1e30]
-    make = problem_maker(variables, config=config)
-    lanes = []
-    for seed, rate in enumerate(rates):
-        problem = make(smooth_picture(16, 24, seed=seed), {0: style})
-        lanes.append(Lane(problem, config.but(learning_rate=rate)))
-    run = partial(stylize_lanes, lanes, together=together)
-    whole, found = positions(run)
-    for place in (1, 4, len(found) - 1):
-        assert_same(again(run, found[place]), whole)
-    if rates[2]:
-        assert whole.recoveries[0] == 0 < whole.recoveries[2]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 from jax.lax import Precision
+from records import guided
 
 from nst_jax.config import Config, Evaluation
 from nst_jax.convolution import prepare_kernels
@@ -34,7 +35,9 @@ CONVOLUTIONS = 5  # of one pass to conv3_1
 def evaluate(evaluation, config, variables, image, content, styles, **given):
     """``((loss, terms), gradient), targets``."""
     loss = make_loss(config.loss, evaluation=evaluation)
-    targets = loss.targets(variables, content, styles, weights=loss_weights(config), **given)
+    targets = loss.targets(
+        variables, content, styles, weights=loss_weights(config), **guided(given)
+    )
     of = jax.value_and_grad(
         lambda image: loss.head(loss.statistics(variables, image, targets), targets), has_aux=True
     )
@@ -145,7 +148,7 @@ def test_bfloat16_keeps_sums_and_picture_in_float32(
     evaluation = Evaluation(precision="bfloat16", **options)
     mask = smooth_picture(36, 48, seed=4)[..., 0]
     arguments = network, content**2, content, [style]
-    given = {"content_masks": np.stack([mask, 1 - mask]), "keep": mask}
+    given = {"content_masks": np.stack([mask, 1 - mask]), "preserve": mask}
     (value, gradient), targets = jax.jit(partial(evaluate, evaluation, LOW))(*arguments, **given)
     (expected, wanted), _ = jax.jit(partial(evaluate, Evaluation(), LOW))(*arguments, **given)
     assert {str(x.dtype) for x in jax.tree.leaves((value, gradient))} == {"float32"}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from nst_jax import pyramid
 from nst_jax.optimizers import make_optimizer
-from nst_jax.pyramid import rescale_moments, resize, scale_shapes
+from nst_jax.pyramid import rescale_opt_state, resize, scale_shapes
 
 pytestmark = pytest.mark.sampled
 
@@ -253,7 +253,7 @@ class TestRescaleMoments:
         noise = np.random.default_rng(0).normal(size=(4, *old, 3))
         state = run(adam, noise, old)
         moments = adam_state(state)
-        rescaled = adam_state(rescale_moments(state, old_shape=old, new_shape=new))
+        rescaled = adam_state(rescale_opt_state(state, old_shape=old, new_shape=new))
         ratio = old[0] * old[1] / (new[0] * new[1])
         for moment, changed, factor in [
             (moments.mu, rescaled.mu, ratio),
@@ -264,7 +264,7 @@ class TestRescaleMoments:
 
     def test_all_else_stays(self, adam):
         state = run(adam, [waves(OLD, 0), waves(OLD, 1)], OLD)
-        rescaled = rescale_moments(state, old_shape=OLD, new_shape=NEW)
+        rescaled = rescale_opt_state(state, old_shape=OLD, new_shape=NEW)
         fresh = run(adam, [], NEW)
         assert jax.tree.structure(rescaled) == jax.tree.structure(fresh)
         for got, expected in zip(jax.tree.leaves(rescaled), jax.tree.leaves(fresh), strict=True):
@@ -281,13 +281,13 @@ class TestRescaleMoments:
         gradient = np.float32([1e-3, -2e-5, 0.3])
         state = run(adam, [np.tile(gradient, (*OLD, 1))] * 40, OLD)
         expected = run(adam, [np.tile(gradient * PIXELS, (*NEW, 1))] * 40, NEW)
-        rescaled = rescale_moments(state, old_shape=OLD, new_shape=NEW)
+        rescaled = rescale_opt_state(state, old_shape=OLD, new_shape=NEW)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), rescaled, expected)
 
     def test_sizes_of_steps_stay(self, adam):
         """mu / sqrt(nu) at the new size is the old one's, where moments are smooth."""
         state = run(adam, [waves(OLD, phase) for phase in (0, 0.5, 1)], OLD)
-        rescaled = rescale_moments(state, old_shape=OLD, new_shape=NEW)
+        rescaled = rescale_opt_state(state, old_shape=OLD, new_shape=NEW)
         step, carried = (m.mu / np.sqrt(m.nu) for m in (adam_state(state), adam_state(rescaled)))
         expected = plain_resize(np.asarray(step, float), NEW, "linear")
         error = np.sqrt(np.mean((carried - expected) ** 2) / np.mean(expected**2))
@@ -297,7 +297,7 @@ class TestRescaleMoments:
         """The same smooth objective at both sizes gives almost the same next update."""
         phases = np.linspace(0, 2, 20)
         state = run(adam, [waves(OLD, phase) for phase in phases], OLD)
-        rescaled = rescale_moments(state, old_shape=OLD, new_shape=NEW)
+        rescaled = rescale_opt_state(state, old_shape=OLD, new_shape=NEW)
         whole = run(adam, [waves(NEW, phase) for phase in phases], NEW)
         image, gradient = jnp.zeros((*NEW, 3)), jnp.float32(waves(NEW, 2.1))
         got, _ = adam.update(gradient, rescaled, image)
@@ -312,12 +312,12 @@ class TestRescaleMoments:
         nu = adam_state(state).nu
         state = optax.tree.set(state, nu=jnp.where(nu > nu.mean(), nu, 0))
         for new in [NEW, (13, 14), (200, 70)]:
-            assert adam_state(rescale_moments(state, old_shape=OLD, new_shape=new)).nu.min() >= 0
+            assert adam_state(rescale_opt_state(state, old_shape=OLD, new_shape=new)).nu.min() >= 0
 
     def test_jit(self, adam):
         state = run(adam, [waves(OLD, 0), waves(OLD, 1)], OLD)
-        expected = rescale_moments(state, old_shape=OLD, new_shape=NEW)
-        rescale = jax.jit(rescale_moments, static_argnames=("old_shape", "new_shape"))
+        expected = rescale_opt_state(state, old_shape=OLD, new_shape=NEW)
+        rescale = jax.jit(rescale_opt_state, static_argnames=("old_shape", "new_shape"))
         got = rescale(state, old_shape=OLD, new_shape=NEW)
         assert jax.tree.structure(got) == jax.tree.structure(expected)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, expected)
@@ -326,7 +326,7 @@ class TestRescaleMoments:
     def test_keeps_types(self, x64, dtype):
         optimizer = optax.adam(0.1, mu_dtype=dtype)
         state = optimizer.init(jnp.zeros((4, 6, 3), jnp.float32))
-        rescaled = rescale_moments(state, old_shape=(4, 6), new_shape=(5, 9))
+        rescaled = rescale_opt_state(state, old_shape=(4, 6), new_shape=(5, 9))
         fresh = optimizer.init(jnp.zeros((5, 9, 3), jnp.float32))
         assert fresh[0].mu.dtype == dtype
         types = [jax.tree.map(lambda x: x.dtype, state) for state in (rescaled, fresh)]
@@ -335,4 +335,4 @@ class TestRescaleMoments:
     def test_a_state_of_another_shape(self, adam):
         state = adam.init(jnp.zeros((4, 6, 3)))
         with pytest.raises(ValueError, match=r"\(4, 6, 3\).*\(6, 4\)"):
-            rescale_moments(state, old_shape=(6, 4), new_shape=(8, 12))
+            rescale_opt_state(state, old_shape=(6, 4), new_shape=(8, 12))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import smooth_picture
+from records import guided
 
 from nst_jax.config import Config, Evaluation
 from nst_jax.objective import loss_weights, make_loss
@@ -25,7 +26,9 @@ def as_float64(tree):
 def evaluate(evaluation, config, variables, image, content, styles, given):
     """``((loss, terms), gradient)``; everything is an argument, as in a run."""
     loss = make_loss(config.loss, evaluation=evaluation)
-    targets = loss.targets(variables, content, styles, weights=loss_weights(config), **given)
+    targets = loss.targets(
+        variables, content, styles, weights=loss_weights(config), **guided(given)
+    )
     return jax.value_and_grad(
         lambda image: loss.head(loss.statistics(variables, image, targets), targets),
         has_aux=True,
@@ -40,7 +43,7 @@ def masks_of(height, width, count):
 GUIDED = {
     "content_masks": masks_of(28, 36, 2),
     "style_masks": [masks_of(30, 33, 1)[0], None],
-    "keep": masks_of(28, 36, 3)[2],
+    "preserve": masks_of(28, 36, 3)[2],
 }
 
 

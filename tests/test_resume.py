@@ -21,16 +21,16 @@ from nst_jax import (
     checkpoint,
     job_outputs,
     picture_output,
-    problem,
     report,
     transfer,
 )
-from nst_jax.checkpoint_folder import held
+from nst_jax.checkpoint import held
 from nst_jax.checkpoint_records import load_position, save_position
 from nst_jax.cli import main
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
+from nst_jax.loop import Callback
 from nst_jax.solver import run as solver_run
 from nst_jax.transfer import stylize
 
@@ -242,11 +242,16 @@ def changed(change):
         (lambda r: r["versions"].update(jax="0.1"), r"was saved with jax 0\.1 \(here "),
         (lambda r: r["versions"].update(nst_jax="9"), r"was saved with nst_jax 9 \(here "),
         (lambda r: r["weights"].update(sha256="ab" * 32), "the run began with the weights tiny"),
-        (lambda r: r.pop("job"), "was not written by this program"),
-        (lambda r: r["config"].update(steps=-1), "is of another run: steps is -1"),
-        (lambda r: r["config"].update(memory_size=5), "does not belong to this run"),
+        (lambda r: r.pop("arguments"), "was not written by this program"),
+        (lambda r: r["arguments"].append("--what"), "its command line cannot be parsed"),
+        (lambda r: r["arguments"].append("--help"), "its command line cannot be parsed"),
+        (lambda r: r.update(arguments=["presets"]), "input files are others than those of its"),
+        (lambda r: r["arguments"].extend(["--steps", "-1"]), "is of another run: steps is -1"),
+        (lambda r: r["arguments"].extend(["--memory-size", "5"]), "does not belong to this run"),
+        (lambda r: r["arguments"].extend(["--init", "a.png"]), "input files are others"),
         (lambda r: r.update(kind="batch"), "was not written by this program"),
-        (lambda r: r["position"]["map"].update(scale=3), "at scale 3 of a run of 1"),
+        (lambda r: r["position"].update(scale=3), "at scale 3 of a run of 1"),
+        (lambda r: r.update(settings=[]), "its settings are none"),
         (lambda r: r.update(kind="position"), "kept is of a run in Python: go on there by"),
         (lambda r: r.pop("device"), "was not written by this program"),
     ],
@@ -260,12 +265,47 @@ def test_other_runs_are_refused(run, desk, change, match):  # noqa: F811
     assert re.search(match, lines[0]), err
 
 
+@pytest.mark.parametrize("format", [1, 99])
+def test_of_another_program(run, desk, format):  # noqa: F811
+    run([*words(steps=2), "--checkpoint", "kept"])
+    changed(lambda r: r["versions"].update(nst_jax="0.0.1"))
+    for folder in checkpoint.checkpoints(Path("kept")):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"format": format}))
+    match = f"was written by nst_jax 0.0.1 in format {format}, which this one"
+    code, out, err = run(["resume", "kept"])
+    assert (code, out) == (2, "") and len(err.splitlines()) == 1 and match in err
+
+
+def test_a_copy_that_is_changed(run):
+    run([*words(steps=2), "--checkpoint", "kept"])
+    (copy,) = Path("kept/checkpoint-inputs").glob("00*")
+    copy.write_bytes(copy.read_bytes()[:-1])
+    code, _, err = run(["resume", "kept"])
+    assert code == 2 and "the checksum of checkpoint-inputs/00" in err
+
+
+def test_pictures_that_are_others_by_now(run, kill, style):
+    """The copies count."""
+    line = words(steps=5)
+    run(line)
+    expected = pixels("out.png")
+    restore = kill(2)
+    with pytest.raises(Killed):
+        run([*line, "--checkpoint", "kept", "--checkpoint-every", "1", "--overwrite"])
+    restore()
+    save_image("content.png", style)
+    save_image("style.png", style / 2)
+    assert run(["resume", "kept"]).code == 0
+    np.testing.assert_array_equal(pixels("out.png"), expected)
+
+
 def test_other_devices_are_told(run):
     run([*words(steps=2), "--checkpoint", "kept"])
     changed(lambda r: r["device"].update(kind="abacus", count=3))
     code, _, err = run(["resume", "kept"])
     assert code == 0 and "nst-jax: the run began on 3 x abacus, here are " in err
-    changed(lambda r: r["job"]["map"]["settings"]["map"].update(spread="tiles"))
+    changed(lambda r: r["arguments"].extend(["--spread", "tiles"]))
     code, _, err = run(["resume", "kept"])
     assert code == 2 and err.endswith(": go on with as many\n")
 
@@ -289,10 +329,10 @@ def test_positions_from_python(variables, tmp_path, content, style, monkeypatch)
         save_position(tmp_path / "kept", progress.position())
         return progress.step < 4
 
-    start(callback=keep, callback_every=2)
+    start(callback=Callback(keep, every=2))
     position = load_position(tmp_path / "kept")
     assert position.step == 4 and len(checkpoint.checkpoints(tmp_path / "kept")) == 2
-    np.testing.assert_array_equal(start(position=position).image, start().image)
+    np.testing.assert_array_equal(start(init=position).image, start().image)
     other = report.device() | {"threads": 7}
     monkeypatch.setattr(report, "device", lambda: other)
     with pytest.warns(UserWarning, match="before and is on 7 now: the bits of its result will"):
@@ -306,7 +346,7 @@ def test_weights_elsewhere(run, desk, slim_file, tiny_weights_file):  # noqa: F8
     assert main([*words(steps=2, weights="mine.safetensors"), "--checkpoint", "kept"]) == 0
     os.rename("mine.safetensors", "moved.safetensors")
     code, _, err = run(["resume", "kept", "--weights", slim_file])
-    assert code == 2 and "name the former by --weights" in err
+    assert code == 2 and "give the former as weights, or begin anew" in err
     assert run(["resume", "kept", "--weights", "moved.safetensors"]).code == 0
 
 
@@ -549,9 +589,6 @@ class TestFaults:
         np.testing.assert_array_equal(pixels("out.png"), expected)
 
 
-OTHERS = ("adam", "lbfgs-linesearch")
-
-
 class TestBatch:
     @pytest.fixture(autouse=True)
     def pictures(self, desk, monkeypatch):  # noqa: F811
@@ -577,107 +614,54 @@ class TestBatch:
     def outputs(self):
         return {path.name: path.read_bytes() for path in sorted(Path("out").glob("*.png"))}
 
-    @pytest.mark.parametrize(
-        "optimizer",
-        ["lbfgs", *(pytest.param(name, marks=pytest.mark.campaign) for name in OTHERS)],
-    )
-    @pytest.mark.slow
-    def test_goes_on_amid_the_pictures(self, run, kill, optimizer):
-        options = {} if optimizer == "adam" else dict(optimizer=optimizer, learning_rate=None)
-        line = self.line(**options)
-        assert run(line).code == 0
-        expected = {name: pixels(f"out/{name}") for name in self.outputs()}
-        keep = ["--checkpoint", "kept", "--checkpoint-every", "1", "--overwrite"]
-        for after in (0, 3, 8):
-            for path in Path("out").iterdir():
-                path.unlink()
-            restore = kill(after)
+    def kill_batch(self, run, monkeypatch, *, after):
+        """A batch that is killed when it has written so many pictures."""
+        write, left = batch_job.write, after
+
+        def writing(*args):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            write(*args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(batch_job, "write", writing)
             with pytest.raises(Killed):
-                run([*line, *keep])
-            restore()
-            assert len(self.outputs()) < 5
-            code, _, err = run(["resume", "kept"])
-            assert code == 0, err
-            assert {*self.outputs()} == {*expected}
-            for name, picture in expected.items():
-                np.testing.assert_array_equal(pixels(f"out/{name}"), picture)
+                run([*self.line(), "--checkpoint", "kept"])
+        assert len(self.outputs()) == after
 
-    def test_steps_are_not_taken_again(self, run, kill, monkeypatch):
-        line = [*self.line(), "--checkpoint", "kept", "--checkpoint-every", "1"]
-        restore = kill(4)
-        with pytest.raises(Killed):
-            run(line)
-        restore()
-        seen, stylize = [], batch_job.stylize_lanes
-
-        def watched(*lanes, position, **options):
-            seen.append(position and position.step)
-            return stylize(*lanes, position=position, **options)
-
-        monkeypatch.setattr(batch_job, "stylize_lanes", watched)
-        assert run(["resume", "kept"]).code == 0
-        assert seen == [4, None, None]
-
-    def test_killed_while_pictures_are_written(self, run, kill):
-        """Those that were made together are written again, from their last step."""
-        line = self.line()
-        assert run(line).code == 0
-        expected = {name: pixels(f"out/{name}") for name in self.outputs()}
-        for path in Path("out").iterdir():
-            path.unlink()
-        restore = kill(5)  # at the last step of the first two
-        with pytest.raises(Killed):
-            run([*line, "--checkpoint", "kept", "--checkpoint-every", "1"])
-        restore()
-        assert run(self.line()).code == 0  # another run makes all of them
-        for name in list(expected)[1:]:
-            (Path("out") / name).unlink()
-        code, _, err = run(["resume", "kept"])
-        assert code == 0 and "others now" not in err, err
-        for name, picture in expected.items():
+    @pytest.mark.parametrize("after", [3, 0])
+    def test_makes_what_is_missing(self, run, monkeypatch, after):
+        assert run(self.line()).code == 0
+        expected = self.outputs().keys(), {name: pixels(f"out/{name}") for name in self.outputs()}
+        shutil.rmtree("out")
+        self.kill_batch(run, monkeypatch, after=after)
+        os.mkdir("elsewhere")
+        os.rename("kept", "elsewhere/moved")
+        with monkeypatch.context() as patched:
+            patched.chdir("elsewhere")
+            code, _, err = run(["resume", "moved"])
+        assert code == 0 and f"nst-jax: {5 - after} made" in err, err
+        assert self.outputs().keys() == expected[0]
+        for name, picture in expected[1].items():
             np.testing.assert_array_equal(pixels(f"out/{name}"), picture)
-        # All that was begun is there.
-        (Path("out") / list(expected)[-1]).unlink()
+        code, _, err = run(["resume", "elsewhere/moved"])
+        assert code == 0 and "nst-jax: 5 there before" in err
+
+    def test_of_other_threads_or_weights(self, run, monkeypatch):
+        self.kill_batch(run, monkeypatch, after=1)
         changed(lambda r: r["device"].update(threads=7))
         code, _, err = run(["resume", "kept"])
-        assert code == 0 and "others now" not in err and len(self.outputs()) == 5
-        assert "nst-jax: the run was on 7 threads before and is on " in err
-
-    def test_with_less_memory_now(self, run, kill, monkeypatch):
-        """The way of the start is kept, or L-BFGS would remember another number of pairs."""
-        line = self.line(optimizer="lbfgs", learning_rate=None, memory_size=None)
-        line += ["--checkpoint", "kept", "--checkpoint-every", "1"]
-        restore = kill(4)
-        with pytest.raises(Killed):
-            run(line)
-        restore()
-        ways = []
-        make_problem = problem.make_problem
-
-        def watched(*args, choice=None, **options):
-            ways.append(choice)
-            return make_problem(*args, choice=choice, **options)
-
-        monkeypatch.setattr("nst_jax.batch.make_problem", watched)
-        assert run(["resume", "kept"]).code == 0
-        assert None not in ways[:2]
-
-    def test_others_by_now(self, run, kill):
-        """What was begun is begun anew where it is not the same any more."""
-        line = [*self.line(), "--checkpoint", "kept", "--checkpoint-every", "1"]
-        restore = kill(4)
-        with pytest.raises(Killed):
-            run(line)
-        restore()
-        save_image("in/a.png", smooth_picture(24, 32, seed=77))
+        assert code == 0 and "nst-jax: the run was on 7 threads before and is on " in err
+        changed(lambda r: r["weights"].update(sha256="ab" * 32))
         code, _, err = run(["resume", "kept"])
-        assert code == 0 and "the pictures that were begun are others now" in err
-        assert len(self.outputs()) == 5
+        assert code == 2 and "the run began with the weights tiny" in err
 
     def test_refused(self, run, desk):  # noqa: F811
         for extra, match in (
-            (["--checkpoint-every", "2"], "needs a folder"),
             (["--checkpoint", "kept", "--distributed"], "--checkpoint is for one process"),
+            (["--checkpoint", "in/a.png"], "is no folder"),
         ):
             check_refused(desk, match, lambda extra=extra: run([*self.line(), *extra]))
 

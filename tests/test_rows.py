@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from conftest import smooth_picture
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from records import make_problem
 
 from nst_jax.config import Config
 from nst_jax.convolution import prepare_kernels
 from nst_jax.errors import InputError
-from nst_jax.lane_solver import lanes_solver, own_fields, stack_fields
+from nst_jax.lane_solver import batch_solver, own_fields, stack_fields
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.optimizers import make_optimizer, set_learning_rate
 from nst_jax.parallel import make_mesh, replicate
-from nst_jax.problem import make_problem
 from nst_jax.rows import (
     check_rows,
     picture_sharding,
@@ -224,7 +224,7 @@ class TestLossAndGradient:
             dict(padding="reflect", content_layers=["relu3_1"], style_layers=["relu2_2"]),
             dict(height=16),
         ),
-        "regions": (dict(guides="inside"), dict(styles=STYLES, content_masks=MASKS, keep=KEEP)),
+        "regions": (dict(guides="inside"), dict(styles=STYLES, content_masks=MASKS, preserve=KEEP)),
         "remat, replicate-input": (
             dict(remat="on", padding="replicate-input"),
             dict(content_masks=MASKS[:1], region_weights=[2.0]),
@@ -275,7 +275,7 @@ class TestPlaces:
                 assert parts == {leaf.size // 4 if leaf.sharding.spec else leaf.size}
 
     def test_of_targets(self, variables):
-        controls = dict(content_masks=MASKS, keep=KEEP)
+        controls = dict(content_masks=MASKS, preserve=KEEP)
         problem = make_problem(
             variables, smooth_picture(64, 48, seed=1), STYLES, config=DEEP, **controls
         )
@@ -360,14 +360,12 @@ def test_lanes(variables, x64, optimizer, parts):
         make_problem(wide(variables), content, wide(style), config=config)
         for content, style, config in zip(contents, STYLES, configs, strict=True)
     ]
-    targets = np.empty(2, object)
-    targets[:] = [problem.targets for problem in problems]
+    targets = [problem.targets for problem in problems]
     own, mesh = own_fields(targets), rows_mesh(lanes=parts)
-    stacked, solver = stack_fields(targets, own), lanes_solver(problems[0].solver, own)
-    fields = [name for name, _ in own]
+    stacked, solver = stack_fields(targets, own), batch_solver(problems[0].solver, own)
     given = (
         replicate(problems[0].variables, mesh),
-        jax.device_put(stacked, targets_shardings(stacked, mesh=mesh, own=fields)),
+        jax.device_put(stacked, targets_shardings(stacked, mesh=mesh, own=own)),
     )
     images = jax.device_put(contents, picture_sharding(mesh, lanes=True))
     state = start_rows(solver, images, *given, mesh=mesh)

@@ -4,14 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import smooth_picture
+from records import guided
 
 from nst_jax.color import restore_colors
 from nst_jax.config import Config
 from nst_jax.errors import InputError
+from nst_jax.inputs import Inputs, check_inputs
 from nst_jax.parallel import make_mesh
 from nst_jax.pyramid import resize, scale_shapes
 from nst_jax.rows import rows_mesh
-from nst_jax.scales import Inputs, at_full_size, at_scale, check_inputs, make_scales
+from nst_jax.scales import at_full_size, at_scale, make_scales
+from nst_jax.types import Guidance
 
 DEEP = dict(content_layers=["relu4_2"], style_layers=["relu1_1", "relu5_1"])  # stride 16
 SHALLOW = dict(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])  # stride 2
@@ -101,15 +104,20 @@ HALF[:, :16] = True
 CONFIG = Config.of(**SHALLOW)
 
 
-def full_inputs(**changes):
+def given_inputs(**changes):
     given = dict(
         content=CONTENT,
         styles=STYLES,
         content_masks=np.stack([HALF, ~HALF]),
         style_masks=[None, np.ones((6, 31), int)],
-        keep=smooth_picture(24, 32, seed=3)[..., 0].astype(float),
+        preserve=smooth_picture(24, 32, seed=3)[..., 0].astype(float),
     )
-    return Inputs(**given | changes)
+    return given | changes
+
+
+def full_inputs(*, config=CONFIG, **changes):
+    given = guided(given_inputs(**changes))
+    return check_inputs(given.pop("content"), given.pop("styles"), config=config, **given)
 
 
 class TestAtScale:
@@ -117,15 +125,23 @@ class TestAtScale:
         found = at_scale(full_inputs(), shape=(12, 16), config=CONFIG)
         assert found.content.shape == (12, 16, 3)
         assert [style.shape for style in found.styles] == [(20, 10, 3), (3, 16, 3)]
-        assert [mask.shape for mask in found.content_masks] == [(12, 16)] * 2
-        assert found.style_masks[0] is None and found.style_masks[1].shape == (3, 16)
-        assert found.keep.shape == (12, 16)
+        assert [mask.shape for mask in found.guidance.content_masks] == [(12, 16)] * 2
+        assert found.guidance.style_masks[0] is None and found.guidance.style_masks[1].shape == (
+            3,
+            16,
+        )
+        assert found.guidance.preserve.shape == (12, 16)
         tiny = at_scale(full_inputs(), shape=(3, 4), config=CONFIG)
         assert [style.shape[:2] for style in tiny.styles] == [(5, 2), (2, 4)]
         mirrored = CONFIG.but(padding="reflect")  # which takes a map of two rows
         tiny = at_scale(full_inputs(), shape=(3, 4), config=mirrored)
         assert [style.shape[:2] for style in tiny.styles] == [(5, 4), (4, 4)]
-        for array in (found.content, *found.content_masks, found.style_masks[1], found.keep):
+        for array in (
+            found.content,
+            *found.guidance.content_masks,
+            found.guidance.style_masks[1],
+            found.guidance.preserve,
+        ):
             assert array.dtype == np.float32
 
     def test_pictures_shrink_without_aliasing(self):
@@ -139,11 +155,15 @@ class TestAtScale:
     def test_masks(self):
         """Within [0, 1] to the last bit; those that add up to 1 do so afterwards."""
         found = at_scale(full_inputs(), shape=(13, 17), config=CONFIG)
-        for mask in (*found.content_masks, found.style_masks[1], found.keep):
+        for mask in (
+            *found.guidance.content_masks,
+            found.guidance.style_masks[1],
+            found.guidance.preserve,
+        ):
             assert 0 <= mask.min() and mask.max() <= 1
-        np.testing.assert_allclose(sum(found.content_masks), 1, rtol=1e-6)
-        assert 0 < found.content_masks[0][0, 8] < 1  # the border is soft
-        np.testing.assert_array_equal(found.style_masks[1], 1)
+        np.testing.assert_allclose(sum(found.guidance.content_masks), 1, rtol=1e-6)
+        assert 0 < found.guidance.content_masks[0][0, 8] < 1  # the border is soft
+        np.testing.assert_array_equal(found.guidance.style_masks[1], 1)
 
     def test_the_longer_side_says_how_much_styles_shrink(self):
         found = at_scale(full_inputs(), shape=(16, 24), config=CONFIG)  # 2/3, 3/4
@@ -158,11 +178,11 @@ class TestAtScale:
         ],
     )
     def test_styles_stay_large_enough_for_the_network(self, layers, expected):
-        masks = [np.ones(style.shape[:2]) for style in STYLES]
-        given = full_inputs(style_masks=masks)
+        mask = np.ones(STYLES[0].shape[:2])
+        given = full_inputs(content_masks=None, style_masks=[mask, None], preserve=None)
         found = at_scale(given, shape=(3, 4), config=Config.of(**layers))
         assert [style.shape[:2] for style in found.styles] == expected
-        assert [mask.shape for mask in found.style_masks] == expected
+        assert found.guidance.style_masks[0].shape == expected[0]
 
     def test_the_full_scale_is_what_was_given(self):
         given = full_inputs()
@@ -170,7 +190,7 @@ class TestAtScale:
 
     def test_without_masks_and_styles(self):
         found = at_scale(Inputs(CONTENT, []), shape=(12, 16), config=CONFIG)
-        assert found[1:] == ([], None, None, None)
+        assert found[1:] == ([], Guidance(), None)
 
 
 class TestAtFullSize:
@@ -184,7 +204,11 @@ class TestAtFullSize:
         small = jnp.asarray(smooth_picture(12, 16, seed=4))
         for color in ("keep-lab", "luminance"):
             config = Config.of(color=color, **SHALLOW)
-            found = at_full_size(small, Inputs(CONTENT, STYLES, keep=HALF), config=config)
+            found = at_full_size(
+                small,
+                Inputs(CONTENT, STYLES, Guidance(preserve=jnp.asarray(HALF, jnp.float32))),
+                config=config,
+            )
             coloured = restore_colors(resize(small, shape=(24, 32)), CONTENT, mode=color)
             np.testing.assert_array_equal(found[:, :16], CONTENT[:, :16])
             np.testing.assert_array_equal(found[:, 16:], coloured[:, 16:])
@@ -200,22 +224,25 @@ class TestAtFullSize:
         (dict(content_masks=[HALF[1:]]), "content mask 1 has shape .23, 32."),
         (dict(content_masks=[HALF * 2]), "content mask 1 has values outside"),
         (dict(style_masks=[None]), "1 style masks for 2 styles"),
-        (dict(keep=HALF[:, 1:]), "kept has shape"),
-        (dict(keep=np.ones((24, 32))), "all of the picture is kept"),
+        (dict(preserve=HALF[:, 1:]), "kept has shape"),
+        (dict(preserve=np.ones((24, 32))), "all of the picture is kept"),
         (dict(init=CONTENT[1:]), "initial picture has shape"),
-        (dict(mesh=rows_mesh, content=CONTENT[:20], content_masks=None, keep=None), "32x20 px, bu"),
+        (
+            dict(mesh=rows_mesh, content=CONTENT[:20], content_masks=None, preserve=None),
+            "32x20 px, bu",
+        ),
         (dict(mesh=rows_mesh, layers=("relu5_4",)), "layer relu5_4 needs a multiple of 64 px"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
     changes = dict(changes)
-    options = {name: changes.pop(name) for name in ("init", "mesh", "layers") if name in changes}
-    if "mesh" in options:
-        options["mesh"] = options["mesh"]()
+    if "mesh" in changes:
+        changes["mesh"] = changes["mesh"]()
     with pytest.raises(InputError, match=message):
-        check_inputs(full_inputs(**changes), config=CONFIG, **options)
+        full_inputs(**changes)
 
 
 def test_what_fits():
-    check_inputs(full_inputs(), config=CONFIG, init=CONTENT, mesh=rows_mesh())
-    check_inputs(full_inputs(content=CONTENT[:20], content_masks=None, keep=None), config=CONFIG)
+    found = full_inputs(init=CONTENT, mesh=rows_mesh())
+    assert found.init is CONTENT and found.guidance.preserve.dtype == np.float32
+    full_inputs(content=CONTENT[:20], content_masks=None, preserve=None)

@@ -10,14 +10,15 @@ import optax
 import pytest
 from conftest import smooth_picture
 from jax.sharding import Mesh
+from records import guided, make_problem
 
 from nst_jax import style_term, tiling, windows
-from nst_jax.choices import Choice
+from nst_jax.choices import ExecutionPlan
 from nst_jax.config import Config, Evaluation
 from nst_jax.images import load_image
 from nst_jax.objective import loss_weights, make_loss
 from nst_jax.parallel import make_mesh
-from nst_jax.problem import make_problem
+from nst_jax.types import Guidance
 from nst_jax.vgg import init_variables
 from nst_jax.weights import load_weights
 
@@ -52,20 +53,20 @@ def guidance(height, width):
         "style_masks": [masks_of(*STYLES[0].shape[:2], 1)[0], None],
         "region_weights": (0.5, 3.0),
         "blend": {"relu1_1": [[1, 2], [2, 0.1]], "relu3_1": (1.0, 3.0)},
-        "keep": masks_of(height, width, 3)[2],
+        "preserve": masks_of(height, width, 3)[2],
     }
 
 
 def evaluate(evaluation, config, variables, size, *, styles=STYLES[:1], mesh=None, **given):
     """Targets, loss with its terms, and gradient, in one program."""
     content, image = (smooth_picture(*size, seed=seed) for seed in (11, 12))
-    masks = {name: given.pop(name) for name in list(given) if "mask" in name or name == "keep"}
+    masks = {name: given.pop(name) for name in list(given) if "mask" in name or name == "preserve"}
     loss = make_loss(config.loss, evaluation=evaluation, mesh=mesh)
 
     @jax.jit
     def everything(variables, content, styles, image, masks):
         weights = loss_weights(config)
-        targets = loss.targets(variables, content, styles, weights=weights, **masks, **given)
+        targets = loss.targets(variables, content, styles, weights=weights, **guided(masks | given))
         of = jax.value_and_grad(
             lambda image: loss.head(loss.statistics(variables, image, targets), targets),
             has_aux=True,
@@ -130,7 +131,7 @@ CASES = {
         LOW,
         (37, 86),
         20,
-        {"keep": masks_of(37, 86, 1)[0], "again": True},
+        {"preserve": masks_of(37, 86, 1)[0], "again": True},
     ),
     "texture, tiles of one stride": (LOW.but(content_layers=()), (47, 38), 1, {}),
     "content alone": (LOW.but(style_layers=(), tv_weight=0.0), (58, 60), 16, {}),
@@ -269,7 +270,9 @@ def test_pictures_of_a_batch_by_tiles(x64, networks):
 
         def of_picture(variables, style, content, image, keep):
             weights = loss_weights(LOW)
-            targets = loss.targets(variables, content, [style], weights=weights, keep=keep)
+            targets = loss.targets(
+                variables, content, [style], weights=weights, guidance=Guidance(preserve=keep)
+            )
             return jax.value_and_grad(
                 lambda image: loss.head(loss.statistics(variables, image, targets), targets),
                 has_aux=True,
@@ -295,7 +298,7 @@ def test_a_run_that_sees_luminance_only(x64, networks):
         problem = make_problem(
             networks["full"], content, [style], config=config, optimizer=optax.sgd(1.0)
         )
-        assert problem.choice == Choice(tile=16 if tile == 16 else 0)
+        assert problem.choice == ExecutionPlan(tile=16 if tile == 16 else 0)
         state = problem.solver.init(image, problem.variables, problem.targets)
         step = jax.jit(problem.solver.step)
         state, info = step(state, problem.variables, problem.targets)

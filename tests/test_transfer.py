@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import smooth_picture
+from records import stylize
 
 from nst_jax import lane_plans, loop, parallel, solver, transfer
 from nst_jax.config import Config
@@ -20,7 +21,7 @@ KEY = jax.random.key(3)
 
 def test_a_short_run(variables, content, style):
     config = Config(steps=5)
-    result = transfer.stylize(variables, content, [style], config=config)
+    result = stylize(variables, content, [style], config=config)
     assert result.status == "done"
     assert result.image.shape == content.shape and result.image.dtype == np.float32
     assert result.history.loss.shape == (5,) and int(result.state.count) == 5
@@ -35,9 +36,9 @@ def test_a_short_run(variables, content, style):
 def test_the_caller_s_pictures_survive(variables, content, style):
     """The state is donated to the loop; the content, from which it may start, is not."""
     picture = jnp.asarray(content)
-    transfer.stylize(variables, picture, [style], config=Config(steps=2))
+    stylize(variables, picture, [style], config=Config(steps=2))
     assert not picture.is_deleted()
-    transfer.stylize(variables, content, [style], config=Config(steps=2), init=picture)
+    stylize(variables, content, [style], config=Config(steps=2), init=picture)
     assert not picture.is_deleted()
     np.testing.assert_array_equal(picture, content)
 
@@ -72,7 +73,7 @@ def test_the_key_decides_the_noise(variables, content):
 
 def test_a_given_initial_picture_is_where_the_run_starts(variables, content, style):
     start = smooth_picture(36, 48, seed=9)
-    result = transfer.stylize(variables, content, [style], config=Config(steps=1), init=start)
+    result = stylize(variables, content, [style], config=Config(steps=1), init=start)
     np.testing.assert_array_equal(result.image, start)
 
 
@@ -91,18 +92,17 @@ def count_traces(monkeypatch):
     run = count(solver.run)
     for module in (transfer, lane_plans):
         monkeypatch.setattr(module, "run", run)
-    spread = count(parallel.run_spread, "mesh", "axis", "specs")
+    spread = count(parallel.run_spread, "mesh", "specs")
     monkeypatch.setattr(lane_plans, "run_spread", spread)
     return traces
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "lbfgs-linesearch", "adam"])
 def test_chunks_do_not_recompile(variables, content, style, monkeypatch, optimizer):
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
     traces = count_traces(monkeypatch)
     for _ in range(2):
         config = Config.of(steps=3, optimizer=optimizer)
-        transfer.stylize(variables, content, [style], config=config)
+        stylize(variables, content, [style], config=config, every=1)
     assert len(traces) == 1
 
 
@@ -114,16 +114,13 @@ def test_the_host_fetches_numbers_only(variables, content, style, monkeypatch):
         return device_get(tree)
 
     monkeypatch.setattr(jax, "device_get", spy)
-    transfer.stylize(
-        variables, content, style, config=Config(steps=3), callback=lambda progress: None
-    )
+    stylize(variables, content, style, config=Config(steps=3), callback=lambda progress: None)
     assert fetched and max(fetched) <= loop.CHUNK_SIZE
 
 
 @pytest.mark.slow
 def test_weights_and_steps_do_not_recompile(variables, content, style, monkeypatch):
     """One trace serves chunks of any length, other weights, learning rates and pictures."""
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # a step a chunk
     traces = count_traces(monkeypatch)
     configs = [
         Config(steps=3),
@@ -133,16 +130,16 @@ def test_weights_and_steps_do_not_recompile(variables, content, style, monkeypat
         Config.of(steps=2, style_layers={name: 0.3 for name in Config().loss.style_names}),
     ]
     for config in configs:
-        transfer.stylize(variables, content, [style], config=config)
-    transfer.stylize(variables, content[::-1], [style.swapaxes(0, 1)], config=configs[0])
+        stylize(variables, content, [style], config=config, every=1)
+    stylize(variables, content[::-1], [style.swapaxes(0, 1)], config=configs[0])
     assert len(traces) == 1
-    transfer.stylize(variables, content, [style], config=Config.of(steps=1, pooling="average"))
+    stylize(variables, content, [style], config=Config.of(steps=1, pooling="average"))
     assert len(traces) == 2
 
 
 def test_the_learning_rate_has_an_effect(variables, content, style):
     losses = [
-        transfer.stylize(
+        stylize(
             variables,
             content,
             [style],
@@ -154,24 +151,23 @@ def test_the_learning_rate_has_an_effect(variables, content, style):
 
 
 @pytest.mark.optimized
-def test_chunks_do_not_change_the_result(variables, content, style, monkeypatch):
+def test_chunks_do_not_change_the_result(variables, content, style):
     config = Config(steps=7)
-    whole = transfer.stylize(variables, content, [style], config=config)
-    monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
-    pieces = transfer.stylize(variables, content, [style], config=config, callback_every=2)
+    whole = stylize(variables, content, [style], config=config)
+    pieces = stylize(variables, content, [style], config=config, every=(1, 2))
     np.testing.assert_array_equal(whole.image, pieces.image)
     np.testing.assert_array_equal(whole.history.loss, pieces.history.loss)
 
 
 def test_the_callback_is_called_at_each_multiple(variables, content, style):
     seen = []
-    transfer.stylize(
+    stylize(
         variables,
         content,
         [style],
         config=Config(steps=10),
         callback=lambda progress: seen.append(progress),
-        callback_every=4,
+        every=4,
     )
     steps = [progress.step for progress in seen]
     assert {4, 8, 10} <= set(steps) and steps == sorted(steps)
@@ -180,19 +176,19 @@ def test_the_callback_is_called_at_each_multiple(variables, content, style):
 
 
 def test_the_callback_may_stop_the_run(variables, content, style):
-    result = transfer.stylize(
+    result = stylize(
         variables,
         content,
         [style],
         config=Config(steps=50),
         callback=lambda progress: progress.step < 3,
-        callback_every=3,
+        every=3,
     )
     assert result.status == "stopped" and len(result.history.loss) == 3
 
 
 def test_a_diverged_run_keeps_the_best_picture(variables, content, style):
-    result = transfer.stylize(
+    result = stylize(
         variables,
         content,
         [style],
@@ -205,22 +201,20 @@ def test_a_diverged_run_keeps_the_best_picture(variables, content, style):
 def test_a_style_may_be_too_small_for_the_content_s_layers(variables, content):
     """Nothing but its own layers is computed of it."""
     config = Config.of(steps=2, content_layers=("relu4_2",), style_layers=("relu1_1",))
-    found = transfer.stylize(variables, content, smooth_picture(3, 5, seed=1), config=config)
+    found = stylize(variables, content, smooth_picture(3, 5, seed=1), config=config)
     assert found.status == "done" and found.loss < found.history.loss[0]
 
 
 def test_any_optax_optimizer(variables, content, style):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01, momentum=0.9))
-    result = transfer.stylize(
-        variables, content, [style], config=Config(steps=5), optimizer=optimizer
-    )
+    result = stylize(variables, content, [style], config=Config(steps=5), optimizer=optimizer)
     assert result.history.loss[-1] < result.history.loss[0]
 
 
 def test_no_array_is_captured_by_the_program(variables, content, style):
     """Weights, targets and pictures are arguments; the fixture makes large constants an error."""
     config = Config(steps=1)
-    result = transfer.stylize(variables, content, [style], config=config)
+    result = stylize(variables, content, [style], config=config)
     from nst_jax.optimizers import make_optimizer
     from nst_jax.solver import make_solver
 
@@ -238,7 +232,7 @@ def test_no_array_is_captured_by_the_program(variables, content, style):
         ({"content": np.zeros((36, 48, 3), np.uint8)}, "type uint8: expected floats"),
         ({"content": np.full((36, 48, 3), 255.0)}, "values from 255 to 255: expected .0, 1."),
         ({"styles": [np.full((36, 48, 3), np.nan)]}, "style picture has NaN"),
-        ({"callback_every": 0}, "callback_every is 0"),
+        ({"every": 0}, "is called every 0 steps: expected 1 or more"),
         ({"content": np.zeros((15, 48, 3))}, "content picture is 48x15 px, but layer relu5_1"),
         ({"styles": [np.zeros((8, 48, 3))]}, "style picture is 48x8 px"),
         (
@@ -263,7 +257,7 @@ def test_unfit_arguments_are_refused(variables, content, style, pictures, messag
     arguments = {"content": content, "styles": [style]} | pictures
     content, styles = arguments.pop("content"), arguments.pop("styles")
     with pytest.raises(InputError, match=message):
-        transfer.stylize(variables, content, styles, **arguments)
+        stylize(variables, content, styles, **arguments)
 
 
 @pytest.mark.weights
@@ -285,13 +279,13 @@ def test_the_peer_s_loss_is_reached(vgg19_weights, images_folder, preset, steps,
     content = load_image(images_folder / "content" / "tubingen.jpg", size=size)
     style = load_image(images_folder / "style" / "starry_night.jpg", size=size)
     config = PRESETS[preset].config.but(steps=steps)
-    result = transfer.stylize(vgg19_weights.variables, content, [style], config=config)
+    result = stylize(vgg19_weights.variables, content, [style], config=config)
     assert result.loss <= bound
 
 
 @pytest.mark.gpu
 def test_the_loss_falls_on_a_gpu(variables, content, style):
-    result = transfer.stylize(variables, content, [style], config=Config(steps=20))
+    result = stylize(variables, content, [style], config=Config(steps=20))
     assert result.loss < 0.3 * result.history.loss[0]
     assert result.image.devices() == {jax.devices("gpu")[0]}
 
@@ -302,7 +296,7 @@ def test_luminance_is_what_is_optimised(variables, content, style):
     from nst_jax.color_matching import grey, luminance
 
     config = Config.of(steps=4, color="luminance", init="noise", noise_scale=0.2)
-    result = transfer.stylize(variables, content, [style], config=config, key=KEY)
+    result = stylize(variables, content, [style], config=config, key=KEY)
     loss = make_loss(config.loss)
     grey_content, styles = prepare_colors(jnp.asarray(content), [style], mode="luminance")
     targets = loss.targets(variables, grey_content, styles, weights=loss_weights(config))
@@ -314,7 +308,7 @@ def test_luminance_is_what_is_optimised(variables, content, style):
 
 def test_an_initial_picture_and_a_drawn_one_have_the_same_colours(variables, content, style):
     config = Config.of(steps=2, color="luminance", init="noise", noise_scale=0.2)
-    drawn = transfer.stylize(variables, content, [style], config=config, key=KEY)
+    drawn = stylize(variables, content, [style], config=config, key=KEY)
     noise = initial_image(jnp.asarray(content), variables, config=config, key=KEY)
-    given = transfer.stylize(variables, content, [style], config=config, init=noise)
+    given = stylize(variables, content, [style], config=config, init=noise)
     np.testing.assert_allclose(given.history.loss, drawn.history.loss, rtol=1e-5)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from records import make_problem
 from scipy import linalg
 
 from nst_jax.gaussians import FALLBACK, LITTLE, STAGES, STARTS, wasserstein_loss
@@ -16,7 +17,7 @@ from nst_jax.images import load_image
 from nst_jax.lift import compact, dense
 from nst_jax.losses import gram_sum
 from nst_jax.presets import get_preset
-from nst_jax.problem import make_problem, start
+from nst_jax.problem import start
 from nst_jax.solver import run
 from nst_jax.vgg import network_features
 from nst_jax.weights import load_weights

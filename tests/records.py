@@ -1,0 +1,66 @@
+"""Runs from flat keywords, for tests: gathered into the records that the library takes.
+
+``blend``, masks, ``region_weights`` and ``preserve`` are ``Guidance``; ``choice``, ``free``,
+``mesh`` and ``together`` are ``Execution``; ``loss`` and ``optimizer`` are ``Custom``;
+``callback`` and ``every`` are ``Callback``.
+"""
+
+from nst_jax import batch, lanes, problem, transfer
+from nst_jax.choices import Execution
+from nst_jax.inputs import check_inputs
+from nst_jax.loop import Callback
+from nst_jax.problem import Custom
+from nst_jax.types import Guidance
+
+GUIDANCE = Guidance._fields
+
+
+def taken(given, names):
+    """The keywords of these names, taken out."""
+    return {name: given.pop(name) for name in names if name in given}
+
+
+def guided(given):
+    """``given`` with a ``guidance`` where there is any."""
+    given = dict(given)
+    if guidance := taken(given, GUIDANCE):
+        given["guidance"] = Guidance(**guidance)
+    return given
+
+
+def gathered(given):
+    """Keywords of ``stylize`` with records in place of what belongs to them."""
+    given = guided(given)
+    execution = taken(given, Execution._fields)
+    if "choice" in given:
+        execution["plan"] = given.pop("choice")
+    if execution:
+        given["execution"] = Execution(**execution)
+    if custom := taken(given, Custom._fields):
+        given["custom"] = Custom(**custom)
+    if "every" in given:
+        given["callback"] = Callback(given.get("callback") or (lambda _: None), given.pop("every"))
+    return given
+
+
+def stylize(variables, content, styles, **given):
+    return transfer.stylize(variables, content, styles, **gathered(given))
+
+
+def stylize_batch(variables, contents, styles, **given):
+    blend = taken(given, ("blend",))
+    return batch.stylize_batch(variables, contents, styles, **gathered(given), **blend)
+
+
+def run_batch(elements, **given):
+    return lanes.run_batch(elements, **gathered(given))
+
+
+def make_problem(variables, content, styles, *, config, **given):
+    """Checked and made, as ``stylize`` does for a run of one scale."""
+    given = gathered(given)
+    guidance = taken(given, ("guidance",))
+    inputs = check_inputs(content, styles, config=config, **guidance)
+    settings = {name: given[name] for name in ("custom", "execution") if name in given}
+    problem.check_run(variables, config=config, **settings)
+    return problem.make_problem(variables, inputs, config=config, **given)
