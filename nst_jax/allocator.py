@@ -1,8 +1,24 @@
-"""Memory that is freed stays with the process. Standard library only."""
+"""Memory: how much there is and is taken, and freed memory that stays with the process.
+
+What Linux tells of the machine, the process and the control groups that limit it, and what JAX
+tells of its devices; JAX is imported only where a device is asked.
+"""
 
 import ctypes
 import mmap
 import sys
+from pathlib import Path
+from typing import Any
+
+MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+GROUP_FILES = {  # of each version: the limit, what is used, what of it is given back when asked
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+LATER_PROGRAMS = 100_000_000  # bytes: of what is compiled once the run has been planned, measured
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
@@ -12,7 +28,173 @@ ALIGNMENT = 64  # of XLA's blocks
 SLACK = 2**26  # for small things that come and go beside a run's large ones
 
 
-def keep_freed_memory() -> bool:
+def in_gib(count: float, *, digits: int = 2) -> str:
+    """A number of bytes in words.
+
+    Args:
+      count: of bytes.
+      digits: that matter.
+
+    >>> in_gib(3.14 * 2**30), in_gib(2**28), in_gib(0), in_gib(1.234 * 2**30, digits=3)
+    ('3.1 GiB', '0.25 GiB', '0 GiB', '1.23 GiB')
+    """
+    gib = count / 2**30
+    if 0 < gib < 0.095:
+        return f"{1024 * gib:.{digits}g} MiB"
+    return f"{gib:.{digits - 1}f} GiB" if gib >= 1 else f"{gib:.{digits}g} GiB"
+
+
+def free_bytes(device: Any, **paths: Path) -> int | None:
+    """Memory that a device still has for this process.
+
+    All CPU devices of a process share what is told of one. On GPUs it is the rest of the pool that
+    JAX takes at its start (by default three quarters of the memory).
+
+    Args:
+      device: of JAX.
+      paths: as for ``host_bytes``.
+
+    Returns:
+      Bytes, or None where it is not known.
+    """
+    if device.platform == "cpu":
+        return host_bytes(**paths)
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats or "bytes_in_use" not in stats:
+        return None
+    return max(0, stats["bytes_limit"] - stats["bytes_in_use"])
+
+
+def host_bytes(
+    *, meminfo: Path = MEMINFO, own: Path = OWN_CGROUPS, mount: Path = CGROUPS
+) -> int | None:
+    """Memory that this process may still take of the machine, or None where it is not known.
+
+    Args:
+      meminfo: where Linux tells of the machine's memory.
+      own, mount: as for ``own_groups``.
+    """
+    known = [available_bytes(meminfo), cgroup_bytes(own=own, mount=mount)]
+    return min((free for free in known if free is not None), default=None)
+
+
+def own_memory(*, device: Any = None, status: Path = STATUS) -> int:
+    """What this process takes of the memory that it computes in, once all is compiled.
+
+    0 where it computes in another, a GPU's, and on other systems than Linux.
+
+    Args:
+      device: of JAX, by default the first of the process.
+      status: where Linux tells of the process.
+    """
+    resident = _table(status).get("VmRSS")
+    if (device or _first_device()).platform != "cpu" or resident is None:
+        return 0
+    return 1024 * resident + LATER_PROGRAMS
+
+
+def peak_memory(*, device: Any = None, status: Path = STATUS) -> int | None:
+    """The most that this process has had of the memory it computes in, or None if not known.
+
+    Args:
+      device, status: as for ``own_memory``.
+    """
+    device = device or _first_device()
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("peak_bytes_in_use")
+    peak = _table(status).get("VmHWM")
+    return None if peak is None else 1024 * peak
+
+
+def available_bytes(meminfo: Path = MEMINFO) -> int | None:
+    """Memory of the machine that Linux says is available, or None on other systems."""
+    kibibytes = _table(meminfo).get("MemAvailable")
+    return None if kibibytes is None else 1024 * kibibytes
+
+
+def cgroup_bytes(*, own: Path = OWN_CGROUPS, mount: Path = CGROUPS) -> int | None:
+    """What the control groups of this process still allow: containers and queues limit memory so.
+
+    Of the groups from that of the process up to the root of the mount the tightest counts. Files
+    that are not there are passed over.
+
+    Args:
+      own, mount: as for ``own_groups``.
+
+    Returns:
+      Bytes, or None where there is no limit.
+    """
+    groups = own_groups("memory", own=own, mount=mount)
+    rooms = [_room(folder, *GROUP_FILES[version]) for version, folder in groups]
+    return min((room for room in rooms if room is not None), default=None)
+
+
+def own_groups(
+    controller: str, *, own: Path = OWN_CGROUPS, mount: Path = CGROUPS
+) -> list[tuple[int, Path]]:
+    """The control groups that limit this process, from the root of the mount to its own.
+
+    Folders need not be there: a container may see its own group as the root.
+
+    Args:
+      controller: what is limited, ``"memory"`` or ``"cpu"``.
+      own: the list of this process's groups.
+      mount: where groups are mounted.
+
+    Returns:
+      For each the version of control groups and the folder; none on other systems than Linux.
+    """
+    try:
+        lines = own.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    groups: list[tuple[int, Path]] = []
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            version, root = 2, mount
+        elif controller in controllers.split(","):
+            version, root = 1, mount / controller
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        groups += [(version, root.joinpath(*parts[:depth])) for depth in range(len(parts) + 1)]
+    return groups
+
+
+def _first_device() -> Any:
+    import jax
+
+    return jax.local_devices()[0]
+
+
+def _room(folder: Path, limit_file: str, usage_file: str, reclaimable: str) -> int | None:
+    """What one group still allows, or None where it has no limit."""
+    limit, usage = _number(folder / limit_file), _number(folder / usage_file)
+    if limit is None or usage is None or limit >= 2**60:  # version 1 has no word for "no limit"
+        return None
+    usage -= _table(folder / "memory.stat").get(reclaimable, 0)  # files read, given back when asked
+    return max(0, limit - max(0, usage))
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not there; "max"
+        return None
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Lines of a name and a number, as the kernel writes them."""
+    try:
+        words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}
+
+
+def keep_freed_memory(*, large: bool = True, libc: Any = None) -> bool:
     """Let glibc keep freed memory instead of giving it back to the system.
 
     A chunk of steps takes its scratch memory anew, half a gigabyte at 512 px; once given back, all
@@ -20,17 +202,23 @@ def keep_freed_memory() -> bool:
     main one can hold such blocks. Has no effect after other threads have allocated, so call it
     first; only the command line does, for it is a setting of the whole process.
 
+    Args:
+      large: whether also large blocks are kept. Where memory is scarce, call it again without: each
+        is then given back when it is freed, so that none is ever there twice.
+      libc: the C library, by default that of the process.
+
     Returns:
       Whether there is a glibc that took the settings.
     """
-    libc = _glibc()
+    libc = libc or _glibc()
     if libc is None:
         return False
-    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
+    settings = {M_MMAP_MAX: 0 if large else 2**16, M_MMAP_THRESHOLD: LARGE}
+    settings |= {M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
     return all([libc.mallopt(option, value) for option, value in settings.items()])
 
 
-def reserve(size: int) -> bool:
+def reserve(size: int, *, libc: Any = None) -> bool:
     """Make room in one piece for what will be allocated, where freed memory is kept.
 
     Nothing is used up until it is written to. Without it a small thing may get into a large block
@@ -39,11 +227,12 @@ def reserve(size: int) -> bool:
 
     Args:
       size: of all that will be there at the same time, in bytes.
+      libc: the C library, by default that of the process.
 
     Returns:
       Whether there is a glibc that made room.
     """
-    libc = _glibc()
+    libc = libc or _glibc()
     if libc is None:
         return False
     room = libc.malloc(size + SLACK)
@@ -52,23 +241,7 @@ def reserve(size: int) -> bool:
     return room is not None
 
 
-def give_back_large_blocks() -> bool:
-    """Undo ``keep_freed_memory`` for large blocks, where memory is scarce.
-
-    Each is mapped for itself and given back when it is freed, so that none is ever there twice, for
-    the time that it takes to map and clear its pages anew.
-
-    Returns:
-      Whether there is a glibc that took the settings.
-    """
-    libc = _glibc()
-    if libc is None:
-        return False
-    settings = {M_MMAP_MAX: 2**16, M_MMAP_THRESHOLD: LARGE}
-    return all([libc.mallopt(option, value) for option, value in settings.items()])
-
-
-def keep_to_place(size: int) -> bool:
+def keep_to_place(size: int, *, libc: Any = None) -> bool:
     """Prepare that a large block will be taken again that has just been freed.
 
     It may get another place: something small that has come to lie in the old one, or a few bytes
@@ -78,11 +251,12 @@ def keep_to_place(size: int) -> bool:
 
     Args:
       size: of the block.
+      libc: the C library, by default that of the process.
 
     Returns:
       Whether it will be where its pages are.
     """
-    libc = _glibc()
+    libc = libc or _glibc()
     if libc is None:
         return True
     block = libc.aligned_alloc(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
@@ -98,19 +272,6 @@ def keep_to_place(size: int) -> bool:
     if not there:
         libc.malloc_trim(0)
     return there
-
-
-def release_freed_memory() -> bool:
-    """Give the pages of all that is free now back to the system, also in the midst of the heap.
-
-    Returns:
-      Whether there is a glibc that did.
-    """
-    libc = _glibc()
-    if libc is None:
-        return False
-    libc.malloc_trim(0)
-    return True
 
 
 def bytes_in_use() -> int | None:

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,9 @@ from nst_jax.batch_options import Batch, ProcessOptions
 from nst_jax.batch_records import BatchJob, leave_out, writing
 from nst_jax.call import Call
 from nst_jax.checkpoint import Saved, held
-from nst_jax.compilation_cache import use_compilation_cache
-from nst_jax.devices import use_cpu_devices
+from nst_jax.devices import use_compilation_cache, use_cpu_devices
 from nst_jax.distributed import Membership, join
-from nst_jax.files import remove_leftovers
+from nst_jax.files import remove_leftovers, removed_if_empty
 from nst_jax.inputs import check_style
 from nst_jax.interrupt import stop_on_signals
 from nst_jax.job_checkpoint import save_call
@@ -103,15 +102,14 @@ def batch(options: Batch, call: Call, *, resumed: Saved | None = None) -> int:
     was_there = os.path.isdir(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with held(None if resumed else options.checkpoint):  # ``resume`` holds it
-            if options.checkpoint is not None and resumed is None:
-                save_call(options.checkpoint, call=call, weights=job.weights)
-            return make_missing(job, missing, there, failures, alone=me.count == 1)
-    finally:
-        with suppress(OSError):
-            if not was_there:
-                folder.rmdir()  # where nothing was written, such as with too little memory
+    # ``resume`` holds the checkpoints' folder.
+    with (
+        nullcontext() if was_there else removed_if_empty(folder),  # such as with too little memory
+        held(None if resumed else options.checkpoint),
+    ):
+        if options.checkpoint is not None and resumed is None:
+            save_call(options.checkpoint, call=call, weights=job.weights)
+        return make_missing(job, missing, there, failures, alone=me.count == 1)
 
 
 def read_styles(options: Batch, files: Sequence[Path]) -> Callable[[int], np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from nst_jax.allocator import free_bytes, own_memory
 from nst_jax.batch import follows_content, problem_maker
 from nst_jax.batch_inputs import Item
 from nst_jax.batch_records import BatchJob, Loaded, Made, job_fingerprint, leave_out, write
@@ -23,7 +24,6 @@ from nst_jax.lane_plans import Element
 from nst_jax.lane_solver import OF_CONTENT
 from nst_jax.lanes import each_result, run_batch
 from nst_jax.loop import Progress
-from nst_jax.memory import free_bytes, own_memory
 from nst_jax.messages import tell
 from nst_jax.parallel import make_mesh
 from nst_jax.problem import Problem

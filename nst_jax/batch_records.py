@@ -12,6 +12,7 @@ import numpy as np
 from nst_jax import report
 from nst_jax.batch_inputs import Item
 from nst_jax.config import Config, to_flat
+from nst_jax.devices import versions
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.inputs import Inputs
@@ -101,7 +102,7 @@ def job_fingerprint(job: BatchJob, item: Item) -> str:
         "size": job.size,
         "style_size": job.style_size,
         "weights": job.weights.info.sha256,
-        "version": report.versions()["nst_jax"],
+        "version": versions()["nst_jax"],
         "bit_depth": job.bit_depth,
     }
     return fingerprint(report.as_json(facts))

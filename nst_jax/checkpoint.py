@@ -135,8 +135,7 @@ def begin(folder: Path, inputs: Sequence[Path] = ()) -> dict[str, str]:
         clear(folder)
         if not inputs:
             return {}
-        temporary = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder))
-        try:
+        with temporary_folder(folder, prefix=".checkpoint-") as temporary:
             for path, name in copied_names(inputs).items():
                 copy = temporary / Path(name).name
                 if path == STANDARD:
@@ -144,10 +143,8 @@ def begin(folder: Path, inputs: Sequence[Path] = ()) -> dict[str, str]:
                 else:
                     shutil.copyfile(path, copy)
                 _to_disk(copy)
-            temporary.chmod(0o777 & ~umask())  # mkdtemp's 0700 is for secrets
+            temporary.chmod(0o777 & ~umask())  # its 0700 is for secrets
             os.replace(temporary, folder / INPUTS)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return {name: file_digest(folder / name) for name in copied_names(inputs).values()}
     except OSError as error:
         raise _unwritable(folder, error) from None
@@ -178,8 +175,7 @@ def save(
     """
     before = checkpoints(folder)
     path = folder / f"checkpoint-{_number(before[-1]) + 1 if before else 0:08}"
-    temporary = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder))
-    try:
+    with temporary_folder(folder, prefix=".checkpoint-") as temporary:
         _write_arrays(temporary / ARRAYS, arrays)
         (temporary / RECORD).write_text(json.dumps(record), "utf-8")
         digests = {name: file_digest(temporary / name) for name in (ARRAYS, RECORD)}
@@ -189,11 +185,8 @@ def save(
             _to_disk(temporary / name)
         for name in (ARRAYS, RECORD, MANIFEST):
             (temporary / name).chmod(0o666 & ~umask())
-        temporary.chmod(0o777 & ~umask())  # mkdtemp's 0700 is for secrets
+        temporary.chmod(0o777 & ~umask())  # its 0700 is for secrets
         os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     with suppress(OSError):  # not every file system can, and the checkpoint is there
         _to_disk(folder)
     with suppress(OSError):

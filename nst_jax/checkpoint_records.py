@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from nst_jax import checkpoint, report
+from nst_jax import checkpoint
 from nst_jax.choices import ExecutionPlan, check_choice
+from nst_jax.devices import device, versions
 from nst_jax.errors import InputError
 from nst_jax.memory import LoopMemory
 from nst_jax.plan_words import MemoryPlan
@@ -48,8 +49,8 @@ def common_record(weights: Weights) -> dict[str, Any]:
     """What the checkpoints of all commands say of the program and the network."""
     info = weights.info
     return {
-        "versions": report.versions(),
-        "device": report.device(),
+        "versions": versions(),
+        "device": device(),
         "weights": {"name": info.name, "sha256": info.sha256, "path": os.path.abspath(info.path)},
     }
 
@@ -61,7 +62,7 @@ def check_versions(saved: checkpoint.Saved) -> None:
       InputError: with what differs.
     """
     with foreign_is_input_error(saved):
-        there, here = saved.record["versions"], report.versions()
+        there, here = saved.record["versions"], versions()
         other = [
             f"{name} {there.get(name)} (here {here[name]})"
             for name in VERSIONS
@@ -84,7 +85,7 @@ def other_devices(saved: checkpoint.Saved, *, divided: bool = False) -> list[str
       InputError: where another number of devices would have to share it.
     """
     with foreign_is_input_error(saved):
-        there, here = saved.record["device"], report.device()
+        there, here = saved.record["device"], device()
         before, count = f"{there['count']} x {there['kind']}", there["count"]
         threads = there.get("threads")
         threads = None if threads is None else whole(threads)
@@ -140,7 +141,7 @@ def save_position(folder: str | Path, position: Position) -> None:
     """
     folder, arrays = Path(folder), {}
     folder.mkdir(exist_ok=True)
-    record = {"kind": "position", "versions": report.versions(), "device": report.device()}
+    record = {"kind": "position", "versions": versions(), "device": device()}
     record |= {"position": position_record(position, arrays)}
     checkpoint.save(folder, record, arrays, inputs={})
 

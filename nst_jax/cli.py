@@ -16,7 +16,7 @@ from nst_jax.call import make_call
 from nst_jax.command_line import parse
 from nst_jax.config import to_flat
 from nst_jax.errors import InputError
-from nst_jax.interrupt import end_on_signals, exit_code
+from nst_jax.interrupt import end_on_signals
 from nst_jax.messages import tell
 from nst_jax.options import (
     Estimate,
@@ -30,7 +30,7 @@ from nst_jax.options import (
     Version,
 )
 from nst_jax.presets import get_preset
-from nst_jax.standard_streams import lasting_errors, lasting_output
+from nst_jax.standard_streams import lasting_streams
 from nst_jax.threads import jax_has_started, set_threads
 from nst_jax.weights_options import ListWeights, Verify
 
@@ -67,22 +67,17 @@ def prepare_threads(threads: int | None = None) -> None:
         set_threads(threads=threads)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the return value is the exit code.
+class _Told(logging.Handler):
+    """Prints what the package logs as lines of the command."""
 
-    0 done; 1 diverged, with the best picture written; 2 bad input, or an output that cannot be
-    written; 130 interrupted, 143 by SIGTERM.
-    """
-    with lasting_errors(), end_on_signals(), warnings_on_stderr():
-        return _main(arguments)
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(record.getMessage())
 
 
 @contextmanager
-def warnings_on_stderr() -> Iterator[None]:
-    """Print what the library logs to standard error, a line each."""
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: print(f"nst-jax: {record.getMessage()}", file=sys.stderr)
-    logger = logging.getLogger("nst_jax")
+def told() -> Iterator[None]:
+    """Print what the package logs to standard error."""
+    handler, logger = _Told(), logging.getLogger("nst_jax")
     logger.addHandler(handler)
     try:
         yield
@@ -90,25 +85,31 @@ def warnings_on_stderr() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _main(arguments: list[str] | None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the return value is the exit code.
+
+    0 done; 1 diverged, with the best picture written; 2 bad input, or an output that cannot be
+    written; 130 interrupted, 143 by SIGTERM.
+    """
+    with told(), lasting_streams() as errors, end_on_signals():
+        return _main(sys.argv[1:] if arguments is None else arguments, errors)
+
+
+def _main(arguments: list[str], errors: list[OSError]) -> int:
     if arguments == ["--version"]:
         arguments = ["version"]
     try:
-        with lasting_output() as errors:
-            options = parse(arguments)
-            code = run_command(options, arguments)
-        printed = isinstance(getattr(options, "action", options), PRINTED)
-        return 2 if errors and printed else code
+        options = parse(arguments)
+        code = run_command(options, arguments)
     except InputError as error:
         tell(f"error: {error}")
         return 2
     except MemoryError:
         tell("error: out of memory: choose a smaller --size")
         return 2
-    except KeyboardInterrupt as interruption:
-        tell("interrupted")
-        return exit_code(interruption)
+    print(end="", flush=True)  # what fails of it is among the errors then
+    printed = isinstance(getattr(options, "action", options), PRINTED)
+    return 2 if errors and printed else code
 
 
 def run_command(options: Any, arguments: list[str]) -> int:

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from nst_jax.allocator import free_bytes, in_gib, own_memory
 from nst_jax.choices import choice_in_words
 from nst_jax.errors import InputError
 from nst_jax.images import picture_shape
 from nst_jax.inputs import check_shape
 from nst_jax.job_inputs import check_size, obtain_weights
 from nst_jax.job_plan import explained
-from nst_jax.memory import free_bytes, in_gib, own_memory
 from nst_jax.memory_plan import choose
 from nst_jax.options import Estimate
 from nst_jax.plan_words import Task

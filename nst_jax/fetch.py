@@ -1,9 +1,7 @@
 """Download the published weights once, check them and keep them converted in a per-user cache."""
 
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,10 +12,15 @@ from typing import Any, NamedTuple, cast
 from nst_jax.canonical import write_canonical
 from nst_jax.convert import convert
 from nst_jax.errors import InputError
-from nst_jax.files import expanded, file_digest, remove_leftovers
+from nst_jax.files import (
+    CACHE_VARIABLE,
+    cache_dir,
+    expanded,
+    file_digest,
+    remove_leftovers,
+    temporary_folder,
+)
 from nst_jax.stored import MAX_FILE, printable
-
-CACHE_VARIABLE = "NST_JAX_CACHE"
 
 _PIECE = 2**18  # bytes
 _PASSING = (408, 425, 429)  # statuses of a server that may give the file later
@@ -80,15 +83,6 @@ SOURCES = {
     ),
 }
 DEFAULT_SOURCE = "keras"
-
-
-def cache_dir() -> Path:
-    """The per-user folder of converted weights, or the one in ``NST_JAX_CACHE``."""
-    if folder := os.environ.get(CACHE_VARIABLE):
-        return expanded(folder)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("nst_jax"))
 
 
 def cached_path(source: str, *, cache: Path | None = None) -> Path:
@@ -188,11 +182,8 @@ def _scratch(target: Path) -> Iterator[Path]:
     for left in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(left, ignore_errors=True)
     remove_leftovers([target])
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    try:
+    with temporary_folder(target.parent, prefix=prefix) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keep(source: Published, file: Path, url: str, target: Path) -> None:

@@ -1,17 +1,21 @@
-"""Writing files whole or not at all, and checksums of them. Standard library only."""
+"""Files: written whole or not at all, checked before any work; the user's cache."""
 
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nst_jax.errors import InputError
 
+CACHE_VARIABLE = "NST_JAX_CACHE"
+
 _umask_lock = threading.Lock()
-_temporaries: set[Path] = set()  # that are being written
+_temporaries: set[Path] = set()  # files and folders that are being written
+_made: set[Path] = set()  # folders that are removed where they stay empty
 
 
 @contextmanager
@@ -35,6 +39,43 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         _temporaries.discard(temporary)
+
+
+@contextmanager
+def temporary_folder(parent: Path, *, prefix: str) -> Iterator[Path]:
+    """Give a folder for what is on its way, which is removed at the end of the block."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    _temporaries.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _temporaries.discard(folder)
+
+
+@contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove a folder at the end of the block where nothing has been written to it."""
+    _made.add(folder)
+    try:
+        yield
+    finally:
+        _made.discard(folder)
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def cache_dir() -> Path:
+    """The per-user folder of what can be had again, or the one in ``NST_JAX_CACHE``.
+
+    Raises:
+      InputError: as ``expanded``.
+    """
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return expanded(folder)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("nst_jax"))
 
 
 def expanded(path: str | Path) -> Path:
@@ -64,9 +105,15 @@ def umask() -> int:
 
 
 def discard_temporaries() -> None:
-    """Remove the files that are being written: for a process that ends without its clean-up."""
+    """Remove what is being written: for a process that ends without its clean-up."""
     for path in list(_temporaries):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    for folder in list(_made):
+        with suppress(OSError):  # something is in it
+            folder.rmdir()
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -80,7 +127,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     if os.path.isdir(path):
         raise InputError(f"{path} is a directory: expected the name of a file to write")
     if os.path.exists(path) and not overwrite:
-        raise InputError(f"{path} exists: choose another output name, or give --overwrite")
+        raise InputError(f"{path} exists: choose another output name, or set overwrite")
     if not os.path.isdir(path.parent):
         raise InputError(f"the folder {path.parent} of {path.name} does not exist: create it first")
     try:

@@ -4,8 +4,9 @@ import time
 from dataclasses import asdict
 
 from nst_jax import checkpoint
+from nst_jax.allocator import own_memory, peak_memory
 from nst_jax.checkpoint import Saved, held
-from nst_jax.compilation_cache import use_compilation_cache
+from nst_jax.devices import use_compilation_cache
 from nst_jax.files import remove_leftovers
 from nst_jax.images import check_output, check_output_sides
 from nst_jax.interrupt import stop_on_signals
@@ -15,7 +16,6 @@ from nst_jax.job_outputs import write_outputs
 from nst_jax.job_plan import make_plan, make_room, tell_of_room
 from nst_jax.job_records import EXIT_CODES, Job, closing_words, make_record
 from nst_jax.job_run import optimise
-from nst_jax.memory import own_memory, peak_memory
 from nst_jax.messages import tell
 from nst_jax.plan_words import MemoryPlan, plan_in_words
 from nst_jax.progress import planning_display

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nst_jax import report
+from nst_jax.allocator import host_bytes, in_gib
 from nst_jax.checkpoint import Saved
 from nst_jax.checkpoint_records import check_weights
 from nst_jax.choices import Execution
@@ -18,7 +19,6 @@ from nst_jax.errors import InputError
 from nst_jax.files import check_folder, check_free
 from nst_jax.images import check_output, load_image, resize_to
 from nst_jax.job_checkpoint import check_checkpoints
-from nst_jax.memory import host_bytes, in_gib
 from nst_jax.messages import tell
 from nst_jax.options import PictureOptions, RunOptions, WatchOptions
 from nst_jax.presets import get_preset

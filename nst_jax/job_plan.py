@@ -3,11 +3,11 @@
 import jax
 from jax.sharding import Mesh
 
-from nst_jax.allocator import give_back_large_blocks, reserve
+from nst_jax.allocator import free_bytes, in_gib, keep_freed_memory, reserve
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.job_records import Job
-from nst_jax.memory import USABLE, free_bytes, in_gib
+from nst_jax.memory import USABLE
 from nst_jax.memory_plan import choose
 from nst_jax.messages import tell
 from nst_jax.parallel import make_mesh
@@ -96,7 +96,7 @@ def make_room(plan: MemoryPlan) -> None:
     if plan.free is None or room <= USABLE * plan.free:
         reserve(room)
     else:
-        give_back_large_blocks()
+        keep_freed_memory(large=False)
 
 
 def is_out_of_memory(error: Exception) -> bool:

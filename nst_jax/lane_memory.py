@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from nst_jax.allocator import give_back_large_blocks
+from nst_jax.allocator import in_gib, keep_freed_memory
 from nst_jax.errors import InputError
-from nst_jax.memory import USABLE, LoopMemory, in_gib, loop_memory
+from nst_jax.memory import USABLE, LoopMemory, loop_memory
 from nst_jax.plan_words import MemoryPlan, plan_in_words
 from nst_jax.problem import Problem
 
@@ -21,7 +21,7 @@ def picture_memory(problem: Problem, *, free: int | None = None) -> LoopMemory |
 
     Args:
       problem: of the picture.
-      free: from ``memory.free_bytes``; None for no limit.
+      free: from ``allocator.free_bytes``; None for no limit.
 
     Returns:
       The ``LoopMemory``, or None where the backend does not tell.
@@ -36,7 +36,7 @@ def picture_memory(problem: Problem, *, free: int | None = None) -> LoopMemory |
     twice = memory._replace(scratch=2 * memory.scratch)
     if free is None or twice.own <= USABLE * free:
         return twice
-    give_back_large_blocks()
+    keep_freed_memory(large=False)
     return memory
 
 
@@ -45,7 +45,7 @@ def batch_that_fits(memory: LoopMemory, free: int, *, at_most: int) -> int:
 
     Args:
       memory: from ``picture_memory``; the network is in its place already.
-      free: from ``memory.free_bytes``.
+      free: from ``allocator.free_bytes``.
       at_most: the largest number wanted.
 
     Returns:
@@ -88,8 +88,8 @@ def pictures_in_words(
     Args:
       problem: of one of them.
       memory: of all of them.
-      free: from ``memory.free_bytes``, or None where it is not known.
-      process: from ``memory.own_memory`` at the same time.
+      free: from ``allocator.free_bytes``, or None where it is not known.
+      process: from ``allocator.own_memory`` at the same time.
       pictures: how many are computed at once.
     """
     plan = MemoryPlan(problem.choice, memory, free)

@@ -145,7 +145,7 @@ def choose(
 
     Args:
       task: of one size.
-      free: bytes that the device has, see ``memory.free_bytes``; None for no limit.
+      free: bytes that the device has, see ``allocator.free_bytes``; None for no limit.
       failed: whether ``free`` is only what a failure shows, and not to be told.
       meter: how needs are found out; by default the compiler is asked.
       tiles: sides of tiles to try, from the largest.

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from nst_jax.allocator import in_gib
 from nst_jax.choices import ExecutionPlan, choice_in_words
 from nst_jax.config import Config
 from nst_jax.errors import InputError
-from nst_jax.memory import USABLE, LoopMemory, in_gib
+from nst_jax.memory import USABLE, LoopMemory
 from nst_jax.types import Guidance, Variables
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from nst_jax.allocator import free_bytes
 from nst_jax.choices import (
     Execution,
     ExecutionPlan,
@@ -27,7 +28,6 @@ from nst_jax.guides import lay_over
 from nst_jax.inputs import Inputs, initial_image
 from nst_jax.layers import deepest, stride
 from nst_jax.mask_checks import with_rest
-from nst_jax.memory import free_bytes
 from nst_jax.memory_plan import choose, fits_surely, given_choice, grid_of
 from nst_jax.objective import check_learned, loss_weights, of_luminance
 from nst_jax.parallel import replicate

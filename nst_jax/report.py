@@ -3,40 +3,22 @@
 import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
 from nst_jax.choices import choice_in_words
 from nst_jax.config import Config, to_flat
+from nst_jax.devices import device, versions
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
-from nst_jax.threads import threads_in_use
 from nst_jax.transfer import Result
 from nst_jax.types import Info
 from nst_jax.weights import Weights
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, this package and those that decide about its numbers."""
-    packages = ("nst_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version()} | found
-
-
-def device() -> dict[str, Any]:
-    """The devices that JAX computes on, and of CPUs on how many threads."""
-    first = jax.devices()[0]
-    known = {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count()}
-    if first.platform != "cpu":
-        return known
-    return known | {"threads": threads_in_use(devices=jax.local_device_count())}
 
 
 def as_json(value: Any) -> Any:

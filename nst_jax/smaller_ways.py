@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from nst_jax import checkpoint
+from nst_jax.allocator import in_gib
 from nst_jax.choices import ExecutionPlan, choice_in_words
 from nst_jax.job_checkpoint import Standing, restore_standing
 from nst_jax.job_plan import explained, is_out_of_memory, make_smaller_plan
 from nst_jax.job_records import Job, recovered_words
-from nst_jax.memory import in_gib
 from nst_jax.messages import tell
 from nst_jax.plan_words import MemoryPlan
 from nst_jax.position import Position

@@ -1,8 +1,9 @@
 """Standard input and output as files, both called ``-``. Standard library only."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -13,10 +14,12 @@ from nst_jax.errors import InputError
 STANDARD = Path("-")
 MOST_BYTES = 2**30  # of standard input
 
+log = logging.getLogger(__name__)
+
 
 @lru_cache(maxsize=1)
-def standard_input() -> bytes:
-    """All bytes of standard input, which is read at the first call.
+def standard_input(*, most: int = MOST_BYTES) -> bytes:
+    """All bytes of standard input, at most so many; it is read at the first call.
 
     Raises:
       InputError: where there is none, or it is a terminal, empty or endless.
@@ -25,45 +28,35 @@ def standard_input() -> bytes:
         raise InputError("standard input is closed: expected a picture, as by < FILE")
     if sys.stdin.isatty():
         raise InputError("standard input is a terminal: expected a picture, as by < FILE")
-    data = sys.stdin.buffer.read(MOST_BYTES + 1)
+    data = sys.stdin.buffer.read(most + 1)
     if not data:
         raise InputError("standard input is empty: expected a picture file")
-    if len(data) > MOST_BYTES:
-        raise InputError(f"standard input holds over {MOST_BYTES >> 30} GiB: name a file instead")
+    if len(data) > most:
+        raise InputError(f"standard input holds over {most / 2**30:.3g} GiB: name a file instead")
     return data
 
 
 @contextmanager
-def lasting_errors() -> Iterator[None]:
-    """Let standard error fail without an exception: who listens to a run is not to end it.
+def lasting_streams() -> Iterator[list[OSError]]:
+    """Let standard output and error fail without an exception, which would end a run.
 
-    As of ``nst-jax ... 2>&1 | tee log``, where Ctrl-C ends ``tee``, too.
+    As of ``nst-jax ... 2>&1 | tee log``, where Ctrl-C ends ``tee``, too. What cannot be encoded is
+    written as escapes.
+
+    Gives a list of why standard output could not be written, complete once it is flushed; the first
+    of them is logged at the end. That its reader has gone, such as ``head``, which has seen enough,
+    is no reason.
     """
-    stream = sys.stderr
-    sys.stderr = stream and _Lasting(stream, [])
-    try:
-        yield
-    finally:
-        sys.stderr = stream
-
-
-@contextmanager
-def lasting_output() -> Iterator[list[OSError]]:
-    """Let standard output fail without an exception: what is printed last is not to hide the rest.
-
-    Gives a list of why it could not be written, which is complete, and told, at the end. That its
-    reader has gone, such as head, which has seen enough, is no reason.
-    """
-    stream, errors = sys.stdout, []
-    sys.stdout = stream and _Lasting(stream, errors)
+    output, error = sys.stdout, sys.stderr
+    errors: list[OSError] = []
+    sys.stdout, sys.stderr = output and _Lasting(output, errors), error and _Lasting(error, [])
     try:
         yield errors
     finally:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        sys.stdout = stream
-        for error in errors[:1]:
-            print(f"nst-jax: cannot write to standard output ({error.strerror})", file=sys.stderr)
+        print(end="", flush=True)
+        if errors:
+            log.error("cannot write to standard output (%s)", errors[0].strerror)
+        sys.stdout, sys.stderr = output, error
 
 
 class _Lasting:
@@ -76,23 +69,31 @@ class _Lasting:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if getattr(self._stream, "errors", None) == "strict":  # which bears no name of odd bytes
+        if getattr(self._stream, "errors", None) == "strict":
             encoding = self._stream.encoding
             text = text.encode(encoding, "backslashreplace").decode(encoding)
-        return self._tried(lambda: self._stream.write(text)) or len(text)
+        with self._tried():
+            self._stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        self._tried(self._stream.flush)
+        with self._tried():
+            self._stream.flush()
 
-    def _tried(self, action: Callable[[], Any]) -> Any:
+    @contextmanager
+    def _tried(self) -> Iterator[None]:
         try:
-            return action()
+            yield
         except (OSError, ValueError) as error:  # broken, or closed
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 self._errors.append(error)
             with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-        return None
+                _drop(self._stream)
+
+
+def _drop(stream: TextIO) -> None:
+    """Send to nowhere what is still to come, so that nothing is left to be flushed at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def check_standard_output() -> None:
@@ -108,7 +109,7 @@ def check_standard_output() -> None:
 
 
 def write_standard_output(data: bytes) -> None:
-    """Write to standard output; where that fails nothing is left to be flushed at the exit.
+    """Write to standard output at once.
 
     Raises:
       OSError: where it cannot be written, as of a pipe that is closed.
@@ -119,5 +120,5 @@ def write_standard_output(data: bytes) -> None:
         stream.buffer.write(data)
         stream.buffer.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # nothing to flush at exit
+        _drop(stream)
         raise OSError(error.errno, error.strerror, "standard output") from None

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from nst_jax import report
+from nst_jax.allocator import free_bytes, in_gib, own_memory
 from nst_jax.call import input_files
-from nst_jax.compilation_cache import use_compilation_cache
 from nst_jax.config import INITS, Config
 from nst_jax.contact_sheet import contact_sheet, sheet_shape
+from nst_jax.devices import use_compilation_cache
 from nst_jax.errors import InputError
 from nst_jax.images import check_output_sides, load_image, save_image
 from nst_jax.inputs import Inputs, check_initial, check_inputs
@@ -32,7 +33,7 @@ from nst_jax.lane_memory import picture_memory, pictures_in_words, refusal, time
 from nst_jax.lane_plans import Element
 from nst_jax.lanes import check_single, each_result, run_batch, structure
 from nst_jax.loop import Progress
-from nst_jax.memory import USABLE, free_bytes, in_gib, own_memory
+from nst_jax.memory import USABLE
 from nst_jax.messages import tell
 from nst_jax.options import Sweep, WatchOptions
 from nst_jax.presets import get_preset

@@ -1,4 +1,4 @@
-"""On how many threads CPUs compute, to be set before JAX starts. Standard library only.
+"""On how many threads CPUs compute, to be set before JAX starts.
 
 The number decides about the bits of a result: XLA divides sums among its threads.
 """
@@ -6,10 +6,10 @@ The number decides about the bits of a result: XLA divides sums among its thread
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-from nst_jax.cgroups import own_groups
+from nst_jax.allocator import CGROUPS, OWN_CGROUPS, own_groups
 from nst_jax.errors import InputError
 
 MOST_THREADS = 256  # XLA computes on no more
@@ -43,20 +43,40 @@ def set_threads(*, threads: int | None = None) -> int | None:
         check_threads(threads)
     if not can_set_threads():
         return None
-    named = _named(os.environ)
-    wanted = min(MOST_THREADS, threads or named or usable_cpus())
-    if jax_has_started():
-        there = threads_in_use()
-        if there != wanted:
+    started = threads_in_use() if jax_has_started() else None
+    return name_threads(os.environ, threads=threads, usable=usable_cpus(), started=started)
+
+
+def name_threads(
+    environ: MutableMapping[str, str], *, threads: int | None, usable: int, started: int | None
+) -> int:
+    """Set the variables of ``set_threads``, unless JAX has started.
+
+    Args:
+      environ: the environment.
+      threads: how many, or None for what is named there, or else the usable CPUs.
+      usable: from ``usable_cpus``.
+      started: on how many threads JAX has started, or None.
+
+    Returns:
+      How many threads XLA will have.
+
+    Raises:
+      InputError: where JAX has started on another number.
+    """
+    named = _named(environ)
+    wanted = min(MOST_THREADS, threads or named or usable)
+    if started is not None:
+        if started != wanted:
             raise InputError(
-                f"JAX has started on {there} threads already, {wanted} are wanted: call "
+                f"JAX has started on {started} threads already, {wanted} are wanted: call "
                 "set_threads before the first array is made"
             )
-        return there
+        return started
     if threads is not None or named is None:
-        os.environ[XLA_VARIABLES[0]] = str(wanted)
-    if threads is not None or not os.environ.get(BLAS_VARIABLE):
-        os.environ[BLAS_VARIABLE] = "1"
+        environ[XLA_VARIABLES[0]] = str(wanted)
+    if threads is not None or not environ.get(BLAS_VARIABLE):
+        environ[BLAS_VARIABLE] = "1"
     return wanted
 
 
@@ -87,18 +107,19 @@ def jax_has_started() -> bool:
     return started is not None and started()
 
 
-def threads_in_use(*, devices: int = 1) -> int:
+def threads_in_use(*, devices: int = 1, environ: Mapping[str, str] = os.environ) -> int:
     """On how many threads XLA computes, or will, by the environment and the affinity mask.
 
     Args:
       devices: CPU devices of the process; XLA takes a thread for each at least.
+      environ: the environment.
     """
-    named = _named(os.environ)
+    named = _named(environ)
     return min(MOST_THREADS, max(devices, affinity_cpus() if named is None else named))
 
 
 def usable_cpus(
-    *, affinity: int | None = None, own: Path | None = None, mount: Path | None = None
+    *, affinity: int | None = None, own: Path = OWN_CGROUPS, mount: Path = CGROUPS
 ) -> int:
     """How many CPUs this process may use: the least of its affinity mask and its CPU quotas.
 
@@ -107,7 +128,7 @@ def usable_cpus(
 
     Args:
       affinity: how many CPUs the process may run on, by default those of its mask.
-      own, mount: as for ``cgroups.own_groups``.
+      own, mount: as for ``allocator.own_groups``.
     """
     cpus = affinity_cpus() if affinity is None else affinity
     quotas = [

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from nst_jax.allocator import release_freed_memory
+from nst_jax.allocator import free_bytes
 from nst_jax.choices import Execution
 from nst_jax.config import Config
 from nst_jax.errors import InputError
@@ -22,7 +22,6 @@ from nst_jax.inputs import Inputs, check_inputs
 from nst_jax.layers import TAPS
 from nst_jax.lbfgs import PAIRS
 from nst_jax.loop import Callback, Progress, Run, add_timing, as_callback, iterate
-from nst_jax.memory import free_bytes
 from nst_jax.optimizers import scale_learning_rate
 from nst_jax.position import Position, flatten, restore, unflatten
 from nst_jax.problem import Custom, Problem, check_run, find_plan, make_problem, make_task
@@ -138,9 +137,9 @@ def stylize(
       guidance: which style holds where, and what of the content is left as it is.
       key: PRNG key of the noise, by default ``jax.random.key(0)``.
       init: initial picture ``[H, W, 3]`` in place of ``config.initial.init``. Or where an earlier
-        run with the same other arguments stood, from the ``Progress.position`` of its callback: on CPUs on
-        the same number of threads the result is that of one run, bit for bit. The arrays of its
-        ``state`` are taken out of it, so that they are not in memory twice.
+        run with the same other arguments stood, from the ``Progress.position`` of its callback: on
+        CPUs on the same number of threads the result is that of one run, bit for bit. The arrays
+        of its ``state`` are taken out of it, so that they are not in memory twice.
       custom: objective and optimiser in place of the config's.
       callback: called on the host between chunks of steps, ``False`` stops the run; a function, or
         ``Callback(function, every=...)`` for chosen steps.
@@ -260,8 +259,6 @@ def run_scale(constants: Constants, carried: Carried) -> Carried:
     problem = _make_problem(constants, carried)
     own_optimizer = constants.custom.optimizer is not None
     state, past = _begin(constants, carried, problem)
-    # What the targets needed was more than they are, and may lie where the loop finds no use.
-    release_freed_memory()
     one = iterate(
         partial(run, problem.solver, variables=problem.variables, targets=problem.targets),
         state,

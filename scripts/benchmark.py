@@ -32,6 +32,7 @@ import tyro
 
 from nst_jax import report
 from nst_jax.allocator import keep_freed_memory
+from nst_jax.devices import device, versions
 from nst_jax.errors import InputError
 from nst_jax.images import load_image
 from nst_jax.weights import find_weights, load_weights
@@ -197,8 +198,8 @@ def main(options: Options) -> int:
     machine = {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
-        "device": report.device(),
-        "versions": report.versions() | {"torch": torch.__version__},
+        "device": device(),
+        "versions": versions() | {"torch": torch.__version__},
     }
     print(json.dumps(machine))
     results: dict[str, Any] = {"machine": machine}

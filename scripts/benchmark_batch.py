@@ -31,7 +31,7 @@ from nst_jax.allocator import keep_freed_memory
 from nst_jax.batch import problem_maker
 from nst_jax.choices import Execution
 from nst_jax.config import Precision
-from nst_jax.devices import use_cpu_devices
+from nst_jax.devices import device, use_cpu_devices, versions
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image
 from nst_jax.inputs import check_inputs
@@ -199,8 +199,8 @@ def main(options: Options) -> int:
     results: dict[str, Any] = {
         "machine": {
             "processor": platform.processor() or platform.machine(),
-            "device": report.device(),
-            "versions": report.versions(),
+            "device": device(),
+            "versions": versions(),
         }
     }
     print(json.dumps(results["machine"]))

@@ -35,6 +35,7 @@ from look_settings import Setting, measure_settings, parse_setting, planned, run
 
 from nst_jax import report
 from nst_jax.allocator import keep_freed_memory
+from nst_jax.devices import device, versions
 from nst_jax.errors import InputError
 from nst_jax.files import atomic_write
 from nst_jax.images import load_image, save_image, to_uint8
@@ -165,8 +166,8 @@ def compare(options: Options) -> dict[str, Any]:
         "step_seconds": {" ".join(key): timing for key, timing in timings.items()},
         "settings": {setting.label: setting.words for setting in settings},
         "notes": notes,
-        "device": report.device(),
-        "versions": report.versions(),
+        "device": device(),
+        "versions": versions(),
         "results": results,
     }
     for content, (network, variables) in product(contents, networks.items()):

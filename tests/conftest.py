@@ -14,6 +14,7 @@ from PIL import Image
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_captured_constants_warn_bytes", 2_000)
+jax.config.update("jax_enable_compilation_cache", False)  # commands in this process have none
 
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 

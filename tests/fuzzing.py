@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from nst_jax.allocator import peak_memory
 from nst_jax.cli import main
-from nst_jax.memory import peak_memory
 
 SECONDS = 30
 BYTES = 4 * 2**30

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nst_jax import allocator
+from nst_jax.allocator import PAGE, bytes_in_use, keep_freed_memory, keep_to_place, reserve
 
 
 class Libc:
@@ -15,7 +15,7 @@ class Libc:
         self.resident, self.takes, self.calls = resident, takes, []
 
     def mallopt(self, option, value):
-        self.calls.append(("mallopt", option, value))
+        self.calls.append((option, value))
         return int(self.takes)
 
     def malloc(self, size):
@@ -28,7 +28,7 @@ class Libc:
         return 2**20 + alignment if self.takes else None
 
     def mincore(self, place, size, state):
-        assert place % allocator.PAGE == 0 and size == allocator.PAGE
+        assert place % PAGE == 0 and size == PAGE
         state._obj.value = 254 + self.resident  # the other bits are undefined
 
     def free(self, block):
@@ -38,64 +38,44 @@ class Libc:
         self.calls.append(("malloc_trim", padding))
 
 
-@pytest.fixture
-def give(monkeypatch):
-    """Put another C library in the place of this process's."""
-
-    def give(libc):
-        monkeypatch.setattr(allocator, "_glibc", lambda: libc)
-        return libc
-
-    return give
+# M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX and M_ARENA_MAX of malloc.h.
+@pytest.mark.parametrize("large, blocks", [(True, 0), (False, 2**16)])
+def test_freed_memory_is_kept_by_one_arena(large, blocks):
+    libc = Libc()
+    assert keep_freed_memory(large=large, libc=libc)
+    assert dict(libc.calls) == {-1: 2**31 - 1, -3: 2**25, -4: blocks, -8: 1}
+    assert not keep_freed_memory(large=large, libc=Libc(takes=False))
 
 
-def test_freed_memory_is_kept_by_one_arena_and_large_blocks_are_not(give):
-    libc = give(Libc())
-    assert allocator.keep_freed_memory()
-    # M_MMAP_MAX, M_TRIM_THRESHOLD and M_ARENA_MAX of malloc.h.
-    assert libc.calls == [("mallopt", -4, 0), ("mallopt", -1, 2**31 - 1), ("mallopt", -8, 1)]
-    libc.calls.clear()
-    assert allocator.give_back_large_blocks()
-    assert libc.calls == [("mallopt", -4, 2**16), ("mallopt", -3, 2**25)]
-    give(Libc(takes=False))
-    assert not allocator.keep_freed_memory() and not allocator.give_back_large_blocks()
-
-
-def test_room_is_freed_behind_something_that_stays(give):
-    libc = give(Libc())
-    assert allocator.reserve(10**9)
+def test_room_is_freed_behind_something_that_stays():
+    libc = Libc()
+    assert reserve(10**9, libc=libc)
     (_, room), (_, wall), freed = libc.calls
     assert room >= 10**9 and wall < 2**21 and freed == ("free", 2**20)
-    give(Libc(takes=False))
-    assert not allocator.reserve(10**9)
+    assert not reserve(10**9, libc=Libc(takes=False))
 
 
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("size", [10**9, 4097, 1])
-def test_a_place_that_is_lost_is_given_back(give, resident, size):
-    libc = give(Libc(resident=resident))
-    assert allocator.keep_to_place(size) == resident
+def test_a_place_that_is_lost_is_given_back(resident, size):
+    libc = Libc(resident=resident)
+    assert keep_to_place(size, libc=libc) == resident
     taken, freed, *trimmed = libc.calls
     assert taken[1] - size in range(64) and freed[0] == "free"
     assert trimmed == ([] if resident else [("malloc_trim", 0)])
 
 
-def test_another_c_library_is_left_alone(give):
-    give(None)
-    assert not allocator.keep_freed_memory() and not allocator.give_back_large_blocks()
-    assert not allocator.reserve(1) and not allocator.release_freed_memory()
-    assert allocator.keep_to_place(1) and allocator.bytes_in_use() is None
+def test_another_system_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed_memory() and not reserve(1) and bytes_in_use() is None
+    assert keep_to_place(1)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
-def test_this_process_s_own():
-    """The functions are there, and a block in use is counted."""
-    libc = allocator._glibc()
-    if libc is None or not hasattr(libc, "mallinfo2"):
+def test_a_block_in_use_is_counted():
+    before = bytes_in_use()
+    if before is None:
         pytest.skip("another C library, or an old one")
-    for name in ("mallopt", "malloc_trim", "mincore", "aligned_alloc", "free"):
-        assert hasattr(libc, name)
-    before = allocator.bytes_in_use()
     block = ctypes.create_string_buffer(200_000_000)
-    assert allocator.bytes_in_use() - before > 190_000_000
+    assert bytes_in_use() - before > 190_000_000
     del block

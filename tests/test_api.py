@@ -15,8 +15,8 @@ PACKAGE = Path(nst_jax.__file__).parent
 # Each module may import those on its level or below; the core (up to batch) knows no files.
 LEVELS = [
     {"errors"},
-    {"layers", "files", "allocator", "standard_streams", "cgroups", "threads"},
-    {"interrupt"},
+    {"layers", "files", "allocator", "standard_streams", "threads"},
+    {"interrupt", "devices"},
     {"layer_factors", "types", "pairing"},
     {"loss_factors", "loss_config"},
     {"config_checks"},
@@ -62,11 +62,10 @@ LEVELS = [
         "images",
         "messages",
         "progress",
-        "compilation_cache",
         "region_plan",
         "manifest",
     }
-    | {"distributed", "devices"},
+    | {"distributed"},
     {"mask_files", "contact_sheet", "batch_inputs", "checkpoint"},
     {"options", "weights_options"},
     {"batch_options"},
@@ -90,7 +89,7 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 CORE = set().union(*LEVELS[: LEVEL["batch"] + 1]) - {
-    *("files", "interrupt", "allocator", "memory", "standard_streams", "cgroups", "threads")
+    *("files", "interrupt", "allocator", "devices", "standard_streams", "threads")
 }
 
 
@@ -138,7 +137,7 @@ def test_settings_need_only_the_standard_library():
         for module in MODULES
         if "Standard library only" in " ".join((docstring(PACKAGE / f"{module}.py") or "").split())
     }
-    assert {"config", "presets", "layers", "files", "interrupt"} <= promised
+    assert {"config", "presets", "layers", "interrupt"} <= promised
     for module in promised:
         roots = {name.split(".")[0] for name in imports(PACKAGE / f"{module}.py")}
         assert roots <= allowed

@@ -672,22 +672,12 @@ class TestInterrupt:
         assert run(batch_size=1).code == 0
         assert outputs() == NAMES
 
-    def test_a_second_one_ends_at_once(self, run, press, monkeypatch):
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
-        press(1 + 2 / 4, times=2)
-        code, out, err = run(steps=4, batch_size=1)
-        assert (code, out) == (130, "") and err.endswith("at once\nnst-jax: interrupted\n")
-        assert outputs() == NAMES[:1]
-        press(-1)
-        check_restart(run, there=NAMES[:1], made=2, steps=4, batch_size=1)
-
-    def test_before_the_first_step(self, run, press, monkeypatch):
-        press(-1)
-        monkeypatch.setattr(
-            batch_job, "run_batch", lambda *_, **__: signal.raise_signal(signal.SIGINT)
-        )
-        code, out, err = run()
-        assert (code, out) == (130, "") and err.splitlines()[-1] == "nst-jax: interrupted"
+    @pytest.mark.slow
+    def test_before_the_first_step(self, start):
+        process = start("in")
+        assert any("pictures at once" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (130, "", "nst-jax: interrupted\n")
         assert not os.path.exists("out")
 
     @pytest.mark.slow

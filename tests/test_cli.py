@@ -24,7 +24,6 @@ from nst_jax import (
     cli,
     convolution,
     job,
-    job_plan,
     job_run,
     problem,
     transfer,
@@ -575,13 +574,13 @@ class TestDiverged:
 
 
 def pressing(monkeypatch, module, display="progress_display"):
-    """Give a function that has Ctrl-C pressed so many times while a step's progress is shown."""
+    """Give a function that has Ctrl-C pressed while a step's progress is shown."""
 
-    def arrange(step, times=1):
+    def arrange(step):
         @contextmanager
         def silent(steps):
             def show(progress):
-                for _ in range(times if getattr(progress, "step", progress) == step else 0):
+                if getattr(progress, "step", progress) == step:
                     signal.raise_signal(signal.SIGINT)
 
             yield show
@@ -614,26 +613,6 @@ class TestInterrupt:
         press(3)
         assert run(steps=3, save_every=1).code == 0
         assert record()["status"] == "done"
-
-    def test_a_second_one_ends_at_once(self, run, press, desk):
-        press(3, times=2)
-        code, out, err = run(steps=9, save_every=1)
-        assert (code, out) == (130, "") and err.endswith("at once\nnst-jax: interrupted\n")
-        assert not {"out.png", "out.json"} & set(listing(desk))
-
-    @pytest.mark.parametrize("stage, told", [("choose", 0), ("reserve", 0), ("run_inputs", 1)])
-    def test_before_the_first_step_nothing_is_written(
-        self, run, press, desk, monkeypatch, stage, told
-    ):
-        """Also while the plan compiles the loop."""
-        press(0)
-        before = listing(desk)
-        module = job_run if stage == "run_inputs" else job_plan
-        monkeypatch.setattr(module, stage, lambda *_, **__: signal.raise_signal(signal.SIGINT))
-        code, out, err = run()
-        *plan, last = err.splitlines()
-        assert (code, out, last) == (130, "", "nst-jax: interrupted")
-        assert len(plan) == told and listing(desk) == before
 
 
 def spoil(kind, path):
@@ -860,6 +839,18 @@ class TestProcess:
             process.kill()
         assert (process.returncode, out) == (130, "out.png\n")
         assert record()["status"] == "stopped"
+
+    def test_before_the_first_step_nothing_is_written(self, desk, tiny_weights_file):
+        """While the first step is compiled."""
+        process = self.start(tiny_weights_file)
+        try:
+            assert process.stderr.readline().startswith("nst-jax: 32x24 px: about ")  # the plan
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        assert (process.returncode, out, err) == (130, "", "nst-jax: interrupted\n")
+        assert set(os.listdir(desk)) == {"cache", "content.png", "style.png"}
 
     def test_bad_input(self, desk):
         process = self.start("nowhere.h5")

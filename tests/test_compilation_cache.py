@@ -1,4 +1,4 @@
-"""The compilation cache of the command line, in processes of its own."""
+"""What computes, and the cache of compiled programs."""
 
 import os
 import stat
@@ -6,19 +6,29 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from nst_jax import compilation_cache
-from nst_jax.compilation_cache import machine_fingerprint, use_compilation_cache
+from nst_jax.devices import device, machine_fingerprint, use_compilation_cache, versions
 from nst_jax.images import save_image
+
+
+def test_what_a_record_names():
+    found = versions()
+    assert found["jax"] == jax.__version__ and found["numpy"] == np.__version__
+    assert {"python", "nst_jax", "jaxlib", "flax", "optax", "pillow"} <= set(found)
+    assert device()["platform"] == jax.default_backend()
+    assert device()["count"] == len(jax.devices())
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A cache folder, and JAX's settings as they were before."""
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = "compilation_cache_dir", "persistent_cache_min_compile_time_secs"
+    names = [f"jax_{name}" for name in (*names, "enable_compilation_cache")]
     before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", None)
     yield tmp_path / "cache" / "compiled" / machine_fingerprint()
     for name, value in before.items():
@@ -39,6 +49,11 @@ def test_a_folder_that_others_may_write_to_is_not_used(cache, level):
     assert jax.config.jax_compilation_cache_dir is None
 
 
+def test_where_jax_s_own_is_off_nothing_is_kept(cache):
+    jax.config.update("jax_enable_compilation_cache", False)
+    assert use_compilation_cache() is None and not cache.exists()
+
+
 def test_a_folder_that_cannot_be_made_is_done_without(cache):
     cache.parent.parent.write_text("a file in the folder's place")
     assert use_compilation_cache() is None
@@ -50,11 +65,12 @@ def test_the_user_s_own_cache_is_left(cache, tmp_path):
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
 
 
-def test_another_processor_has_another_folder(tmp_path, monkeypatch):
-    own = machine_fingerprint()
-    (tmp_path / "cpuinfo").write_text("model name : another\nflags : sse2\n")
-    monkeypatch.setattr(compilation_cache, "CPUINFO", tmp_path / "cpuinfo")
-    assert machine_fingerprint() != own
+def test_another_processor_has_another_folder(tmp_path):
+    other = tmp_path / "cpuinfo"
+    other.write_text("model name : another\nflags : sse2\n")
+    found = {machine_fingerprint(), machine_fingerprint(cpuinfo=other)}
+    other.write_text("model name : another\nflags : sse2 avx\n")
+    assert len(found | {machine_fingerprint(cpuinfo=other)}) == 3
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_names_as_long_as_the_file_system_takes(tmp_path, name):
     "name, message",
     [
         ("missing/new.png", "missing of new.png does not exist: create it"),
-        ("old.png", "old.png exists: choose another output name, or give --overwrite"),
+        ("old.png", "old.png exists: choose another output name, or set overwrite"),
         ("folder", "folder is a directory"),
         ("old.png/new.png", "old.png of new.png does not exist"),
         ("/proc/new.png", "folder /proc"),

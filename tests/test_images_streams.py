@@ -14,11 +14,12 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nst_jax import cli, job, standard_streams
+from nst_jax import cli
 from nst_jax.cli import main
+from nst_jax.errors import InputError
 from nst_jax.images import load_image, load_picture, save_image
 from nst_jax.picture_output import read_texts
-from nst_jax.standard_streams import standard_input
+from nst_jax.standard_streams import check_standard_output, standard_input
 
 SHALLOW = ["--style-layers", "relu1_1", "--content-layers", "relu1_1"]
 
@@ -27,7 +28,6 @@ SHALLOW = ["--style-layers", "relu1_1", "--content-layers", "relu1_1"]
 def desk(tmp_path, monkeypatch, content, style):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(job, "use_compilation_cache", lambda: None)  # is process-wide
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: None)
     save_image("content.png", content)
     save_image("style.png", style)
@@ -107,11 +107,10 @@ class TestStandardInput:
         monkeypatch.setattr(sys, "stdin", stream)
         refused(run(*stylize("-")), "standard input is a terminal")
 
-    def test_is_endless(self, run, monkeypatch):
-        endless = SimpleNamespace(read=bytes)  # zeros, as many as are asked for
-        stream = SimpleNamespace(buffer=endless, closed=False, isatty=lambda: False)
-        monkeypatch.setattr(sys, "stdin", stream)
-        refused(run(*stylize("-")), "standard input holds over 1 GiB")
+    def test_is_endless(self, given):
+        given(bytes(2000))
+        with pytest.raises(InputError, match="standard input holds over 9.31e-07 GiB: name a file"):
+            standard_input(most=1000)
 
     def test_has_as_many_pixels_as_it_may(self, run, given, desk):
         given((desk / "content.png").read_bytes())
@@ -190,10 +189,10 @@ class TestStandardOutput:
             assert process.stderr.read() == b"[Errno 32] Broken pipe: 'standard output'\n"
         assert process.returncode == 2
 
-    def test_that_is_none_is_told(self, run, monkeypatch):
+    def test_that_is_none_is_told(self, monkeypatch):
         monkeypatch.setattr(sys, "stdout", None)
-        with pytest.raises(standard_streams.InputError, match="standard output is closed"):
-            standard_streams.check_standard_output()
+        with pytest.raises(InputError, match="standard output is closed"):
+            check_standard_output()
 
 
 class TestLastLine:

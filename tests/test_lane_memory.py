@@ -19,7 +19,7 @@ from nst_jax.lane_memory import (
     times,
 )
 from nst_jax.loop import iterate
-from nst_jax.memory import USABLE, LoopMemory, loop_memory
+from nst_jax.memory import USABLE, LoopMemory, loop_memory, tree_bytes
 from nst_jax.problem import start
 from nst_jax.solver import run
 
@@ -118,3 +118,10 @@ class TestTogether:
             "1.0 GiB, targets 0.5 GiB, picture and optimiser 1.0 GiB, activations 2.0 GiB) of "
             "8.2 GiB; tiles of 16 px"
         )
+
+
+def test_bytes_of_a_tree():
+    shape = jax.ShapeDtypeStruct((4, 5), "bfloat16")
+    tree = {"a": [np.zeros((2, 3), np.float64), None], "b": (shape, np.int32(1)), "c": {}}
+    assert tree_bytes(tree) == 6 * 8 + 20 * 2 + 4
+    assert tree_bytes(None) == 0

@@ -1,20 +1,18 @@
-"""What is free, on laid-out files and fake devices; what a loop takes, on a small network."""
+"""What is free and what is taken, on laid-out files and devices made up."""
 
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
 
-from nst_jax import cgroups, memory
-from nst_jax.memory import (
+from nst_jax.allocator import (
+    LATER_PROGRAMS,
     STATUS,
     available_bytes,
     cgroup_bytes,
     free_bytes,
     own_memory,
     peak_memory,
-    tree_bytes,
 )
 
 UNLIMITED = 9223372036854771712  # as version 1 says it
@@ -30,7 +28,7 @@ def groups(tmp_path):
             path = tmp_path / "mount" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{text}\n")
-        return cgroup_bytes(tmp_path / "own", tmp_path / "mount")
+        return cgroup_bytes(own=tmp_path / "own", mount=tmp_path / "mount")
 
     return lay_out
 
@@ -87,24 +85,25 @@ class TestGroups:
         assert groups("0::/\n", version_2(1000, 1400)) == 0
 
     def test_another_system(self, tmp_path):
-        assert cgroup_bytes(tmp_path / "nothing", tmp_path) is None
+        assert cgroup_bytes(own=tmp_path / "nothing", mount=tmp_path) is None
         assert available_bytes(tmp_path / "nothing") is None
 
 
 class TestFree:
-    def test_cpu_has_the_smaller_of_machine_and_group(self, tmp_path, monkeypatch):
+    def test_cpu_has_the_smaller_of_machine_and_group(self, tmp_path):
         device = SimpleNamespace(platform="cpu")
-        meminfo = tmp_path / "meminfo"
-        monkeypatch.setattr(memory, "MEMINFO", meminfo)
-        monkeypatch.setattr(cgroups, "OWN_CGROUPS", tmp_path / "own")
-        monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
-        assert free_bytes(device) is None
+        meminfo, own = tmp_path / "meminfo", tmp_path / "own"
+
+        def free():
+            return free_bytes(device, meminfo=meminfo, own=own, mount=tmp_path)
+
+        assert free() is None
         meminfo.write_text("MemTotal:  90 kB\nMemFree:   1 kB\nMemAvailable:   8 kB\nHuge: 0\n")
-        assert free_bytes(device) == 8192
-        (tmp_path / "own").write_text("0::/\n")
+        assert free() == 8192
+        own.write_text("0::/\n")
         for name, text in version_2(6000, 1000).items():
             (tmp_path / name).write_text(f"{text}\n")
-        assert free_bytes(device) == 5000
+        assert free() == 5000
 
     def test_this_machine_tells(self):
         free = free_bytes(jax.local_devices(backend="cpu")[0])
@@ -125,47 +124,33 @@ class TestFree:
 
 
 class TestOwn:
-    @pytest.fixture
-    def status(self, tmp_path, monkeypatch):
-        path = tmp_path / "status"
-        monkeypatch.setattr(memory, "STATUS", path)
-        monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-        device = SimpleNamespace(platform="cpu")
-        monkeypatch.setattr(jax, "local_devices", lambda: [device])
-        return path
-
-    def test_what_linux_tells(self, status):
-        status.write_text("Name:\tnst\nVmPeak:\t  99 kB\nVmHWM:\t   7 kB\nVmRSS:\t   5 kB\n")
-        assert peak_memory() == 7 * 1024
-        assert own_memory() == 5 * 1024 + memory.LATER_PROGRAMS
-
-    @pytest.mark.parametrize("text", [None, "", "Name:\tVmHWM\nVmHWM:\nVmRSS:\tmuch kB\n"])
-    def test_other_systems(self, status, text):
+    def found(self, tmp_path, text, *, device=SimpleNamespace(platform="cpu")):
+        """What the process takes and has had, by what Linux tells of it."""
+        status = tmp_path / "status"
         if text is not None:
             status.write_text(text)
-        assert (own_memory(), peak_memory()) == (0, None)
+        given = dict(device=device, status=status)
+        return own_memory(**given), peak_memory(**given)
+
+    def test_what_linux_tells(self, tmp_path):
+        text = "Name:\tnst\nVmPeak:\t  99 kB\nVmHWM:\t   7 kB\nVmRSS:\t   5 kB\n"
+        assert self.found(tmp_path, text) == (5 * 1024 + LATER_PROGRAMS, 7 * 1024)
+
+    @pytest.mark.parametrize("text", [None, "", "Name:\tVmHWM\nVmHWM:\nVmRSS:\tmuch kB\n"])
+    def test_other_systems(self, tmp_path, text):
+        assert self.found(tmp_path, text) == (0, None)
 
     @pytest.mark.parametrize(
         "stats, peak", [({"peak_bytes_in_use": 9}, 9), ({}, None), (None, None)]
     )
-    def test_accelerators_have_their_own(self, status, monkeypatch, stats, peak):
-        status.write_text("VmHWM: 7 kB\nVmRSS: 5 kB\n")
+    def test_accelerators_have_their_own(self, tmp_path, stats, peak):
         device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
-        monkeypatch.setattr(jax, "local_devices", lambda: [device])
-        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        assert (own_memory(), peak_memory()) == (0, peak)
+        assert self.found(tmp_path, "VmHWM: 7 kB\nVmRSS: 5 kB\n", device=device) == (0, peak)
 
     @pytest.mark.skipif(not STATUS.exists(), reason="not Linux")
     @pytest.mark.skipif(jax.default_backend() != "cpu", reason="another memory")
     def test_this_process(self):
         block = b"x" * 50_000_000
         peak, own = peak_memory(), own_memory()
-        assert own - memory.LATER_PROGRAMS > len(block) and peak > len(block)
-        assert own - memory.LATER_PROGRAMS <= 1.1 * peak < 2**50
-
-
-def test_bytes_of_a_tree():
-    shape = jax.ShapeDtypeStruct((4, 5), "bfloat16")
-    tree = {"a": [np.zeros((2, 3), np.float64), None], "b": (shape, np.int32(1)), "c": {}}
-    assert tree_bytes(tree) == 6 * 8 + 20 * 2 + 4
-    assert tree_bytes(None) == 0
+        assert own - LATER_PROGRAMS > len(block) and peak > len(block)
+        assert own - LATER_PROGRAMS <= 1.1 * peak < 2**50

@@ -28,6 +28,7 @@ from nst_jax.checkpoint import held
 from nst_jax.checkpoint_records import load_position, save_position
 from nst_jax.cli import main
 from nst_jax.config import Config
+from nst_jax.devices import device
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.loop import Callback
@@ -333,7 +334,7 @@ def test_positions_from_python(variables, tmp_path, content, style, monkeypatch)
     position = load_position(tmp_path / "kept")
     assert position.step == 4 and len(checkpoint.checkpoints(tmp_path / "kept")) == 2
     np.testing.assert_array_equal(start(init=position).image, start().image)
-    other = report.device() | {"threads": 7}
+    other = device() | {"threads": 7}
     monkeypatch.setattr(report, "device", lambda: other)
     with pytest.warns(UserWarning, match="before and is on 7 now: the bits of its result will"):
         load_position(tmp_path / "kept")

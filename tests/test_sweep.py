@@ -820,13 +820,6 @@ class TestInterrupt:
         assert run("style_weight=1,100").code == 0
         assert {picture["status"] for picture in record()["pictures"]} == {"done"}
 
-    def test_a_second_one_ends_at_once(self, run, press, desk, monkeypatch):
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
-        press(2, times=2)
-        code, out, err = run("style_weight=1,100")
-        assert (code, out) == (130, "") and err.endswith("at once\nnst-jax: interrupted\n")
-        assert not {"out.png", "out.json"} & set(listing(desk))
-
 
 class TestRefused:
     @pytest.fixture

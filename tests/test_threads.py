@@ -9,12 +9,17 @@ import pytest
 from test_cli import desk, record, words  # noqa: F401
 from test_resume import changed, run  # noqa: F401
 
-from nst_jax import cgroups, devices, report, threads
+from nst_jax.devices import device
 from nst_jax.errors import InputError
-from nst_jax.threads import affinity_cpus, set_threads, threads_in_use, usable_cpus
+from nst_jax.threads import (
+    affinity_cpus,
+    name_threads,
+    set_threads,
+    threads_in_use,
+    usable_cpus,
+)
 
 LINUX = sys.platform.startswith("linux")
-VARIABLES = (*threads.XLA_VARIABLES, threads.BLAS_VARIABLE)
 on_linux = pytest.mark.skipif(not LINUX, reason="nothing is set on other systems")
 
 
@@ -95,85 +100,62 @@ class TestUsable:
         assert usable_cpus(affinity=3, own=tmp_path / "own", mount=tmp_path) == 3
 
 
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """A Linux of 6 CPUs and a quota of 3, where JAX has not started and nothing is set."""
-    monkeypatch.setattr(threads, "jax_has_started", lambda: False)
-    monkeypatch.setattr(threads, "affinity_cpus", lambda: 6)
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(cgroups, "OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
-    (tmp_path / "own").write_text("0::/\n")
-    (tmp_path / "cpu.max").write_text("300000 100000\n")
-    for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # so that it is put back, even where it was not there
-        monkeypatch.delenv(name)
-
-
-def given():
-    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
+def named(environ, *, threads=None, usable=3, started=None):
+    """How many threads XLA will have, which is what ``environ`` then says."""
+    count = name_threads(environ, threads=threads, usable=usable, started=started)
+    assert started is not None or threads_in_use(environ=environ) == count
+    return count
 
 
 class TestSet:
-    def test_as_many_as_there_are_cpus_for(self, fresh):
-        assert set_threads() == threads_in_use() == 3
-        assert given() == {"PJRT_NPROC": "3", "OPENBLAS_NUM_THREADS": "1"}
+    def test_as_many_as_there_are_cpus_for(self):
+        environ = {}
+        assert named(environ) == 3
+        assert environ == {"PJRT_NPROC": "3", "OPENBLAS_NUM_THREADS": "1"}
 
-    def test_what_the_user_has_set_stays(self, fresh):
-        os.environ |= {"NPROC": "5", "OPENBLAS_NUM_THREADS": "4"}
-        before = given()
-        assert set_threads() == threads_in_use() == 5
-        assert given() == before
+    def test_what_the_user_has_set_stays(self):
+        given = {"NPROC": "5", "OPENBLAS_NUM_THREADS": "4"}
+        environ = dict(given)
+        assert named(environ) == 5 and environ == given
 
-    def test_but_not_where_a_number_is_given(self, fresh):
-        os.environ |= {"PJRT_NPROC": "2", "OPENBLAS_NUM_THREADS": "4"}
-        assert set_threads(threads=5) == threads_in_use() == 5
-        assert given() == {"PJRT_NPROC": "5", "OPENBLAS_NUM_THREADS": "1"}
+    def test_but_not_where_a_number_is_given(self):
+        environ = {"PJRT_NPROC": "2", "OPENBLAS_NUM_THREADS": "4"}
+        assert named(environ, threads=5) == 5
+        assert environ == {"PJRT_NPROC": "5", "OPENBLAS_NUM_THREADS": "1"}
 
     @pytest.mark.parametrize("value, count", [("0", 1), ("", 3), ("two", 3), ("999", 256)])
-    def test_what_xla_makes_of_odd_values(self, fresh, value, count):
-        os.environ["PJRT_NPROC"] = value
-        assert set_threads() == threads_in_use() == count
+    def test_what_xla_makes_of_odd_values(self, value, count):
+        assert named({"PJRT_NPROC": value}) == count
 
     @pytest.mark.parametrize("system", ["darwin", "win32"])
-    def test_other_systems(self, fresh, monkeypatch, system):
+    def test_other_systems(self, monkeypatch, system):
         monkeypatch.setattr(sys, "platform", system)
+        before = dict(os.environ)
         assert set_threads() is None
         with pytest.raises(InputError, match="threads can be set on Linux only: leave it out"):
             set_threads(threads=2)
-        assert given() == {}
+        assert os.environ == before
 
     @pytest.mark.parametrize("count", [0, -1, 257, 2**31, True, 1.5])
-    def test_what_is_no_number_of_threads(self, fresh, count):
+    def test_what_is_no_number_of_threads(self, count):
         with pytest.raises(InputError, match=f"threads is {count}: expected 1 to 256"):
             set_threads(threads=count)
-        assert given() == {}
 
-    def test_too_late(self, fresh, monkeypatch):
-        monkeypatch.setattr(threads, "jax_has_started", lambda: True)
+    def test_too_late(self):
+        environ = {}
         with pytest.raises(InputError, match="JAX has started on 6 threads .*, 3 are wanted: call"):
-            set_threads()
-        assert set_threads(threads=6) == 6
-        assert given() == {}
+            named(environ, started=6)
+        assert named(environ, threads=6, started=6) == 6
+        assert environ == {}
 
 
-def test_devices_follow(fresh, monkeypatch):
-    """A batch has no more devices than threads; XLA has a thread for every device."""
-    asked = {}
-    monkeypatch.setattr(jax.config, "update", asked.__setitem__)
-    monkeypatch.setattr(devices, "jax", type("", (), {"config": jax.config}))
-    monkeypatch.setattr(type(jax.config), "jax_num_cpu_devices", -1, raising=False)
-    for count, expected in ((2, 2), (16, 4)):
-        set_threads(threads=count)
-        devices.use_cpu_devices()
-        assert asked == {"jax_num_cpu_devices": expected}
-    set_threads(threads=1)
-    assert threads_in_use(devices=4) == 4
+def test_xla_has_a_thread_for_every_device():
+    assert threads_in_use(devices=4, environ={"PJRT_NPROC": "1"}) == 4
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="threads are named for CPUs")
 def test_a_record_names_them():
-    assert report.device()["threads"] == max(affinity_cpus(), len(jax.devices()))
+    assert device()["threads"] == max(affinity_cpus(), len(jax.devices()))
 
 
 @on_linux
@@ -181,21 +163,23 @@ def test_what_xla_and_the_libraries_take():
     """The variables still mean what they did, in time where a script begins with the call."""
     code = (
         "import os, nst_jax, nst_jax.threads as threads\n"
+        "from nst_jax.devices import use_cpu_devices\n"
         "assert nst_jax.set_threads(threads=3) == 3 and not threads.jax_has_started()\n"
+        "use_cpu_devices()\n"
         "import jax, scipy.linalg\n"
         "before = len(os.listdir('/proc/self/task'))\n"
         "jax.numpy.zeros(3).block_until_ready()\n"
         "assert threads.jax_has_started()\n"
         "tasks = [open(f'/proc/self/task/{task}/comm').read() for task in os.listdir("
         "'/proc/self/task')]\n"
-        "print(before, sum(name.startswith('tf_XLAEigen') for name in tasks))\n"
+        "print(before, sum(name.startswith('tf_XLAEigen') for name in tasks), len(jax.devices()))\n"
     )
     environ = {k: v for k, v in os.environ.items() if k not in ("PJRT_NPROC", "XLA_FLAGS")}
     environ |= {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["1", "3"]
+    assert done.stdout.split() == ["1", "3", "3"]
 
 
 def test_a_run_that_goes_on_on_another_number_is_told(run, desk):  # noqa: F811
