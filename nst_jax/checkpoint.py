@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nst_jax.errors import InputError
-from nst_jax.files import umask
-from nst_jax.manifest import file_digest
+from nst_jax.files import file_digest, temporary_folder, umask
 from nst_jax.standard_streams import STANDARD, standard_input
 
 FORMAT = 2

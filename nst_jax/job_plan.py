@@ -21,7 +21,7 @@ def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
     """The mesh of all devices that a way to divide a picture wants.
 
     Raises:
-      InputError: where there is one device only; for tiles with settings that leave none.
+      InputError: where there is one device only; for settings that contradict the way.
     """
     if spread is None:
         return None
@@ -31,6 +31,11 @@ def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
             "leave it out"
         )
     if spread == "rows":
+        if isinstance(config.execution.tile, int):
+            raise InputError(
+                f"tile is {config.execution.tile}, but rows have no tiles: leave it out, or divide "
+                "the tiles among the devices (--spread tiles)"
+            )
         return rows_mesh()
     without = ["--tile off"] * (config.execution.tile == "off") + ["--remat on"] * (
         config.execution.remat == "on"

@@ -437,7 +437,7 @@ class TestFaults:
         def filling(*args):
             nonlocal count
             count += 1
-            (save if count < 4 else fail)(*args)
+            (save if count < 3 else fail)(*args)
 
         monkeypatch.setattr(checkpoint, "_write_arrays", filling)
         line = [*words(steps=5), "--checkpoint", "kept", "--checkpoint-every", "1"]
