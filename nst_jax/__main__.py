@@ -8,10 +8,10 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def main() -> int:
-    """Run the command line, see ``cli.main``."""
-    from nst_jax import cli
+    """Run the command line, see ``app.main``."""
+    from nst_jax.cli import app
 
-    return cli.main()
+    return app.main()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+
+from nst_jax.errors import InputError
 
 Array = jax.Array
+
 Variables = Mapping[str, Any]  # Linen collections: "params", "preprocessing"
+
 Taps = dict[str, Array]  # layer name -> features [h, w, C]
 
 
@@ -106,9 +112,9 @@ class Moments(NamedTuple):
       gram: outer products of the features, ``[., C, C]``.
       mean: features, ``[., C]``.
       squares: their squares, where the outer products are not asked for, ``[., C]``.
-      compact_gram, compact_mean: as ``gram`` and ``mean``, of the features that ``lift.compact``
-        makes, ``[., c, c]`` and ``[., c]``.
-      quantiles: of styles only, see ``histograms``, ``[S, C, K + 1]``.
+      compact_gram, compact_mean: as ``gram`` and ``mean``, of the features that
+        ``projection.compact`` makes, ``[., c, c]`` and ``[., c]``.
+      quantiles: of styles only, see ``histogram``, ``[S, C, K + 1]``.
       unmatched: of pictures only: sum of the mean over channels of the squared differences from
         features matched to the regions' styles, ``[R, 1]``, or to each style, ``[R, S]``.
     """
@@ -123,7 +129,7 @@ class Moments(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """How features are matched to a style's histogram, see ``histograms``.
+    """How features are matched to a style's histogram, see ``histogram``.
 
     Attributes:
       values: what the edges of the bins are taken to, ``[C, BINS + 1]``.
@@ -136,7 +142,7 @@ class Matching(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """The content's self-similarity in a layer, see ``content_losses``.
+    """The content's self-similarity in a layer, see ``content``.
 
     Attributes:
       rows, columns: positions whose crossings are compared, of integers.
@@ -279,3 +285,41 @@ class Solver(NamedTuple):
 def as_sequence(styles: Any) -> list[Any]:
     """Style pictures as a list, from one picture or several."""
     return [styles] if isinstance(styles, (jax.Array, np.ndarray)) else list(styles)
+
+
+def as_picture(picture: ArrayLike) -> Any:
+    """A picture as an array of float32 or wider; integers stay, to be refused.
+
+    Arrays of NumPy stay on the host.
+
+    >>> as_picture(jnp.zeros((2, 2, 3), jnp.float16)).dtype
+    dtype('float32')
+    """
+    array: Any = picture if isinstance(picture, np.ndarray) else jnp.asarray(picture)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(array.dtype, jnp.float32))
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+def check_picture(what: str, picture: Any) -> None:
+    """Check that an array is a picture.
+
+    Raises:
+      InputError: with what is wrong and what was expected.
+    """
+    if picture.ndim != 3 or picture.shape[-1] != 3:
+        raise InputError(f"the {what} has shape {picture.shape}: expected [height, width, 3]")
+    if not jnp.issubdtype(picture.dtype, jnp.floating):
+        raise InputError(
+            f"the {what} has numbers of type {picture.dtype}: expected floats in [0, 1]; divide "
+            "by 255"
+        )
+    # An unclipped result may be the next run's input, so a little outside is right.
+    if not jnp.isfinite(picture).all():
+        raise InputError(f"the {what} has NaN or infinite values: expected [0, 1]")
+    if picture.size and max(-picture.min(), picture.max() - 1) > 1.5:
+        raise InputError(
+            f"the {what} has values from {float(picture.min()):.4g} to {float(picture.max()):.4g}: "
+            "expected [0, 1]"
+        )

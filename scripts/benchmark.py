@@ -30,11 +30,10 @@ import jax.numpy as jnp
 import torch
 import tyro
 
-from nst_jax import report
-from nst_jax.allocator import keep_freed_memory
-from nst_jax.devices import device, versions
+from nst_jax.cli import record
 from nst_jax.errors import InputError
 from nst_jax.images import load_image
+from nst_jax.system import device, keep_freed_memory, versions
 from nst_jax.weights import find_weights, load_weights
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -240,7 +239,7 @@ def main(options: Options) -> int:
     if "loss" in options.parts:
         results["loss"] = measure_losses(options)
     if options.json is not None:
-        report.write_json(options.json, results)
+        record.write_json(options.json, results)
     ratios = [result["ratio_of_nst_jax_to"]["PyTorch"] for result in results.get("steps", ())]
     if options.max_ratio is not None and max(ratios, default=0.0) > options.max_ratio:
         print(f"benchmark: a step takes {max(ratios):.2f} of PyTorch's, more than allowed")

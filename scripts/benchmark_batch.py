@@ -26,18 +26,13 @@ import numpy as np
 import tyro
 from benchmark_steps import matmul_peak, neural_style, step_flops
 
-from nst_jax import report
-from nst_jax.allocator import keep_freed_memory
-from nst_jax.batch import problem_maker
-from nst_jax.choices import Execution
-from nst_jax.config import Precision
-from nst_jax.devices import device, use_cpu_devices, versions
+from nst_jax.cli import record as report
+from nst_jax.config.loss import Precision
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image
-from nst_jax.inputs import check_inputs
-from nst_jax.lane_plans import Element
-from nst_jax.lanes import run_batch
-from nst_jax.parallel import make_mesh
+from nst_jax.system import device, keep_freed_memory, use_cpu_devices, versions
+from nst_jax.transfer import Execution, check_inputs, make_mesh, problem_maker, run_batch
+from nst_jax.transfer.batch_programs import Element
 from nst_jax.weights import find_weights, load_weights
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -113,7 +108,7 @@ def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any
     def seconds(size: int, together: bool | None) -> float:
         """Of a picture and step."""
         one = mesh is not None and (size == 1 or together)
-        devices = make_mesh(jax.local_devices()[:1]) if one else mesh
+        devices = make_mesh(devices=jax.local_devices()[:1]) if one else mesh
         result = run_batch(elements[:size], execution=Execution(mesh=devices, together=together))
         if set(result.status) != {"done"}:
             raise InputError("a run diverged, so its time means nothing: take another size")

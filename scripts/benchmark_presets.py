@@ -17,14 +17,13 @@ from typing import Literal
 import jax
 import tyro
 
-from nst_jax.allocator import keep_freed_memory
+from nst_jax.config import DEFAULT_PRESET, get_preset
 from nst_jax.errors import InputError
 from nst_jax.images import load_image
-from nst_jax.inputs import check_inputs
-from nst_jax.presets import DEFAULT_PRESET, get_preset
-from nst_jax.problem import make_problem, start
-from nst_jax.solver import run
-from nst_jax.threads import set_threads
+from nst_jax.optim import run
+from nst_jax.system import keep_freed_memory, set_threads
+from nst_jax.transfer import check_inputs, make_problem
+from nst_jax.transfer.problem import start
 from nst_jax.weights import find_weights, load_weights
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"

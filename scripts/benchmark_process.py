@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nst_jax.allocator import keep_freed_memory
+from nst_jax.system import keep_freed_memory
 from nst_jax.weights import find_weights
 
 HERE = Path(__file__).resolve()
@@ -64,8 +64,8 @@ def _torch_worker(options: dict[str, Any]) -> dict[str, Any]:
     import torch
     import torch_reference as reference
 
-    from nst_jax.convert import convert, to_tree
     from nst_jax.images import load_image
+    from nst_jax.weights.convert import convert, to_tree
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.backends.cudnn.benchmark = True

@@ -13,12 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nst_jax.config import Config
-from nst_jax.contact_sheet import contact_sheet
-from nst_jax.images import load_image, save_image
-from nst_jax.loop import Progress
-from nst_jax.presets import get_preset
-from nst_jax.transfer import Result, stylize
+from nst_jax.config import Config, get_preset
+from nst_jax.images import contact_sheet, load_image, save_image
+from nst_jax.transfer import Progress, Result, stylize
 from nst_jax.weights import find_weights, load_weights
 
 

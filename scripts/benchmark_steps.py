@@ -13,17 +13,15 @@ import jax.numpy as jnp
 import torch
 import torch_reference as reference
 
-from nst_jax.choices import kernel_options
-from nst_jax.config import Config, Precision
-from nst_jax.convolution import prepare_kernels
+from nst_jax.config import CHANNELS, CONVS, Config, as_layers, block_of, stride
+from nst_jax.config.loss import Precision
 from nst_jax.errors import InputError
-from nst_jax.inputs import check_inputs
-from nst_jax.layer_factors import as_layers
-from nst_jax.layers import CHANNELS, CONVS, block_of, stride
-from nst_jax.optimizers import set_learning_rate
-from nst_jax.problem import make_problem, start
-from nst_jax.solver import run
-from nst_jax.vgg import MATMUL_PRECISION, features
+from nst_jax.models import features, prepare_kernels
+from nst_jax.models.vgg import MATMUL_PRECISION
+from nst_jax.optim import run, set_learning_rate
+from nst_jax.transfer import check_inputs, make_problem
+from nst_jax.transfer.plan import kernel_options
+from nst_jax.transfer.problem import start
 
 
 @dataclass(frozen=True, kw_only=True)

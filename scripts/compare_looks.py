@@ -33,14 +33,12 @@ from look_pictures import CONTENTS, STYLES, write_pictures
 from look_report import Found, caption, pair_table, sheet, summary, summary_table
 from look_settings import Setting, measure_settings, parse_setting, planned, run_setting
 
-from nst_jax import report
-from nst_jax.allocator import keep_freed_memory
-from nst_jax.devices import device, versions
+from nst_jax.cli import record as report
 from nst_jax.errors import InputError
-from nst_jax.files import atomic_write
 from nst_jax.images import load_image, save_image, to_uint8
-from nst_jax.inputs import check_inputs
-from nst_jax.objective import check_learned
+from nst_jax.losses.objective import check_learned
+from nst_jax.system import atomic_write, device, keep_freed_memory, versions
+from nst_jax.transfer import check_inputs
 from nst_jax.weights import find_weights, load_weights
 
 Network = Literal["full", "slim"]

@@ -51,12 +51,12 @@ from distillation import (
     with_preprocessing,
 )
 
-from nst_jax.convert import check_shapes, to_flat
-from nst_jax.convolution import prepare_kernels
+from nst_jax.config import CHANNELS
 from nst_jax.errors import InputError
-from nst_jax.layers import CHANNELS
+from nst_jax.models import prepare_kernels
 from nst_jax.types import Array, Variables
 from nst_jax.weights import load_weights
+from nst_jax.weights.convert import check_shapes, to_flat
 
 LOG_EVERY = 100
 

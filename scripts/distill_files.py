@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from nst_jax.errors import InputError
-from nst_jax.files import atomic_write
+from nst_jax.system import atomic_write
 from nst_jax.weights import Weights, WeightsInfo, save_weights
 
 LICENCE = "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/"

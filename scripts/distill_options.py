@@ -8,7 +8,7 @@ import jax
 import tyro
 
 from nst_jax.errors import InputError
-from nst_jax.files import check_writable
+from nst_jax.system.files import check_writable
 
 
 @dataclass(frozen=True, kw_only=True)

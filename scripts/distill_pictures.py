@@ -14,10 +14,9 @@ from training_pictures import (
     read_pictures,
 )
 
+from nst_jax.config import get_preset
 from nst_jax.errors import InputError
-from nst_jax.loop import Callback, Progress
-from nst_jax.presets import get_preset
-from nst_jax.transfer import stylize
+from nst_jax.transfer import Callback, Progress, stylize
 
 KEPT = 400  # pictures of optimisations
 EVERY = 5  # steps of an optimisation at which its picture may be kept

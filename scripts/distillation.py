@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from nst_jax.layers import CHANNELS, CONVS, TAPS, block_of
-from nst_jax.lift import Lifted, dense
+from nst_jax.config import CHANNELS, CONVS, TAPS, block_of
+from nst_jax.models import Lifted, dense, features, init_variables, network_features
 from nst_jax.types import Array, Variables
-from nst_jax.vgg import features, init_variables, network_features
 
 LAYERS = tuple(tap for tap in TAPS if tap.startswith("relu") and tap <= "relu5_1")
 STYLE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")

@@ -31,7 +31,7 @@ import tyro
 from faults_ends import Reference
 from faults_runs import COMMANDS, Unexpected, draw_inputs, measure, results
 
-from nst_jax.files import atomic_write
+from nst_jax.system import atomic_write
 
 BEGIN, END = "<!-- begin: scripts/faults.py -->", "<!-- end: scripts/faults.py -->"
 HEAD = ("fault", "how often", "what came of it", "result as without the fault")

@@ -26,7 +26,7 @@ from faults_runs import (
 )
 from safetensors.numpy import load_file
 
-from nst_jax.manifest import file_digest
+from nst_jax.system.files import file_digest
 
 DAMAGED = ("arrays.safetensors", "run.json", "manifest.json")
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from nst_jax import memory_plan, problem, solver, transfer
 from nst_jax.cli import main
+from nst_jax.optim import solver
+from nst_jax.transfer import planner, problem, single
 from nst_jax.types import Loss
 
 FAULTS = ("loss", "gradient", "state", "memory")
@@ -46,10 +47,10 @@ def injected(fault: str, *, first: int, last: int) -> Iterator[None]:
     with ExitStack() as stack:
         if fault in ("loss", "gradient"):
             make = _poisoned(fault, first=first, last=last)
-            for module in (problem, memory_plan):
+            for module in (problem, planner):
                 stack.enter_context(patch.object(module, "make_solver", make))
         else:
-            stack.enter_context(patch.object(transfer, "run", _spoilt(fault, first, last)))
+            stack.enter_context(patch.object(single, "run", _spoilt(fault, first, last)))
         yield
 
 

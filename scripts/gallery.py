@@ -26,14 +26,12 @@ from gallery_pictures import INPUTS, write_inputs
 from gallery_regions import REGIONS
 from PIL import Image
 
-from nst_jax.allocator import keep_freed_memory
 from nst_jax.cli import main as nst_jax
-from nst_jax.contact_sheet import contact_sheet
 from nst_jax.errors import InputError
-from nst_jax.files import atomic_write
-from nst_jax.images import load_image, to_uint8
-from nst_jax.mask_files import load_mask
-from nst_jax.weights import WEIGHTS_VARIABLE, find_weights
+from nst_jax.images import contact_sheet, load_image, load_mask, to_uint8
+from nst_jax.system import atomic_write, keep_freed_memory
+from nst_jax.weights import find_weights
+from nst_jax.weights.load import WEIGHTS_VARIABLE
 
 CONTROLS = (*STYLES, *REGIONS, *OTHERS)
 NAMES = ("inputs", *(control.name for control in CONTROLS), LOOK)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from look_report import caption, sheet, summary_table
 
+from nst_jax.cli.record import write_json
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, resize_to
-from nst_jax.report import write_json
 
 LOOK, LOOK_TITLE = "default-look", "The default look"
 RECORD = "looks.json"  # in the folder of the comparison, and in docs

@@ -9,7 +9,7 @@ import numpy as np
 from look_measures import content_change, style_distance
 
 from nst_jax.images import resize_to
-from nst_jax.vgg import features
+from nst_jax.models import features
 
 STYLE_JUDGES = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 CONTENT_JUDGES = ("relu3_3", "relu4_3")

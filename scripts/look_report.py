@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nst_jax.contact_sheet import contact_sheet
-from nst_jax.images import resize_to
+from nst_jax.images import contact_sheet, resize_to
 
 Found = dict[str, Any]  # one result: see ``compare_looks.compare``
 MEASURES = ("style", "content_change")

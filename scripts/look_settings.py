@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nst_jax.config import Config
+from nst_jax.cli.sweep import combinations
+from nst_jax.config import Config, get_preset
 from nst_jax.errors import InputError
-from nst_jax.loop import Progress
-from nst_jax.presets import get_preset
-from nst_jax.sweep_values import combinations
-from nst_jax.transfer import Result, stylize
+from nst_jax.transfer import Progress, Result, stylize
 
 PILOT_STEPS = 8  # of each scale, for its time
 Timing = tuple[float, ...]  # seconds a step of each scale, the coarsest first

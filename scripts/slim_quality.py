@@ -31,20 +31,18 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from nst_jax.allocator import keep_freed_memory
-from nst_jax.choices import make_config_optimizer
-from nst_jax.config import Config
-from nst_jax.convolution import prepare_kernels
+from nst_jax.cli.record import write_json
+from nst_jax.config import Config, get_preset
 from nst_jax.errors import InputError
-from nst_jax.files import check_writable
 from nst_jax.images import load_image, to_uint8
-from nst_jax.objective import loss_weights, make_loss
-from nst_jax.optimizers import set_learning_rate
-from nst_jax.presets import get_preset
-from nst_jax.problem import compute_targets
-from nst_jax.report import write_json
-from nst_jax.solver import make_solver, run
+from nst_jax.losses import loss_weights, make_loss
+from nst_jax.models import prepare_kernels
+from nst_jax.optim import make_solver, run, set_learning_rate
+from nst_jax.system import keep_freed_memory
+from nst_jax.system.files import check_writable
 from nst_jax.transfer import stylize
+from nst_jax.transfer.plan import make_config_optimizer
+from nst_jax.transfer.problem import compute_targets
 from nst_jax.weights import load_weights, save_weights
 
 

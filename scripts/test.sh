@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment dev
 cd "$root"
 # Most of the time is compilation, by one core each; a file's tests share their programs.
-workers="$(.venv/bin/python -c 'from nst_jax.threads import usable_cpus; print(min(4, usable_cpus()))')"
+workers="$(.venv/bin/python -c 'from nst_jax.system import usable_cpus; print(min(4, usable_cpus()))')"
 # Threads of OpenBLAS wait for each other in busy loops, and each worker would have as many.
 export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
 .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@"

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.register_assert_rewrite("helpers")
+
 # Before any array exists: four CPU devices for the tests of several devices, and every broadcast
 # and large captured constant an error (warnings are errors, see pyproject.toml).
 jax.config.update("jax_num_cpu_devices", 4)
@@ -82,13 +84,13 @@ def plain_preset(monkeypatch):
 
     The command line's own default is tested where it is named.
     """
-    monkeypatch.setattr("nst_jax.presets.DEFAULT_PRESET", "neural-style")
+    monkeypatch.setattr("nst_jax.config.presets.DEFAULT_PRESET", "neural-style")
 
 
 @pytest.fixture(scope="session")
 def variables():
     """A VGG-19 of a few channels with random kernels and biases, float32."""
-    from nst_jax.vgg import init_variables
+    from nst_jax.models import init_variables
 
     tree = init_variables(jax.random.key(0), channels=TINY_CHANNELS)
     biases = np.random.default_rng(0)
@@ -121,7 +123,7 @@ def slim_variables(variables):
 @pytest.fixture(scope="session")
 def networks(slim_variables):
     """A small one with biases and a slim one in float64; tests with them ask for ``x64``."""
-    from nst_jax.vgg import init_variables
+    from nst_jax.models import init_variables
 
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):

@@ -5,11 +5,7 @@
 ``callback`` and ``every`` are ``Callback``.
 """
 
-from nst_jax import batch, lanes, problem, transfer
-from nst_jax.choices import Execution
-from nst_jax.inputs import check_inputs
-from nst_jax.loop import Callback
-from nst_jax.problem import Custom
+from nst_jax.transfer import Callback, Custom, Execution, batch, check_inputs, problem, single
 from nst_jax.types import Guidance
 
 GUIDANCE = Guidance._fields
@@ -44,7 +40,7 @@ def gathered(given):
 
 
 def stylize(variables, content, styles, **given):
-    return transfer.stylize(variables, content, styles, **gathered(given))
+    return single.stylize(variables, content, styles, **gathered(given))
 
 
 def stylize_batch(variables, contents, styles, **given):
@@ -53,7 +49,7 @@ def stylize_batch(variables, contents, styles, **given):
 
 
 def run_batch(elements, **given):
-    return lanes.run_batch(elements, **gathered(given))
+    return batch.run_batch(elements, **gathered(given))
 
 
 def make_problem(variables, content, styles, *, config, **given):

@@ -8,7 +8,7 @@ import pytest
 from conftest import smooth_picture
 
 import nst_jax
-from nst_jax.presets import PRESETS
+from nst_jax.config import PRESETS
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,0 +1,193 @@
+"""The command line: from its words to an exit code.
+
+Only the standard library and tyro are imported here; what computes is imported by the command
+that needs it, so that ``--help`` answers at once.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nst_jax.cli.call import make_call
+from nst_jax.cli.messages import tell
+from nst_jax.cli.options import (
+    Batch,
+    Estimate,
+    ListWeights,
+    Presets,
+    Reconstruct,
+    Resume,
+    RunOptions,
+    Stylize,
+    Sweep,
+    Texture,
+    Verify,
+    Version,
+)
+from nst_jax.cli.parsing import parse
+from nst_jax.config.config import to_flat
+from nst_jax.config.presets import get_preset
+from nst_jax.errors import InputError
+from nst_jax.system.memory import keep_freed_memory
+from nst_jax.system.signals import end_on_signals
+from nst_jax.system.streams import lasting_streams
+from nst_jax.system.threads import jax_has_started, set_threads
+
+# Of which standard output is the result, rather than a word about files.
+PRINTED = (Estimate, ListWeights, Presets, Verify, Version)
+
+
+def prepare_process(run: RunOptions) -> None:
+    """Set what holds for the whole process, before a command reads anything.
+
+    Raises:
+      InputError: for a number of threads or a limit of pixels that is none.
+    """
+    prepare_threads(run.threads)
+    keep_freed_memory()
+    from nst_jax.images.read import limit_pixels
+    from nst_jax.system.backend import make_deterministic
+
+    limit_pixels(run.max_megapixels)
+    if run.deterministic:
+        make_deterministic()
+
+
+def prepare_threads(threads: int | None = None) -> None:
+    """Set the number of threads, before NumPy and JAX are imported.
+
+    Where JAX has started, as by an earlier command of the same process, its number stays, unless
+    another is asked for.
+
+    Raises:
+      InputError: as ``set_threads``.
+    """
+    if threads is not None or not jax_has_started():
+        set_threads(threads=threads)
+
+
+class _Told(logging.Handler):
+    """Prints what the package logs as lines of the command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(record.getMessage())
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Print what the package logs to standard error."""
+    handler, logger = _Told(), logging.getLogger("nst_jax")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the return value is the exit code.
+
+    0 done; 1 diverged, with the best picture written; 2 bad input, or an output that cannot be
+    written; 130 interrupted, 143 by SIGTERM.
+    """
+    with told(), lasting_streams() as errors, end_on_signals():
+        return _main(sys.argv[1:] if arguments is None else arguments, errors)
+
+
+def _main(arguments: list[str], errors: list[OSError]) -> int:
+    if arguments == ["--version"]:
+        arguments = ["version"]
+    try:
+        options = parse(arguments)
+        code = run_command(options, arguments)
+    except InputError as error:
+        tell(f"error: {error}")
+        return 2
+    except MemoryError:
+        tell("error: out of memory: choose a smaller --size")
+        return 2
+    print(end="", flush=True)  # what fails of it is among the errors then
+    printed = isinstance(getattr(options, "action", options), PRINTED)
+    return 2 if errors and printed else code
+
+
+def run_command(options: Any, arguments: list[str]) -> int:
+    """Run the command of these options, which are those of the arguments.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      InputError: as the command.
+    """
+    match options:
+        case Stylize() | Texture() | Reconstruct():
+            prepare_process(options.run)
+            from nst_jax.cli import stylize
+
+            commands = {
+                Stylize: stylize.stylize,
+                Texture: stylize.texture,
+                Reconstruct: stylize.reconstruct,
+            }
+            return commands[type(options)](options, make_call(arguments))
+        case Estimate():
+            prepare_process(options.run)
+            from nst_jax.cli.estimate import estimate
+
+            return estimate(options)
+        case Batch():
+            prepare_process(options.run)
+            from nst_jax.cli.batch import batch
+
+            return batch(options, make_call(arguments))
+        case Sweep():
+            prepare_process(options.run)
+            from nst_jax.cli.sweep import sweep
+
+            return sweep(options)
+        case Resume():
+            prepare_threads(options.threads)
+            keep_freed_memory()
+            from nst_jax.cli.resume import resume
+
+            return resume(options)
+        case Presets():
+            return print_presets(options)
+        case Version():
+            from importlib.metadata import version
+
+            print(version("nst_jax"))
+            return 0
+        case _:
+            prepare_threads()
+            from nst_jax.cli.weights import manage_weights
+
+            return manage_weights(options.action)
+
+
+def print_presets(options: Presets) -> int:
+    """Print all presets with formula and source, or one with its notes and settings too."""
+    from textwrap import fill, indent
+
+    from nst_jax.config.presets import PRESETS
+
+    for name in PRESETS if options.name is None else [options.name]:
+        preset = get_preset(name)
+        print(f"{name}: {preset.summary}\n{indent(preset.formula, '  ')}")
+        print(f"  for {preset.weights} weights\n  {preset.source}\n")
+    if options.name is None:
+        return 0
+    preset = get_preset(options.name)
+    print(f"{fill(preset.notes, 88, break_on_hyphens=False)}\n\nSettings:")
+    settings: dict[str, Any] = {"size": preset.size} | to_flat(preset.config)
+    for key, value in settings.items():
+        shown = tuple(map(tuple, value)) if key.endswith("_losses") else value
+        print(f"  {key} = {shown}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

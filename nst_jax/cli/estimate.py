@@ -1,0 +1,77 @@
+"""The command ``estimate``: what a run will need of the memory, before it begins."""
+
+import jax
+import jax.numpy as jnp
+
+from nst_jax.cli.checks import check_size, obtain_weights
+from nst_jax.cli.options import Estimate
+from nst_jax.cli.planning import explained
+from nst_jax.errors import InputError
+from nst_jax.images.read import picture_shape
+from nst_jax.system.memory import free_bytes, in_gib, own_memory
+from nst_jax.transfer.plan import Task, choice_in_words
+from nst_jax.transfer.planner import choose
+from nst_jax.transfer.problem import check_run, check_shape
+from nst_jax.transfer.pyramid import make_scales
+from nst_jax.types import Guidance
+
+
+def estimate(options: Estimate) -> int:
+    """Run ``nst-jax estimate``; see ``options.Estimate``.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      InputError: for bad input, and where nothing fits, with the size that would.
+    """
+    config = options.run.config
+    check_size(options.size)
+    if not 0 <= options.styled_regions <= 100:
+        raise InputError(f"styled_regions is {options.styled_regions}: expected 0 to 100")
+    if options.memory is not None and not 0 < options.memory < 1e6:
+        raise InputError(f"memory is {options.memory}: expected GiB, above 0 and under a million")
+    height, width = picture_shape(options.content, size=options.size)
+    check_shape(height, width, config=config)
+    scales = make_scales((height, width), config=config)
+    weights = obtain_weights(options.run.weights, model=options.run.model)
+    check_run(weights.variables, config=config)
+
+    picture = jax.ShapeDtypeStruct((height, width, 3), jnp.float32)
+    guidance = Guidance()
+    if options.styled_regions:
+        shape = (options.styled_regions, height, width)
+        guidance = Guidance(content_masks=jax.ShapeDtypeStruct(shape, jnp.float32))
+    device = jax.local_devices()[0]
+    process = own_memory()
+    free = free_bytes(device)
+    if options.memory is not None:
+        free = max(0, int(options.memory * 2**30) - process)
+    task = Task(weights.variables, picture, [picture], config, guidance)
+    try:
+        plan = choose(task, free=free)
+    except jax.errors.JaxRuntimeError as error:
+        raise explained(error, width=width, height=height) from None
+    if plan is None:
+        raise InputError(f"XLA does not tell on {device.platform} what a program needs")
+
+    needs = plan.needs
+    parts = {
+        "program, compiled": process,
+        "network's kernels": needs.network,
+        "content and style": needs.targets,
+        "picture and optimiser": needs.state,
+        "activations": needs.scratch,
+    }
+    print(f"{width}x{height} px with {weights.info.name} on {device.device_kind}")
+    for name, size in (parts | {"together": sum(parts.values())}).items():
+        print(f"  {name:<22}{in_gib(size):>10}")
+    there = "not known" if free is None else in_gib(free + process)
+    print(f"  {'of':<22}{there:>10}")
+    if plan.whole is not None:
+        print(f"the settings' own way would need {in_gib(plan.whole + process)}; chosen instead:")
+    print(f"computed as: {choice_in_words(plan.choice)}")
+    if len(scales) > 1:
+        listed = ", ".join(f"{s.shape[1]}x{s.shape[0]} ({s.steps} steps)" for s in scales)
+        print(f"scales: {listed}; the figures are the last one's")
+    return 0

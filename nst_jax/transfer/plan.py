@@ -1,0 +1,315 @@
+"""A memory plan, what it is made for, and both in words.
+
+How a run is computed: whole, with activations computed twice, or in tiles.
+
+What a compiled loop takes of a device's memory.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from nst_jax.config.checks import LARGEST_COUNT
+from nst_jax.config.config import Adam, Config
+from nst_jax.config.layers import TAPS
+from nst_jax.config.loss import Evaluation
+from nst_jax.errors import InputError
+from nst_jax.losses.objective import make_loss, of_luminance
+from nst_jax.optim.lbfgs import MEMORY_DTYPES
+from nst_jax.optim.optimizers import make_optimizer
+from nst_jax.optim.solver import run
+from nst_jax.system.memory import in_gib
+from nst_jax.transfer.loop import CHUNK_SIZE
+from nst_jax.types import Guidance, Loss, Solver, Targets, Variables
+
+
+class ExecutionPlan(NamedTuple):
+    """How a run is computed.
+
+    Attributes:
+      tile: longest side of a tile, or 0 for the whole picture.
+      remat: whether the whole picture's activations are computed twice, block by block.
+      recompute_content: whether the content's features are computed again at every step.
+      memory_size: pairs that L-BFGS remembers; None for the optimiser's own default.
+      memory_dtype: their type, see ``lbfgs``.
+    """
+
+    tile: int = 0
+    remat: bool = False
+    recompute_content: bool = False
+    memory_size: int | None = None
+    memory_dtype: str | None = None
+
+
+class Execution(NamedTuple):
+    """On what and how a run is computed; each is chosen by itself where it is left out.
+
+    Attributes:
+      plan: how the last scale is computed, of a ``MemoryPlan``; by default as
+        ``config.execution`` and the free memory have it.
+      free: bytes of memory that plans are made for; by default measured at the start.
+      mesh: several devices. For one picture: a mesh of ``sharding.rows_mesh`` divides it by rows,
+        with 1 / n of the memory on each; with any other, of ``sharding.make_mesh``, each device has
+        the whole picture and computes its share of the tiles. For a batch: its pictures are
+        spread over the devices, their number need not divide; one of ``sharding.rows_mesh`` divides
+        each picture by rows, and with ``lanes`` above 1 the pictures among so many parts of the
+        devices.
+      together: of a batch, whether all pictures take each step together; by default not on CPUs,
+        but always where they are divided by rows.
+    """
+
+    plan: ExecutionPlan | None = None
+    free: int | None = None
+    mesh: Mesh | None = None
+    together: bool | None = None
+
+
+def check_choice(choice: ExecutionPlan) -> None:
+    """Check a way to compute that was read from a file.
+
+    Raises:
+      ValueError: for one that is none.
+    """
+    if not 0 <= choice.tile <= LARGEST_COUNT:
+        raise ValueError(f"tile is {choice.tile}: expected 0 to {LARGEST_COUNT}")
+    if choice.memory_size is not None and not 1 <= choice.memory_size <= LARGEST_COUNT:
+        raise ValueError(f"memory_size is {choice.memory_size}: expected 1 to {LARGEST_COUNT}")
+    if choice.memory_dtype not in MEMORY_DTYPES:
+        known = ", ".join(map(str, MEMORY_DTYPES))
+        raise ValueError(f"memory_dtype is {choice.memory_dtype!r}: expected one of {known}")
+
+
+def evaluation(config: Config, choice: ExecutionPlan) -> Evaluation:
+    """How the objective of a config is computed in a chosen way."""
+    return Evaluation(
+        tile=choice.tile,
+        remat=choice.remat,
+        recompute_content=choice.recompute_content,
+        precision=config.execution.precision,
+    )
+
+
+def config_loss(config: Config, choice: ExecutionPlan, *, mesh: Mesh | None = None) -> Loss:
+    """The objective of a config, computed in a chosen way, by devices of a mesh if any."""
+    loss = make_loss(config.loss, evaluation=evaluation(config, choice), mesh=mesh)
+    return of_luminance(loss) if config.loss.color == "luminance" else loss
+
+
+def make_config_optimizer(config: Config, choice: ExecutionPlan = ExecutionPlan()) -> Any:
+    """The optimiser of a config with the chosen memory."""
+    optimizer, own = config.optimizer, {}
+    if isinstance(optimizer, Adam):
+        own = {"betas": (optimizer.beta1, optimizer.beta2), "epsilon": optimizer.epsilon}
+    else:
+        own = {"memory_size": choice.memory_size or optimizer.memory_size}
+    return make_optimizer(
+        optimizer.name,
+        pixel_range=config.loss.pixel_range,
+        preconditioner=config.preconditioner,
+        memory_dtype=choice.memory_dtype,
+        **own,
+    )
+
+
+def kernel_options(
+    config: Config, *, by_rows: bool = False, any_layer: bool = False
+) -> dict[str, Any]:
+    """How a config prepares the network's kernels, see ``convolution.prepare_kernels``.
+
+    Args:
+      config: the settings.
+      by_rows: whether pictures are divided by rows among devices, see ``sharding``.
+      any_layer: for an objective of one's own, which may ask for any layer, in any precision.
+    """
+    convolution, narrow = config.execution.convolution, config.execution.precision == "bfloat16"
+    if convolution == "auto":  # accelerators' libraries choose for themselves
+        plain = narrow or by_rows or jax.default_backend() != "cpu"
+        convolution = "direct" if plain else "winograd"
+    return {
+        "convolution": convolution,
+        "layers": TAPS if any_layer else config.loss.layers,
+        "dtype": "bfloat16" if narrow and not any_layer else None,
+    }
+
+
+def choice_in_words(choice: ExecutionPlan) -> str:
+    """How a run is computed, in words.
+
+    >>> choice_in_words(ExecutionPlan(tile=512, memory_size=10, memory_dtype="bfloat16"))
+    'tiles of 512 px, L-BFGS remembers 10 pairs in bfloat16'
+    """
+    words = ["the whole picture", "activations computed twice"] if choice.remat else []
+    words = words or [f"tiles of {choice.tile} px" if choice.tile else "the whole picture"]
+    if choice.recompute_content:
+        words.append("content features computed again")
+    if choice.memory_size is not None:
+        kind = f" in {choice.memory_dtype}" if choice.memory_dtype else ""
+        words.append(f"L-BFGS remembers {choice.memory_size} pairs{kind}")
+    return ", ".join(words)
+
+
+USABLE = 0.85  # of what is free: for what is not counted, and holes between blocks
+
+
+class LoopMemory(NamedTuple):
+    """What the compiled loop of one picture takes, in bytes.
+
+    Attributes:
+      network, state, targets: its arguments.
+      scratch: what it takes while it runs, for activations above all.
+    """
+
+    network: int
+    state: int
+    targets: int
+    scratch: int
+
+    @property
+    def own(self) -> int:
+        """All but the network, which pictures of one run share."""
+        return self.state + self.targets + self.scratch
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays, or shapes of arrays, of a tree.
+
+    >>> tree_bytes({"a": jax.ShapeDtypeStruct((2, 3), "float32")})
+    24
+    """
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def loop_memory(
+    solver: Solver, image_shape: Sequence[int], dtype: Any, variables: Variables, targets: Targets
+) -> LoopMemory | None:
+    """What the compiled loop of one picture takes; nothing of it is allocated.
+
+    The loop is compiled for it, and this very program serves a run in the same process whose
+    arguments are passed as ``single.stylize`` does.
+
+    Args:
+      solver, variables, targets: as for ``solver.run``; arrays or their shapes.
+      image_shape, dtype: of the picture.
+
+    Returns:
+      The ``LoopMemory``, or None where the backend does not tell.
+    """
+    image = jax.ShapeDtypeStruct(tuple(image_shape), dtype)
+    state = jax.eval_shape(solver.init, image, variables, targets)
+    # As the host's loop calls it first; other ways to pass the same would be another program.
+    lowered = run.lower(
+        solver, state, variables=variables, targets=targets, num_steps=0, chunk_size=CHUNK_SIZE
+    )
+    analysis = lowered.compile().memory_analysis()
+    if analysis is None:
+        return None
+    # The new state is where the old one was; the rest of the output is what the loop records.
+    recorded = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return LoopMemory(
+        network=tree_bytes(variables),
+        state=tree_bytes(state),
+        targets=tree_bytes(targets),
+        scratch=analysis.temp_size_in_bytes + recorded,
+    )
+
+
+class MemoryPlan(NamedTuple):
+    """What a run will need.
+
+    Attributes:
+      choice: how it is computed.
+      needs: what the compiled loop takes.
+      free: bytes that were free for it, or None where that is not known.
+      whole: bytes of the whole picture's run as the settings have it, where it does not fit.
+    """
+
+    choice: ExecutionPlan
+    needs: LoopMemory
+    free: int | None
+    whole: int | None = None
+
+
+class Task(NamedTuple):
+    """What a plan is made for.
+
+    Attributes:
+      variables: the network's, arrays or shapes.
+      content: the content picture, or its shape.
+      styles: likewise.
+      config: the settings.
+      guidance: which style holds where, arrays or shapes.
+      optimizer: in place of the config's, if any.
+    """
+
+    variables: Variables
+    content: Any
+    styles: Sequence[Any]
+    config: Config
+    guidance: Guidance = Guidance()
+    optimizer: Any = None
+
+
+def too_large(
+    task: Task, *, last: ExecutionPlan, needed: float, limit: int | None, fitting: int | None
+) -> InputError:
+    """The error for a picture that does not fit in any way.
+
+    Args:
+      task: of the picture.
+      last: the most sparing way to compute it.
+      needed: bytes that the least way takes.
+      limit: bytes that may be taken of what is free; None where they are not known.
+      fitting: longer side of a picture that would fit, or None.
+    """
+    height, width = task.content.shape[:2]
+    config = task.config
+    ways = {
+        "adam": config.optimizer.name != "adam",
+        "precision bfloat16": config.execution.precision != "bfloat16",
+        "tile auto": config.execution.tile != "auto",
+        "remat auto": config.execution.remat == "on",
+    }
+    others = [name for name, new in ways.items() if new]
+    advice = f"a longer side of about {fitting} px would fit"
+    if fitting is None:
+        advice = "choose a smaller size, or a device with more memory"
+    return InputError(
+        f"a picture of {width}x{height} px needs about {in_gib(needed / USABLE, digits=3)}"
+        + (f" even in tiles of {last.tile} px" if last.tile else "")
+        + (", more" if limit is None else f", {in_gib(limit / USABLE, digits=3)} are free")
+        + (" than could be had" if limit is None else "")
+        + f": {advice}"
+        + (f"; {' and '.join(others)} would need less" if others else "")
+    )
+
+
+def plan_in_words(
+    plan: MemoryPlan, *, shape: Sequence[int], process: int = 0, pictures: int = 1
+) -> str:
+    """A plan in one line.
+
+    Args:
+      plan: from ``choose``.
+      shape: of the picture, ``[H, W, 3]``.
+      process: bytes that the process has already, where these are of the same memory.
+      pictures: how many the plan is for.
+    """
+    needs, choice = plan.needs, plan.choice
+    parts = {
+        "program": process,
+        "network": needs.network,
+        "targets": needs.targets,
+        "picture and optimiser": needs.state,
+        "activations": needs.scratch,
+    }
+    listed = ", ".join(f"{name} {in_gib(size)}" for name, size in parts.items() if size)
+    where = "" if plan.free is None else f" of {in_gib(plan.free + process)}"
+    together = f", {pictures} pictures at once" if pictures > 1 else ""
+    return (
+        f"{shape[1]}x{shape[0]} px{together}: "
+        f"about {in_gib(sum(needs) + process)} ({listed}){where}; "
+        f"{choice_in_words(choice)}"
+        + (f", as the usual way would need {in_gib(plan.whole + process)}" if plan.whole else "")
+    )

@@ -1,0 +1,297 @@
+"""What a run will need, and how it is to be computed so that it fits into the memory.
+
+A picture is taken whole where that fits; else its activations are computed twice, block by block
+(``remat``) or tile by tile; what L-BFGS remembers shrinks with the room. The result is the same to
+rounding but for L-BFGS's memory.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+
+from nst_jax.config.config import LBFGS, Adam
+from nst_jax.config.layers import deepest, stride
+from nst_jax.losses.objective import loss_weights, make_loss
+from nst_jax.losses.tiling import Grid, make_grid
+from nst_jax.models.convolution import prepare_kernels
+from nst_jax.optim.lbfgs import PAIRS
+from nst_jax.optim.solver import make_solver
+from nst_jax.transfer.plan import (
+    USABLE,
+    ExecutionPlan,
+    LoopMemory,
+    MemoryPlan,
+    Task,
+    config_loss,
+    evaluation,
+    kernel_options,
+    loop_memory,
+    make_config_optimizer,
+    too_large,
+    tree_bytes,
+)
+from nst_jax.types import Guidance, Solver, Targets, Variables
+
+TILES = (2048, 1536, 1024, 768, 512, 384, 256)
+
+# L-BFGS's memory where the wanted one does not fit: pairs, and their type.
+MEMORIES = ((20, None), (10, None), (10, "bfloat16"), (5, "bfloat16"))
+
+# A bound from above: below it nothing needs to be asked of the compiler. Measured: 2.4 kB for the
+# full network, 0.7 kB a region.
+BYTES_PER_PIXEL, BYTES_PER_REGION = 4000, 1000
+
+NEAR = 1.1  # of the limit: what is expected to take so much may take less
+
+SURE = 0.95  # likewise: what is expected to take less than that will hardly take more
+
+
+def as_shape(picture: Any) -> jax.ShapeDtypeStruct:
+    """The shape of a picture as runs have it, in float32."""
+    return jax.ShapeDtypeStruct(picture.shape, "float32")
+
+
+def grid_of(task: Task, choice: ExecutionPlan) -> Grid:
+    """The tiles of a chosen way."""
+    config = task.config
+    layers = config.loss.aligned_layers
+    shape = task.content.shape[:2]
+    return make_grid(shape, layers=layers, tile=choice.tile, padding=config.loss.padding)
+
+
+def given_choice(task: Task) -> ExecutionPlan:
+    """What the settings themselves say, with the whole picture for ``auto`` and for one tile."""
+    given = task.config.execution.evaluation
+    step = stride(deepest(task.config.loss.aligned_layers))
+    # As tiles are made, see ``tiling.make_grid``.
+    choice = ExecutionPlan(tile=-(-given.tile // step) * step, remat=given.remat)
+    return choice._replace(tile=0) if choice.tile and grid_of(task, choice).count == 1 else choice
+
+
+def _targets(task: Task, choice: ExecutionPlan) -> Targets:
+    """Shapes of a run's targets; they do not depend on tiles."""
+    loss = make_loss(task.config.loss, evaluation=evaluation(task.config, choice._replace(tile=0)))
+    weights = loss_weights(task.config)
+
+    def make(variables: Variables, content: Any, styles: Any, guidance: Guidance) -> Targets:
+        return loss.targets(variables, content, styles, weights=weights, guidance=guidance)
+
+    return jax.eval_shape(make, task.variables, task.content, list(task.styles), task.guidance)
+
+
+def _solver(task: Task, choice: ExecutionPlan) -> Solver:
+    loss = config_loss(task.config, choice)
+    optimizer = task.optimizer or make_config_optimizer(task.config, choice)
+    return make_solver(
+        loss, optimizer, averaging=task.config.averaging, clip=task.config.optimizer.clip
+    )
+
+
+def measure(task: Task, choice: ExecutionPlan) -> LoopMemory | None:
+    """What a run takes if it is computed in one way: its loop is compiled for it."""
+    prepare = partial(prepare_kernels, **kernel_options(task.config))
+    variables = jax.eval_shape(prepare, task.variables)
+    targets = _targets(task, choice)
+    shape, dtype = task.content.shape, task.content.dtype
+    return loop_memory(_solver(task, choice), shape, dtype, variables, targets)
+
+
+def _state_bytes(task: Task, choice: ExecutionPlan) -> int:
+    image = jax.ShapeDtypeStruct(task.content.shape, task.content.dtype)
+    return tree_bytes(jax.eval_shape(_solver(task, choice).init, image, None, None))
+
+
+def _targets_bytes(task: Task, choice: ExecutionPlan) -> int:
+    return tree_bytes(_targets(task, choice))
+
+
+class Meter(NamedTuple):
+    """How the needs of a task are found out, each of ``(task, choice)``.
+
+    Attributes:
+      loop: the ``LoopMemory``, or None where the backend does not tell.
+      state, targets: bytes of the run's state and targets alone, known without compiling.
+    """
+
+    loop: Callable[[Task, ExecutionPlan], LoopMemory | None] = measure
+    state: Callable[[Task, ExecutionPlan], int] = _state_bytes
+    targets: Callable[[Task, ExecutionPlan], int] = _targets_bytes
+
+
+def fits_surely(task: Task, *, free: int) -> bool:
+    """Whether the whole picture fits so easily that nothing needs to be compiled to know it."""
+    if len(task.config.loss.content_layers) > 2 or len(task.config.loss.style_layers) > 6:
+        return False  # their features and differences are more than the bound allows for
+    height, width, _ = task.content.shape
+    masks = task.guidance.content_masks
+    regions = 0 if masks is None else len(masks)
+    scratch = height * width * (BYTES_PER_PIXEL + regions * BYTES_PER_REGION)
+    scratch *= task.content.dtype.itemsize // 4
+    fixed = 3 * tree_bytes(task.variables) + _state_bytes(task, given_choice(task))
+    if jax.default_backend() == "cpu":
+        fixed += 8 * tree_bytes(task.variables["params"])  # kernels transformed by Winograd
+    return fixed + scratch < USABLE * free
+
+
+def choose(
+    task: Task,
+    *,
+    free: int | None,
+    failed: bool = False,
+    meter: Meter = Meter(),
+    tiles: Sequence[int] = TILES,
+) -> MemoryPlan | None:
+    """Find out how a run fits into the memory.
+
+    In this order: the whole picture; the whole with as many pairs of L-BFGS as there are steps,
+    which changes nothing, and with 20; each block computed twice; tiles, the largest that fit,
+    first with 20 pairs and at the last with 5 in bfloat16; and the content's features computed
+    again for each tile. What the settings fix is not changed, but L-BFGS's pairs: theirs is the
+    largest number.
+
+    Args:
+      task: of one size.
+      free: bytes that the device has, see ``memory.free_bytes``; None for no limit.
+      failed: whether ``free`` is only what a failure shows, and not to be told.
+      meter: how needs are found out; by default the compiler is asked.
+      tiles: sides of tiles to try, from the largest.
+
+    Returns:
+      The ``MemoryPlan``, or None where the backend does not tell what a program takes.
+
+    Raises:
+      InputError: where nothing fits, with the size that would.
+    """
+    first = given_choice(task)
+    wanted = meter.loop(task, first)
+    if wanted is None:
+        return None
+    needed = sum(wanted)
+    limit = math.inf if free is None else int(USABLE * free)
+    if needed <= limit:
+        return MemoryPlan(first, wanted, free)
+
+    off: dict[str, float] = {}  # what was measured of tiles and of remat, over what was expected
+    measured: dict[ExecutionPlan, LoopMemory] = {}
+    state_bytes = cache(partial(meter.state, task))
+    targets_bytes = cache(
+        lambda again: meter.targets(task, first._replace(recompute_content=again))
+    )
+
+    def expect(choice: ExecutionPlan, shape: Sequence[int]) -> LoopMemory:
+        """State and targets are known at once; scratch is that of a window's pixels, about."""
+        ratio = math.prod(shape[:2]) / math.prod(task.content.shape[:2])
+        scratch = _scratch(task, choice, shape, whole=wanted.scratch) * off.get(_kind(choice), 1)
+        parts = ratio * state_bytes(choice), ratio * targets_bytes(choice.recompute_content)
+        return LoopMemory(wanted.network, *map(int, (*parts, scratch)))
+
+    alternatives, sparing = list(_alternatives(task, tiles)), math.inf
+    ends = _ends(alternatives)
+    for choice in alternatives:
+        # Scratch hardly depends on the number of pairs, but may on their type.
+        way, kind = choice._replace(memory_size=None), _kind(choice)
+        expected = expect(choice, task.content.shape)
+        if way == first:
+            expected = expected._replace(scratch=wanted.scratch)
+        elif way in measured:
+            expected = measured[way]._replace(state=expected.state)
+        elif sum(expected) <= NEAR * limit or choice in ends:
+            found = meter.loop(task, choice)
+            assert found is not None  # or the first would have been None, too
+            off[kind] = found.scratch / max(1, _scratch(task, choice, whole=wanted.scratch))
+            measured[way] = expected = found
+        if way in (first, *measured) and sum(expected) <= limit:
+            return MemoryPlan(choice, expected, free, whole=needed)
+        sparing = min(sparing, sum(expected))
+
+    def fits(shape: tuple[int, int]) -> bool:
+        task_of = task._replace(content=jax.ShapeDtypeStruct((*shape, 3), "float32"))
+        ways = _alternatives(task_of, tiles)
+        return any(sum(expect(choice, shape)) <= SURE * limit for choice in ways)
+
+    longer, other = max(task.content.shape[:2]), min(task.content.shape[:2])
+    sizes = (int(longer * 0.97**power) for power in range(1, 400))
+    scaled = {size: _shape_at(task, size) for size in sizes if size * other >= 64 * longer}
+    fitting = next((size for size, shape in scaled.items() if fits(shape)), None)
+    told = None if failed else int(limit)
+    raise too_large(task, last=alternatives[-1], needed=sparing, limit=told, fitting=fitting)
+
+
+def _shape_at(task: Task, size: int) -> tuple[int, int]:
+    """Height and width of the task's picture at another longer side."""
+    height, width = task.content.shape[:2]
+    ratio = size / max(height, width)
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
+
+
+def _kind(choice: ExecutionPlan) -> str:
+    """What has a factor of its own between what is expected and what is measured."""
+    return "tile" if choice.tile else "remat" if choice.remat else "whole"
+
+
+def _ends(alternatives: Sequence[ExecutionPlan]) -> set[ExecutionPlan]:
+    """The first and the last way of each kind: they are measured, whatever is expected."""
+
+    def kind(choice: ExecutionPlan) -> tuple[str, bool]:
+        return _kind(choice), choice.recompute_content
+
+    lasts = {kind(choice): choice for choice in alternatives}
+    firsts = {kind(choice): choice for choice in reversed(alternatives)}
+    return {*lasts.values(), *firsts.values()}
+
+
+def _scratch(
+    task: Task, choice: ExecutionPlan, shape: Sequence[int] | None = None, *, whole: int
+) -> float:
+    """Scratch memory that is expected, of a picture of the task's shape or another one.
+
+    Args:
+      task, choice: what is computed, and how.
+      shape: of the picture, by default the task's.
+      whole: bytes for the task's whole picture.
+    """
+    own = task.content.shape[:2]
+    height, width = own if shape is None else shape[:2]
+    per_pixel = whole / math.prod(own)
+    if not choice.tile:
+        return per_pixel * height * width * (0.8 if choice.remat else 1)
+    picture = jax.ShapeDtypeStruct((height, width, 3), task.content.dtype)
+    window = grid_of(task._replace(content=picture), choice).size
+    # A gradient and its sum over windows; L-BFGS's update has some of its own.
+    pictures = 6 if not isinstance(task.config.optimizer, Adam) else 2
+    return per_pixel * math.prod(window) + pictures * picture.size * picture.dtype.itemsize
+
+
+def _alternatives(task: Task, sides: Sequence[int] = TILES) -> Iterator[ExecutionPlan]:
+    """Ways to compute a run that need less than the settings' own, the quickest first."""
+    config, first = task.config, given_choice(task)
+    memories: list[tuple[int | None, str | None]] = [(None, None)]
+    if isinstance(config.optimizer, LBFGS) and task.optimizer is None:
+        # More pairs than steps are never there.
+        pairs = min(config.optimizer.memory_size or PAIRS, config.steps)
+        memories = [(pairs, None), *((m, dtype) for m, dtype in MEMORIES if m < pairs)]
+    wholes = [first]
+    if config.execution.remat == "auto" and not first.tile:
+        wholes.append(ExecutionPlan(remat=True))
+    longer = max(task.content.shape[:2])
+    tiles: Sequence[int] = ()
+    if config.execution.tile == "auto" and config.execution.remat != "on":
+        tiles = [tile for tile in sides if tile < longer]
+    if first.tile:
+        wholes, tiles = [], (first.tile,)
+    # Of 20 pairs and more the whole picture is worth more, of fewer the pairs.
+    roomy = [one for one in memories if (one[0] or 20) >= 20] or memories[:1]
+    few = [one for one in memories if (one[0] or 20) <= 20]
+    for whole in wholes:
+        for pairs, dtype in roomy:
+            yield whole._replace(memory_size=pairs, memory_dtype=dtype)
+    for again in (False, True) if tiles and config.loss.feature_layers else (False,):
+        for pairs, dtype in memories if first.tile else few:
+            for tile in tiles:
+                yield ExecutionPlan(tile, False, again, pairs, dtype)
+    if not tiles:
+        for pairs, dtype in memories:
+            yield wholes[-1]._replace(memory_size=pairs, memory_dtype=dtype)

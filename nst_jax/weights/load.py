@@ -1,0 +1,285 @@
+"""Load, save, find and list weights of VGG-19.
+
+`load_weights` takes any known form (``weight_forms.py``) and gives one tree (``convert.py``);
+`save_weights` writes the canonical .safetensors (``canonical.py``).
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nst_jax.errors import InputError
+from nst_jax.system.files import expanded
+from nst_jax.weights.canonical import (
+    Normalization,
+    Preprocessing,
+    Record,
+    parse_normalization,
+    write_canonical,
+)
+from nst_jax.weights.convert import check_finite, check_shapes, convert, to_flat, to_tree
+from nst_jax.weights.fetch import DEFAULT_SOURCE, SOURCES, cached_path
+from nst_jax.weights.readers import find_form, open_weights
+
+WEIGHTS_VARIABLE = "NST_JAX_WEIGHTS"
+
+SLIM_FILE = "vgg19-slim.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """What is known of some weights; plain data, so that it can be saved beside a result.
+
+    Attributes:
+      name: a short name, such as "vgg19-caffe".
+      sha256: checksum of the file that was read; empty for weights from memory.
+      form: "canonical", "keras", "matconvnet", "torch", "safetensors" or "memory".
+      preprocessing: "caffe", "torchvision" or a name of one's own; the numbers are in the tree.
+      source: where the weights come from: an address or a file, and its form.
+      source_sha256, source_md5: checksums of that source, empty where not known.
+      licence, attribution: terms of use, and whom to name.
+      training: of slim weights, how and on what they were trained, and figures, as JSON.
+      normalized: how the weights were scaled to a mean activation of 1; None for weights as
+        trained, and those of a file that cannot tell.
+      path: the file that was read; empty for weights from memory.
+    """
+
+    name: str
+    preprocessing: str
+    sha256: str = ""
+    form: str = "memory"
+    source: str = "unknown"
+    source_sha256: str = ""
+    source_md5: str = ""
+    licence: str = "unknown"
+    attribution: str = ""
+    training: str = ""
+    normalized: Normalization | None = None
+    path: str = ""
+
+
+class Weights(NamedTuple):
+    """Variables of the network and what is known of them, see ``load_weights``."""
+
+    variables: dict[str, Any]
+    info: WeightsInfo
+
+
+class Place(NamedTuple):
+    """One line of `list_weights`: ``path`` is a file that is there, or an address to fetch."""
+
+    where: str
+    name: str
+    path: str
+    detail: str
+
+
+def load_weights(path: str | Path | None, *, preprocessing: str | None = None) -> Weights:
+    """Load VGG-19's weights from a file of any known form and put them on the device.
+
+    ``load_weights(find_weights())`` takes those that ``nst-jax stylize`` would take.
+
+    Args:
+      path: a canonical .safetensors, Keras .h5, MatConvNet .mat, PyTorch .pth or torchvision's
+        names in .safetensors; the form is found from the content.
+      preprocessing: "caffe" or "torchvision", needed only for PyTorch's names with weights that
+        belong to neither network.
+
+    Returns:
+      ``variables`` = {"params": {"conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...},
+      "preprocessing": {"mean": [3], "std": [3]}}, float32, for RGB images in [0, 1], and for slim
+      weights "lift": pooling -> layer -> {"kernel": [c, C], "bias": [C]} (``lift.py``); ``info``.
+
+    Raises:
+      InputError: where the file cannot be used; the message says why and what to do.
+    """
+    import jax
+
+    if path is None:
+        raise InputError("no such weights were found: run 'nst-jax weights fetch', or name a file")
+    converted = convert(path, preprocessing=preprocessing)
+    record = converted.record
+    info = WeightsInfo(
+        name=record.name,
+        preprocessing=record.preprocessing.kind,
+        sha256=converted.sha256,
+        form=converted.form,
+        source=record.source,
+        source_sha256=record.source_sha256,
+        source_md5=record.source_md5,
+        licence=record.licence,
+        attribution=record.attribution,
+        training=record.training,
+        normalized=record.normalized,
+        path=str(path),
+    )
+    return Weights(jax.device_put(to_tree(converted.arrays, record.preprocessing)), info)
+
+
+def save_weights(
+    path: str | Path, weights: Weights, *, overwrite: bool = False, half: bool = False
+) -> Path:
+    """Save weights as a canonical .safetensors; it appears whole or not at all.
+
+    Args:
+      path: the file to write, in a folder that exists.
+      weights: as `load_weights` gives them. Each block may have any number of channels.
+      overwrite: whether a file of that name may be replaced.
+      half: whether to store float16 in place of float32.
+
+    Returns:
+      The path.
+
+    Raises:
+      InputError: where these are no weights of a VGG-19, or the file cannot be written.
+    """
+    path = expanded(path)
+    variables, info = weights
+    if set(variables) - {"lift"} != {"params", "preprocessing"}:
+        raise InputError(
+            f"the variables have the collections {sorted(variables)}, expected params and "
+            "preprocessing, and of slim weights lift: save only those"
+        )
+    arrays = to_flat(variables)
+    check_shapes({name: array.shape for name, array in arrays.items()})
+    check_finite(arrays)
+    mean, std = (
+        tuple(np.ravel(np.asarray(variables["preprocessing"][key], np.float32)).tolist())
+        for key in ("mean", "std")
+    )
+    record = Record(
+        name=info.name,
+        preprocessing=Preprocessing(kind=info.preprocessing, mean=mean, std=std),
+        source=info.source,
+        source_sha256=info.source_sha256,
+        source_md5=info.source_md5,
+        licence=info.licence,
+        attribution=info.attribution,
+        training=info.training,
+        normalized=info.normalized,
+    )
+    write_canonical(path, arrays, record, overwrite=overwrite, half=half)
+    return path
+
+
+def find_weights(
+    *,
+    path: str | Path | None = None,
+    model: str | None = None,
+    folders: Sequence[Path] | None = None,
+) -> Path | None:
+    """The weights to use: those named, else of ``NST_JAX_WEIGHTS``, the cache, or shipped ones.
+
+    Args:
+      path: a file that someone named.
+      model: ``"vgg19"`` for full ones only, ``"vgg19-slim"`` for slim ones only; what does not fit
+        is passed over.
+      folders: where shipped ones are; `shipped_folders` if not given.
+
+    Returns:
+      A file, or None where there is none.
+
+    Raises:
+      InputError: where a file that was named, or the one in the variable, does not exist, or where
+        the one named is of the other model.
+      ValueError: for an unknown model.
+    """
+    if model not in (None, "vgg19", "vgg19-slim"):
+        raise ValueError(f"model is {model!r}: expected 'vgg19', 'vgg19-slim' or None")
+    variable = os.environ.get(WEIGHTS_VARIABLE)
+    for named, origin in ((path, ""), (variable, f" (from {WEIGHTS_VARIABLE})")):
+        if not named:
+            continue
+        found = expanded(named)
+        if not os.path.isfile(found):
+            raise InputError(
+                f"the weights {found}{origin} do not exist or are no file: check the path, or run "
+                "'nst-jax weights fetch'"
+            )
+        if model is None or model_of(found) == model:
+            return found
+        if named is path:
+            raise InputError(
+                f"{found} holds {model_of(found)}, but {model} was asked for: leave one of them out"
+            )
+    places = (path for _, path in _installed(folders))
+    return next((path for path in places if model is None or _is_sound(path, model)), None)
+
+
+def _is_sound(path: Path, model: str) -> bool:
+    """Whether a file that nobody named holds this model; a damaged one holds none."""
+    try:
+        return model_of(path) == model
+    except InputError:
+        return False
+
+
+def model_of(path: Path) -> str:
+    """Which network a file of weights holds: ``"vgg19"``, or with lifts ``"vgg19-slim"``."""
+    with open_weights(path) as opened:
+        slim = any(name.startswith("lift/") for name in opened.arrays)
+    return "vgg19-slim" if slim else "vgg19"
+
+
+def is_shipped_slim(path: Path, *, folders: Sequence[Path] | None = None) -> bool:
+    """Whether a file is the slim one that comes with the package."""
+    return path.name == SLIM_FILE and ("shipped", path) in _installed(folders)
+
+
+def shipped_folders(package: Path | None = None) -> list[Path]:
+    """Where weights come with a package, this one or another: in its data, and in its checkout."""
+    package = Path(__file__).parent if package is None else package
+    folders = [package / "data"]
+    if (package.parent / "pyproject.toml").is_file():  # else it may be someone else's folder
+        folders.append(package.parent / "weights")
+    return folders
+
+
+def _installed(folders: Sequence[Path] | None) -> Iterator[tuple[str, Path]]:
+    """Weights in the cache, then those shipped with the package or in a checkout."""
+    for source in SOURCES:
+        if os.path.isfile(path := cached_path(source)):
+            yield "cache", path
+    folders = shipped_folders() if folders is None else folders
+    shipped = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+    for path in sorted(shipped, key=lambda path: path.name == SLIM_FILE):  # full ones first
+        yield "shipped", path
+
+
+def list_weights(*, folders: Sequence[Path] | None = None) -> list[Place]:
+    """What there is: the variable, the cache, shipped files, then what can be fetched.
+
+    Args:
+      folders: where shipped ones are; `shipped_folders` if not given.
+
+    Returns:
+      One `Place` each, in the order in which `find_weights` looks.
+    """
+    places = []
+    if named := os.environ.get(WEIGHTS_VARIABLE):
+        path = expanded(named)
+        detail = _size_and_kind(path) if os.path.isfile(path) else "does not exist"
+        places.append(Place(WEIGHTS_VARIABLE, path.stem, named, detail))
+    for where, path in _installed(folders):
+        places.append(Place(where, path.stem, str(path), _size_and_kind(path)))
+    for name, source in SOURCES.items():
+        default = ", the default" if name == DEFAULT_SOURCE else ""
+        detail = f"{source.summary}; {source.licence}{default}"
+        places.append(Place("to fetch", name, source.urls[0], detail))
+    return places
+
+
+def _size_and_kind(path: Path) -> str:
+    size = f"{path.stat().st_size / 2**20:.0f} MB"
+    try:
+        if find_form(path) != "safetensors":  # no other form tells, and some are slow to open
+            return size
+        with open_weights(path) as opened:
+            normalized = parse_normalization(opened.header or {})
+    except InputError:  # of which loading and ``verify`` tell
+        return size
+    return f"{size}, normalised" if normalized else size

@@ -1,0 +1,136 @@
+"""Random command lines and settings: each is taken, or refused in one line."""
+
+import dataclasses
+import math
+import shutil
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import smooth_picture
+from helpers.fuzzing import check_ended, command, listing, time_limit
+from helpers.lines import lines
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from nst_jax.cli import app, batch, run, sweep
+from nst_jax.config import TAPS, Config
+from nst_jax.errors import InputError
+from nst_jax.images import save_image
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch, tiny_weights_file):
+    """A folder with pictures and other things."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
+    monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
+    for module in (run, batch, sweep):
+        monkeypatch.setattr(module, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
+    desk = tmp_path / "desk"
+    (desk / "empty").mkdir(parents=True)
+    monkeypatch.chdir(desk)
+    save_image("content.png", smooth_picture(12, 16, seed=1))
+    save_image("style.png", smooth_picture(16, 14, seed=2))
+    save_image("mask.png", np.ones((12, 16, 3), np.float32) / 2)
+    Path("text.png").write_text("no picture")
+    shutil.copy(tiny_weights_file, "small.safetensors")
+    return desk
+
+
+def check_line(line, desk, capsys):
+    """A line is taken, or refused with nothing written."""
+    before = listing(desk)
+    ended = command(line, capsys)
+    check_ended(ended, parser=True)
+    after = listing(desk)
+    assert not [path for path in after if Path(path).name.startswith(".")]
+    if ended.code == 2 and "--overwrite" not in line:
+        kept = {path: data for path, data in after.items() if not path.startswith("ck/")}
+        assert kept == before
+    for path in set(after) - set(before):
+        Path(path).unlink()
+    for path, data in before.items():
+        Path(path).write_bytes(data)
+    for folder in ("out", "ck"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+FUZZ = dict(
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.generate),  # a smaller example takes as long to find as many
+)
+
+
+@settings(max_examples=20, derandomize=True, **FUZZ)
+@given(line=lines())
+def test_command_lines(line, desk, capsys):
+    check_line(line, desk, capsys)
+
+
+@pytest.mark.campaign
+@settings(max_examples=150, **FUZZ)
+@given(line=lines())
+def test_many_command_lines(line, desk, capsys):
+    check_line(line, desk, capsys)
+
+
+ANY = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from([*TAPS, "auto", "off", "none", "gram", "lbfgs", "adam", "zero"]),
+    st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=3)), max_size=3),
+    st.just(b"x"),
+    st.just(Path("x")),
+)
+
+
+def values(hint):
+    """Values of a setting's type, mostly; others, too."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        right = st.sampled_from(arguments)
+    elif origin is tuple and arguments[-1] is ...:
+        right = st.lists(values(arguments[0]), max_size=3).map(tuple)
+    elif origin is tuple or hasattr(hint, "_fields"):
+        parts = arguments or typing.get_type_hints(hint).values()
+        right = st.tuples(*map(values, parts))
+    elif arguments:
+        right = st.one_of([values(one) for one in arguments])
+    elif hint is str:
+        right = st.sampled_from([*TAPS, "gram", "features", "wasserstein", "noise", "x.png"])
+    else:
+        right = {int: st.integers(-1, 20), float: st.floats(0, 2), type(None): st.none()}.get(
+            hint, ANY
+        )
+    return st.one_of(right, right, right, right, ANY)
+
+
+CONFIG_HINTS = typing.get_type_hints(Config)
+
+
+@settings(max_examples=200, derandomize=True, **FUZZ)
+@given(
+    given=st.lists(st.sampled_from(sorted(CONFIG_HINTS)), max_size=5, unique=True).flatmap(
+        lambda names: st.fixed_dictionaries({name: values(CONFIG_HINTS[name]) for name in names})
+    )
+)
+def test_settings(given):
+    """``Config`` takes settings or says what is wrong; what it takes it takes again."""
+    with time_limit(5):
+        try:
+            config = Config.of(**given)
+        except (InputError, TypeError, ValueError):  # the latter of wrong types
+            return
+    assert dataclasses.replace(config) == config or any(
+        isinstance(value, float) and math.isnan(value) for value in given.values()
+    )
+    hash(config)
+    _ = config.loss

@@ -1,0 +1,121 @@
+"""Runs of the command line in a folder of small pictures, and what they leave."""
+
+import json
+import re
+import signal
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nst_jax.cli import app, main
+from nst_jax.cli import run as job
+from nst_jax.images import save_image
+
+SIZE = 32  # of the content 32x24; so most runs share one compilation
+
+# Layers that are quickly compiled.
+SHALLOW = dict(content_layers="relu2_1", style_layers="relu1_1 relu2_1")
+
+
+@pytest.fixture(autouse=True)
+def desk(tmp_path, monkeypatch, content, style):
+    """A folder with pictures, and no weights but those that a test names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
+    monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(job, "use_compilation_cache", lambda: None)  # is process-wide
+    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
+    save_image("content.png", content)
+    save_image("style.png", style)
+    return tmp_path
+
+
+class Run(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def words(**options):
+    """Words of the command line: ``style_layers="a b"`` is ``--style-layers a b``."""
+    options = {"size": SIZE, "steps": 3, "style": "style.png", "output": "out.png"} | options
+    line = ["stylize", str(options.pop("content", "content.png"))]
+    for name, value in options.items():
+        if value is None:
+            continue
+        line += ["--" + name.replace("_", "-")] + ([] if value is True else str(value).split())
+    return line
+
+
+@pytest.fixture
+def run(capsys, tiny_weights_file):
+    def run(**options):
+        code = main(words(**{"weights": tiny_weights_file} | options))
+        return Run(code, *capsys.readouterr())
+
+    return run
+
+
+def record(name="out.json"):
+    """The JSON beside a picture, as the standard has it: without NaN and Infinity."""
+
+    def refuse(number):
+        raise AssertionError(f"{number} is no JSON")
+
+    with open(name, encoding="utf-8") as file:
+        return json.load(file, parse_constant=refuse)
+
+
+def listing(folder):
+    """All files below a folder with their bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def check_refused(desk, match, run):
+    """Check that a run ends with one line and writes nothing."""
+    before = listing(desk)
+    code, out, err = run()
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("nst-jax: error: ")
+    assert re.search(match, err), err
+    assert listing(desk) == before
+
+
+def pixels(name):
+    with Image.open(name) as image:
+        return np.asarray(image)
+
+
+# The run that every setting is compared with; all terms count from the first step on.
+PLAIN = dict(init="noise", noise_scale=0.3, steps=6, **SHALLOW)
+
+
+def pressing(monkeypatch, module, display="progress_display"):
+    """Give a function that has Ctrl-C pressed while a step's progress is shown."""
+
+    def arrange(step):
+        @contextmanager
+        def silent(steps):
+            def show(progress):
+                if getattr(progress, "step", progress) == step:
+                    signal.raise_signal(signal.SIGINT)
+
+            yield show
+
+        monkeypatch.setattr(module, display, silent)
+
+    before = signal.getsignal(signal.SIGINT)
+    yield arrange
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.fixture
+def press(monkeypatch):
+    yield from pressing(monkeypatch, job)

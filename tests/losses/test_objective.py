@@ -1,0 +1,95 @@
+"""The objective's parts; its value against the published formulas is in test_preset_parity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import smooth_picture
+
+from nst_jax.config import Config
+from nst_jax.errors import InputError
+from nst_jax.losses import loss_weights, make_loss
+from nst_jax.types import Guidance
+
+IMAGE = smooth_picture(36, 48, seed=5)
+
+
+def evaluate(config, variables, content, styles, *, blend=None, image=IMAGE):
+    loss = make_loss(config.loss)
+
+    @jax.jit
+    def value(variables, image, content, styles):
+        targets = loss.targets(
+            variables, content, styles, weights=loss_weights(config), guidance=Guidance(blend=blend)
+        )
+        return loss.head(loss.statistics(variables, image, targets), targets)
+
+    return value(variables, image, content, styles)
+
+
+def test_layer_factors_scale_their_layer(variables, content, style):
+    single = {}
+    for layer in ("relu1_1", "relu2_1"):
+        config = Config.of(style_layers={layer: 1.0})
+        single[layer] = evaluate(config, variables, content, [style])[1].style
+    both = Config.of(style_layers={"relu1_1": 0.5, "relu2_1": 3.0})
+    actual = evaluate(both, variables, content, [style])[1].style
+    np.testing.assert_allclose(actual, 0.5 * single["relu1_1"] + 3 * single["relu2_1"], rtol=1e-5)
+
+
+def test_content_is_free_at_the_content_picture(variables, content, style):
+    terms = evaluate(Config(), variables, content, [style], image=content)[1]
+    assert terms.content == 0 and terms.style > 0
+
+
+def test_style_is_free_at_the_style_picture(variables, content, style):
+    terms = evaluate(Config(), variables, content, [IMAGE])[1]
+    other = evaluate(Config(), variables, content, [style])[1]
+    assert terms.style < 1e-6 * other.style and terms.content == other.content > 0
+
+
+def test_one_style_array_is_a_sequence_of_one(variables, content, style):
+    config = Config()
+    array = evaluate(config, variables, content, style)
+    np.testing.assert_array_equal(array[0], evaluate(config, variables, content, [style])[0])
+
+
+def test_two_copies_of_a_style_are_that_style(variables, content, style):
+    config = Config()
+    one = evaluate(config, variables, content, [style])[0]
+    two = evaluate(config, variables, content, [style, style], blend=(1.0, 3.0))[0]
+    np.testing.assert_allclose(two, one, rtol=1e-6)
+
+
+def test_styles_of_different_sizes_are_blended_by_their_shares(variables, content, style):
+    """The target is the blended Gram matrix, in the proportions of the factors."""
+    config, other = Config.of(style_layers=["relu2_1"]), smooth_picture(29, 50, seed=6)
+    loss = make_loss(config.loss)
+
+    def target(styles, blend):
+        found = loss.targets(
+            variables,
+            jnp.asarray(content),
+            styles,
+            weights=loss_weights(config),
+            guidance=Guidance(blend=blend),
+        )
+        return np.einsum("rs,sij->ij", found.shares["relu2_1"], found.style["relu2_1"].gram)
+
+    pictures = [jnp.asarray(style), jnp.asarray(other)]
+    first, second = (target([picture], None) for picture in pictures)
+    np.testing.assert_allclose(target(pictures, (1, 3)), 0.25 * first + 0.75 * second, rtol=1e-5)
+    np.testing.assert_allclose(target(pictures, None), 0.5 * first + 0.5 * second, rtol=1e-5)
+
+
+def test_no_style_and_wrong_blend_are_refused(variables, content, style):
+    with pytest.raises(InputError, match="no style picture"):
+        evaluate(Config(), variables, content, [])
+    with pytest.raises(InputError, match="3 blend factors for 1 styles"):
+        evaluate(Config(), variables, content, [style], blend=(1, 1, 1))
+
+
+def test_equal_structures_share_a_loss():
+    first = make_loss(Config.of(style_weight=1.0).loss)
+    assert make_loss(Config.of(style_weight=2.0, steps=3).loss) is first
+    assert make_loss(Config.of(pooling="average").loss) is not first
