@@ -10,6 +10,11 @@ import lazy_loader
 
 from nst_jax import _moved
 
+PACKAGES = (
+    *("checkpoint", "cli", "color", "config", "images", "losses", "models", "optim", "system"),
+    *("transfer", "weights"),
+)
+
 _getattr, _dir, __all__ = lazy_loader.attach_stub(__name__, __file__)
 _moved.install()
 
@@ -21,7 +26,7 @@ def __getattr__(name: str) -> Any:
         return version("nst_jax")
     if name in __all__:
         return _getattr(name)
-    if name in _moved.MODULES:
+    if name in PACKAGES or name in _moved.MODULES:
         from importlib import import_module
 
         return import_module(f"nst_jax.{name}")
@@ -31,4 +36,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_dir(), "__version__"])
+    return sorted({*globals(), *_dir(), *PACKAGES, "__version__"})

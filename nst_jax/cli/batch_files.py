@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from nst_jax.errors import InputError
 from nst_jax.system.files import check_free
 from nst_jax.system.streams import STANDARD
-from nst_jax.transfer.batch import Pairing, pair
+from nst_jax.transfer.pairing import Pairing, pair
 
 PICTURE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif"),

@@ -148,7 +148,7 @@ def check_outputs(
         if real in seen:
             raise InputError(f"{path} is named for two outputs: choose different names")
         seen.add(real)
-        check_free(path, overwrite=run.overwrite)
+        check_free(path, overwrite=run.overwrite, advice="give --overwrite")
     for folder in {path.parent for path in outputs}:
         check_folder(folder)
 

@@ -94,7 +94,7 @@ def _normalize(action: Normalize) -> None:
 
     # Checked first, for with many pictures the rest takes minutes.
     _check_name(action.output)
-    check_writable(expanded(action.output), overwrite=action.overwrite)
+    check_writable(expanded(action.output), overwrite=action.overwrite, advice="give --overwrite")
     check_size(action.size)
     limit_pixels(action.max_megapixels)
     paths = [source.path for source in expand(action.pictures, what="sample")]

@@ -118,8 +118,13 @@ def discard_temporaries() -> None:
             folder.rmdir()
 
 
-def check_free(path: Path, *, overwrite: bool) -> None:
+def check_free(path: Path, *, overwrite: bool, advice: str = "set overwrite") -> None:
     """Check that ``path`` names a file that may be written.
+
+    Args:
+      path: the file.
+      overwrite: whether it may be there.
+      advice: how its overwriting is allowed.
 
     Raises:
       InputError: where it exists and may not be overwritten, is a directory, has a name that the
@@ -129,7 +134,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     if os.path.isdir(path):
         raise InputError(f"{path} is a directory: expected the name of a file to write")
     if os.path.exists(path) and not overwrite:
-        raise InputError(f"{path} exists: choose another output name, or set overwrite")
+        raise InputError(f"{path} exists: choose another output name, or {advice}")
     if not os.path.isdir(path.parent):
         raise InputError(f"the folder {path.parent} of {path.name} does not exist: create it first")
     try:
@@ -154,13 +159,13 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"cannot write to the folder {folder}: {error.strerror}") from None
 
 
-def check_writable(path: Path, *, overwrite: bool) -> None:
+def check_writable(path: Path, *, overwrite: bool, advice: str = "set overwrite") -> None:
     """Check, before any work, that ``path`` can be written; see ``check_free``, ``check_folder``.
 
     Raises:
       InputError: as they do.
     """
-    check_free(path, overwrite=overwrite)
+    check_free(path, overwrite=overwrite, advice=advice)
     check_folder(Path(path).parent)
 
 

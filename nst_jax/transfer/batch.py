@@ -14,7 +14,7 @@ Which styles go with which contents.
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from nst_jax.config.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.transfer.batch_programs import OF_CONTENT, Element, apart, together
 from nst_jax.transfer.loop import Callback, Progress, as_callback, iterate
+from nst_jax.transfer.pairing import Pairing, pair
 from nst_jax.transfer.plan import Execution, ExecutionPlan
 from nst_jax.transfer.problem import (
     Inputs,
@@ -255,33 +256,6 @@ def _entries(field: Any, tail: tuple[int, ...] = ()) -> np.ndarray:
     """The elements' entries of a state's field, ``[B, *tail]``, on the host."""
     parts = jax.device_get(field if isinstance(field, list) else [field])
     return np.concatenate([part.reshape(-1, *tail) for part in parts])
-
-
-Pairing = Literal["all", "pairs", "grid"]
-
-
-def pair(contents: int, styles: int, *, pairing: Pairing) -> list[tuple[int, tuple[int, ...]]]:
-    """For each picture its content and its styles, by index.
-
-    Raises:
-      InputError: for an unknown pairing, pairs of unequal numbers, or a grid without styles.
-
-    >>> pair(2, 2, pairing="grid")
-    [(0, (0,)), (0, (1,)), (1, (0,)), (1, (1,))]
-    """
-    if pairing == "all":
-        return [(content, tuple(range(styles))) for content in range(contents)]
-    if pairing == "pairs":
-        if styles != contents:
-            raise InputError(
-                f"{styles} styles for {contents} contents: to pair them, give as many of both"
-            )
-        return [(index, (index,)) for index in range(contents)]
-    if pairing == "grid":
-        if not styles:
-            raise InputError("no style picture: expected at least one")
-        return [(content, (style,)) for content in range(contents) for style in range(styles)]
-    raise InputError(f"pairing is {pairing!r}: expected all, pairs or grid")
 
 
 def stylize_batch(

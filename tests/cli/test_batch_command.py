@@ -28,8 +28,7 @@ from rich.console import Console
 from nst_jax.cli import app, batch, batch_records, batch_run, main, progress
 from nst_jax.cli import run as job
 from nst_jax.cli.batch_files import Item
-from nst_jax.images import read as images
-from nst_jax.images import save_image
+from nst_jax.images import save_image, to_uint8
 from nst_jax.images.read import load_picture
 from nst_jax.system import files
 from nst_jax.transfer import batch as batch_module
@@ -232,7 +231,7 @@ class TestResults:
         assert run().code == 0
         check_same(NAMES, alone)
         assert [pixels(f"out/{name}").shape[-1] for name in NAMES] == [3, 4, 3]
-        expected = images.to_uint8(load_picture("in/b.png", size=SIZE).alpha)
+        expected = to_uint8(load_picture("in/b.png", size=SIZE).alpha)
         np.testing.assert_array_equal(pixels("out/b__style.png")[..., 3], expected)
 
     def test_several_sizes(self, run, alone):
@@ -363,8 +362,8 @@ class TestCompilation:
 # A real process that is killed at a moment, as by the system's lack of memory or of power.
 KILLED = """
 import os, signal, sys
-from nst_jax import batch_job, batch_records, files
-from nst_jax.cli import main
+from nst_jax.cli import batch_records, batch_run, main
+from nst_jax.system import files
 
 moment, count = sys.argv[1], int(sys.argv[2])
 
@@ -756,7 +755,9 @@ class TestFailures:
         save_image("in/large.png", smooth_picture(48, 64, seed=8))
         code, _, err = run(max_megapixels=0.002)
         assert code == 1 and err.splitlines()[-1] == "nst-jax: 3 made, 1 left out"
-        reason = "in/large.png has 0.003072 megapixels: expected at most 0.002; .*megapixels 1,"
+        reason = (
+            "in/large.png has 0.003072 megapixels: expected at most 0.002; .*max_megapixels to 1,"
+        )
         assert re.search(f"^nst-jax: large__style.png is left out: {reason}", err, re.MULTILINE)
         assert re.match(reason, records()["large__style.png"]["error"])
         before = stamps()

@@ -121,12 +121,18 @@ class TestCombinations:
         base = Config.of(learning_rate=0.5, memory_size=3, **SHALLOW)
         found = configs_of(["optimizer=lbfgs,adam,lbfgs-linesearch"], config=base, preset=base)
         options = [
-            (config.optimizer.learning_rate, config.optimizer.memory_size) for config in found
+            tuple(
+                getattr(config.optimizer, name, None) for name in ("learning_rate", "memory_size")
+            )
+            for config in found
         ]
         assert options == [(0.5, 3), (None, None), (None, None)]
         found = configs_of(["learning_rate=1,2", "optimizer=adam,lbfgs"], config=base, preset=base)
         options = [
-            (config.optimizer.learning_rate, config.optimizer.memory_size) for config in found
+            tuple(
+                getattr(config.optimizer, name, None) for name in ("learning_rate", "memory_size")
+            )
+            for config in found
         ]
         assert options == [(1, None), (1, 3), (2, None), (2, 3)]
         asked = Config.of(learning_rate=0.5, **SHALLOW)  # for, and not the preset's

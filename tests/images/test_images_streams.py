@@ -214,7 +214,7 @@ class TestLastLine:
     @pytest.mark.parametrize("reader", ["gone", "full"])
     def test_of_files_keeps_the_exit_code(self, monkeypatch, capsys, reader, buffering, code):
         stream = open("/dev/full", "w", buffering) if reader == "full" else broken_pipe(buffering)
-        monkeypatch.setattr(app, "run_command", lambda options: print("out.png") or code)
+        monkeypatch.setattr(app, "run_command", lambda options, words: print("out.png") or code)
         with stream, monkeypatch.context() as patched:
             patched.setattr(sys, "stdout", stream)
             assert main(stylize()) == code

@@ -301,7 +301,8 @@ SMALL = LOW.but(content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"])
 
 def test_a_halo_one_stride_too_small_is_found(x64, networks, monkeypatch):
     """The comparison is sharp: so little is missing that few features differ."""
-    monkeypatch.setattr(tiling, "halo", lambda layers: tiling.halo(layers) - 2)
+    halo = tiling.halo
+    monkeypatch.setattr(tiling, "halo", lambda layers: halo(layers) - 2)
     assert error_of_tiles(SMALL, networks["full"], (34, 75), tile=16) > 1e-9
 
 

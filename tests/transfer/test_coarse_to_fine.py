@@ -94,7 +94,7 @@ def test_coarse_scales_have_no_memory_for_more_pairs_than_steps(variables, monke
     given = []
 
     def spy(*args, **options):
-        given.append((options["config"].steps, options["config"].memory_size))
+        given.append((options["config"].steps, options["config"].optimizer.memory_size))
         return make_problem(*args, **options)
 
     monkeypatch.setattr(single, "make_problem", spy)
@@ -412,7 +412,7 @@ class TestDevices:
         ],
     )
     def test_what_is_refused(self, variables, change, options, message):
-        config = replace(alone(ADAM), **change)
+        config = alone(ADAM).but(**change)
         if "mesh" in options:
             options = dict(mesh=options["mesh"]())
         else:

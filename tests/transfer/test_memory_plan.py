@@ -74,7 +74,7 @@ class Figures:
         if choice.tile:
             grid = make_grid((height, width), layers=LAYERS, tile=choice.tile)
             pixels = grid.size[0] * grid.size[1]
-        beside = (6 if task.config.optimizer.startswith("lbfgs") else 2) * picture
+        beside = (6 if task.config.optimizer.name.startswith("lbfgs") else 2) * picture
         scratch = int(2000 * pixels) + beside * bool(choice.tile)
         if choice.tile or choice.remat:
             scratch = int(self.off * scratch)

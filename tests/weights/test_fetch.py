@@ -262,7 +262,8 @@ def test_attempts_where_they_may_help(server, offer, tmp_path, page, times):
 
 FETCH = """
 import sys
-from nst_jax import cli, fetch
+from nst_jax import cli
+from nst_jax.weights import fetch
 fetch.SOURCES["keras"] = fetch.Published(*{source!r})
 sys.exit(cli.main(["weights", "fetch"]))
 """
