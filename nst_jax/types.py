@@ -40,6 +40,9 @@ class LossWeights(NamedTuple):
     style_losses: dict[str, Any] = {}
 
 
+NO_WEIGHTS = LossWeights(None, None, None, {}, {})
+
+
 class Regions(NamedTuple):
     """Where in the picture which styles hold; R regions.
 

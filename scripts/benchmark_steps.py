@@ -20,7 +20,7 @@ from nst_jax.models import features, prepare_kernels
 from nst_jax.models.vgg import MATMUL_PRECISION
 from nst_jax.optim import run, set_learning_rate
 from nst_jax.transfer import check_inputs, make_problem
-from nst_jax.transfer.plan import kernel_options
+from nst_jax.transfer.planner import kernel_options
 from nst_jax.transfer.problem import start
 
 

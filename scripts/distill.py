@@ -56,7 +56,7 @@ from nst_jax.errors import InputError
 from nst_jax.models import prepare_kernels
 from nst_jax.types import Array, Variables
 from nst_jax.weights import load_weights
-from nst_jax.weights.convert import check_shapes, to_flat
+from nst_jax.weights.convert import check_shapes, to_arrays
 
 LOG_EVERY = 100
 
@@ -104,7 +104,7 @@ def distill(options: Options) -> Path:
     """
     check_options(options)
     loaded = load_weights(options.teacher)
-    shapes = {name: array.shape for name, array in to_flat(loaded.variables).items()}
+    shapes = {name: array.shape for name, array in to_arrays(loaded.variables).items()}
     check_shapes(shapes, channels=CHANNELS)
     pictures = gather_pictures(options)
     preprocessing = loaded.variables["preprocessing"]

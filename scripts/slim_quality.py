@@ -41,7 +41,7 @@ from nst_jax.optim import make_solver, run, set_learning_rate
 from nst_jax.system import keep_freed_memory
 from nst_jax.system.files import check_writable
 from nst_jax.transfer import stylize
-from nst_jax.transfer.plan import make_config_optimizer
+from nst_jax.transfer.planner import make_config_optimizer
 from nst_jax.transfer.problem import compute_targets
 from nst_jax.weights import load_weights, save_weights
 

@@ -16,10 +16,16 @@ import numpy as np
 from nst_jax.checkpoint import store
 from nst_jax.errors import InputError
 from nst_jax.system.backend import device, versions
-from nst_jax.transfer.plan import ExecutionPlan, LoopMemory, MemoryPlan, check_choice
-from nst_jax.transfer.pyramid import EndedScale
-from nst_jax.transfer.state import RECOVERIES, Position
-from nst_jax.weights.load import Weights
+from nst_jax.transfer.plan import check_choice
+from nst_jax.transfer.types import (
+    RECOVERIES,
+    EndedScale,
+    ExecutionPlan,
+    LoopMemory,
+    MemoryPlan,
+    Position,
+)
+from nst_jax.weights.canonical import Weights
 
 # What decides about the numbers, and about the form of an optimiser's state.
 VERSIONS = ("nst_jax", "jax", "jaxlib", "flax", "optax")
@@ -133,7 +139,7 @@ def save_position(folder: str | Path, position: Position) -> None:
 
     Args:
       folder: is made where it does not exist.
-      position: from ``loop.Progress.position``.
+      position: from ``Progress.position``.
 
     Raises:
       OSError: where it cannot be written; those before stay.

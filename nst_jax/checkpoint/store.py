@@ -89,7 +89,7 @@ def clear(folder: Path) -> None:
     """
     for path in checkpoints(folder):
         remove(path)
-    remove_leftovers(folder)
+    remove_unfinished(folder)
     (folder / f"{INPUTS}.safetensors").unlink(missing_ok=True)  # of format 1
     if os.path.isdir(folder / INPUTS):
         remove(folder / INPUTS)
@@ -103,7 +103,7 @@ def remove_damaged(saved: Saved) -> None:
                 remove(path)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Remove what killed runs have left half-written or half-removed."""
     for name in os.listdir(folder):
         if re.fullmatch(r"\.checkpoint-\w{8}", name):

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nst_jax.cli.call import make_call
 from nst_jax.cli.messages import tell
 from nst_jax.cli.options import (
     Batch,
@@ -26,7 +25,7 @@ from nst_jax.cli.options import (
     Verify,
     Version,
 )
-from nst_jax.cli.parsing import parse
+from nst_jax.cli.parsing import make_call, parse
 from nst_jax.config.config import to_flat
 from nst_jax.config.presets import get_preset
 from nst_jax.errors import InputError
@@ -128,9 +127,9 @@ def run_command(options: Any, arguments: list[str]) -> int:
             from nst_jax.cli import stylize
 
             commands = {
-                Stylize: stylize.stylize,
-                Texture: stylize.texture,
-                Reconstruct: stylize.reconstruct,
+                Stylize: stylize.run_stylize,
+                Texture: stylize.run_texture,
+                Reconstruct: stylize.run_reconstruct,
             }
             return commands[type(options)](options, make_call(arguments))
         case Estimate():

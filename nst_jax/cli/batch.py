@@ -25,17 +25,17 @@ from nst_jax.cli.batch_records import (
     leave_out,
     merge_manifests,
     part_name,
-    picture_record,
+    read_record,
     read_records,
     writing,
 )
 from nst_jax.cli.batch_run import KEPT_STYLES, run_job
-from nst_jax.cli.call import Call
 from nst_jax.cli.checkpoints import check_checkpoints, save_call
 from nst_jax.cli.checks import check_preset_fits, check_seed, check_size, find_network
 from nst_jax.cli.distributed import Membership, join
 from nst_jax.cli.messages import tell
 from nst_jax.cli.options import Batch, ProcessOptions, RegionOptions, StyleOptions
+from nst_jax.cli.parsing import Call
 from nst_jax.cli.progress import job_display
 from nst_jax.cli.regions import check_region_options, load_style, plan_styles, style_size
 from nst_jax.config.config import INITS, Config
@@ -169,7 +169,7 @@ def find_missing(
         if not os.path.lexists(item.output):
             missing.append(item)
             continue
-        record = picture_record(item.output)
+        record = read_record(item.output)
         if record is not None and record.get("job") == job_fingerprint(job, item):
             there.append(record | {"output": item.output.name})  # it may have had another name
         elif overwrite:

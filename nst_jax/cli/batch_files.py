@@ -21,7 +21,7 @@ PICTURE_SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2"),
 )
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Source(NamedTuple):
@@ -225,7 +225,7 @@ def _check_outputs(items: Sequence[Item], inputs: Sequence[Path]) -> None:
             raise InputError(f"cannot write {item.output}: {error.strerror}") from None
 
 
-def share_of(items: Sequence[T], weights: Sequence[float], *, index: int, count: int) -> list[T]:
+def share_of(items: Sequence[_T], weights: Sequence[float], *, index: int, count: int) -> list[_T]:
     """The part of a list that one of several processes takes.
 
     The parts are contiguous and join to the list. None is heavier than an even share and the

@@ -28,9 +28,8 @@ from nst_jax.errors import InputError
 from nst_jax.images.write import save_image
 from nst_jax.system.backend import versions
 from nst_jax.system.files import atomic_write
-from nst_jax.transfer.problem import Inputs
-from nst_jax.transfer.single import Result
-from nst_jax.weights.load import Weights
+from nst_jax.transfer.types import Inputs, Result
+from nst_jax.weights.canonical import Weights
 
 
 class BatchJob(NamedTuple):
@@ -128,7 +127,7 @@ def brief_record(item: Item, styles: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def make_record(job: BatchJob, made: Made) -> dict[str, Any]:
+def item_record(job: BatchJob, made: Made) -> dict[str, Any]:
     """The record of an output."""
     own, loaded = made.result, made.loaded
     finite = np.isfinite(own.history.loss) & np.isfinite(own.history.grad_norm)
@@ -172,7 +171,7 @@ def write(job: BatchJob, made: Made) -> None:
     Raises:
       InputError: where that fails.
     """
-    loaded, record = made.loaded, make_record(job, made)
+    loaded, record = made.loaded, item_record(job, made)
     metadata = {
         "Software": f"nst_jax {record['versions']['nst_jax']}",
         "nst_jax": json.dumps(record),
@@ -269,7 +268,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [record for record in records if record and isinstance(record.get("output"), str)]
 
 
-def picture_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
     """The record in a PNG's text "nst_jax", see ``images.save_image``; its pixels are not decoded.
 
     Returns:

@@ -23,11 +23,10 @@ from nst_jax.images.read import load_picture
 from nst_jax.system.memory import free_bytes, own_memory
 from nst_jax.transfer.batch import each_result, follows_content, problem_maker, run_batch
 from nst_jax.transfer.batch_programs import OF_CONTENT, Element
-from nst_jax.transfer.loop import Progress
-from nst_jax.transfer.plan import Execution, LoopMemory
 from nst_jax.transfer.problem import Problem, check_inputs
 from nst_jax.transfer.sharding import make_mesh
 from nst_jax.transfer.single import run_inputs
+from nst_jax.transfer.types import Execution, LoopMemory, Progress
 from nst_jax.types import Guidance
 
 AHEAD_PIXELS = 2**25  # that are read before they are needed: 0.4 GB
@@ -142,7 +141,7 @@ def read_item(job: BatchJob, item: Item) -> Loaded:
     return Loaded(item, picture.rgb, picture.alpha, inputs, job_fingerprint(job, item))
 
 
-def prepare(
+def prepare_group(
     group: Iterable[Loaded], make: Callable[..., Problem], *, fail: Fail
 ) -> Iterator[Prepared]:
     """What is computed of each picture before its first step."""
@@ -175,7 +174,7 @@ def compute(
     )
     begun = False
     for shape, group in groupby(loaded, key=lambda one: one.content.shape):
-        waiting = prepare(group, make, fail=watch.fail)
+        waiting = prepare_group(group, make, fail=watch.fail)
         first = next(waiting, None)
         if first is None:
             continue

@@ -20,13 +20,12 @@ from nst_jax.checkpoint.records import (
     restore_position,
 )
 from nst_jax.cli import record as report
-from nst_jax.cli.call import Call, absolute, input_files, parse_call, with_inputs
 from nst_jax.cli.messages import tell
+from nst_jax.cli.parsing import Call, absolute, input_files, parse_call, with_inputs
 from nst_jax.errors import InputError
 from nst_jax.system.files import check_folder
-from nst_jax.transfer.plan import MemoryPlan
-from nst_jax.transfer.state import Position
-from nst_jax.weights.load import Weights
+from nst_jax.transfer.types import MemoryPlan, Position
+from nst_jax.weights.canonical import Weights
 
 EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
 

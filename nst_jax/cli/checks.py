@@ -24,16 +24,10 @@ from nst_jax.images.write import check_output
 from nst_jax.system.files import check_folder, check_free
 from nst_jax.system.memory import host_bytes, in_gib
 from nst_jax.system.streams import STANDARD
-from nst_jax.transfer.plan import Execution
 from nst_jax.transfer.problem import check_run
-from nst_jax.weights.load import (
-    WEIGHTS_VARIABLE,
-    Weights,
-    WeightsInfo,
-    find_weights,
-    is_shipped_slim,
-    load_weights,
-)
+from nst_jax.transfer.types import Execution
+from nst_jax.weights.canonical import Weights, WeightsInfo
+from nst_jax.weights.load import WEIGHTS_VARIABLE, find_weights, is_shipped_slim, load_weights
 
 MOST_PREVIEWS = 100_000
 

@@ -13,10 +13,9 @@ from nst_jax.cli.messages import tell
 from nst_jax.cli.outputs import Job, recovered_words
 from nst_jax.cli.planning import explained, is_out_of_memory, make_smaller_plan
 from nst_jax.system.memory import in_gib
-from nst_jax.transfer.plan import ExecutionPlan, MemoryPlan, choice_in_words
-from nst_jax.transfer.single import Result
-from nst_jax.transfer.state import Position
-from nst_jax.weights.load import Weights
+from nst_jax.transfer.plan import choice_in_words
+from nst_jax.transfer.types import ExecutionPlan, MemoryPlan, Position, Result
+from nst_jax.weights.canonical import Weights
 
 Way = TypeVar("Way")
 

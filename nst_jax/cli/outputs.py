@@ -13,20 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from nst_jax.cli import record
 from nst_jax.cli import record as report
-from nst_jax.cli.call import Call
 from nst_jax.cli.options import PictureOptions, RunOptions, WatchOptions
-from nst_jax.cli.record import json_path
+from nst_jax.cli.parsing import Call
 from nst_jax.config.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images.write import save_image, to_uint8
 from nst_jax.system.streams import STANDARD
-from nst_jax.transfer.plan import MemoryPlan
-from nst_jax.transfer.problem import Inputs
-from nst_jax.transfer.single import Result
-from nst_jax.transfer.state import RECOVERIES
-from nst_jax.weights.load import Weights
+from nst_jax.transfer.types import RECOVERIES, Inputs, MemoryPlan, Result
+from nst_jax.weights.canonical import Weights
 
 EXIT_CODES = {"done": 0, "diverged": 1, "stopped": 130}
 
@@ -108,12 +103,12 @@ def recovered_words(times: int) -> str:
 
 def make_record(job: Job, weights: Weights, result: Result) -> dict[str, Any]:
     """All that a run of one picture did, but its timing."""
-    facts = record.run_record(job.config, weights, shape=job.shape, options=job.settings)
+    facts = report.run_record(job.config, weights, shape=job.shape, options=job.settings)
     return (
         {"settings": facts.pop("settings"), "seed": job.run.seed}
         | facts
-        | record.outcome_record(result)
-        | {"history": record.history_record(result.history)}
+        | report.outcome_record(result)
+        | {"history": report.history_record(result.history)}
     )
 
 
@@ -138,7 +133,7 @@ def write_outputs(record: dict[str, Any], ended: Ended, *, job: Job, started: fl
         folder = watch.checkpoint if ended.kept and getattr(error, "errno", None) else None
         raise not_written(error, image, texts, job=job, folder=folder) from None
     record["timing"]["total_s"] = time.perf_counter() - started
-    path = json_path(job.output)
+    path = report.json_path(job.output)
     try:
         if job.output != STANDARD:
             report.write_json(path, record)

@@ -14,11 +14,12 @@ from nst_jax.cli.outputs import Job
 from nst_jax.config.config import Config
 from nst_jax.errors import InputError
 from nst_jax.system.memory import free_bytes, in_gib, keep_freed_memory, reserve
-from nst_jax.transfer.plan import USABLE, LoopMemory, MemoryPlan, loop_memory, plan_in_words
+from nst_jax.transfer.plan import USABLE, loop_memory, plan_in_words
 from nst_jax.transfer.planner import choose
 from nst_jax.transfer.problem import Problem, make_task
 from nst_jax.transfer.sharding import make_mesh, rows_mesh
-from nst_jax.weights.load import Weights
+from nst_jax.transfer.types import LoopMemory, MemoryPlan
+from nst_jax.weights.canonical import Weights
 
 
 def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from nst_jax.transfer.loop import Progress
+from nst_jax.transfer.types import Progress
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from nst_jax.errors import InputError
 from nst_jax.system.backend import device, versions
 from nst_jax.system.files import atomic_write
 from nst_jax.transfer.plan import choice_in_words
-from nst_jax.transfer.single import Result
+from nst_jax.transfer.types import Result
 from nst_jax.types import Info
-from nst_jax.weights.load import Weights
+from nst_jax.weights.canonical import Weights
 
 
 def as_json(value: Any) -> Any:

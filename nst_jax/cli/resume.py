@@ -5,17 +5,17 @@ from dataclasses import replace
 from nst_jax.checkpoint import store
 from nst_jax.checkpoint.records import check_versions, other_devices, saved_weights
 from nst_jax.cli.batch import batch
-from nst_jax.cli.call import Call
 from nst_jax.cli.checkpoints import begun_options
 from nst_jax.cli.messages import tell
 from nst_jax.cli.options import Batch, Reconstruct, Resume, RunOptions, Stylize, Texture
-from nst_jax.cli.stylize import reconstruct, stylize, texture
+from nst_jax.cli.parsing import Call
+from nst_jax.cli.stylize import run_reconstruct, run_stylize, run_texture
 from nst_jax.errors import InputError
 from nst_jax.images.read import limit_pixels
 from nst_jax.system.backend import make_deterministic, use_cpu_devices
 from nst_jax.system.threads import can_set_threads, set_threads
 
-COMMANDS = {Stylize: stylize, Texture: texture, Reconstruct: reconstruct}
+COMMANDS = {Stylize: run_stylize, Texture: run_texture, Reconstruct: run_reconstruct}
 
 
 def resume(options: Resume) -> int:
@@ -36,7 +36,7 @@ def resume(options: Resume) -> int:
         for words in saved.damaged:
             tell(f"{words}, going on from the one before")
         check_versions(saved)
-        store.remove_leftovers(folder)
+        store.remove_unfinished(folder)
         kind = saved.record.get("kind")
         if kind == "position":
             raise InputError(f"{folder} is of a run in Python: go on there by load_position")
@@ -44,7 +44,7 @@ def resume(options: Resume) -> int:
         commands = COMMANDS if kind == "picture" else [Batch] if kind == "batch" else []
         if type(begun) not in commands:
             raise InputError(f"{saved.path} was not written by this program: begin anew")
-        run = prepare(begun.run, options, saved=saved)
+        run = prepare_resumed(begun.run, options, saved=saved)
         if isinstance(begun, Batch):
             use_cpu_devices()  # before any device is touched
         divided = getattr(begun, "spread", None) is not None
@@ -58,7 +58,7 @@ def resume(options: Resume) -> int:
         return COMMANDS[type(begun)](begun, call, resumed=saved)
 
 
-def prepare(run: RunOptions, options: Resume, *, saved: store.Saved) -> RunOptions:
+def prepare_resumed(run: RunOptions, options: Resume, *, saved: store.Saved) -> RunOptions:
     """The options of a run that goes on, with what holds for the whole process set.
 
     Raises:

@@ -47,13 +47,12 @@ from nst_jax.system.files import remove_leftovers
 from nst_jax.system.memory import keep_to_place, own_memory, peak_memory
 from nst_jax.system.signals import stop_on_signals
 from nst_jax.system.streams import STANDARD
-from nst_jax.transfer.loop import Callback, Progress
-from nst_jax.transfer.plan import Execution, MemoryPlan, plan_in_words
+from nst_jax.transfer.plan import plan_in_words
 from nst_jax.transfer.problem import initial_image
 from nst_jax.transfer.pyramid import Scale, make_scales
 from nst_jax.transfer.single import run_inputs
-from nst_jax.transfer.state import RECOVERIES
-from nst_jax.weights.load import Weights
+from nst_jax.transfer.types import RECOVERIES, Callback, Execution, MemoryPlan, Progress
+from nst_jax.weights.canonical import Weights
 
 Watcher = Callable[[Progress], Any]
 
@@ -267,7 +266,7 @@ def execute(job: Job, *, started: float, resumed: Saved | None = None) -> int:
     if resumed is not None and standing is not None:
         tell_of_standing(job, resumed, standing, steps=sum(scale.steps for scale in scales))
     load_s, planned = time.perf_counter() - started, time.perf_counter()
-    plan, process = find_plan(job, weights, standing=standing), own_memory()
+    plan, process = find_job_plan(job, weights, standing=standing), own_memory()
     plan_s = 0.0 if job.mesh is not None else time.perf_counter() - planned
     tell_of_plan(job, plan, process=process, scales=scales)
     # Of a run that goes on ``resume`` holds the folder.
@@ -326,7 +325,7 @@ def tell_of_standing(job: Job, resumed: Saved, standing: Standing, *, steps: int
     tell(f"going on from step {step}, to write {job.output}")
 
 
-def find_plan(job: Job, weights: Weights, *, standing: Standing | None) -> MemoryPlan | None:
+def find_job_plan(job: Job, weights: Weights, *, standing: Standing | None) -> MemoryPlan | None:
     """How the job is computed: as it was where it goes on, else as the memory has room."""
     if job.mesh is not None:
         return None

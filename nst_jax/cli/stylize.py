@@ -10,7 +10,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nst_jax.checkpoint.store import Saved
-from nst_jax.cli.call import Call, input_files
 from nst_jax.cli.checks import check_outputs, check_room, check_size, load_init
 from nst_jax.cli.options import (
     Reconstruct,
@@ -21,6 +20,7 @@ from nst_jax.cli.options import (
     Texture,
 )
 from nst_jax.cli.outputs import Job
+from nst_jax.cli.parsing import Call, input_files
 from nst_jax.cli.planning import make_mesh_of
 from nst_jax.cli.regions import check_region_options, load_style, load_style_inputs, region_names
 from nst_jax.cli.run import execute
@@ -39,10 +39,10 @@ UNTOLD = ("config", "max_megapixels", "overwrite", "seed", "threads", "weights")
     "checkpoint_every",
 )
 
-LARGE = 8192  # pixels from which the memory is checked before a picture is read
+LARGE_SIZE = 8192  # pixels from which the memory is checked before a picture is read
 
 
-def stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -> int:
+def run_stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -> int:
     """Run ``nst-jax stylize``; see ``options.Stylize``.
 
     Args:
@@ -61,7 +61,7 @@ def stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -> in
     check_size(size)
     check_region_options(options.regions, options.styles, config=config)
     mesh = make_mesh_of(options.spread, config=config)
-    if size > LARGE:
+    if size > LARGE_SIZE:
         check_room(picture_shape(options.content, size=size))
     files = input_files(options)
     steps = steps_of(options.content, size=size, config=config, mesh=mesh)
@@ -96,7 +96,7 @@ def stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -> in
     return execute(job, started=started, resumed=resumed)
 
 
-def texture(options: Texture, call: Call, *, resumed: Saved | None = None) -> int:
+def run_texture(options: Texture, call: Call, *, resumed: Saved | None = None) -> int:
     """Run ``nst-jax texture``; see ``options.Texture``. Else as ``stylize``."""
     started = time.perf_counter()
     run, watch, config = options.run, options.watch, options.run.config
@@ -158,7 +158,7 @@ def texture(options: Texture, call: Call, *, resumed: Saved | None = None) -> in
     return execute(job, started=started, resumed=resumed)
 
 
-def reconstruct(options: Reconstruct, call: Call, *, resumed: Saved | None = None) -> int:
+def run_reconstruct(options: Reconstruct, call: Call, *, resumed: Saved | None = None) -> int:
     """Run ``nst-jax reconstruct``; see ``options.Reconstruct``. Else as ``stylize``."""
     started = time.perf_counter()
     run, watch = options.run, options.watch
@@ -190,7 +190,7 @@ def reconstruct(options: Reconstruct, call: Call, *, resumed: Saved | None = Non
     steps = steps_of(options.content, size=options.size, config=config)
     files = input_files(options)
     check_outputs(options.output, run, watch, options.picture, inputs=files, steps=steps)
-    if options.size > LARGE:
+    if options.size > LARGE_SIZE:
         check_room(picture_shape(options.content, size=options.size))
     content = load_picture(options.content, size=options.size)
     init = load_init(config, shape=content.rgb.shape)

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from nst_jax.cli import record as report
-from nst_jax.cli.call import input_files
 from nst_jax.cli.checks import (
     check_outputs,
     check_preset_fits,
@@ -28,6 +27,7 @@ from nst_jax.cli.fallback import explaining, may_gain_alone, once_more_alone, wi
 from nst_jax.cli.messages import tell
 from nst_jax.cli.options import Sweep, WatchOptions
 from nst_jax.cli.outputs import EXIT_CODES, kept_elsewhere, not_written_words
+from nst_jax.cli.parsing import input_files
 from nst_jax.cli.planning import picture_memory, pictures_in_words, refusal, times
 from nst_jax.cli.progress import progress_display
 from nst_jax.cli.record import json_path
@@ -46,11 +46,11 @@ from nst_jax.system.signals import stop_on_signals
 from nst_jax.system.streams import STANDARD
 from nst_jax.transfer.batch import check_single, each_result, run_batch, structure
 from nst_jax.transfer.batch_programs import Element
-from nst_jax.transfer.loop import Progress
 from nst_jax.transfer.plan import USABLE
-from nst_jax.transfer.problem import Inputs, Problem, check_initial, check_inputs, make_problem
-from nst_jax.transfer.single import Result, run_inputs
-from nst_jax.weights.load import Weights
+from nst_jax.transfer.problem import Problem, check_initial, check_inputs, make_problem
+from nst_jax.transfer.single import run_inputs
+from nst_jax.transfer.types import Inputs, Progress, Result
+from nst_jax.weights.canonical import Weights
 
 MAX_COMBINATIONS = 200
 
@@ -242,7 +242,7 @@ def sweep(options: Sweep) -> int:
         shape=read.shape,
         options=flat_settings(options, masks=read.regions),
     )
-    pictures = [picture_record(item, result) for item, result in zip(items, results)]
+    pictures = [combination_record(item, result) for item, result in zip(items, results)]
     timing = {"timing": {"total_s": time.perf_counter() - started}}
     sheet = make_sheet(items, results, blank=np.ones((*read.shape, 3), np.float32))
     write_sheet(options.output, sheet, facts | {"pictures": pictures} | timing)
@@ -473,7 +473,7 @@ def tell_of_lanes(problem: Problem, *, lanes: int, free: int | None, process: in
     tell(words)
 
 
-def picture_record(item: Combination, result: Result | None) -> dict[str, Any]:
+def combination_record(item: Combination, result: Result | None) -> dict[str, Any]:
     """What the record says of one picture."""
     record: dict[str, Any] = {"values": item.words, "seed": item.seed}
     if result is None:

@@ -2,12 +2,14 @@
 
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from nst_jax.config.factors import FLOAT32_MAX
 from nst_jax.errors import InputError
 
 LARGEST_SIZE = 100_000  # pixels of a side
 
 LARGEST_COUNT = 2**31 - 1  # of steps and the like, which devices count in int32
+
+
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # above it a number is infinite where it is used
 
 
 def is_count(value: object, *, most: int = LARGEST_COUNT) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from nst_jax.config.checks import (
+    FLOAT32_MAX,
     LARGEST_COUNT,
     LARGEST_SIZE,
     check_count,
@@ -21,7 +22,7 @@ from nst_jax.config.checks import (
     is_count,
     set_fields,
 )
-from nst_jax.config.factors import FLOAT32_MAX, check_weight
+from nst_jax.config.factors import check_weight
 from nst_jax.config.loss import Evaluation, LossConfig, Precision
 from nst_jax.errors import InputError
 

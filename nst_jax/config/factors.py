@@ -6,12 +6,11 @@ Losses that are added up within a term, with a factor each.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from nst_jax.config.checks import FLOAT32_MAX
 from nst_jax.config.layers import CHANNELS, block_of, check_tap
 from nst_jax.errors import InputError
 
 Layers = tuple[tuple[str, float], ...]
-
-FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # above it a number is infinite where it is used
 
 STYLE_LAYERS: Layers = tuple((f"relu{block}_1", 1.0) for block in range(1, 6))
 

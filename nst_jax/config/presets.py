@@ -66,7 +66,7 @@ NEURAL_STYLE = Preset(
     source="https://github.com/ProGamerGov/neural-style-pt",
     notes=(
         "L-BFGS with fixed step 1 and 100 remembered pairs, started from the content picture (the "
-        "port's own start is noise: --init noise). For pixels in [0, 1] the same tv weight is "
+        "port's own start is noise: init='noise'). For pixels in [0, 1] the same tv weight is "
         "0.255, and Adam's learning rate 10 is 0.039 with eps 2.6e-6 for 1e-8. The port's "
         "--normalize_gradients is left out: there it only squares the weights."
     ),
@@ -112,7 +112,7 @@ FAST = replace(
     summary="neural-style-pt's objective by a shorter way",
     notes=(
         "The objective of neural-style at the same resolution; L-BFGS works on frequencies and "
-        "colours scaled by --preconditioner spectral and starts with a larger step. On the pairs "
+        "colours scaled by preconditioner='spectral' and starts with a larger step. On the pairs "
         "of pictures that it was tried on, its loss after 50 to 80 steps is that of neural-style "
         "after 100."
     ),
@@ -138,9 +138,9 @@ STYLE_TRANSFER_PYTORCH = Preset(
         "moments enlarged. The tool takes the root of matrices by 12 steps of Newton and Schulz, "
         "which leave an error where S is nearly singular; here it is exact. Its pictures are "
         "scaled by Pillow's filters, and its average counts the start as well. Where the size "
-        "leaves fewer scales than two before the last: --min-size None --steps 1000. Its other "
-        "poolings are --pooling average-scaled and l2, its L-BFGS is --optimizer lbfgs "
-        "--memory-size 10."
+        "leaves fewer scales than two before the last: min_size=None, steps=1000. Its other "
+        "poolings are pooling='average-scaled' and 'l2', its L-BFGS is optimizer='lbfgs', "
+        "memory_size=10."
     ),
     weights="torchvision",
     config=Config.of(
@@ -178,9 +178,9 @@ PRISM = Preset(
     notes=(
         "The tool divides the layers' factors by their sum. It scales pictures to an area of "
         "512^2: 590 px are the longer side at 4:3. By default it also gives the content the "
-        "style's colours before and starts from that, which no flag does here; in Python it is "
-        "color_matching.match_color(content, style, method='pca'). Its --preserve_color content "
-        "is --color match-pca. Its eigenvectors come from a routine for matrices of any kind, "
+        "style's colours before and starts from that, which no setting does here; in Python it is "
+        "color.match_color(content, style, method='pca'). Its --preserve_color content "
+        "is color='match-pca'. Its eigenvectors come from a routine for matrices of any kind, "
         "which need not make them orthogonal where two colours vary alike; here they are."
     ),
     weights="caffe",
@@ -299,10 +299,10 @@ GATYS_2017 = Preset(
     ),
     notes=(
         "500 steps at 512 px, then 200 at 1024 px from the enlarged result; the notebooks' colour, "
-        "scale and guidance controls are --color, --style-scale and the masks. They have also "
+        "scale and guidance controls are color, the styles' scale and the masks. They have also "
         "values for the original network, which are those of the preset gatys, and a content "
         "weight of 1e5 in places. Pooling is what the tool's model file holds; here it is max. At "
-        "512 px: --min-size None --steps 500. The network is made by nst-jax weights normalize."
+        "512 px: min_size=None, steps=500. The network is made by weights.normalize_weights."
     ),
     weights="caffe-normalized",
     config=GATYS.config.but(
@@ -332,8 +332,8 @@ SPST = Preset(
     notes=(
         "The mode spst-fast: 600 steps at the coarsest scale, then 200, 66 and 30, each scale of "
         "twice the size. 1/C^2 MSE(G/(h w)) is MSE(G/(C h w)), as it stands in the settings. With "
-        "a third scale, from 2732 px on: --scale-steps 600 200 --steps 66, and so on; with one, "
-        "below 1366 px: --min-size None --steps 600. The tool halves the shorter side until it is "
+        "a third scale, from 2732 px on: scale_steps=(600, 200), steps=66, and so on; with one, "
+        "below 1366 px: min_size=None, steps=600. The tool halves the shorter side until it is "
         "under 1024 px; 683 px are the longer side of 512 at 4:3. It works on the content's full "
         "size and remembers 100 pairs at the coarsest scale and 10 after it. Its gradient of s is "
         "NaN for a channel that is constant, which 1e-5 added to s^2 prevents here, and between "
@@ -364,9 +364,9 @@ COURSE = Preset(
     source="Gatys, Ecker, Bethge 2015, arXiv:1508.06576, in the deep-learning course's form",
     notes=(
         "The course writes conv4_2 for the activation after its ReLU, here relu4_2, and likewise "
-        "for the style layers. Other proportions (merging styles): --style-layers "
-        "relu1_1=0.5,relu3_1=0.5. Start: 0.6 noise U(-20, 20) + 0.4 content on mean-subtracted "
-        "0-255. Adam's learning rate 2 with eps 1e-8 on 0-255 is 0.0078 with eps 2.6e-6 on [0, 1]. "
+        "for the style layers. Other proportions (merging styles): style_layers={'relu1_1': 0.5, "
+        "'relu3_1': 0.5}. Start: 0.6 noise U(-20, 20) + 0.4 content on mean-subtracted 0-255. "
+        "Adam's learning rate 2 with eps 1e-8 on 0-255 is 0.0078 with eps 2.6e-6 on [0, 1]. "
         "400x300 pixels. Each Gram matrix is divided by its own picture's nH nW, so that the style "
         "may have another size, and pooling drops an odd last row or column where TensorFlow pads."
     ),
@@ -398,7 +398,7 @@ COURSE_SINGLE = replace(
         "Jc = sum (a_C - a_G)^2 / (4 nH nW nC) on relu4_2\n"
         "Js = sum (G_S - G_G)^2 / (4 nC^2 (nH nW)^2) on relu3_1"
     ),
-    notes="As course, with one style layer of proportion 1; another: --style-layers relu2_1.",
+    notes="As course, with one style layer of proportion 1; another: style_layers=('relu2_1',).",
     config=COURSE.config.but(style_layers=(("relu3_1", 1.0),)),
 )
 

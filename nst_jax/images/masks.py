@@ -17,7 +17,7 @@ FAINT = 0.3  # of white
 
 SMALL_REGION = 0.01  # of a picture
 
-Color = tuple[int, int, int]
+RGB = tuple[int, int, int]
 
 
 def load_mask(path: str | Path, *, shape: tuple[int, int]) -> np.ndarray:
@@ -47,8 +47,8 @@ def load_mask(path: str | Path, *, shape: tuple[int, int]) -> np.ndarray:
 
 
 def load_labels(
-    path: str | Path, *, shape: tuple[int, int], colors: Sequence[Color] | None = None
-) -> tuple[list[Color], np.ndarray]:
+    path: str | Path, *, shape: tuple[int, int], colors: Sequence[RGB] | None = None
+) -> tuple[list[RGB], np.ndarray]:
     """Read a label image, of which each colour is a region.
 
     Args:
@@ -161,5 +161,5 @@ def _resize(mask: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
     return np.clip(resize_to(mask[..., None], shape=shape)[..., 0], 0, 1)
 
 
-def _name(color: Color) -> str:
+def _name(color: RGB) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)

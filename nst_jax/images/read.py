@@ -84,10 +84,10 @@ def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
     """
     rgb, alpha = _read(path, size=size)
     if alpha is None:
-        return Picture(rgb if size is None else resize(rgb, size=size), None)
+        return Picture(rgb if size is None else resize_longer(rgb, size=size), None)
     # Colours are averaged by how much of them is to be seen.
     seen = np.concatenate([rgb * alpha[..., None], alpha[..., None]], axis=-1)
-    seen = seen if size is None else resize(seen, size=size)
+    seen = seen if size is None else resize_longer(seen, size=size)
     alpha = seen[..., 3:]
     rgb = np.where(alpha > 0, seen[..., :3] / np.maximum(alpha, 1e-6), 1).astype(np.float32)
     return Picture(np.clip(rgb, 0, 1), alpha[..., 0])
@@ -240,7 +240,7 @@ def _too_large(name: str, pixels: int) -> InputError:
     )
 
 
-def resize(image: np.ndarray, *, size: int) -> np.ndarray:
+def resize_longer(image: np.ndarray, *, size: int) -> np.ndarray:
     """Scale to a longer side of ``size`` pixels, in float32, with an antialiased bilinear filter.
 
     Args:
@@ -255,7 +255,7 @@ def resize(image: np.ndarray, *, size: int) -> np.ndarray:
 
 
 def scaled_shape(shape: tuple[int, int], *, size: int) -> tuple[int, int]:
-    """Height and width scaled to a longer side of ``size`` pixels, see ``resize``.
+    """Height and width scaled to a longer side of ``size`` pixels, see ``resize_longer``.
 
     >>> scaled_shape((480, 640), size=100)
     (75, 100)

@@ -23,11 +23,10 @@ from nst_jax.losses.content import (
     self_similarity_loss,
     similarity,
 )
-from nst_jax.losses.style_term import NO_WEIGHTS, owned
-from nst_jax.losses.tiling import counted, tiled, tiled_maps
+from nst_jax.losses.tiling import counted, owned, tiled, tiled_maps
 from nst_jax.models.projection import Features, dense, widened
 from nst_jax.models.vgg import network_features
-from nst_jax.types import Array, Similarity, Statistics, Targets, Variables
+from nst_jax.types import NO_WEIGHTS, Array, Similarity, Statistics, Targets, Variables
 
 
 class ContentTargets(NamedTuple):

@@ -37,7 +37,7 @@ STAGES = (
     (15 / 8, -10 / 8, 3 / 8),
 )
 
-SLACK = 1.12  # the least eigenvalues may lag so far behind: 3e-6 of their part is then missing
+_SLACK = 1.12  # the least eigenvalues may lag so far behind: 3e-6 of their part is then missing
 
 STEPS = {"float32": 20, "float64": 45}  # no fewer than any matrices need
 
@@ -248,7 +248,7 @@ def _iterate(
     p = _matmul(x, y)
     # |x|^4 <= tr P^2, so that all eigenvalues of the scaled matrix are in [l, 1].
     top = jnp.sqrt(jnp.sqrt(jnp.sum(p * p.T))) * (1 + 1e-3)
-    least = SLACK * jnp.prod(jnp.sqrt(floors / sizes)) / top
+    least = _SLACK * jnp.prod(jnp.sqrt(floors / sizes)) / top
     ratio = jnp.sqrt(sizes[0] / sizes[1])
     stages, starts = jnp.asarray(STAGES, dtype), jnp.asarray(STARTS, dtype)
     enough = float(jnp.finfo(dtype).eps / 32) ** (1 / 5)  # of which the last step leaves eps / 4

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nst_jax.config.factors import FLOAT32_MAX
+from nst_jax.config.checks import FLOAT32_MAX
 from nst_jax.config.layers import block_of, convs_to, deepest, stride
 from nst_jax.config.loss import LossConfig
 from nst_jax.errors import InputError

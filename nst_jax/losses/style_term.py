@@ -22,15 +22,21 @@ from nst_jax.losses.gaussian import covariance, mean_std_loss, wasserstein_loss
 from nst_jax.losses.gram import divided, moment_sums, stacked, style_loss
 from nst_jax.losses.guides import whole_strides
 from nst_jax.losses.histogram import bounds, extremes, histogram, histogram_sum, matching, quantiles
-from nst_jax.losses.tiling import counted, tiled
-from nst_jax.models.projection import Features, dense, map_shape
+from nst_jax.losses.tiling import owned, tiled
+from nst_jax.models.projection import Features, dense
 from nst_jax.models.vgg import network_features
-from nst_jax.types import Array, LossWeights, Matching, Moments, Regions, Targets, Variables
+from nst_jax.types import (
+    NO_WEIGHTS,
+    Array,
+    Matching,
+    Moments,
+    Regions,
+    Targets,
+    Variables,
+)
 
 # Of large styles, whose forward pass as a whole takes more memory than runs of usual sizes.
 STYLE_TILE = 512
-
-NO_WEIGHTS = LossWeights(None, None, None, {}, {})
 
 WANTED = {
     "gram": {"gram"},
@@ -50,13 +56,6 @@ def wanted_moments(config: LossConfig) -> frozenset[str]:
     """Fields of ``Moments`` that the losses ask for; outer products have the squares in them."""
     wanted = set().union(*(WANTED[name] for name, _ in config.style_losses))
     return frozenset(wanted - {"squares"} if "gram" in wanted else wanted)
-
-
-def owned(name: str, tap: Features, targets: Targets) -> Array | None:
-    """What of a layer's features counts, ``[h, w]``, or None for all."""
-    if targets.window is None:
-        return None
-    return counted(targets.window, shape=map_shape(tap), step=stride(name))
 
 
 def region_masks(name: str, tap: Features, targets: Targets) -> list[Array | None]:

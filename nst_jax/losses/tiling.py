@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from nst_jax.config.layers import LAPLACIANS, deepest, reach, stride
+from nst_jax.models.projection import Features, map_shape
 from nst_jax.types import Array, Targets, Variables, Window
 
 
@@ -97,6 +98,13 @@ def counted(window: Window, *, shape: Sequence[int], step: int = 1) -> Array:
     """
     rows, columns = window.rows[::step], window.columns[::step]
     return rows[: shape[0], None] * columns[None, : shape[1]]
+
+
+def owned(name: str, tap: Features, targets: Targets) -> Array | None:
+    """What of a layer's features counts, ``[h, w]``, or None for all."""
+    if targets.window is None:
+        return None
+    return counted(targets.window, shape=map_shape(tap), step=stride(name))
 
 
 def cut(x: Array, start: Array, *, size: tuple[int, int], step: int = 1, axis: int = 0) -> Array:

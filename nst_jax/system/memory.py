@@ -28,13 +28,13 @@ LATER_PROGRAMS = 100_000_000  # bytes: of what is compiled once the run has been
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 
-LARGE = 2**25  # bytes, the most that glibc takes for its threshold
+_LARGE = 2**25  # bytes, the most that glibc takes for its threshold
 
 PAGE, PROBES = mmap.PAGESIZE, 256
 
 ALIGNMENT = 64  # of XLA's blocks
 
-SLACK = 2**26  # for small things that come and go beside a run's large ones
+_SLACK = 2**26  # for small things that come and go beside a run's large ones
 
 
 def in_gib(count: float, *, digits: int = 2) -> str:
@@ -222,7 +222,7 @@ def keep_freed_memory(*, large: bool = True, libc: Any = None) -> bool:
     libc = libc or _glibc()
     if libc is None:
         return False
-    settings = {M_MMAP_MAX: 0 if large else 2**16, M_MMAP_THRESHOLD: LARGE}
+    settings = {M_MMAP_MAX: 0 if large else 2**16, M_MMAP_THRESHOLD: _LARGE}
     settings |= {M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
     return all([libc.mallopt(option, value) for option, value in settings.items()])
 
@@ -244,7 +244,7 @@ def reserve(size: int, *, libc: Any = None) -> bool:
     libc = libc or _glibc()
     if libc is None:
         return False
-    room = libc.malloc(size + SLACK)
+    room = libc.malloc(size + _SLACK)
     libc.malloc(2**20)  # never freed: it keeps the room apart from what is yet to be taken
     libc.free(room)
     return room is not None

@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 SHOW_CURSOR = b"\x1b[?25h"  # which progress bars hide
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def stop_on_signals() -> Iterator[Callable[[], int | None]]:
             _end(number)
         told = True
         name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
-        log.warning("stopping at the next report; %s again ends at once", name)
+        _log.warning("stopping at the next report; %s again ends at once", name)
 
     def asked_for() -> int | None:
         nonlocal running

@@ -15,7 +15,7 @@ STANDARD = Path("-")
 
 MOST_BYTES = 2**30  # of standard input
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1)
@@ -56,7 +56,7 @@ def lasting_streams() -> Iterator[list[OSError]]:
     finally:
         print(end="", flush=True)
         if errors:
-            log.error("cannot write to standard output (%s)", errors[0].strerror)
+            _log.error("cannot write to standard output (%s)", errors[0].strerror)
         sys.stdout, sys.stderr = output, error
 
 

@@ -24,19 +24,18 @@ from jax.typing import ArrayLike
 from nst_jax.config.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.transfer.batch_programs import OF_CONTENT, Element, apart, together
-from nst_jax.transfer.loop import Callback, Progress, as_callback, iterate
+from nst_jax.transfer.loop import as_callback, iterate
 from nst_jax.transfer.pairing import Pairing, pair
-from nst_jax.transfer.plan import Execution, ExecutionPlan
-from nst_jax.transfer.problem import (
-    Inputs,
-    Problem,
-    check_initial,
-    check_inputs,
-    check_run,
-    make_problem,
-)
+from nst_jax.transfer.problem import Problem, check_initial, check_inputs, check_run, make_problem
 from nst_jax.transfer.sharding import divides_rows, flat_mesh, replicate
-from nst_jax.transfer.single import Result
+from nst_jax.transfer.types import (
+    Callback,
+    Execution,
+    ExecutionPlan,
+    Inputs,
+    Progress,
+    Result,
+)
 from nst_jax.types import (
     Array,
     Guidance,

@@ -2,7 +2,7 @@
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,8 @@ import numpy as np
 
 from nst_jax.errors import InputError
 from nst_jax.system.memory import bytes_in_use
-from nst_jax.types import Array, Info, State
+from nst_jax.transfer.types import Callback, Progress
+from nst_jax.types import Info, State
 
 CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
 
@@ -20,60 +21,6 @@ CHUNK_SIZE = 64
 RELEASE_SECONDS, BLIND_SECONDS = 1.0, 0.01
 
 RELEASE_SLACK = 2**26  # bytes that other things may have taken meanwhile
-
-
-class Progress(NamedTuple):
-    """What a callback sees between two chunks of steps.
-
-    Attributes:
-      step, steps: steps done and asked for.
-      info: diagnostics of the last step, host numbers.
-      image: the current picture, ``[H, W, 3]``, on the device.
-      seconds_per_step: of the last chunk, without compilation.
-      compile_s: seconds before the first step: targets and compilation.
-      scale, scales: the scale of a run from coarse to fine, from 1, and how many there are.
-      recoveries: how often the loss was not finite and the run went back to its best picture.
-      state: the current state, which the next chunk uses up: copy what is to be kept.
-      history: diagnostics so far, pieces of one entry a step.
-      steps_s: seconds of all steps of this scale, without compilation.
-      position: of a run of ``single.stylize`` a function that gives where
-        it stands, on the host, see ``state``; call it before the callback returns.
-    """
-
-    step: int
-    steps: int
-    info: Info
-    image: Array
-    seconds_per_step: float
-    compile_s: float
-    scale: int = 1
-    scales: int = 1
-    recoveries: int = 0
-    state: Any = None
-    history: tuple[Info, ...] = ()
-    steps_s: float = 0.0
-    position: Callable[[], Any] | None = None
-
-
-class Callback(NamedTuple):
-    """A function that sees a run between chunks of steps, and when.
-
-    Attributes:
-      call: called on the host with a ``Progress``; ``False`` stops the run.
-      every: call it at each multiple of so many steps at least, or of each of several such numbers;
-        by default about every second and a half.
-
-    >>> Callback(print, every=10).multiples
-    (10,)
-    """
-
-    call: Callable[[Progress], bool | None]
-    every: int | Sequence[int] | None = None
-
-    @property
-    def multiples(self) -> tuple[int, ...]:
-        """``every`` as a tuple."""
-        return (self.every,) if isinstance(self.every, int) else tuple(self.every or ())
 
 
 def as_callback(callback: Callable[[Progress], bool | None] | Callback | None) -> Callback | None:

@@ -1,69 +1,19 @@
-"""A memory plan, what it is made for, and both in words.
-
-How a run is computed: whole, with activations computed twice, or in tiles.
-
-What a compiled loop takes of a device's memory.
-"""
+"""What a plan is made for, what a compiled loop takes of a device's memory, and plans in words."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 
 from nst_jax.config.checks import LARGEST_COUNT
-from nst_jax.config.config import Adam, Config
-from nst_jax.config.layers import TAPS
-from nst_jax.config.loss import Evaluation
+from nst_jax.config.config import Config
 from nst_jax.errors import InputError
-from nst_jax.losses.objective import make_loss, of_luminance
 from nst_jax.optim.lbfgs import MEMORY_DTYPES
-from nst_jax.optim.optimizers import make_optimizer
 from nst_jax.optim.solver import run
 from nst_jax.system.memory import in_gib
 from nst_jax.transfer.loop import CHUNK_SIZE
-from nst_jax.types import Guidance, Loss, Solver, Targets, Variables
-
-
-class ExecutionPlan(NamedTuple):
-    """How a run is computed.
-
-    Attributes:
-      tile: longest side of a tile, or 0 for the whole picture.
-      remat: whether the whole picture's activations are computed twice, block by block.
-      recompute_content: whether the content's features are computed again at every step.
-      memory_size: pairs that L-BFGS remembers; None for the optimiser's own default.
-      memory_dtype: their type, see ``lbfgs``.
-    """
-
-    tile: int = 0
-    remat: bool = False
-    recompute_content: bool = False
-    memory_size: int | None = None
-    memory_dtype: str | None = None
-
-
-class Execution(NamedTuple):
-    """On what and how a run is computed; each is chosen by itself where it is left out.
-
-    Attributes:
-      plan: how the last scale is computed, of a ``MemoryPlan``; by default as
-        ``config.execution`` and the free memory have it.
-      free: bytes of memory that plans are made for; by default measured at the start.
-      mesh: several devices. For one picture: a mesh of ``sharding.rows_mesh`` divides it by rows,
-        with 1 / n of the memory on each; with any other, of ``sharding.make_mesh``, each device has
-        the whole picture and computes its share of the tiles. For a batch: its pictures are
-        spread over the devices, their number need not divide; one of ``sharding.rows_mesh`` divides
-        each picture by rows, and with ``lanes`` above 1 the pictures among so many parts of the
-        devices.
-      together: of a batch, whether all pictures take each step together; by default not on CPUs,
-        but always where they are divided by rows.
-    """
-
-    plan: ExecutionPlan | None = None
-    free: int | None = None
-    mesh: Mesh | None = None
-    together: bool | None = None
+from nst_jax.transfer.types import ExecutionPlan, LoopMemory, MemoryPlan
+from nst_jax.types import Guidance, Solver, Targets, Variables
 
 
 def check_choice(choice: ExecutionPlan) -> None:
@@ -79,59 +29,6 @@ def check_choice(choice: ExecutionPlan) -> None:
     if choice.memory_dtype not in MEMORY_DTYPES:
         known = ", ".join(map(str, MEMORY_DTYPES))
         raise ValueError(f"memory_dtype is {choice.memory_dtype!r}: expected one of {known}")
-
-
-def evaluation(config: Config, choice: ExecutionPlan) -> Evaluation:
-    """How the objective of a config is computed in a chosen way."""
-    return Evaluation(
-        tile=choice.tile,
-        remat=choice.remat,
-        recompute_content=choice.recompute_content,
-        precision=config.execution.precision,
-    )
-
-
-def config_loss(config: Config, choice: ExecutionPlan, *, mesh: Mesh | None = None) -> Loss:
-    """The objective of a config, computed in a chosen way, by devices of a mesh if any."""
-    loss = make_loss(config.loss, evaluation=evaluation(config, choice), mesh=mesh)
-    return of_luminance(loss) if config.loss.color == "luminance" else loss
-
-
-def make_config_optimizer(config: Config, choice: ExecutionPlan = ExecutionPlan()) -> Any:
-    """The optimiser of a config with the chosen memory."""
-    optimizer, own = config.optimizer, {}
-    if isinstance(optimizer, Adam):
-        own = {"betas": (optimizer.beta1, optimizer.beta2), "epsilon": optimizer.epsilon}
-    else:
-        own = {"memory_size": choice.memory_size or optimizer.memory_size}
-    return make_optimizer(
-        optimizer.name,
-        pixel_range=config.loss.pixel_range,
-        preconditioner=config.preconditioner,
-        memory_dtype=choice.memory_dtype,
-        **own,
-    )
-
-
-def kernel_options(
-    config: Config, *, by_rows: bool = False, any_layer: bool = False
-) -> dict[str, Any]:
-    """How a config prepares the network's kernels, see ``convolution.prepare_kernels``.
-
-    Args:
-      config: the settings.
-      by_rows: whether pictures are divided by rows among devices, see ``sharding``.
-      any_layer: for an objective of one's own, which may ask for any layer, in any precision.
-    """
-    convolution, narrow = config.execution.convolution, config.execution.precision == "bfloat16"
-    if convolution == "auto":  # accelerators' libraries choose for themselves
-        plain = narrow or by_rows or jax.default_backend() != "cpu"
-        convolution = "direct" if plain else "winograd"
-    return {
-        "convolution": convolution,
-        "layers": TAPS if any_layer else config.loss.layers,
-        "dtype": "bfloat16" if narrow and not any_layer else None,
-    }
 
 
 def choice_in_words(choice: ExecutionPlan) -> str:
@@ -151,25 +48,6 @@ def choice_in_words(choice: ExecutionPlan) -> str:
 
 
 USABLE = 0.85  # of what is free: for what is not counted, and holes between blocks
-
-
-class LoopMemory(NamedTuple):
-    """What the compiled loop of one picture takes, in bytes.
-
-    Attributes:
-      network, state, targets: its arguments.
-      scratch: what it takes while it runs, for activations above all.
-    """
-
-    network: int
-    state: int
-    targets: int
-    scratch: int
-
-    @property
-    def own(self) -> int:
-        """All but the network, which pictures of one run share."""
-        return self.state + self.targets + self.scratch
 
 
 def tree_bytes(tree: Any) -> int:
@@ -213,22 +91,6 @@ def loop_memory(
         targets=tree_bytes(targets),
         scratch=analysis.temp_size_in_bytes + recorded,
     )
-
-
-class MemoryPlan(NamedTuple):
-    """What a run will need.
-
-    Attributes:
-      choice: how it is computed.
-      needs: what the compiled loop takes.
-      free: bytes that were free for it, or None where that is not known.
-      whole: bytes of the whole picture's run as the settings have it, where it does not fit.
-    """
-
-    choice: ExecutionPlan
-    needs: LoopMemory
-    free: int | None
-    whole: int | None = None
 
 
 class Task(NamedTuple):

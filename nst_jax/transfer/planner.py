@@ -11,29 +11,20 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
-from nst_jax.config.config import LBFGS, Adam
-from nst_jax.config.layers import deepest, stride
-from nst_jax.losses.objective import loss_weights, make_loss
+from nst_jax.config.config import LBFGS, Adam, Config
+from nst_jax.config.layers import TAPS, deepest, stride
+from nst_jax.config.loss import Evaluation
+from nst_jax.losses.objective import loss_weights, make_loss, of_luminance
 from nst_jax.losses.tiling import Grid, make_grid
 from nst_jax.models.convolution import prepare_kernels
 from nst_jax.optim.lbfgs import PAIRS
+from nst_jax.optim.optimizers import make_optimizer
 from nst_jax.optim.solver import make_solver
-from nst_jax.transfer.plan import (
-    USABLE,
-    ExecutionPlan,
-    LoopMemory,
-    MemoryPlan,
-    Task,
-    config_loss,
-    evaluation,
-    kernel_options,
-    loop_memory,
-    make_config_optimizer,
-    too_large,
-    tree_bytes,
-)
-from nst_jax.types import Guidance, Solver, Targets, Variables
+from nst_jax.transfer.plan import USABLE, Task, loop_memory, too_large, tree_bytes
+from nst_jax.transfer.types import ExecutionPlan, LoopMemory, MemoryPlan
+from nst_jax.types import Guidance, Loss, Solver, Targets, Variables
 
 TILES = (2048, 1536, 1024, 768, 512, 384, 256)
 
@@ -47,6 +38,59 @@ BYTES_PER_PIXEL, BYTES_PER_REGION = 4000, 1000
 NEAR = 1.1  # of the limit: what is expected to take so much may take less
 
 SURE = 0.95  # likewise: what is expected to take less than that will hardly take more
+
+
+def evaluation(config: Config, choice: ExecutionPlan) -> Evaluation:
+    """How the objective of a config is computed in a chosen way."""
+    return Evaluation(
+        tile=choice.tile,
+        remat=choice.remat,
+        recompute_content=choice.recompute_content,
+        precision=config.execution.precision,
+    )
+
+
+def config_loss(config: Config, choice: ExecutionPlan, *, mesh: Mesh | None = None) -> Loss:
+    """The objective of a config, computed in a chosen way, by devices of a mesh if any."""
+    loss = make_loss(config.loss, evaluation=evaluation(config, choice), mesh=mesh)
+    return of_luminance(loss) if config.loss.color == "luminance" else loss
+
+
+def make_config_optimizer(config: Config, choice: ExecutionPlan = ExecutionPlan()) -> Any:
+    """The optimiser of a config with the chosen memory."""
+    optimizer, own = config.optimizer, {}
+    if isinstance(optimizer, Adam):
+        own = {"betas": (optimizer.beta1, optimizer.beta2), "epsilon": optimizer.epsilon}
+    else:
+        own = {"memory_size": choice.memory_size or optimizer.memory_size}
+    return make_optimizer(
+        optimizer.name,
+        pixel_range=config.loss.pixel_range,
+        preconditioner=config.preconditioner,
+        memory_dtype=choice.memory_dtype,
+        **own,
+    )
+
+
+def kernel_options(
+    config: Config, *, by_rows: bool = False, any_layer: bool = False
+) -> dict[str, Any]:
+    """How a config prepares the network's kernels, see ``convolution.prepare_kernels``.
+
+    Args:
+      config: the settings.
+      by_rows: whether pictures are divided by rows among devices, see ``sharding``.
+      any_layer: for an objective of one's own, which may ask for any layer, in any precision.
+    """
+    convolution, narrow = config.execution.convolution, config.execution.precision == "bfloat16"
+    if convolution == "auto":  # accelerators' libraries choose for themselves
+        plain = narrow or by_rows or jax.default_backend() != "cpu"
+        convolution = "direct" if plain else "winograd"
+    return {
+        "convolution": convolution,
+        "layers": TAPS if any_layer else config.loss.layers,
+        "dtype": "bfloat16" if narrow and not any_layer else None,
+    }
 
 
 def as_shape(picture: Any) -> jax.ShapeDtypeStruct:

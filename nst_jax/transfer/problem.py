@@ -1,8 +1,4 @@
-"""What a run needs, put together: pictures in the wanted colours, targets, solver, start.
-
-Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
-
-What goes into a run: its pictures, checked, and the picture that it starts from.
+"""What a run needs: its pictures, checked, in the wanted colours; targets, solver, start.
 
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. ``check_inputs`` is the one border: what
 it returns is trusted by all that follows.
@@ -14,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
@@ -27,15 +22,16 @@ from nst_jax.losses.objective import check_learned, loss_weights, of_luminance
 from nst_jax.models.convolution import prepare_kernels
 from nst_jax.optim.solver import make_solver
 from nst_jax.system.memory import free_bytes
-from nst_jax.transfer.plan import (
-    Execution,
-    ExecutionPlan,
-    Task,
+from nst_jax.transfer.plan import Task
+from nst_jax.transfer.planner import (
+    choose,
     config_loss,
+    fits_surely,
+    given_choice,
+    grid_of,
     kernel_options,
     make_config_optimizer,
 )
-from nst_jax.transfer.planner import choose, fits_surely, given_choice, grid_of
 from nst_jax.transfer.sharding import (
     check_rows,
     divides_rows,
@@ -43,6 +39,7 @@ from nst_jax.transfer.sharding import (
     replicate,
     targets_shardings,
 )
+from nst_jax.transfer.types import Custom, Execution, ExecutionPlan, Inputs
 from nst_jax.types import (
     Array,
     Guidance,
@@ -57,22 +54,6 @@ from nst_jax.types import (
     as_sequence,
     check_picture,
 )
-
-
-class Inputs(NamedTuple):
-    """Pictures and masks of a run, checked; of NumPy or on the device.
-
-    Attributes:
-      content: the content picture, ``[H, W, 3]``.
-      styles: the style pictures, ``[h, w, 3]`` each.
-      guidance: which style holds where, see ``guides.check_guidance``.
-      init: the initial picture in place of the config's, ``[H, W, 3]``, or None.
-    """
-
-    content: Any
-    styles: list[Any]
-    guidance: Guidance = Guidance()
-    init: Any = None
 
 
 def check_inputs(
@@ -254,19 +235,6 @@ class Problem(NamedTuple):
     shape: tuple[int, ...]
     finish: Callable[[Array], Array]
     choice: ExecutionPlan = ExecutionPlan()
-
-
-class Custom(NamedTuple):
-    """Objects of one's own in place of the config's.
-
-    Attributes:
-      loss: an objective. It knows only what it is given: ``guidance`` where there is any.
-      optimizer: any optax transformation of pixels in [0, 1]. Reuse the same object for runs that
-        shall share a compilation.
-    """
-
-    loss: Loss | None = None
-    optimizer: optax.GradientTransformation | None = None
 
 
 def check_run(

@@ -1,8 +1,4 @@
-"""A run's scales, from coarse to fine, and its inputs at each of them.
-
-Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``; masks are ``[H, W]``.
-
-Coarse to fine: the sizes of a run's scales, and what is carried from one to the next.
+"""A run's scales, from coarse to fine: their sizes, the inputs at each, what is carried on.
 
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``; a mask is ``[H, W]``; a shape is
 (height, width).
@@ -24,9 +20,8 @@ from nst_jax.config.config import Config
 from nst_jax.config.layers import deepest, shortest_side, stride
 from nst_jax.errors import InputError
 from nst_jax.losses.guides import check_reach, lay_over, with_rest
-from nst_jax.transfer.plan import ExecutionPlan
-from nst_jax.transfer.problem import Inputs
 from nst_jax.transfer.sharding import divides_rows
+from nst_jax.transfer.types import Inputs
 from nst_jax.types import Array
 
 
@@ -40,20 +35,6 @@ class Scale(NamedTuple):
 
     shape: tuple[int, int]
     steps: int
-
-
-class EndedScale(NamedTuple):
-    """What a run did at one size.
-
-    Attributes:
-      shape: height and width.
-      steps: how many it took.
-      choice: how it was computed, see ``plan``.
-    """
-
-    shape: tuple[int, int]
-    steps: int
-    choice: ExecutionPlan
 
 
 def make_scales(

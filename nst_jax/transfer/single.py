@@ -21,11 +21,8 @@ from nst_jax.optim.lbfgs import PAIRS
 from nst_jax.optim.optimizers import scale_learning_rate
 from nst_jax.optim.solver import run
 from nst_jax.system.memory import free_bytes
-from nst_jax.transfer.loop import Callback, Progress, Run, add_timing, as_callback, iterate
-from nst_jax.transfer.plan import Execution
+from nst_jax.transfer.loop import Run, add_timing, as_callback, iterate
 from nst_jax.transfer.problem import (
-    Custom,
-    Inputs,
     Problem,
     check_inputs,
     check_run,
@@ -34,7 +31,6 @@ from nst_jax.transfer.problem import (
     make_task,
 )
 from nst_jax.transfer.pyramid import (
-    EndedScale,
     Scale,
     at_full_size,
     at_scale,
@@ -45,9 +41,8 @@ from nst_jax.transfer.pyramid import (
 from nst_jax.transfer.sharding import divides_rows
 from nst_jax.transfer.state import (
     SMALLER,
-    Position,
-    begin,
     begin_again,
+    first_state,
     flatten,
     loss_at,
     may_recover,
@@ -55,41 +50,17 @@ from nst_jax.transfer.state import (
     restore,
     unflatten,
 )
+from nst_jax.transfer.types import (
+    Callback,
+    Custom,
+    EndedScale,
+    Execution,
+    Inputs,
+    Position,
+    Progress,
+    Result,
+)
 from nst_jax.types import Array, Guidance, Info, State, Variables
-
-
-class Result(NamedTuple):
-    """What ``stylize`` and ``stylize_batch`` return.
-
-    Attributes:
-      image: the evaluated picture of lowest loss, ``[H, W, 3]``, not clipped; after that with the
-        content's colours and the parts that are preserved, where these were asked for.
-        With ``averaging`` it is the average of the pictures, but after a divergence. Where a run
-        ended before its last scale it is enlarged.
-      loss: the lowest loss, of the picture as it was evaluated, at the size where the run ended.
-      state: the last state, for ``run``; after a divergence its optimiser's part is of no use.
-        None with ``averaging``.
-      history: ``Info`` of arrays with one entry a step.
-      status: ``"done"``, ``"stopped"`` (by the callback) or ``"diverged"`` (the loss or its
-        gradient became infinite or NaN; ``image`` is the best before that).
-      timing: seconds: ``compile_s``, ``steps_s``.
-      scales: of a run from ``stylize`` what it did at each size, coarsest first.
-      recoveries: how often it went back to its best picture because the loss or its gradient was
-        not finite; 0 in a batch.
-
-    Of several pictures, from ``stylize_batch``, ``image``, ``loss``, ``status`` and ``recoveries``
-    have an entry for each, as have the leaves of ``history`` on their second axis, and ``state`` is
-    None.
-    """
-
-    image: Array
-    loss: Any
-    state: State | None
-    history: Info
-    status: Any
-    timing: dict[str, float]
-    scales: tuple[EndedScale, ...] = ()
-    recoveries: Any = 0
 
 
 class Constants(NamedTuple):
@@ -350,7 +321,7 @@ def _begin(constants: Constants, carried: Carried, problem: Problem) -> tuple[St
         init = None if init is None else resize(init, shape=shape)
         first = problem.initial(constants.config, constants.key, init)
     mesh = constants.execution.mesh
-    state = begin(problem, first, carried.opt_state, config=plain, mesh=mesh)
+    state = first_state(problem, first, carried.opt_state, config=plain, mesh=mesh)
     if image is not None:
         image.delete()  # the state has its own
     if saved is not None:

@@ -1,14 +1,11 @@
-"""The state of a run at one scale: how it begins, begins again, and what it ends with.
+"""The state of a run at one scale: how it begins, begins again, ends, and is saved and restored.
 
-Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
-
-Where a run stands between two steps, as plain data and arrays: what a checkpoint holds.
-
-Contract: arrays are NumPy's, by the path of a leaf in its tree, as ``"opt_state/0/mu"``; bfloat16,
-which files of arrays do not have, is there as uint16 of the same bits.
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. What a checkpoint holds are NumPy's
+arrays by the path of a leaf in its tree, as ``"opt_state/0/mu"``; bfloat16, which files of arrays
+do not have, is there as uint16 of the same bits.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +17,15 @@ from nst_jax.errors import InputError
 from nst_jax.optim.optimizers import scale_learning_rate, set_learning_rate
 from nst_jax.optim.solver import average_weight, averaged, run
 from nst_jax.transfer.loop import CHUNK_SIZE
-from nst_jax.transfer.plan import ExecutionPlan
 from nst_jax.transfer.problem import Problem, start
-from nst_jax.transfer.pyramid import EndedScale
 from nst_jax.transfer.sharding import divides_rows, replicate, start_rows, state_shardings
+from nst_jax.transfer.types import RECOVERIES, Arrays
 from nst_jax.types import Array, State
-
-RECOVERIES = 3  # how often a run goes back to its best picture
 
 SMALLER = 0.25  # the learning rate after each time, as a part of what it was
 
 
-def begin(
+def first_state(
     problem: Problem, image: Array, opt_state: Any, *, config: Config | None, mesh: Mesh | None
 ) -> State:
     """The state before the first step, on the devices of a mesh if any.
@@ -41,7 +35,7 @@ def begin(
       image: the picture to start from.
       opt_state: the optimiser's state of a scale before, or None.
       config: where the learning rate is, or None with an optimiser of one's own.
-      mesh: as of ``plan.Execution``.
+      mesh: as of ``Execution``.
     """
     given = problem.solver, image, problem.variables, problem.targets
     by_rows = divides_rows(mesh)
@@ -84,7 +78,7 @@ def begin_again(
       problem: what is run.
       config: its settings.
       own_optimizer: whether the optimiser is not the config's.
-      mesh: as of ``plan.Execution``.
+      mesh: as of ``Execution``.
       times: which time it is, from 1.
 
     Returns:
@@ -97,7 +91,7 @@ def begin_again(
     jax.block_until_ready(image)
     for leaf in jax.tree.leaves(state.opt_state):
         leaf.delete()  # what L-BFGS remembers is not to be there twice
-    fresh = begin(problem, image, None, config=plain, mesh=mesh)
+    fresh = first_state(problem, image, None, config=plain, mesh=mesh)
     average = fresh.average
     if average is not None:
         weight = average_weight(count.astype(average.dtype), config.averaging)
@@ -130,37 +124,6 @@ def loss_at(problem: Problem, state: State, image: Array) -> Array:
         chunk_size=CHUNK_SIZE,
     )
     return info.loss[0]
-
-
-Arrays = dict[str, np.ndarray]
-
-
-class Position(NamedTuple):
-    """Where a run of ``single.stylize`` stands; with its other arguments all that it needs.
-
-    Attributes:
-      step: steps done, over all scales.
-      scale: the scale that it is at, from 1.
-      ended: what it did at the scales before.
-      choice: how this scale is computed.
-      recoveries: how often it went back to its best picture, see ``single.stylize``.
-      timing: seconds so far, as in ``single.Result``.
-      state: the leaves of this scale's ``State``.
-      history: the leaves of ``Info`` with one entry for each step so far.
-      last_choice: how the last scale is to be computed, where that is known before.
-      free: bytes that the device had free at the start, or None; coarser scales follow it.
-    """
-
-    step: int
-    scale: int
-    ended: tuple[EndedScale, ...]
-    choice: ExecutionPlan
-    recoveries: int
-    timing: dict[str, float]
-    state: Arrays
-    history: Arrays
-    last_choice: ExecutionPlan | None = None
-    free: int | None = None
 
 
 def flatten(tree: Any) -> Arrays:

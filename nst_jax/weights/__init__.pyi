@@ -1,6 +1,6 @@
+from .canonical import Weights as Weights
+from .canonical import WeightsInfo as WeightsInfo
 from .convert import convert_file as convert_file
-from .load import Weights as Weights
-from .load import WeightsInfo as WeightsInfo
 from .load import find_weights as find_weights
 from .load import list_weights as list_weights
 from .load import load_weights as load_weights

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -96,6 +96,45 @@ class Record:
     def __post_init__(self):
         for key in ("name", *_TEXTS):
             _check_text(key, getattr(self, key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """What is known of some weights; plain data, so that it can be saved beside a result.
+
+    Attributes:
+      name: a short name, such as "vgg19-caffe".
+      sha256: checksum of the file that was read; empty for weights from memory.
+      form: "canonical", "keras", "matconvnet", "torch", "safetensors" or "memory".
+      preprocessing: "caffe", "torchvision" or a name of one's own; the numbers are in the tree.
+      source: where the weights come from: an address or a file, and its form.
+      source_sha256, source_md5: checksums of that source, empty where not known.
+      licence, attribution: terms of use, and whom to name.
+      training: of slim weights, how and on what they were trained, and figures, as JSON.
+      normalized: how the weights were scaled to a mean activation of 1; None for weights as
+        trained, and those of a file that cannot tell.
+      path: the file that was read; empty for weights from memory.
+    """
+
+    name: str
+    preprocessing: str
+    sha256: str = ""
+    form: str = "memory"
+    source: str = "unknown"
+    source_sha256: str = ""
+    source_md5: str = ""
+    licence: str = "unknown"
+    attribution: str = ""
+    training: str = ""
+    normalized: Normalization | None = None
+    path: str = ""
+
+
+class Weights(NamedTuple):
+    """Variables of the network and what is known of them, see ``load_weights``."""
+
+    variables: dict[str, Any]
+    info: WeightsInfo
 
 
 _TEXTS = ("source", "source_sha256", "source_md5", "licence", "attribution", "training")

@@ -226,7 +226,7 @@ def to_tree(arrays: Mapping[str, np.ndarray], preprocessing: Preprocessing) -> d
     return tree | {"lift": lift} if lift else tree
 
 
-def to_flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The flat arrays of a tree, float32; the inverse of ``to_tree``."""
 
     def flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:

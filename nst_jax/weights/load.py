@@ -6,67 +6,28 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from nst_jax.errors import InputError
 from nst_jax.system.files import expanded
 from nst_jax.weights.canonical import (
-    Normalization,
     Preprocessing,
     Record,
+    Weights,
+    WeightsInfo,
     parse_normalization,
     write_canonical,
 )
-from nst_jax.weights.convert import check_finite, check_shapes, convert, to_flat, to_tree
+from nst_jax.weights.convert import check_finite, check_shapes, convert, to_arrays, to_tree
 from nst_jax.weights.fetch import DEFAULT_SOURCE, SOURCES, cached_path
 from nst_jax.weights.readers import find_form, open_weights
 
 WEIGHTS_VARIABLE = "NST_JAX_WEIGHTS"
 
 SLIM_FILE = "vgg19-slim.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsInfo:
-    """What is known of some weights; plain data, so that it can be saved beside a result.
-
-    Attributes:
-      name: a short name, such as "vgg19-caffe".
-      sha256: checksum of the file that was read; empty for weights from memory.
-      form: "canonical", "keras", "matconvnet", "torch", "safetensors" or "memory".
-      preprocessing: "caffe", "torchvision" or a name of one's own; the numbers are in the tree.
-      source: where the weights come from: an address or a file, and its form.
-      source_sha256, source_md5: checksums of that source, empty where not known.
-      licence, attribution: terms of use, and whom to name.
-      training: of slim weights, how and on what they were trained, and figures, as JSON.
-      normalized: how the weights were scaled to a mean activation of 1; None for weights as
-        trained, and those of a file that cannot tell.
-      path: the file that was read; empty for weights from memory.
-    """
-
-    name: str
-    preprocessing: str
-    sha256: str = ""
-    form: str = "memory"
-    source: str = "unknown"
-    source_sha256: str = ""
-    source_md5: str = ""
-    licence: str = "unknown"
-    attribution: str = ""
-    training: str = ""
-    normalized: Normalization | None = None
-    path: str = ""
-
-
-class Weights(NamedTuple):
-    """Variables of the network and what is known of them, see ``load_weights``."""
-
-    variables: dict[str, Any]
-    info: WeightsInfo
 
 
 class Place(NamedTuple):
@@ -144,7 +105,7 @@ def save_weights(
             f"the variables have the collections {sorted(variables)}, expected params and "
             "preprocessing, and of slim weights lift: save only those"
         )
-    arrays = to_flat(variables)
+    arrays = to_arrays(variables)
     check_shapes({name: array.shape for name, array in arrays.items()})
     check_finite(arrays)
     mean, std = (
@@ -232,7 +193,7 @@ def is_shipped_slim(path: Path, *, folders: Sequence[Path] | None = None) -> boo
 
 def shipped_folders(package: Path | None = None) -> list[Path]:
     """Where weights come with a package, this one or another: in its data, and in its checkout."""
-    package = Path(__file__).parent if package is None else package
+    package = Path(__file__).parents[1] if package is None else package
     folders = [package / "data"]
     if (package.parent / "pyproject.toml").is_file():  # else it may be someone else's folder
         folders.append(package.parent / "weights")

@@ -28,8 +28,7 @@ from nst_jax.errors import InputError
 from nst_jax.models.projection import dense, map_shape
 from nst_jax.models.vgg import network_features
 from nst_jax.types import Variables, as_picture, check_picture
-from nst_jax.weights.canonical import Normalization, describe_normalization
-from nst_jax.weights.load import Weights, WeightsInfo
+from nst_jax.weights.canonical import Normalization, Weights, WeightsInfo, describe_normalization
 
 RELUS = tuple(conv.replace("conv", "relu") for conv in CONVS)
 

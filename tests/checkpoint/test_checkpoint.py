@@ -223,7 +223,7 @@ def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path):
     for name in (".checkpoint-abcd1234", "checkpoint-x", "notes"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    store.remove_leftovers(tmp_path)
+    store.remove_unfinished(tmp_path)
     assert not (tmp_path / ".checkpoint-abcd1234").exists()
     assert_loaded(tmp_path, 1)
     store.clear(tmp_path)

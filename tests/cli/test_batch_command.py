@@ -33,7 +33,7 @@ from nst_jax.images.read import load_picture
 from nst_jax.system import files
 from nst_jax.transfer import batch as batch_module
 from nst_jax.transfer import loop, plan, single
-from nst_jax.transfer.plan import LoopMemory
+from nst_jax.transfer.types import LoopMemory
 
 pytestmark = pytest.mark.sampled
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nst_jax.cli.call import Call, input_files, parse_call, with_inputs, with_paths
-from nst_jax.cli.parsing import parse
+from nst_jax.cli.parsing import Call, input_files, parse, parse_call, with_inputs, with_paths
 from nst_jax.errors import InputError
 
 STYLIZE = (

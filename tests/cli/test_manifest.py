@@ -17,7 +17,7 @@ from nst_jax.cli.batch_records import (
     fingerprint,
     merge_manifests,
     part_name,
-    picture_record,
+    read_record,
     read_records,
 )
 from nst_jax.errors import InputError
@@ -141,17 +141,17 @@ class TestPictures:
         path, text = tmp_path / "a.png", {"output": "a.png", "name": "é", "n": [1, None]}
         metadata = {"Software": "s", "nst_jax": json.dumps(text, ensure_ascii=False)}
         save_image(path, PIXELS, metadata=metadata)
-        assert picture_record(path) == text
+        assert read_record(path) == text
 
     def test_pixels_are_not_decoded(self, tmp_path, monkeypatch):
         saved(tmp_path / "a.png", '{"output": "a.png"}')
         monkeypatch.setattr(Image.Image, "load", lambda image: 1 / 0)
-        assert picture_record(tmp_path / "a.png") == {"output": "a.png"}
+        assert read_record(tmp_path / "a.png") == {"output": "a.png"}
 
     @pytest.mark.parametrize("text", ["", "no JSON", "[1]", '{"a": NaN}', '"text"', '{"a": 1'])
     def test_text_that_is_no_record(self, tmp_path, text):
         saved(tmp_path / "a.png", text)
-        assert picture_record(tmp_path / "a.png") is None
+        assert read_record(tmp_path / "a.png") is None
 
     def test_files_without_one(self, tmp_path):
         save_image(tmp_path / "none.png", PIXELS, metadata={"Software": "nst_jax"})
@@ -162,14 +162,14 @@ class TestPictures:
         (tmp_path / "empty.png").touch()
         (tmp_path / "folder.png").mkdir()
         for path in [*tmp_path.iterdir(), tmp_path / "missing.png"]:
-            assert picture_record(path) is None, path
+            assert read_record(path) is None, path
 
     def test_every_cut_is_seen(self, tmp_path):
         saved(tmp_path / "a.png", '{"output": "a.png"}')
         data = (tmp_path / "a.png").read_bytes()
         for length in range(len(data) - 4):  # of IEND the checksum tells nothing
             (tmp_path / "cut.png").write_bytes(data[:length])
-            assert picture_record(tmp_path / "cut.png") is None, length
+            assert read_record(tmp_path / "cut.png") is None, length
 
     def test_damage_is_seen(self, tmp_path):
         saved(tmp_path / "a.png", '{"output": "a.png"}')
@@ -177,7 +177,7 @@ class TestPictures:
         for place in range(0, len(data) - 12, 3):
             changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
             (tmp_path / "changed.png").write_bytes(changed)
-            assert picture_record(tmp_path / "changed.png") is None, place
+            assert read_record(tmp_path / "changed.png") is None, place
 
 
 def write(path, *records):

@@ -23,7 +23,8 @@ from nst_jax.images.sheets import sheet_shape
 from nst_jax.transfer import each_result, loop
 from nst_jax.transfer.batch import check_batch, structure
 from nst_jax.transfer.batch_programs import Element
-from nst_jax.transfer.plan import USABLE, LoopMemory
+from nst_jax.transfer.plan import USABLE
+from nst_jax.transfer.types import LoopMemory
 
 pytestmark = pytest.mark.sampled
 

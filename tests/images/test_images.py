@@ -14,7 +14,7 @@ from PIL import Image, features
 
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image, to_uint8
-from nst_jax.images.read import limit_pixels, load_picture, picture_shape, resize
+from nst_jax.images.read import limit_pixels, load_picture, picture_shape, resize_longer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # asymmetrical
 ALPHA = np.linspace(0, 255, 35).astype(np.uint8).reshape(5, 7)
@@ -96,7 +96,7 @@ class TestSize:
     @pytest.mark.parametrize("height, width, size", SIZES)
     def test_filter(self, height, width, size):
         image = np.random.default_rng(1).random((height, width, 3), np.float32)
-        scaled = resize(image, size=size)
+        scaled = resize_longer(image, size=size)
         scale = size / max(height, width)
         assert scaled.shape == (max(1, round(scale * height)), max(1, round(scale * width)), 3)
         assert max(scaled.shape) == size and scaled.dtype == np.float32
@@ -306,7 +306,7 @@ class TestShape:
     @pytest.mark.parametrize("height, width, size", SIZES)
     def test_is_rounded_as_in_resize(self, tmp_path, height, width, size):
         Image.new("L", (width, height)).save(tmp_path / "a.png")
-        scaled = resize(np.zeros((height, width, 1), np.float32), size=size)
+        scaled = resize_longer(np.zeros((height, width, 1), np.float32), size=size)
         assert picture_shape(tmp_path / "a.png", size=size) == scaled.shape[:2]
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK", "F"])

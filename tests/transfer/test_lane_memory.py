@@ -14,8 +14,9 @@ from nst_jax.errors import InputError
 from nst_jax.optim import run
 from nst_jax.transfer import plan
 from nst_jax.transfer.loop import iterate
-from nst_jax.transfer.plan import USABLE, LoopMemory, loop_memory, tree_bytes
+from nst_jax.transfer.plan import USABLE, loop_memory, tree_bytes
 from nst_jax.transfer.problem import start
+from nst_jax.transfer.types import LoopMemory
 
 
 class TestFits:

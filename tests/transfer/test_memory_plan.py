@@ -14,17 +14,18 @@ from nst_jax.errors import InputError
 from nst_jax.losses.tiling import make_grid
 from nst_jax.models import init_variables
 from nst_jax.transfer import ExecutionPlan, planner
-from nst_jax.transfer.plan import (
-    USABLE,
-    LoopMemory,
-    MemoryPlan,
-    Task,
-    choice_in_words,
+from nst_jax.transfer.plan import USABLE, Task, choice_in_words, plan_in_words
+from nst_jax.transfer.planner import (
+    Meter,
+    as_shape,
+    choose,
     evaluation,
+    fits_surely,
+    given_choice,
     kernel_options,
-    plan_in_words,
+    measure,
 )
-from nst_jax.transfer.planner import Meter, as_shape, choose, fits_surely, given_choice, measure
+from nst_jax.transfer.types import LoopMemory, MemoryPlan
 from nst_jax.types import Guidance
 
 pytestmark = pytest.mark.sampled
