@@ -10,7 +10,9 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 def main() -> int:
     """Run the command line, see ``app.main``."""
     from nst_jax.cli import app
+    from nst_jax.system.memory import keep_freed_memory
 
+    keep_freed_memory()  # a setting of the whole process, before other threads allocate
     return app.main()
 
 

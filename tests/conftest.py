@@ -87,6 +87,14 @@ def plain_preset(monkeypatch):
     monkeypatch.setattr("nst_jax.config.presets.DEFAULT_PRESET", "neural-style")
 
 
+@pytest.fixture
+def traced_work():
+    """Have work leave a trace: JAX's cache is on, whose folder a command makes as it begins."""
+    jax.config.update("jax_enable_compilation_cache", True)
+    yield
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
 @pytest.fixture(scope="session")
 def variables():
     """A VGG-19 of a few channels with random kernels and biases, float32."""

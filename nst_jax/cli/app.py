@@ -29,7 +29,6 @@ from nst_jax.cli.parsing import make_call, parse
 from nst_jax.config.config import to_flat
 from nst_jax.config.presets import get_preset
 from nst_jax.errors import InputError
-from nst_jax.system.memory import keep_freed_memory
 from nst_jax.system.signals import end_on_signals
 from nst_jax.system.streams import lasting_streams
 from nst_jax.system.threads import jax_has_started, set_threads
@@ -45,7 +44,6 @@ def prepare_process(run: RunOptions) -> None:
       InputError: for a number of threads or a limit of pixels that is none.
     """
     prepare_threads(run.threads)
-    keep_freed_memory()
     from nst_jax.images.read import limit_pixels
     from nst_jax.system.backend import make_deterministic
 
@@ -149,7 +147,6 @@ def run_command(options: Any, arguments: list[str]) -> int:
             return sweep(options)
         case Resume():
             prepare_threads(options.threads)
-            keep_freed_memory()
             from nst_jax.cli.resume import resume
 
             return resume(options)

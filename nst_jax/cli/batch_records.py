@@ -195,7 +195,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot write {error.filename or path} ({error.strerror or error}): what is written "
+            f"cannot write {path} ({error.strerror or error}): what is written "
             "stays; see to the place and run again"
         ) from None
 

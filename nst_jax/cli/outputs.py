@@ -160,7 +160,7 @@ def metadata(record: dict[str, Any]) -> dict[str, str]:
 
 def not_written_words(error: Exception, output: Path) -> str:
     """What could not be written, and why."""
-    return f"cannot write {getattr(error, 'filename', None) or output} ({reason(error)}): "
+    return f"cannot write {output} ({reason(error)}): "
 
 
 def reason(error: Exception) -> str:

@@ -12,9 +12,9 @@ from nst_jax.transfer.types import Progress
 
 
 @contextmanager
-def planning_display() -> Iterator[None]:
+def planning_display(console: Console | None = None) -> Iterator[None]:
     """Say on a terminal, while it is so, that a run is being planned."""
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     if not console.is_terminal:
         yield
         return
@@ -23,13 +23,16 @@ def planning_display() -> Iterator[None]:
 
 
 @contextmanager
-def progress_display(steps: int) -> Iterator[Callable[[Progress], None]]:
+def progress_display(
+    steps: int, *, console: Console | None = None
+) -> Iterator[Callable[[Progress], None]]:
     """Give a function that shows a ``Progress``.
 
     Args:
       steps: number of steps of the run.
+      console: where to, by default standard error.
     """
-    console = Console(stderr=True)
+    console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _line_printer(console)
         return
@@ -57,18 +60,29 @@ def progress_display(steps: int) -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
-def job_display(pictures: int) -> Iterator[Callable[[float], None]]:
-    """Give a function that shows how many pictures of a job are done, also in fractions."""
-    console = Console(stderr=True)
-    words = _pictures_in_words(pictures)
+def job_display(
+    pictures: int,
+    *,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[float], None]]:
+    """Give a function that shows how many pictures of a job are done, also in fractions.
+
+    Args:
+      pictures: of the job.
+      console: where to, by default standard error.
+      clock: gives seconds.
+    """
+    console = console or Console(stderr=True)
+    words = _pictures_in_words(pictures, clock=clock)
     if not console.is_terminal:
         shown_at, shown = -30.0, -1
 
         def print_line(done: float) -> None:
             nonlocal shown_at, shown
-            if int(done) > shown or time.monotonic() > shown_at + 30:
+            if int(done) > shown or clock() > shown_at + 30:
                 console.print(words(done), highlight=False, soft_wrap=True)
-                shown_at, shown = time.monotonic(), int(done)
+                shown_at, shown = clock(), int(done)
 
         yield print_line
         return
@@ -79,15 +93,15 @@ def job_display(pictures: int) -> Iterator[Callable[[float], None]]:
         yield lambda done: bar.update(task, completed=done, description=words(done))
 
 
-def _pictures_in_words(pictures: int) -> Callable[[float], str]:
+def _pictures_in_words(pictures: int, *, clock: Callable[[], float]) -> Callable[[float], str]:
     """Words for what is done; the speed is that since the first report, without compilation."""
     first: tuple[float, float] | None = None
 
     def words(done: float) -> str:
         nonlocal first
         if first is None or done < first[1]:  # less is done after a batch that was too large
-            first = (time.monotonic(), done)
-        speed = (done - first[1]) / max(time.monotonic() - first[0], 1e-6)
+            first = (clock(), done)
+        speed = (done - first[1]) / max(clock() - first[0], 1e-6)
         rate = f", {speed:.3g} pictures/s, {(pictures - done) / speed:.0f} s left" if speed else ""
         return f"{int(done + 1e-6)}/{pictures} pictures{rate}"
 

@@ -10,17 +10,12 @@ from faults_files import correct_manifest, edit_arrays
 from helpers.checkpoints import ARRAYS, RECORD, bases, damage, newest, take_base  # noqa: F401
 from helpers.fuzzing import check_ended, command, listing
 
-from nst_jax.cli import app, batch, run
-
 
 @pytest.fixture(autouse=True)
 def quiet_process(monkeypatch, tmp_path):
     """Nothing that is set for a whole process, and no weights or cache but this test's."""
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    for module in (run, batch):
-        monkeypatch.setattr(module, "use_compilation_cache", lambda: None)
-    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
 
 
 def check_one(bases, folder, monkeypatch, capsys, number):

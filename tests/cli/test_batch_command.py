@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,19 +21,29 @@ import jax
 import numpy as np
 import pytest
 from conftest import QUICK, smooth_picture
-from helpers.commands import Run, check_refused, listing, pixels, pressing, record
+from helpers.commands import (
+    Run,
+    acting,
+    check_refused,
+    ctrl_c,
+    listing,
+    pixels,
+    record,
+    use_devices,
+)
 from helpers.traces import count_traces
 from PIL import Image
 from rich.console import Console
 
-from nst_jax.cli import app, batch, batch_records, batch_run, main, progress
-from nst_jax.cli import run as job
+from nst_jax.cli import batch, batch_records, batch_run, main
 from nst_jax.cli.batch_files import Item
+from nst_jax.cli.batch_records import Loaded
+from nst_jax.cli.batch_run import choose_width, even_width, prepare_group, read
+from nst_jax.cli.progress import job_display
+from nst_jax.errors import InputError
 from nst_jax.images import save_image, to_uint8
 from nst_jax.images.read import load_picture
-from nst_jax.system import files
-from nst_jax.transfer import batch as batch_module
-from nst_jax.transfer import loop, plan, single
+from nst_jax.transfer.plan import USABLE
 from nst_jax.transfer.types import LoopMemory
 
 pytestmark = pytest.mark.sampled
@@ -66,12 +77,6 @@ def words(*contents, **options):
     return ["batch", *(contents or ["in"]), *flags(**given)]
 
 
-def use_devices(monkeypatch, count):
-    """Have so many devices; the loop is compiled for each."""
-    devices = jax.devices()[:count]
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
-
-
 @pytest.fixture
 def one_device(monkeypatch):
     use_devices(monkeypatch, 1)
@@ -83,9 +88,6 @@ def desk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    for module in (job, batch):
-        monkeypatch.setattr(module, "use_compilation_cache", lambda: None)  # is process-wide
-    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
     use_devices(monkeypatch, 2)
     (tmp_path / "in").mkdir()
     for seed, name in enumerate("abc"):
@@ -310,30 +312,21 @@ class TestCompilation:
     # Many runs in programs of their own, so small ones.
     SMALL = {"content_layers": "relu1_1", "style_layers": "relu1_1", "size": 24, "steps": 2}
 
-    @pytest.fixture
-    def traces(self, monkeypatch):
-        """Where the loop was traced, also for its need of memory."""
-        traces = count_traces(monkeypatch)
-        monkeypatch.setattr(plan, "run", single.run)
-        return traces
-
     @pytest.mark.parametrize(
         "count, shapes, devices",
         [(50, [(18, 24)], 2), (4, [(18, 24), (24, 18), (20, 24)], 1)],
         ids=["one", "three"],
     )
-    def test_one_trace_for_each_size(self, run, traces, monkeypatch, count, shapes, devices):
+    def test_one_trace_for_each_size(self, run, monkeypatch, count, shapes, devices):
         use_devices(monkeypatch, devices)
+        traces = count_traces(monkeypatch)
         many(count, *shapes)
         assert run("many", **self.SMALL).code == 0
         assert len(outputs()) == len(records()) == count * len(shapes)
         assert len(traces) == len(shapes)
 
-    @pytest.mark.parametrize("devices", [1, 4])
     @pytest.mark.parametrize("pair", [None, True], ids=["one-style", "pairs"])
-    def test_a_short_last_batch_has_the_same_program(
-        self, run, alone, traces, monkeypatch, devices, pair
-    ):
+    def test_a_short_last_batch_has_the_same_program(self, run, alone, monkeypatch, pair):
         """As on accelerators, where the pictures of a batch advance together."""
         many(10, (18, 24))
         style = " ".join([*["style.png"] * 8, "three.png", "three.png"]) if pair else "style.png"
@@ -344,11 +337,8 @@ class TestCompilation:
             return run_batch(*args, **options, execution=execution)
 
         monkeypatch.setattr(batch_run, "run_batch", together)
-        monkeypatch.setattr(batch_run, "choose_width", lambda *_, **__: 4)
-        monkeypatch.setattr(
-            batch_run, "picture_memory", lambda *_, **__: None
-        )  # traces that of one
-        use_devices(monkeypatch, devices)
+        use_devices(monkeypatch, 4)
+        traces = count_traces(monkeypatch)
         assert run("many", style=style, pair=pair, **self.SMALL).code == 0
         assert len(traces) == 1
         found = records()
@@ -488,8 +478,7 @@ def done(run):
 
 
 class TestRestart:
-    def test_nothing_is_missing(self, done, run, monkeypatch):
-        monkeypatch.setattr(batch, "run_job", None)
+    def test_nothing_is_missing(self, done, run):
         before = listing(Path("out"))
         code, out, err = run()
         assert (code, out, err) == (0, "out/manifest.jsonl\n", "nst-jax: 3 there before\n")
@@ -635,14 +624,18 @@ class TestRestart:
 
 
 @pytest.fixture
-def press(monkeypatch):
-    yield from pressing(monkeypatch, batch, "job_display")
+def at_step(monkeypatch):
+    yield from acting(monkeypatch, batch, "job_display")
+
+
+@pytest.fixture
+def press(at_step):
+    return partial(at_step, act=ctrl_c)
 
 
 class TestInterrupt:
-    def test_stops_at_the_next_report(self, run, press, monkeypatch, capsys):
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # a step a chunk
-        press(1 + 2 / 4)
+    def test_stops_at_the_next_report(self, run, press):
+        press(1 + 1 / 4)  # the first chunk is one step
         code, out, err = run(steps=4, batch_size=1)
         assert (code, out) == (130, "out/manifest.jsonl\n")
         assert "Ctrl-C again ends at once" in err
@@ -714,6 +707,27 @@ def let_vanish(monkeypatch, name):
         return find_missing(*args, **options)
 
     monkeypatch.setattr(batch, "find_missing", vanishing)
+
+
+class Reader:
+    """An executor that has read each of these, in their order; an error is raised."""
+
+    def __init__(self, contents):
+        self.contents, self.asked = iter(contents), 0
+
+    def submit(self, work, item):
+        self.asked += 1
+        future, content = Future(), next(self.contents)
+        if isinstance(content, Exception):
+            future.set_exception(content)
+        else:
+            future.set_result(content)
+        return future
+
+
+def loaded_of(item, shape):
+    """As though a content of this height and width had been read."""
+    return Loaded(item, np.broadcast_to(np.float32(0), (*shape, 3)), None, None, "")
 
 
 class TestFailures:
@@ -788,33 +802,17 @@ class TestFailures:
         assert code == 1 and err.splitlines()[-1] == "nst-jax: 1 left out"
         assert outputs() == [] and statuses() == {"cut__style.png": "failed"}
 
-    def test_content_that_vanishes_before_its_checksum(self, run, monkeypatch):
-        load_picture = batch_run.load_picture
-
-        def vanishing(path, **options):
-            picture = load_picture(path, **options)
-            if path.name == "b.png":
-                path.unlink()
-            return picture
-
-        monkeypatch.setattr(batch_run, "load_picture", vanishing)
-        code, _, err = run()
-        assert code == 1 and err.splitlines()[-1] == "nst-jax: 2 made, 1 left out"
-        assert statuses()["b__style.png"] == "failed"
-
-    def test_content_that_is_exchanged_amid_the_run(self, run, monkeypatch):
-        load_picture = batch_run.load_picture
-
-        def exchanging(path, **options):
-            if path.name == "b.png":
-                save_image(path, smooth_picture(24, 40, seed=1))
-            return load_picture(path, **options)
-
-        monkeypatch.setattr(batch_run, "load_picture", exchanging)
-        code, _, err = run()
-        assert code == 1 and err.splitlines()[-1] == "nst-jax: 2 made, 1 left out"
-        assert "in/b.png has another size than at the start of the batch" in err
-        assert statuses()["b__style.png"] == "failed"
+    def test_content_that_vanishes_or_is_exchanged_amid_the_run(self):
+        """It alone is left out."""
+        items = [Item(Path(f"{name}.png"), (0,), Path("x")) for name in "abc"]
+        gone = InputError("a.png does not exist")
+        reader = Reader([gone, loaded_of(items[1], (24, 40)), loaded_of(items[2], (24, 32))])
+        failed = {}
+        coming = read(None, dict.fromkeys(items, (24, 32)), reader, fail=failed.__setitem__)
+        assert [loaded.item for loaded in coming] == items[2:]
+        words = "b.png has another size than at the start of the batch: run again for it"
+        assert [str(error) for error in failed.values()] == [str(gone), words]
+        assert list(failed) == items[:2]
 
     def test_name_with_a_line_break(self, run):
         Path("in/x\ny.png").touch()
@@ -824,7 +822,7 @@ class TestFailures:
         assert "nst-jax: x y__style.png is left out: in/x y.png is empty: expected a" in err
 
     @pytest.mark.parametrize("kind", ["text", "cut", "zero", "gone"])
-    def test_style_that_cannot_be_read(self, run, desk, monkeypatch, kind):
+    def test_style_that_cannot_be_read(self, run, desk, traced_work, kind):
         cut_jpeg("bad.jpg")
         if kind == "text":
             Path("bad.jpg").write_text("no picture\n" * 50)
@@ -832,10 +830,9 @@ class TestFailures:
             os.truncate("bad.jpg", 0)
         elif kind == "gone":
             os.unlink("bad.jpg")
-        monkeypatch.setattr(batch, "run_job", None)
         check_refused(desk, "bad.jpg", lambda: run(style="style.png bad.jpg", grid=True))
 
-    def test_a_picture_that_diverges(self, run, alone, monkeypatch):
+    def test_a_picture_that_diverges(self, run, alone):
         # A style weight with which the largest of three losses overflows and the others do not.
         options = dict(content_weight=0, tv_weight=0, steps=1)
         losses = [alone(f"in/{name}.png", style_weight=1, **options)[1] for name in "abc"]
@@ -854,7 +851,6 @@ class TestFailures:
         assert (pixels(f"out/{NAMES[bad]}") == pixels(f"in/{'abc'[bad]}.png")).all()
 
         before = listing(Path("out"))
-        monkeypatch.setattr(batch, "run_job", None)
         code, _, err = run(**options)
         assert (code, err) == (1, "nst-jax: 2 there before, 1 there before but diverged\n")
         assert listing(Path("out")) == before
@@ -971,15 +967,10 @@ BAD_INPUT = [
 
 class TestBadInput:
     @pytest.fixture
-    def refused(self, run, desk, monkeypatch):
+    def refused(self, run, desk, traced_work):
         """Check that a job ends with one line before any work, and writes nothing."""
 
-        def work(*args, **options):
-            raise AssertionError("the work, or the cache, was reached")
-
         def refused(match, *contents, **options):
-            monkeypatch.setattr(batch, "run_job", work)
-            monkeypatch.setattr(batch, "use_compilation_cache", work)
             check_refused(desk, match, lambda: run(*contents, **options))
 
         return refused
@@ -1007,12 +998,9 @@ class TestBadInput:
         refused("cannot write to the folder locked", output_dir="locked")
         refused("cannot write to the folder .*locked", output_dir="locked/out")
 
-    def test_folder_that_cannot_be_written(self, refused, monkeypatch):
-        def refuse(*args, **options):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-        monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
-        refused("cannot write to the folder .*Read-only")
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="for Linux")
+    def test_folder_that_cannot_be_written(self, refused):
+        refused("cannot write to the folder /proc", output_dir="/proc/out")
 
     def test_layers_that_slim_weights_have_not_learned(self, refused, slim_file):
         refused("trained for the layers .*, not relu2_1", weights=slim_file)
@@ -1071,30 +1059,25 @@ class TestMemory:
         assert re.match(f"nst-jax: error: {numbers}", err)
         assert set(listing(desk)) - set(before) <= {"out"}  # and it is empty
 
-    @pytest.mark.parametrize("fit, widths", [(1, [1] * 5), (2, [2, 2, 1]), (99, [3, 2])])
-    def test_as_many_as_fit(self, run, alone, monkeypatch, fit, widths):
-        for seed, name in enumerate("de"):
-            save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed + 4))
-        use_devices(monkeypatch, 4)
-        monkeypatch.setattr(
-            batch_run, "picture_memory", lambda *_, **__: LoopMemory(0, 2**30, 0, 0)
-        )
-        monkeypatch.setattr(batch_run, "free_bytes", lambda device: int((fit + 0.5) * 2**30 / 0.85))
-        found = spy_widths(monkeypatch)
-        code, _, err = run()
-        assert code == 0 and found == widths
-        together = f", {widths[0]} pictures at once" if widths[0] > 1 else ""
-        (told,) = re.findall("^nst-jax: 32x24 px(.*): about .*; the whole picture$", err, re.M)
-        assert told == together and f"picture and optimiser {widths[0]}.0 GiB" in err
-        check_same([f"{name}__style.png" for name in "abcde"], alone)
+    @pytest.mark.parametrize("fit, width", [(1, 1), (2, 2), (99, 3)])
+    def test_as_many_as_fit(self, fit, width):
+        """On four CPU devices: five pictures take two batches at least, which are made even."""
+        free = int((fit + 0.5) * 2**30 / USABLE)
+        most = self.choose(LoopMemory(0, 2**30, 0, 0), free)
+        assert most == min(fit, 4) and even_width(most, count=5) == width
 
-    def test_unknown(self, run, monkeypatch):
-        """Where neither the memory nor the need of it is known."""
-        monkeypatch.setattr(batch_run, "free_bytes", lambda device: None)
-        monkeypatch.setattr(batch_run, "picture_memory", lambda *_, **__: None)
-        widths = spy_widths(monkeypatch)
-        code, _, err = run()
-        assert code == 0 and widths == [2, 1] and "about" not in err
+    def choose(self, memory, free):
+        job = SimpleNamespace(batch_size="auto")
+        return choose_width(job, memory, shape=(24, 32), devices=jax.devices()[:4], free=free)
+
+    @pytest.mark.parametrize("memory, free", [(None, 2**30), (LoopMemory(0, 2**30, 0, 0), None)])
+    def test_unknown(self, memory, free):
+        """Where the memory or the need of it is not known."""
+        assert self.choose(memory, free) == 4
+
+    def test_what_is_told(self, one_device, run):
+        _, _, err = run("in/a.png")
+        assert re.search("^nst-jax: 32x24 px: about .* of .*; the whole picture$", err, re.M)
 
     def test_fewer_pictures_after_an_error(self, run, alone, limit, monkeypatch):
         for seed, name in enumerate("defg"):
@@ -1117,25 +1100,14 @@ class TestMemory:
         assert outputs() == [NAMES[0], NAMES[2]]
         assert statuses() == dict.fromkeys([NAMES[0], NAMES[2]], "done")
 
-    def test_targets_are_too_much(self, run, monkeypatch):
-        def failing(*args, **options):
+    def test_targets_are_too_much(self):
+        def failing(inputs, styles):
             raise jax.errors.JaxRuntimeError(self.OUT_OF_MEMORY)
 
-        monkeypatch.setattr(batch_module, "make_problem", failing)
-        code, out, err = run()
-        assert (code, out) == (2, "")
-        assert err.splitlines() == [
-            "nst-jax: error: out of memory at 32x24 px: choose a smaller --size, or for L-BFGS a "
-            "smaller --memory-size"
-        ]
-
-    def test_other_errors_are_faults(self, run, monkeypatch):
-        def failing(*args, **options):
-            raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-
-        monkeypatch.setattr(batch_run, "run_batch", failing)
-        with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-            run()
+        item = Item(Path("a.png"), (0,), Path("x.png"))
+        words = "out of memory at 32x24 px: choose a smaller --size, or for L-BFGS"
+        with pytest.raises(InputError, match=words):
+            list(prepare_group([loaded_of(item, (24, 32))], failing, fail=None))
 
 
 class TestFullDisk:
@@ -1373,29 +1345,15 @@ class TestReadAhead:
             futures = [future for _, future in batch_run.read_ahead(items, read, reader, ahead=3)]
         assert [future.exception() is None for future in futures] == [True, False, True]
 
-    def test_the_command_keeps_few(self, run, monkeypatch):
-        """While a picture is computed, few of the next are in memory."""
-        many(12, (24, 32))
-        monkeypatch.setattr(batch_run, "AHEAD_PIXELS", 3 * 24 * 32)
-        read, read_item, run_batch = [], batch_run.read_item, batch_run.run_batch
-        seen = []
-
-        def reading(job, item):
-            read.append(item)
-            return read_item(job, item)
-
-        def computing(lanes, **options):
-            wait_for(lambda: len(read) >= min(2 * len(seen) + 3, 12))
-            time.sleep(0.05)  # the reader would go on if it might
-            seen.append(len(read))
-            return run_batch(lanes, **options)
-
-        monkeypatch.setattr(batch_run, "read_item", reading)
-        monkeypatch.setattr(batch_run, "run_batch", computing)
-        assert run("many", batch_size=2).code == 0
-        assert len(read) == 12
-        done = np.arange(2, 13, 2)
-        assert (np.array(seen) <= done + 3 + 1).all() and seen[0] >= 3
+    @pytest.mark.parametrize("side, ahead", [(2**14, 2), (2**11, 8), (16, 64)])
+    def test_the_command_keeps_few(self, side, ahead):
+        """While a picture is computed, the fewer of the next are in memory the larger they are."""
+        items = [Item(Path(f"{number}.png"), (0,), Path("x")) for number in range(100)]
+        reader = Reader(loaded_of(item, (side, side)) for item in items)
+        coming = read(None, dict.fromkeys(items, (side, side)), reader, fail=None)
+        for number in range(10):
+            next(coming)
+            assert reader.asked == ahead + number
 
     def test_the_command_writes_behind(self, run, monkeypatch):
         """A slow disk does not hold the next pictures up, but not all of them wait for it."""
@@ -1424,15 +1382,13 @@ class TestReadAhead:
 
 class TestProgress:
     @pytest.fixture
-    def shown(self, monkeypatch):
+    def shown(self):
         """Show what is done at given seconds; what was printed."""
 
         def shown(pictures, reports, *, terminal=False):
             now, file = 100.0, StringIO()
             console = Console(file=file, force_terminal=terminal, width=100, color_system=None)
-            monkeypatch.setattr(progress, "Console", lambda **_: console)
-            monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
-            with progress.job_display(pictures) as show:
+            with job_display(pictures, console=console, clock=lambda: now) as show:
                 for seconds, done in reports:
                     now = 100.0 + seconds
                     show(done)

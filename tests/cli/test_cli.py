@@ -18,6 +18,7 @@ from helpers.commands import (  # noqa: F401
     PLAIN,
     SHALLOW,
     SIZE,
+    at_step,
     check_refused,
     desk,
     listing,
@@ -31,13 +32,12 @@ from PIL import Image
 
 import nst_jax
 from nst_jax.cli import main, weights
-from nst_jax.cli import run as job
 from nst_jax.config import PRESETS, Config, to_flat
 from nst_jax.config.config import flat_types
 from nst_jax.images import load_image, save_image, to_uint8
 from nst_jax.images.read import load_picture
 from nst_jax.models import convolution
-from nst_jax.transfer import problem, single
+from nst_jax.transfer import problem
 from nst_jax.weights import load
 
 pytestmark = pytest.mark.sampled
@@ -208,10 +208,10 @@ SCALES = [
 ]
 # Settings that change how the same numbers are computed, and what is chosen then.
 SAME = [
-    ("tile", "off", (0, False)),
-    ("tile", 16, (16, False)),
-    ("remat", "off", (0, False)),
-    ("remat", "on", (0, True)),
+    ("tile", "off", "the whole picture"),
+    ("tile", 16, "tiles of 16 px"),
+    ("remat", "off", "the whole picture"),
+    ("remat", "on", "the whole picture, activations computed twice"),
 ]
 
 
@@ -295,21 +295,12 @@ class TestSettings:
         match = "precision tf32 is one of NVIDIA GPUs.*: choose float32 or bfloat16"
         check_refused(desk, match, lambda: run(precision="tf32"))
 
-    @pytest.mark.parametrize("name, value, expected", SAME)
-    def test_how_it_is_computed_changes_rounding_only(
-        self, run, monkeypatch, name, value, expected
-    ):
-        choices, make = [], single.make_problem
-
-        def make_problem(*args, **options):
-            problem = make(*args, **options)
-            choices.append((problem.choice.tile, problem.choice.remat))
-            return problem
-
-        monkeypatch.setattr(single, "make_problem", make_problem)
+    @pytest.mark.parametrize("name, value, computed", SAME)
+    def test_how_it_is_computed_changes_rounding_only(self, run, name, value, computed):
         plain = self.terms(run, **PLAIN)
+        assert record()["scales"][0]["computed"] == "the whole picture"
         changed = self.terms(run, **PLAIN | {name: value})
-        assert choices == [(0, False), expected]
+        assert record()["scales"][0]["computed"] == computed
         np.testing.assert_allclose(changed, plain, rtol=1e-5)
 
     def test_none_is_left_out(self):
@@ -445,11 +436,7 @@ class TestWeights:
         assert main(words(model="vgg19-slim")) == 2
         assert "install it again" in capsys.readouterr().err and listing(desk) == before
 
-    def test_layers_that_slim_weights_have_not_learned(self, capsys, desk, slim_file, monkeypatch):
-        def too_early():
-            raise AssertionError("bad input has left a cache folder behind")
-
-        monkeypatch.setattr(job, "use_compilation_cache", too_early)
+    def test_layers_that_slim_weights_have_not_learned(self, capsys, desk, slim_file, traced_work):
         before = listing(desk)
         assert main(words(weights=slim_file, style_layers="relu4_1")) == 2
         error = capsys.readouterr().err
@@ -619,14 +606,10 @@ BAD_OPTIONS = [
 
 class TestBadInput:
     @pytest.fixture
-    def refused(self, run, desk, monkeypatch):
+    def refused(self, run, desk, traced_work):
         """Check that a run ends with one line before any work, and writes nothing."""
 
-        def work(*args, **options):
-            raise AssertionError("the optimisation was reached")
-
         def refused(match, **options):
-            monkeypatch.setattr(job, "run_inputs", work)
             check_refused(desk, match, lambda: run(**options))
 
         return refused

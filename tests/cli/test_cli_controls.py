@@ -10,8 +10,7 @@ from helpers.commands import Run, check_refused, listing, pixels, record
 from PIL import Image
 from records import stylize
 
-from nst_jax.cli import app, main
-from nst_jax.cli import run as job
+from nst_jax.cli import main
 from nst_jax.color import MODES
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_mask, save_image, to_uint8
@@ -44,8 +43,6 @@ def desk(tmp_path, monkeypatch, content, style):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(job, "use_compilation_cache", lambda: None)  # is process-wide
-    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
     save_image("content.png", content)
     save_image("style.png", style)
     save_image("two.png", smooth_picture(40, 33, seed=4))
@@ -528,15 +525,10 @@ class TestInitOfAnotherSize:
 
 
 @pytest.fixture
-def refused(run, desk, monkeypatch):
+def refused(run, desk, traced_work):
     """Check that a run ends with one line before any work, and writes nothing."""
 
-    def work(*args, **options):
-        raise AssertionError("the optimisation, or the cache, was reached")
-
     def refused(match, *words, **options):
-        monkeypatch.setattr(job, "run_inputs", work)
-        monkeypatch.setattr(job, "use_compilation_cache", work)
         check_refused(desk, match, lambda: run(*words, **options))
 
     return refused

@@ -14,7 +14,6 @@ from helpers.lines import lines
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from nst_jax.cli import app, batch, run, sweep
 from nst_jax.config import TAPS, Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
@@ -26,9 +25,6 @@ def desk(tmp_path, monkeypatch, tiny_weights_file):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    for module in (run, batch, sweep):
-        monkeypatch.setattr(module, "use_compilation_cache", lambda: None)
-    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
     desk = tmp_path / "desk"
     (desk / "empty").mkdir(parents=True)
     monkeypatch.chdir(desk)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from conftest import smooth_picture
 
-from nst_jax.cli import batch, main, run, sweep
+from nst_jax.cli import main
 from nst_jax.cli.checks import check_preset_fits, network_of
 from nst_jax.config import PRESETS, Config
 from nst_jax.errors import InputError
@@ -21,8 +21,6 @@ SMALL = "--size 16 --steps 1".split()
 @pytest.fixture(autouse=True)
 def desk(tmp_path, monkeypatch, variables):
     monkeypatch.chdir(tmp_path)
-    for module in (run, batch, sweep):
-        monkeypatch.setattr(module, "use_compilation_cache", lambda: None)  # is process-wide
     for name in ("a.png", "style.png"):
         save_image(name, smooth_picture(16, 16, seed=len(name)))
     numbers = {"mean": jnp.array([0.485, 0.456, 0.406]), "std": jnp.array([0.229, 0.224, 0.225])}

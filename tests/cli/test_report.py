@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from nst_jax.cli import progress as progress_module
 from nst_jax.cli import record as report
-from nst_jax.cli.progress import progress_display
+from nst_jax.cli.progress import planning_display, progress_display
 from nst_jax.errors import InputError
 from nst_jax.transfer import Progress
 from nst_jax.types import Info, Terms
@@ -137,9 +135,9 @@ def test_plot_is_refused(tmp_path, monkeypatch):
         report.check_plotting(tmp_path / "a.png")
 
 
-def show_steps(steps, done):
+def show_steps(steps, done, console=None):
     """Show the progress of a run of so many steps after each of ``done``."""
-    with progress_display(steps) as show:
+    with progress_display(steps, console=console) as show:
         for step in done:
             info = Info(np.float32(1000 / step), None, None, None)
             show(Progress(step, steps, info, None, 0.5, 2.25))
@@ -163,23 +161,23 @@ def test_progress_of_few_steps(capsys):
     assert [line.split(",")[0] for line in lines[1:]] == ["step 1/3", "step 2/3", "step 3/3"]
 
 
-def test_progress_on_a_terminal(capsys, monkeypatch):
-    terminal = partial(Console, force_terminal=True, width=120, color_system=None)
-    monkeypatch.setattr(progress_module, "Console", terminal)
-    show_steps(100, [1, 50, 100])
+def terminal():
+    return Console(stderr=True, force_terminal=True, width=120, color_system=None)
+
+
+def test_progress_on_a_terminal(capsys):
+    show_steps(100, [1, 50, 100], terminal())
     out, err = capsys.readouterr()
     assert out == "" and "compiling" in err and "compiled in 2.2 s" in err
     last = err[err.rindex("stylizing") :]
     assert "100/100" in last and "loss 10, 0.5 s/step" in last
 
 
-def test_planning_is_said_on_terminals_alone(capsys, monkeypatch):
-    with progress_module.planning_display():
+def test_planning_is_said_on_terminals_alone(capsys):
+    with planning_display():
         pass
     assert capsys.readouterr() == ("", "")
-    terminal = partial(Console, force_terminal=True, width=120, color_system=None)
-    monkeypatch.setattr(progress_module, "Console", terminal)
-    with progress_module.planning_display():
+    with planning_display(terminal()):
         pass
     out, err = capsys.readouterr()
     assert out == "" and "planning" in err and err.endswith("\x1b[2K")  # erased at the end

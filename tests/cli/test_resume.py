@@ -1,11 +1,11 @@
 """``nst-jax resume``: a run that was ended anywhere goes on as if it had not been."""
 
-import errno
 import json
 import os
 import re
 import shutil
 import signal
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,18 @@ import jax
 import numpy as np
 import pytest
 from conftest import smooth_picture
-from helpers.commands import Run, check_refused, desk, listing, pixels, record, words  # noqa: F401
+from helpers.commands import (  # noqa: F401
+    Run,
+    at_step,
+    check_refused,
+    desk,
+    listing,
+    pixels,
+    record,
+    small_files,
+    use_devices,
+    words,
+)
 from helpers.resuming import (
     changed,
     run,  # noqa: F401
@@ -22,14 +33,12 @@ from helpers.resuming import (
 from nst_jax.checkpoint import load_position, save_position, store
 from nst_jax.checkpoint.store import held
 from nst_jax.cli import batch_run, main
-from nst_jax.cli import outputs as job_outputs
-from nst_jax.cli import record as report
+from nst_jax.cli.outputs import not_written_words
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.images import write as picture_output
 from nst_jax.optim import run as solver_run
-from nst_jax.system import device
 from nst_jax.transfer import Callback, single, stylize
 
 pytestmark = pytest.mark.sampled
@@ -306,9 +315,9 @@ def test_positions_from_python(variables, tmp_path, content, style, monkeypatch)
     position = load_position(tmp_path / "kept")
     assert position.step == 4 and len(store.checkpoints(tmp_path / "kept")) == 2
     np.testing.assert_array_equal(start(init=position).image, start().image)
-    other = device() | {"threads": 7}
-    monkeypatch.setattr(report, "device", lambda: other)
-    with pytest.warns(UserWarning, match="before and is on 7 now: the bits of its result will"):
+    monkeypatch.chdir(tmp_path)
+    changed(lambda record: record["device"].update(threads=7))
+    with pytest.warns(UserWarning, match="on 7 threads before and is on . now: the bits of its"):
         load_position(tmp_path / "kept")
     with pytest.raises(InputError, match="nothing was saved"):
         load_position(tmp_path)
@@ -400,65 +409,50 @@ class TestFaults:
         assert "not finite at step 2: going on from the best picture with a fresh optimiser" in err
         assert record()["status"] == "done" and record()["recoveries"] == 1
 
-    def test_a_full_disk_at_a_checkpoint(self, run, monkeypatch):
-        def fail(*_):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        save, count = store._write_arrays, 0
-
-        def filling(*args):
-            nonlocal count
-            count += 1
-            (save if count < 3 else fail)(*args)
-
-        monkeypatch.setattr(store, "_write_arrays", filling)
+    def test_a_full_disk_at_a_checkpoint(self, run, at_step):
+        """The result is small enough, checkpoints are not."""
         line = [*words(steps=5), "--checkpoint", "kept", "--checkpoint-every", "1"]
-        code, _, err = run(line)
+        with ExitStack() as stack:
+            at_step(2, lambda: stack.enter_context(small_files(16_384)))
+            code, _, err = run(line)
         assert code == 0 and Path("out.png").exists()
-        assert "cannot write a checkpoint to kept (No space left on device), going on" in err
-        monkeypatch.setattr(store, "_write_arrays", save)
+        assert "cannot write a checkpoint to kept (File too large), going on" in err
         expected = pixels("out.png")
         code, _, err = run(["resume", "kept"])
         assert code == 0 and "going on from step 1" in err
         np.testing.assert_array_equal(pixels("out.png"), expected)
 
     @pytest.mark.parametrize("keep", [True, False])
-    def test_a_full_disk_at_the_end(self, run, monkeypatch, tmp_path, keep):
-        def fail(path, *_, **__):
-            if Path(path).parent.name.startswith("nst-jax-"):
-                return save_image(path, *_, **__)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
+    def test_a_folder_that_is_gone_at_the_end(self, run, at_step, monkeypatch, tmp_path, keep):
         monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
         monkeypatch.setattr("tempfile.tempdir", None)
         (tmp_path / "tmp").mkdir()
-        line = [*words(steps=3), *(["--checkpoint", "kept"] if keep else [])]
-        with monkeypatch.context() as patched:
-            patched.setattr(job_outputs, "save_image", fail)
-            code, out, err = run(line)
+        (tmp_path / "made").mkdir()
+        line = [*words(steps=3, output="made/out.png")]
+        at_step(3, lambda: os.rmdir("made"))
+        code, out, err = run([*line, *(["--checkpoint", "kept"] if keep else [])])
+        os.mkdir("made")
         last = err.splitlines()[-1]
         assert (code, out) == (2, "")
-        assert last.startswith("nst-jax: error: cannot write out.png (No space left on device): ")
+        said = "cannot write made/out.png (No such file or directory): "
+        assert last.startswith(f"nst-jax: error: {said}")
         if keep:
             assert last.endswith("then 'nst-jax resume kept' writes the result")
-            assert run(["resume", "kept"]).code == 0 and Path("out.png").exists()
+            assert run(["resume", "kept"]).code == 0 and Path("made/out.png").exists()
         else:
             (kept,) = (tmp_path / "tmp").glob("nst-jax-*/out.png")
             assert last.endswith(f"the picture is kept as {kept}, move it to where you want it")
+            at_step(-1, None)
             run(line)
-            np.testing.assert_array_equal(pixels(kept), pixels("out.png"))
+            np.testing.assert_array_equal(pixels(kept), pixels("made/out.png"))
 
     @pytest.mark.parametrize("name", ["out.json", "film.gif"])
-    def test_what_stands_beside_the_picture_cannot_be_written(self, run, monkeypatch, name):
-        def fail(path, *_, **__):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-        write = "write_json" if name == "out.json" else "write_animation"
-        monkeypatch.setattr(job_outputs.report, write, fail)
+    def test_what_stands_beside_the_picture_cannot_be_written(self, run, at_step, name):
+        at_step(2, lambda: os.mkdir(name))
         code, out, err = run([*words(steps=2), "--animation", "film.gif"])
         assert (code, out) == (2, "") and Path("out.png").exists()
-        assert err.endswith(f"{name} (Permission denied): the picture is written as out.png\n")
-        assert Path("out.json").exists() == (name == "film.gif")
+        assert err.endswith(f"{name} (Is a directory): the picture is written as out.png\n")
+        assert Path("out.json").is_file() == (name == "film.gif")
 
     @pytest.mark.parametrize("keep", [True, False])
     def test_what_an_encoder_cannot_do(self, run, monkeypatch, tmp_path, keep):
@@ -485,29 +479,20 @@ class TestFaults:
             f"picture is kept as {kept}, move it to where you want it"
         )
 
-    def test_an_animation_that_its_encoder_cannot_do(self, run, monkeypatch):
-        def fail(path, frames):
-            raise OverflowError
+    def test_an_error_without_words(self):
+        words = not_written_words(OverflowError(), Path("film.gif"))
+        assert words == "cannot write film.gif (OverflowError): "
 
-        monkeypatch.setattr(job_outputs.report, "write_animation", fail)
-        code, _, err = run([*words(steps=2), "--animation", "film.gif"])
-        assert code == 2 and err.endswith(
-            "cannot write film.gif (OverflowError): the picture is written as out.png\n"
-        )
-
-    def test_a_disk_that_is_full_from_the_start_to_the_end(self, run, monkeypatch, tmp_path):
-        """No checkpoint holds the result, so none is promised to."""
-
-        def fail(path, *_, **__):
-            if Path(path).parent.name.startswith("nst-jax-"):
-                return save_image(path, *_, **__)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
+    def test_neither_checkpoints_nor_the_result_can_be_written(
+        self, run, at_step, monkeypatch, tmp_path
+    ):
+        """The checkpoint of the start does not hold the result, so it is not promised to."""
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        monkeypatch.setattr(store, "save", fail)
-        monkeypatch.setattr(job_outputs, "save_image", fail)
-        code, _, err = run([*words(steps=2), "--checkpoint", "kept"])
-        assert code == 2 and err.count("(No space left on device), going on without one") == 2
+        os.mkdir("made")
+        at_step(2, lambda: os.rmdir("made"))
+        with small_files(16_384):
+            code, _, err = run([*words(steps=2, output="made/out.png"), "--checkpoint", "kept"])
+        assert code == 2 and err.count("(File too large), going on with the one before") == 1
         assert "the picture is kept as " in err.splitlines()[-1]
         assert list(tmp_path.glob("nst-jax-*/out.png"))
 
@@ -541,22 +526,16 @@ class TestFaults:
         assert [scale["steps"] for scale in record()["scales"]] == [2, 2, 2]
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_leaves_a_checkpoint(self, run, wrapped, number):
+    def test_a_signal_leaves_a_checkpoint(self, run, at_step, number):
         run(words(steps=6))
         expected = pixels("out.png")
-
-        def wrapper(count, take):
-            if count == 3:
-                signal.raise_signal(number)
-            return take()
-
-        wrapped(wrapper)
+        at_step(3, partial(signal.raise_signal, number))
         before = signal.getsignal(signal.SIGTERM)
         line = [*words(steps=6), "--save-every", "1", "--overwrite", "--checkpoint", "kept"]
         assert run(line).code == 128 + number
         assert signal.getsignal(signal.SIGTERM) is before
         assert record()["status"] == "stopped" and record()["steps"] == 3
-        wrapped(lambda count, take: take())
+        at_step(-1, None)
         code, _, err = run(["resume", "kept"])
         assert code == 0 and "going on from step 3" in err
         np.testing.assert_array_equal(pixels("out.png"), expected)
@@ -568,8 +547,7 @@ class TestBatch:
         (desk / "in").mkdir()
         for seed, name in enumerate("abcde"):
             save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed))
-        devices = jax.devices()[:2]
-        monkeypatch.setattr(jax, "local_devices", lambda: devices)
+        use_devices(monkeypatch, 2)
 
     def line(self, **options):
         given = dict(ADAM, steps=5, size=32, style="style.png", output_dir="out") | options

@@ -1,30 +1,29 @@
 """Sweeps: combinations, what shares a program, lanes against single runs, the command."""
 
-import errno
+import os
 import re
-from pathlib import Path
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from conftest import smooth_picture
-from helpers.commands import Run, check_refused, listing, pixels, pressing, record
+from helpers.commands import Run, acting, check_refused, ctrl_c, listing, pixels, record
 from helpers.traces import count_traces
 from PIL import Image
 from records import make_problem, run_batch, stylize
 
-from nst_jax.cli import app, main, outputs, sweep
-from nst_jax.cli.sweep import MAX_COMBINATIONS, combinations, groups
+from nst_jax.cli import main, sweep
+from nst_jax.cli.planning import picture_memory
+from nst_jax.cli.sweep import MAX_COMBINATIONS, combinations, groups, tell_of_lanes
 from nst_jax.config import Config, to_flat
 from nst_jax.config.config import flat_types
 from nst_jax.errors import InputError
-from nst_jax.images import contact_sheet, load_image, load_mask, save_image, to_uint8, write
-from nst_jax.images.sheets import sheet_shape
-from nst_jax.transfer import each_result, loop
+from nst_jax.images import contact_sheet, load_image, load_mask, save_image, to_uint8
+from nst_jax.transfer import each_result
 from nst_jax.transfer.batch import check_batch, structure
 from nst_jax.transfer.batch_programs import Element
 from nst_jax.transfer.plan import USABLE
-from nst_jax.transfer.types import LoopMemory
 
 pytestmark = pytest.mark.sampled
 
@@ -497,8 +496,6 @@ def desk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sweep, "use_compilation_cache", lambda: None)  # is process-wide
-    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
     content, (style,) = pictures()
     save_image("content.png", content)
     save_image("style.png", style)
@@ -561,37 +558,44 @@ def shows(results, labels, columns):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.fixture
+def at_step(monkeypatch):
+    yield from acting(monkeypatch, sweep)
+
+
+@pytest.fixture
+def press(at_step):
+    return partial(at_step, act=ctrl_c)
+
+
 def losses(name="out.json"):
     return [picture["history"]["total"] for picture in record(name)["pictures"]]
 
 
 class TestMemory:
-    one = LoopMemory(network=2**40, state=100, targets=30, scratch=20)
+    @pytest.fixture
+    def problem(self, variables):
+        content, styles = pictures()
+        return make_problem(variables, content, styles, config=ADAM)
 
-    @pytest.mark.parametrize("lanes, free", [(3, 350), (2, 250), (1, 150)])
-    def test_more_lanes_than_fit(self, run, desk, monkeypatch, lanes, free):
-        monkeypatch.setattr(sweep, "picture_memory", lambda *_, **__: self.one)
-        monkeypatch.setattr(sweep, "free_bytes", lambda device: int(free / USABLE) + 1)
-        weights = ",".join(map(str, range(1, lanes + 2)))
-        assert run(f"style_weight={weights}", lanes=lanes, output="some.png").code == 0
-        before = listing(desk)
-        code, out, err = run(f"style_weight={weights}", lanes=lanes + 1)
-        assert (code, out, listing(desk)) == (2, "", before)
-        said = f"nst-jax: error: {lanes + 1} pictures of 32x24 px at once need about .*"
-        assert re.fullmatch(rf"{said}: choose --lanes {lanes}\n", err)
+    @pytest.mark.parametrize("lanes", [1, 3])
+    def test_more_lanes_than_fit(self, problem, lanes):
+        one = picture_memory(problem)
+        # On CPUs the targets and the scratch memory are there once.
+        own = one.own - one.targets - one.scratch
+        free = int((one.own + (lanes - 0.5) * own) / USABLE)
+        tell_of_lanes(problem, lanes=lanes, free=free, process=0)
+        said = f"^{lanes + 1} pictures of 32x24 px at once need about .*: choose --lanes {lanes}$"
+        with pytest.raises(InputError, match=said):
+            tell_of_lanes(problem, lanes=lanes + 1, free=free, process=0)
 
-    def test_not_even_one_fits(self, run, desk, monkeypatch):
-        monkeypatch.setattr(sweep, "picture_memory", lambda *_, **__: self.one)
-        monkeypatch.setattr(sweep, "free_bytes", lambda device: 100)
-        before = listing(desk)
-        code, out, err = run("style_weight=1,100")
-        assert (code, out, listing(desk)) == (2, "", before)
-        assert err.startswith("nst-jax: error: a picture of 32x24 px needs about ")
+    def test_not_even_one_fits(self, problem):
+        with pytest.raises(InputError, match="^a picture of 32x24 px needs about "):
+            tell_of_lanes(problem, lanes=2, free=100, process=0)
 
-    def test_unknown(self, run, monkeypatch):
-        monkeypatch.setattr(sweep, "picture_memory", lambda *_, **__: None)
-        code, _, err = run("style_weight=1,100")
-        assert code == 0 and "about" not in err
+    def test_unknown(self, problem, capsys):
+        tell_of_lanes(problem, lanes=2, free=None, process=0)
+        assert "32x24 px, 2 pictures at once: about " in capsys.readouterr().err
 
 
 class TestCommand:
@@ -754,75 +758,60 @@ class TestCommand:
             assert image.format == "JPEG"
         assert len(record()["pictures"]) == 1
 
-    def test_a_sheet_larger_than_its_format(self, run, desk, monkeypatch):
+    def test_a_sheet_larger_than_its_format(self, run, desk):
         """As it will be, which is known before."""
-        height, width = sheet_shape((24, 32), labels=["seed 1", "seed 2"], columns=2)
-        monkeypatch.setattr(write, "_LARGEST_SIDES", {".jpg": width - 1})
-        code, out, err = run("seed=1,2", init="noise", output="out.jpg")
+        seeds = ",".join(map(str, range(100)))
+        code, out, err = run(
+            "tv_weight=1", f"seed={seeds}", init="noise", size=200, output="o.webp"
+        )
         assert (code, out, len(err.splitlines())) == (2, "", 1)
-        assert f"px, and a side of a .jpg has at most {width - 1}: name out.jpg .png" in err
-        assert not (desk / "out.jpg").exists()
+        assert "px, and a side of a .webp has at most 16383: name o.webp .png" in err
+        assert not (desk / "o.webp").exists()
 
-    @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such folder"), ValueError("no")])
-    def test_a_sheet_that_cannot_be_written_is_kept(self, run, alone, monkeypatch, tmp_path, error):
-        def fail(path, *arguments, **options):
-            if path == Path("out.png"):
-                raise error
-            save_image(path, *arguments, **options)
-
+    def test_a_sheet_that_cannot_be_written_is_kept(
+        self, run, alone, at_step, monkeypatch, tmp_path
+    ):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        for module in (sweep, outputs):
-            monkeypatch.setattr(module, "save_image", fail)
-        code, out, err = run("seed=1", init="noise", steps=1)
+        os.mkdir("sheets")
+        at_step(1, lambda: os.rmdir("sheets"))
+        code, out, err = run("seed=1", init="noise", steps=1, output="sheets/out.png")
         (kept,) = tmp_path.glob("nst-jax-*/out.png")
-        reason = getattr(error, "strerror", None) or "no"
         assert (code, out) == (2, "") and err.endswith(
-            f"error: cannot write out.png ({reason}): the picture is kept as {kept}, move it to "
-            "where you want it\n"
+            "error: cannot write sheets/out.png (No such file or directory): the picture is kept "
+            f"as {kept}, move it to where you want it\n"
         )
         kept.rename("out.png")
         result = alone(seed=1, init="noise", steps=1)
         shows([result], ["seed 1"], columns=1)
 
-    def test_a_record_that_cannot_be_written(self, run, desk, monkeypatch):
-        def fail(path, record):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(sweep.report, "write_json", fail)
+    def test_a_record_that_cannot_be_written(self, run, at_step):
+        at_step(1, lambda: os.mkdir("out.json"))
         code, _, err = run("seed=1", init="noise", steps=1)
         assert code == 2 and err.endswith(
-            "cannot write out.json (No space left on device): the sheet is written as out.png\n"
+            "cannot write out.json (Is a directory): the sheet is written as out.png\n"
         )
 
 
-@pytest.fixture
-def press(monkeypatch):
-    yield from pressing(monkeypatch, sweep)
-
-
 class TestInterrupt:
-    def test_the_sheet_shows_what_there_is(self, run, press, alone, monkeypatch):
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)  # a step a chunk
-        press(6)  # the second step of the second picture
+    def test_the_sheet_shows_what_there_is(self, run, press, alone):
+        press(5)  # the first step of the second picture, which is a chunk
         code, out, err = run("style_weight=1,100,1e4", lanes=1)
         assert (code, out) == (130, "out.png\n")
         assert err.splitlines()[-1].startswith("nst-jax: stopped")
         found = record()["pictures"]
         assert [picture["status"] for picture in found] == ["done", "stopped", "not run"]
-        assert [picture.get("steps") for picture in found] == [4, 2, None]
+        assert [picture.get("steps") for picture in found] == [4, 1, None]
         assert found[2] == {"values": {"style_weight": "1e4"}, "seed": 0, "status": "not run"}
-        results = [alone(style_weight=1.0), alone(style_weight=100.0, steps=2), None]
+        results = [alone(style_weight=1.0), alone(style_weight=100.0, steps=1), None]
         labels = ["style_weight 1", "style_weight 100\nstopped", "style_weight 1e4\nnot run"]
         shows(results, labels, 3)
 
-    def test_between_two_groups(self, run, press, monkeypatch):
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
+    def test_between_two_groups(self, run, press):
         press(4)
         assert run("style_weight=1,100", lanes=1).code == 130
         assert [picture["status"] for picture in record()["pictures"]] == ["done", "not run"]
 
-    def test_at_the_last_step_the_sweep_is_done(self, run, press, monkeypatch):
-        monkeypatch.setattr(loop, "CHUNK_SECONDS", 0.0)
+    def test_at_the_last_step_the_sweep_is_done(self, run, press):
         press(4)
         assert run("style_weight=1,100").code == 0
         assert {picture["status"] for picture in record()["pictures"]} == {"done"}
@@ -830,15 +819,10 @@ class TestInterrupt:
 
 class TestRefused:
     @pytest.fixture
-    def refused(self, run, desk, monkeypatch):
+    def refused(self, run, desk, traced_work):
         """Check that a sweep ends with one line before any work, and writes nothing."""
 
-        def work(*args, **options):
-            raise AssertionError("the optimisation, or the cache, was reached")
-
         def refused(match, *over, **options):
-            monkeypatch.setattr(sweep, "run_batch", work)
-            monkeypatch.setattr(sweep, "use_compilation_cache", work)
             check_refused(desk, match, lambda: run(*over, **options))
 
         return refused
@@ -930,13 +914,8 @@ class TestRefused:
         over = "style_layers=relu1_1,relu2_1"
         refused("trained for the layers .*, not relu2_1", over, weights=slim_file, **layers)
 
-    def test_nothing_to_sweep(self, run, desk, monkeypatch):
+    def test_nothing_to_sweep(self, run, desk, traced_work):
         """Without ``--over`` there is nothing to do: told before any work."""
-
-        def work(*args, **options):
-            raise AssertionError("the optimisation was reached")
-
-        monkeypatch.setattr(sweep, "run_batch", work)
         before = listing(desk)
         try:
             code = run().code

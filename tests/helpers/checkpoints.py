@@ -13,7 +13,7 @@ from conftest import smooth_picture
 from faults_files import correct_manifest, edit_arrays
 
 from nst_jax.checkpoint import store
-from nst_jax.cli import app, batch, main, run
+from nst_jax.cli import main
 from nst_jax.images import save_image
 
 ARRAYS, INPUTS, RECORD, MANIFEST = (
@@ -50,9 +50,6 @@ def bases(tmp_path_factory, tiny_weights_file):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "KEPT", 9)
         patch.setattr("nst_jax.config.presets.DEFAULT_PRESET", "neural-style")
-        for module in (run, batch):
-            patch.setattr(module, "use_compilation_cache", lambda: None)
-        patch.setattr(app, "keep_freed_memory", lambda: None)
         for name, words in RUNS.items():
             desk = folder / name
             (desk / "in").mkdir(parents=True)

@@ -2,15 +2,18 @@
 
 import json
 import re
+import resource
 import signal
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from nst_jax.cli import app, main
+from nst_jax.cli import main
 from nst_jax.cli import run as job
 from nst_jax.images import save_image
 
@@ -26,8 +29,6 @@ def desk(tmp_path, monkeypatch, content, style):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(job, "use_compilation_cache", lambda: None)  # is process-wide
-    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
     save_image("content.png", content)
     save_image("style.png", style)
     return tmp_path
@@ -97,15 +98,25 @@ def pixels(name):
 PLAIN = dict(init="noise", noise_scale=0.3, steps=6, **SHALLOW)
 
 
-def pressing(monkeypatch, module, display="progress_display"):
-    """Give a function that has Ctrl-C pressed while a step's progress is shown."""
+def use_devices(monkeypatch, count):
+    """Have so many devices; the loop is compiled for each."""
+    devices = jax.devices()[:count]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
 
-    def arrange(step):
+
+def ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def acting(monkeypatch, module, display="progress_display"):
+    """Give a function that has something happen while a step's progress is shown."""
+
+    def arrange(step, act):
         @contextmanager
         def silent(steps):
             def show(progress):
                 if getattr(progress, "step", progress) == step:
-                    signal.raise_signal(signal.SIGINT)
+                    act()
 
             yield show
 
@@ -117,5 +128,22 @@ def pressing(monkeypatch, module, display="progress_display"):
 
 
 @pytest.fixture
-def press(monkeypatch):
-    yield from pressing(monkeypatch, job)
+def at_step(monkeypatch):
+    yield from acting(monkeypatch, job)
+
+
+@pytest.fixture
+def press(at_step):
+    """Give a function that has Ctrl-C pressed at a step."""
+    return partial(at_step, act=ctrl_c)
+
+
+@contextmanager
+def small_files(size):
+    """No file may grow beyond so many bytes, as on a disk that is nearly full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

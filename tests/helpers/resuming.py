@@ -7,12 +7,11 @@ import pytest
 
 from helpers.commands import Run
 from nst_jax.checkpoint import store
-from nst_jax.cli import batch, main
+from nst_jax.cli import main
 
 
 @pytest.fixture
 def run(capsys, tiny_weights_file, monkeypatch):
-    monkeypatch.setattr(batch, "use_compilation_cache", lambda: None)
 
     def run(line):
         capsys.readouterr()

@@ -7,7 +7,6 @@ from conftest import smooth_picture
 from helpers.damage import FORMATS, damaged, picture_bytes
 from helpers.fuzzing import check_ended, command, listing
 
-from nst_jax.cli import app, run
 from nst_jax.images import save_image
 
 READING = "--size 24 --weights nowhere.h5"  # which is missed only when all pictures have been read
@@ -18,8 +17,6 @@ RUNNING = "--size 24 --steps 1 --content-layers relu2_1 --style-layers relu1_1 -
 def desk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
-    monkeypatch.setattr(run, "use_compilation_cache", lambda: None)  # is process-wide
-    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
     save_image("style.png", smooth_picture(24, 24, seed=1))
     return tmp_path
 

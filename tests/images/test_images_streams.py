@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nst_jax.cli import app, main
+from nst_jax.cli import main
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, read_texts, save_image
 from nst_jax.images.read import load_picture
@@ -27,7 +27,6 @@ SHALLOW = ["--style-layers", "relu1_1", "--content-layers", "relu1_1"]
 def desk(tmp_path, monkeypatch, content, style):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(app, "keep_freed_memory", lambda: None)
     save_image("content.png", content)
     save_image("style.png", style)
     standard_input.cache_clear()
@@ -209,16 +208,20 @@ class TestLastLine:
         assert done.stderr == (told if reader == "full" else "")
         assert done.returncode == (2 if reader == "full" and words != "--help" else 0)
 
-    @pytest.mark.parametrize("code", [0, 1, 130])
+    @pytest.mark.parametrize("code, rate", [(0, 1), (1, 1e30)])
     @pytest.mark.parametrize("buffering", [-1, 1])
     @pytest.mark.parametrize("reader", ["gone", "full"])
-    def test_of_files_keeps_the_exit_code(self, monkeypatch, capsys, reader, buffering, code):
+    def test_of_files_keeps_the_exit_code(
+        self, monkeypatch, capsys, tiny_weights_file, reader, buffering, code, rate
+    ):
+        """Of a run that ends well, and of one that diverges."""
         stream = open("/dev/full", "w", buffering) if reader == "full" else broken_pipe(buffering)
-        monkeypatch.setattr(app, "run_command", lambda options, words: print("out.png") or code)
+        line = stylize(optimizer="adam", learning_rate=rate)
         with stream, monkeypatch.context() as patched:
             patched.setattr(sys, "stdout", stream)
-            assert main(stylize()) == code
-        assert capsys.readouterr().err.count("\n") == (reader == "full")
+            assert main([*line, "--weights", str(tiny_weights_file)]) == code
+        told = "cannot write to standard output (No space left on device)"
+        assert capsys.readouterr().err.count(told) == (reader == "full")
 
     def test_of_a_name_of_odd_bytes(self, desk, monkeypatch, tiny_weights_file):
         stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")

@@ -517,14 +517,13 @@ class TestSharing:
         stylize_batch(variables, **CASES[pairing], config=config)
         assert len(computed) == calls
 
-    def test_few_styles_are_kept(self, variables, monkeypatch):
+    def test_few_styles_are_kept(self, variables):
         """Where there are more than a job keeps, they are computed again, and right."""
-        maker = batch.problem_maker
-        monkeypatch.setattr(batch, "problem_maker", partial(maker, keep=2))
         expected = singles(variables, CASES["grid"], configs=ADAM)
-        assert_same(stylize_batch(variables, **CASES["grid"], config=ADAM), expected)
-        found = stylize_batch(variables, **CASES["grid"], config=ADAM, together=True)
-        assert_close(found, expected, rtol=1e-5)
+        pictures = [(content, style) for content in CASES["grid"]["contents"] for style in STYLES]
+        elements = make_elements(variables, pictures, names=[0, 1, 2] * 2, keep=2)
+        assert_same(run_batch(elements), expected)
+        assert_close(run_batch(elements, together=True), expected, rtol=1e-5)
 
 
 # At once, at the second step, at the third, at the fourth.
@@ -680,12 +679,12 @@ class TestPrograms:
         assert len(traces) == 1
 
 
-def make_elements(variables, pictures, config=ADAM):
-    """An element for each content and style."""
-    make = batch.problem_maker(variables, config=config)
+def make_elements(variables, pictures, config=ADAM, *, names=range(100), keep=None):
+    """An element for each content and style, which has this name."""
+    make = batch.problem_maker(variables, config=config, keep=keep)
     return [
-        Element(make(check_inputs(content, style, config=config), [index]), config)
-        for index, (content, style) in enumerate(pictures)
+        Element(make(check_inputs(content, style, config=config), [name]), config)
+        for name, (content, style) in zip(names, pictures)
     ]
 
 
@@ -770,11 +769,10 @@ def test_unfit_input_is_refused(variables, options, message):
     "change", [{"min_size": 16}, {"averaging": 0.9}], ids=["scales", "average"]
 )
 def test_what_is_for_single_pictures_is_refused_before_any_work(
-    variables, monkeypatch, change, tmp_path, capsys
+    variables, change, tmp_path, capsys
 ):
     config, (name,) = ADAM.but(**change), change
     message = f"{name} is for stylize, one picture at a time: leave it out"
-    monkeypatch.setattr(batch, "make_problem", None)
     with pytest.raises(InputError, match=message):
         stylize_batch(variables, **CASES["all"], config=[ADAM, ADAM, config])
 
