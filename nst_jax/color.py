@@ -1,12 +1,7 @@
-"""Luminance and colour modes: what is done to colours before and after an optimisation.
+"""What is done to colours before and after an optimisation: luminance, matching, colour modes.
 
 Contract: images are sRGB in [0, 1], ``[H, W, 3]``, also a little outside (unclipped results);
 unbatched (use ``jax.vmap``); nothing is clipped. Results are float32 or wider.
-
-References:
-  Gatys et al. 2017, "Controlling Perceptual Factors in Neural Style Transfer", CVPR, section 5.
-
-Matching one picture's colours to another's, before style transfer.
 
 References:
   Gatys, Bethge, Hertzmann and Shechtman 2016, "Preserving Color in Neural Artistic Style

@@ -80,7 +80,7 @@ def _spoilt(fault: str, first: int, last: int) -> Any:
     numbers = itertools.count(1)
 
     def run(bound: Any, state: Any, *arguments: Any, **options: Any) -> Any:
-        # Of no steps is the run that compiles; ``transfer`` alone names its network.
+        # The run of no steps only compiles.
         if options["num_steps"] and first <= next(numbers) <= last:
             if fault == "memory":
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory (injected)")

@@ -116,8 +116,8 @@ def planned(config: Config, timing: Timing, *, seconds: float) -> Config:
 
     >>> planned(Config(steps=100), (0.5,), seconds=20).steps
     40
-    >>> found = planned(Config(min_size=128, steps=50), (0.1, 0.4), seconds=20)
-    >>> found.scale_steps, found.steps
+    >>> found = planned(Config.of(min_size=128, steps=50), (0.1, 0.4), seconds=20)
+    >>> found.pyramid.scale_steps, found.steps
     ((40,), 40)
     """
     coarse = len(timing) - 1

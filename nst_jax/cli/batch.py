@@ -1,7 +1,4 @@
-"""The command ``nst-jax batch``: check everything, find what is missing, make it, sum up.
-
-What ``nst-jax batch`` checks before any work: options, folder, sizes, and what is there.
-"""
+"""The command ``nst-jax batch``: check everything, find what is missing, make it, sum up."""
 
 import os
 from collections import Counter
@@ -89,7 +86,7 @@ def check_blending(
     """Check how styles are mixed.
 
     Returns:
-      ``blend`` of ``single.stylize``.
+      ``blend`` of ``Guidance``.
 
     Raises:
       InputError: for options that contradict each other or have no effect.

@@ -1,9 +1,9 @@
-"""What a batch job has in common, what decides that an output is its, and what it writes.
+"""The records of a batch: what its pictures share, what an output depends on, the manifest.
 
-The manifest of a batch: what was made, so that another run need not make it again.
+By the manifest another run knows what need not be made again.
 
 Contract: a manifest is a JSON Lines file in ASCII, one record a line; a record is a dict of plain
-data whose "output" is a file's name. Nothing here needs JAX.
+data whose "output" is a file's name.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class BatchJob(NamedTuple):
       config, seed, size: the settings.
       style_size: longer side of the styles.
       weights: the network.
-      blend: factors of the styles that are mixed, as for ``single.stylize``.
+      blend: factors of the styles that are mixed, as in ``Guidance``.
       style_files: the style pictures' files.
       style: from a style's place to its picture.
       digest: from a file to its checksum.

@@ -1,6 +1,6 @@
 """The work of the command ``batch``: pictures are read ahead, computed together, written behind.
 
-How many pictures of a batch are computed at once.
+How many are computed at once is chosen here, too.
 """
 
 from collections import Counter, deque

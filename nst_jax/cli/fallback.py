@@ -81,7 +81,7 @@ def once_more_alone(
     """Make a picture that diverged among others once more: alone it goes back to its best.
 
     Args:
-      work: ``single.stylize`` of the picture.
+      work: ``single.run_inputs`` of the picture, but for its callback.
       name: of the picture, for what is told.
       asked: gives the signal that asked to stop, or None.
 

@@ -1,12 +1,6 @@
-"""Options of the commands, from which tyro makes the command line. Standard library and tyro only.
+"""Options of all commands, from which tyro makes the command line. Standard library and tyro only.
 
 What several commands have in common stands once and is nested; its flags have no prefix.
-
-Options of the command ``batch``, from which tyro makes the command line.
-
-Standard library and tyro only.
-
-The options of the command ``nst-jax weights``; conventions as in ``options``.
 """
 
 from dataclasses import dataclass

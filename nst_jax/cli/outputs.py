@@ -1,6 +1,6 @@
-"""What a job writes at its end; what cannot be written where it was to be is kept elsewhere.
+"""What a job for one picture has read, and what it tells and writes at its end.
 
-What a command has read and checked, and what is told and written of its run.
+What cannot be written where it was to be is kept elsewhere.
 """
 
 import json

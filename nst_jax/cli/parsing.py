@@ -1,8 +1,6 @@
-"""From the words of the command line to options, by tyro from the settings' dataclasses.
+"""From the words of a command line, this one's or an earlier one's, to options.
 
-Of an earlier command, too: how it was called, and the same options with other paths.
-
-Only the standard library and tyro are imported here.
+tyro parses them by the settings' dataclasses. Only the standard library and tyro are imported here.
 """
 
 import inspect

@@ -1,6 +1,6 @@
-"""Where and how a run of the command line is computed, and what to say where it does not fit.
+"""Where and how runs are computed: devices, the plan of the memory, how many pictures at once.
 
-How many pictures fit into the memory at once, and what they take together.
+And what to say where they do not fit.
 """
 
 from typing import Any

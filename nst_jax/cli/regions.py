@@ -1,8 +1,6 @@
-"""Styles, masks and label pictures of the command line, read and checked.
+"""Several styles and regions: their options resolved, then their pictures and masks read.
 
-Which style holds where: the options of several styles and regions, resolved.
-
-No pictures here, so that contradictions are found before any is read.
+Options are resolved without pictures, so that contradictions are found before any is read.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""The optimisation of a job, with all that is done between its steps.
+"""One run of the command line, from what was read to what is written.
 
-One optimisation of the command line, from what was read to what is written.
+It finds weights and plan, optimises with what is done between steps, and writes the outputs.
 """
 
 import time

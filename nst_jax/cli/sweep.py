@@ -1,6 +1,6 @@
 """The command ``nst-jax sweep``: several values of settings into one labelled sheet.
 
-Settings and the values to try, from the command line; combinations that share a program.
+Combinations of one structure share a program.
 """
 
 import itertools
@@ -209,8 +209,9 @@ class Read(NamedTuple):
 
     Attributes:
       shape: height and width of the pictures.
-      inputs: the pictures and masks for combinations of each structure, see ``batch.structure``.
-      inits: the initial pictures of files, by ``config.init``.
+      inputs: the pictures and masks for combinations of each structure, see
+        ``transfer.batch.structure``.
+      inits: the initial pictures of files, by ``config.initial.init``.
       regions: what the record says of the regions.
     """
 

@@ -1,7 +1,4 @@
-"""Layers with a factor each, written out or by a scheme's name. Standard library only.
-
-Losses that are added up within a term, with a factor each.
-"""
+"""Layers and losses with a factor each, also by a scheme's name. Standard library only."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple

@@ -3,16 +3,6 @@
 A preset names a tool's objective, optimiser and start; every value can be overridden. In the
 formulas F are features ``[h, w, C]``, G = F F^T their Gram matrices, MSE a mean over elements, x
 pixels in [0, 1] and z = 255 x.
-
-What a preset is.
-
-Settings of this project's own.
-
-Settings of published tools, formula for formula; symbols as in ``presets``.
-
-Settings of the code that came with papers, formula for formula; symbols as in ``presets``.
-
-Settings of courses and tutorials, formula for formula; symbols as in ``presets``.
 """
 
 from dataclasses import dataclass, replace

@@ -1,15 +1,12 @@
-"""Terms of the objective (Gatys, Ecker and Bethge 2016, "Image Style Transfer Using CNNs").
+"""Gatys' losses, and the sums over a layer's positions from which all moments follow.
 
-Contract: features are ``[h, w, C]``, Gram matrices ``[C, C]``, images ``[H, W, 3]``; all unbatched
-(use ``jax.vmap``), nothing is clipped, every reduction is a mean or is named a sum.
+Symbols of the paper (Gatys, Ecker and Bethge 2016, "Image Style Transfer Using CNNs"): F = features
+flattened to h*w positions (M_l) of C channels (N_l); G = Gram matrix of the picture; A = Gram
+matrix of the style.
 
-Symbols of the paper: F = features flattened to h*w positions (M_l) of C channels (N_l); G = Gram
-matrix of the picture; A = Gram matrix of the style.
-
-Sums over the positions of a layer from which its statistics follow.
-
-Contract: features are ``[h, w, C]`` or a product, see ``projection``; a mask is ``[h, w]``, a
-constant. Every sum is additive over positions and over masks, and taken in float32 or wider.
+Contract: features are ``[h, w, C]`` or a product, see ``projection``; Gram matrices ``[C, C]``; a
+mask is ``[h, w]``, a constant. All unbatched (use ``jax.vmap``). Every reduction is a mean or is
+named a sum; sums add up over positions and masks, and are taken in float32 or wider.
 """
 
 from collections.abc import Sequence

@@ -1,16 +1,12 @@
-"""Masks of regions, carried to the layers of the network (Gatys et al. 2017, "Controlling
-Perceptual Factors in Neural Style Transfer", section 4).
+"""Which style holds where: masks at the network's layers, shares of the styles, their checks.
 
-Contract: a mask is ``[H, W]`` in [0, 1] for a picture of that size; a guide is ``[h, w]`` for the
-features of a layer. The paper's guidance channel T, which scales features, is the square root of
-a guide: T^2 F F^T = guide F F^T. So soft masks that add up to 1 give sums that add up to the
-whole's, and for hard masks nothing differs.
+Masks follow Gatys et al. 2017, "Controlling Perceptual Factors in Neural Style Transfer",
+section 4. The paper's guidance channel T, which scales features, is the square root of a guide:
+T^2 F F^T = guide F F^T. So soft masks that add up to 1 give sums that add up to the whole's, and
+for hard masks nothing differs.
 
-Shares of several styles: in all of the picture, in each of its regions, in each layer.
-
-Masks of regions, checked before anything is computed.
-
-Contract: a mask is ``[H, W]`` in [0, 1] for a picture ``[H, W, 3]``.
+Contract: a mask is ``[H, W]`` in [0, 1] for a picture ``[H, W, 3]``; a guide is ``[h, w]`` for the
+features of a layer.
 """
 
 from collections.abc import Mapping, Sequence

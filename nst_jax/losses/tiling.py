@@ -1,11 +1,10 @@
 """Sums over a whole picture taken tile by tile, exactly, in the memory of one tile.
 
-An objective is ``head(statistics(image))`` with statistics that are sums over pixels. The sum over
-windows is the same sum, so that its gradient, by JAX's own differentiation, is that of the whole
-picture: the head's derivative knows the sums of all windows, and what overlapping windows give to
-a pixel adds up. Each window is computed twice (``jax.checkpoint``): its activations are not kept.
-
-A picture as overlapping windows, each of which counts what it alone owns.
+A picture is divided into overlapping windows, each of which counts what it alone owns. An objective
+is ``head(statistics(image))`` with statistics that are sums over pixels. The sum over windows is
+the same sum, so that its gradient, by JAX's own differentiation, is that of the whole picture: the
+head's derivative knows the sums of all windows, and what overlapping windows give to a pixel adds
+up. Each window is computed twice (``jax.checkpoint``): its activations are not kept.
 
 Windows are of one size, so that one program serves all, and lie inside the picture, so that the
 network's padding is met at the picture's true borders only. They begin at multiples of the

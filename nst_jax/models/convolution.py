@@ -1,8 +1,6 @@
-"""The network's 3x3 convolution, fast in loops, and kernels in the form in which it applies them.
+"""The network's 3x3 convolution, direct or by Winograd, and kernels as loops apply them.
 
-Contract: features ``[1, H, W, C]``, kernels ``[3, 3, in, out]``, stride 1, zero padding 1.
-
-3x3 convolution with a quarter of the multiplications: Winograd's F(4x4, 3x3).
+Winograd's F(4x4, 3x3) takes a quarter of the multiplications:
 
     Y = A^T [(G g G^T) * (B^T d B)] A
 
@@ -11,7 +9,7 @@ output and * the elementwise product, which over many channels is 36 matrix prod
 interpolate polynomials at five points and infinity. The textbook's points 0, +-1, +-2 lose more
 digits: with 0, +-2/3, +-3/2 the error in float32 is less than half.
 
-Contract: features ``[1, H, W, C]``, stride 1, zero padding 1.
+Contract: features ``[1, H, W, C]``, kernels ``[3, 3, in, out]``, stride 1, zero padding 1.
 
 References:
   Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", CVPR, section 4.
@@ -204,7 +202,7 @@ def prepare_kernels(
 
     Args:
       variables: VGG-19's collections.
-      convolution: ``"direct"``, or ``"winograd"``, see ``convolution``: with a quarter of the
+      convolution: ``"direct"``, or ``"winograd"``, see ``winograd_conv``: with a quarter of the
         multiplications, on CPUs twice as fast; in float32 the gradient to the pixels is then as
         exact as PyTorch's, with a median error of 3e-7 of its root mean square in place of 1.4e-7.
       layers: taps that will be asked for; kernels beyond the deepest are left out.

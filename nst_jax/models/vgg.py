@@ -1,9 +1,9 @@
 """VGG-19 (Simonyan and Zisserman 2015) as a function from a picture to named features.
 
+Its poolings are here, too.
+
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``, unbatched (use ``jax.vmap``). Features
 are ``[h, w, C]``. Only this file imports ``flax.linen``.
-
-The poolings that VGG-19 may have.
 """
 
 import math

@@ -1,13 +1,12 @@
-"""The optimisers that the command line offers, from optax.
+"""The optimisers that the command line offers, from optax, in the coordinates that fit them.
 
 Each works on pixels in [0, 1] from outside and in [0, pixel_range] inside, so that a learning
 rate, Adam's epsilon and L-BFGS's first step mean what they mean in tools that optimise 0-255.
 
-Optimising in other coordinates z of the pixels, x = T z, with T linear and symmetric.
-
-Inside, an optimiser sees the gradient T g and the parameters T^-1 x; its updates come back as T u.
-So a diagonal or scalar guess of the curvature, as Adam's or L-BFGS's first, is made in coordinates
-where it fits better; the objective and its minima stay what they are.
+In other coordinates z of the pixels, x = T z with T linear and symmetric, an optimiser sees the
+gradient T g and the parameters T^-1 x; its updates come back as T u. So a diagonal or scalar guess
+of the curvature, as Adam's or L-BFGS's first, is made where it fits better; the objective and its
+minima stay what they are.
 
 Contract: images ``[H, W, 3]``.
 """

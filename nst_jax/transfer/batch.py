@@ -1,15 +1,11 @@
-"""A batch: several runs of one structure, of other pictures of one size or with other numbers.
+"""Many pictures at once: one style for all, one for each, or every content with every style.
 
-Its elements advance together, by ``vmap``, which keeps an accelerator busy; or apart, each by the
-very program of a run alone, which on CPUs is as fast and gives the same bits. What they have in
-common is computed once: kernels, a content's features, a style's Gram matrices. Apart it is there
-once, too; together a copy for each element of what is not common to all.
-
-Many pictures at once: one style for all, one for each, or every content with every style.
+The elements of a batch have one structure; their pictures, of one size, and their numbers differ.
+They advance together, by ``vmap``, which keeps an accelerator busy; or apart, each by the very
+program of a run alone, which on CPUs is as fast and gives the same bits. What they have in common
+is computed once: kernels, a content's features, a style's Gram matrices.
 
 Contract: images are float32 RGB in [0, 1]; a batch is ``[B, H, W, 3]``, of one size.
-
-Which styles go with which contents.
 """
 
 import time
@@ -270,7 +266,7 @@ def stylize_batch(
     execution: Execution = Execution(),
     callback: Callable[[Progress], bool | None] | Callback | None = None,
 ) -> Result:
-    """Stylize many content pictures in one compiled program.
+    """Stylize many content pictures of one size.
 
     On accelerators all pictures take each step together (``vmap`` of the step; with line search one
     after another). On CPUs each goes through the program of ``stylize``, with its very result:
@@ -287,7 +283,7 @@ def stylize_batch(
       pairing: ``"all"``: each content has all styles, mixed by ``blend``. ``"pairs"``: content i
         has style i. ``"grid"``: every content with every style alone, L = B S pictures: the first
         content with each style, then the second.
-      blend: factors of the styles for ``"all"``, as in ``stylize``.
+      blend: factors of the styles for ``"all"``, as in ``Guidance``.
       keys: a PRNG key for the noise of each picture; by default all have that of ``stylize``.
       inits: an initial picture for each, or None, in place of ``config.initial.init``.
       execution: devices over which the pictures are spread, and ``together`` in place of the rule

@@ -1,8 +1,7 @@
-"""A batch put into programs: all elements in one with a leading axis, or each in its own.
+"""The programs of a batch: one for all elements, or each element in its own.
 
-A solver for a batch: several pictures that take each step together.
-
-Arrays of a batch have a leading axis, of its elements.
+In the first the elements take each step together. Their arrays have a leading axis where elements
+differ; what they share is there once.
 """
 
 from collections.abc import Callable, Sequence

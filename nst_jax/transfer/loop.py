@@ -155,8 +155,8 @@ def _let_go(in_use: int | None) -> None:
     chunk that begins before takes as much again.
 
     Args:
-      in_use: ``allocator.bytes_in_use()`` before the chunk; all that it leaves is in the place of
-        what was there.
+      in_use: ``memory.bytes_in_use()`` before the chunk; all that it leaves is in the place of what
+        was there.
     """
     if jax.default_backend() != "cpu":
         return

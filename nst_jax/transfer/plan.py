@@ -153,7 +153,7 @@ def plan_in_words(
     """A plan in one line.
 
     Args:
-      plan: from ``choose``.
+      plan: from ``planner.choose``.
       shape: of the picture, ``[H, W, 3]``.
       process: bytes that the process has already, where these are of the same memory.
       pictures: how many the plan is for.

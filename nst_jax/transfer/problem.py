@@ -225,7 +225,7 @@ class Problem(NamedTuple):
       shape: of the picture.
       finish: from the optimised picture to the one to be shown: with the content's colours and
         the parts that are left as they are.
-      choice: how it is computed, see ``plan``.
+      choice: how it is computed.
     """
 
     solver: Solver

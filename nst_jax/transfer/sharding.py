@@ -1,17 +1,16 @@
-"""One large picture over devices, divided by rows: each has its share of pixels and features.
+"""Several devices: meshes, one picture divided by rows, and a batch divided among devices.
 
-Arrays are placed by rows, and ``solver.run`` runs on them as it is. XLA's partitioner gives every
-convolution the row beyond its own from each neighbour (collective-permute) and adds up the sums
-over pixels (all-reduce), so that loss and gradient are those of one device, and no device ever has
-all of a layer's features. The kernels are on every device.
+One picture: arrays are placed by rows, and ``solver.run`` runs on them as it is. XLA's partitioner
+gives every convolution the row beyond its own from each neighbour (collective-permute) and adds up
+the sums over pixels (all-reduce), so that loss and gradient are those of one device, and no device
+ever has all of a layer's features. The kernels are on every device.
 
-Contract: images are ``[H, W, 3]``, or with a batch axis of lanes ``[B, H, W, 3]``, see
-``lane_solver``; a mesh has the axis ``"rows"``, and for lanes ``"data"`` before it.
+A batch: its pictures need nothing of each other, so that every device runs the loop on its own part
+(``shard_map``), with no communication and its own end.
 
-A batch spread over devices: meshes, and the loop on all devices of one.
-
-The pictures of a batch need nothing of each other, so that every device runs the loop on its own
-part (``shard_map``), with no communication and its own end; arrays are placed by ``NamedSharding``.
+Contract: images are ``[H, W, 3]``, or with a leading axis of lanes ``[B, H, W, 3]``, see
+``batch_programs.batch_solver``. A mesh has the axis ``"data"`` for a batch, ``"rows"`` for rows, or
+both, ``"data"`` first.
 """
 
 from collections.abc import Sequence

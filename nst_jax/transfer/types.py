@@ -1,7 +1,5 @@
 """The records of a run: what goes in, how it is computed, what is seen of it, what comes out.
 
-And which pictures of a batch go together.
-
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
 """
 
@@ -134,8 +132,8 @@ class Progress(NamedTuple):
       state: the current state, which the next chunk uses up: copy what is to be kept.
       history: diagnostics so far, pieces of one entry a step.
       steps_s: seconds of all steps of this scale, without compilation.
-      position: of a run of ``single.stylize`` a function that gives where
-        it stands, on the host, see ``state``; call it before the callback returns.
+      position: of a run of ``single.stylize`` a function that gives its ``Position``, on the
+        host; call it before the callback returns.
     """
 
     step: int
@@ -180,7 +178,7 @@ class EndedScale(NamedTuple):
     Attributes:
       shape: height and width.
       steps: how many it took.
-      choice: how it was computed, see ``plan``.
+      choice: how it was computed.
     """
 
     shape: tuple[int, int]

@@ -1,10 +1,10 @@
 """The canonical file of weights: one .safetensors whose header says all that is known of them.
 
 Arrays are under ``conv1_1/kernel`` ([height, width, in, out], input RGB) and ``conv1_1/bias``,
-and in slim weights also under ``lift/max/relu1_1/kernel`` and ``.../bias`` (``lift.py``); they are
-float32, or float16 where so written. The header is a dictionary of strings, JSON where structured.
-It holds a digest of the arrays, since the format has no checksum of its own and a flipped bit would
-pass.
+and in slim weights also under ``lift/max/relu1_1/kernel`` and ``.../bias``, see
+``models.projection``; they are float32, or float16 where so written. The header is a dictionary of
+strings, JSON where structured. It holds a digest of the arrays, since the format has no checksum of
+its own and a flipped bit would pass.
 """
 
 import hashlib

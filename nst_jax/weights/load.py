@@ -1,7 +1,7 @@
 """Load, save, find and list weights of VGG-19.
 
-`load_weights` takes any known form (``weight_forms.py``) and gives one tree (``convert.py``);
-`save_weights` writes the canonical .safetensors (``canonical.py``).
+`load_weights` takes any known form (``readers``) and gives one tree (``convert``); `save_weights`
+writes the canonical .safetensors (``canonical``).
 """
 
 import os
@@ -53,7 +53,8 @@ def load_weights(path: str | Path | None, *, preprocessing: str | None = None) -
     Returns:
       ``variables`` = {"params": {"conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...},
       "preprocessing": {"mean": [3], "std": [3]}}, float32, for RGB images in [0, 1], and for slim
-      weights "lift": pooling -> layer -> {"kernel": [c, C], "bias": [C]} (``lift.py``); ``info``.
+      weights "lift": pooling -> layer -> {"kernel": [c, C], "bias": [C]}, see
+      ``models.projection``; ``info``.
 
     Raises:
       InputError: where the file cannot be used; the message says why and what to do.

@@ -4,12 +4,12 @@ Every ``open_*`` is a context manager that yields `OpenedWeights`: the arrays of
 under the names ``conv1_1/kernel`` and ``conv1_1/bias``, kernels as [height, width, in, out],
 everything else in the file left out. Nothing is decided here about channel order or preprocessing.
 
-Keras' .h5 and MatConvNet's .mat are read here, PyTorch's .pth in ``torch_file.py`` and
-.safetensors in ``canonical.py``. The HDF5 library itself bounds little: it follows links to other
-files, loads plugins for filters that it has not, and inflates a chunk to whatever length it has; so
-only datasets that lie in the file, in one of the plain ways, are read. SciPy's ``loadmat`` reads
-.mat files too, but a single flipped bit can make it crash the process (it takes an array's type
-number as an index without checking it), and it reads every array.
+Keras' .h5 and MatConvNet's .mat are read here, PyTorch's .pth in ``weights.torch`` and .safetensors
+in ``weights.canonical``. The HDF5 library itself bounds little: it follows links to other files,
+loads plugins for filters that it has not, and inflates a chunk to whatever length it has; so only
+datasets that lie in the file, in one of the plain ways, are read. SciPy's ``loadmat`` reads .mat
+files too, but a single flipped bit can make it crash the process (it takes an array's type number
+as an index without checking it), and it reads every array.
 
 Source: MathWorks, "MAT-File Format" (level 5), whose names are used here.
 """
