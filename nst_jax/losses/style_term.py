@@ -38,6 +38,7 @@ from nst_jax.types import (
 # Of large styles, whose forward pass as a whole takes more memory than runs of usual sizes.
 STYLE_TILE = 512
 
+# What each of ``STYLE_LOSSES`` in config/factors.py is computed from, see ``Moments``.
 WANTED = {
     "gram": {"gram"},
     "covariance": {"gram", "mean"},

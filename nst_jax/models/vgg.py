@@ -301,6 +301,7 @@ def _scaled_length(windows: Array, axis: tuple[int, ...]) -> Array:
     return (0.78 * lengths).astype(windows.dtype)
 
 
+# By the names of ``Pooling`` in config/loss.py.
 POOLINGS: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
     "max": jnp.max,
     "average": jnp.mean,
