@@ -21,7 +21,7 @@ from nst_jax.models.vgg import MATMUL_PRECISION
 from nst_jax.optim import run, set_learning_rate
 from nst_jax.transfer import check_inputs, make_problem
 from nst_jax.transfer.planner import kernel_options
-from nst_jax.transfer.problem import start
+from nst_jax.transfer.problem import check_run, start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ def jax_candidates(
 
     def make(config: Config, looped: bool = True) -> Candidate:
         inputs = check_inputs(content, style, config=config)
+        check_run(variables, config=config)
         problem = make_problem(variables, inputs, config=config)
         solver, given = problem.solver, (problem.variables, problem.targets)
         state = start(solver, content, *given)

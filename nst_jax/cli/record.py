@@ -63,10 +63,11 @@ def run_record(
     Args:
       config, weights: the settings and the network.
       shape: height and width of the result.
-      options: what it says of the command's other options.
+      options: what it says of the command's other options, and of an initial picture that is read
+        from a copy.
     """
     return {
-        "settings": options | settings_record(config),
+        "settings": options | settings_record(config) | options,
         "versions": versions(),
         "device": device(),
         "weights": {"name": weights.info.name, "sha256": weights.info.sha256},

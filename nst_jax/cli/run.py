@@ -277,7 +277,7 @@ def execute(job: Job, *, started: float, resumed: Saved | None = None) -> int:
                 job.watch.checkpoint,
                 call=job.call,
                 inputs=job.files,
-                settings=job.settings,
+                settings={"init": job.config.initial.init} | job.settings,
                 weights=weights,
                 resumed=resumed,
             )

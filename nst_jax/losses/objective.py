@@ -180,7 +180,8 @@ def _targets(
         raise InputError("no style picture: expected at least one")
     check_sides(content.shape[0], content.shape[1], config.layers, padding=config.padding)
     check_squares(content.shape[0], content.shape[1], config.laplacians)
-    masks = guidance.style_masks or [None] * len(pictures)
+    masks = guidance.style_masks
+    masks = [None] * len(pictures) if masks is None else masks
     regions, preserve = guidance.content_masks, guidance.preserve
     known: Any = moments
     if known is None:

@@ -372,14 +372,14 @@ def killing(module, name):
     setattr(module, name, wrapper)
 
 module, name = {
-    "before a batch": (batch_job, "run_batch"),
+    "before a batch": (batch_run, "run_batch"),
     "before a picture": (batch_records, "save_image"),
     "within a picture": (files.os, "replace"),
     "before a record": (batch_records, "append_record"),
     "in a line": (batch_records, "append_record"),
 }[moment]
 killing(module, name)
-batch_job.WRITERS = 1  # so that the order is certain
+batch_run.WRITERS = 1  # so that the order is certain
 sys.exit(main(sys.argv[3:]))
 """
 

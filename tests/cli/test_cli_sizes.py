@@ -119,7 +119,6 @@ class TestEstimate:
     @pytest.mark.slow
     @pytest.mark.optimized
     def test_a_smaller_memory(self, estimate, monkeypatch):
-        monkeypatch.setattr(planner, "TILES", (96, 64))
         monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)  # this process is large
         options = {"size": 300, "steps": 30}
         whole, _ = gib(estimate(**options).out)
@@ -132,7 +131,7 @@ class TestEstimate:
         assert others[2] == "computed as: the whole picture, L-BFGS remembers 30 pairs"
         code, out, _ = estimate(memory=0.03, **options)
         figures, others = gib(out)
-        assert code == 0 and re.match("computed as: tiles of (96|64) px, .*L-BFGS", others[2])
+        assert code == 0 and re.match("computed as: tiles of 256 px, .*L-BFGS", others[2])
         names = ("content and style", "picture and optimiser", "activations")
         assert sum(figures[name] for name in names) <= 0.87 * 0.03
         adam = {"optimizer": "adam", "learning_rate": 1}
@@ -149,7 +148,6 @@ class TestEstimate:
 
     @pytest.mark.slow
     def test_what_does_not_fit(self, estimate, desk, monkeypatch):
-        monkeypatch.setattr(planner, "TILES", (96, 64))
         monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)
         match = r"300x225 px needs about .*, 12 MiB are free: a longer side of about \d+ px would"
         check_refused(desk, match, lambda: estimate(size=300, memory=12 / 1024))
@@ -212,7 +210,6 @@ class TestWays:
 
     @pytest.mark.parametrize("free, computed", [(0.08, "the whole.*30 pairs"), (0.03, "tiles of")])
     def test_with_less_memory(self, run, monkeypatch, free, computed):
-        monkeypatch.setattr(planner, "TILES", (96, 64))
         monkeypatch.setattr(planning, "free_bytes", lambda device: int(free * GIB))
         code, _, err = run(size=300, **SHALLOW, steps=30)
         told = err.splitlines()[0]

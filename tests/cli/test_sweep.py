@@ -839,7 +839,7 @@ class TestRefused:
             ([f"seed={','.join(map(str, range(201)))}"], {}, "asks for 201 pictures"),
             (["noise_ratio=0.5,2"], {}, "noise_ratio is 2.0: expected 0 to 1"),
             (["memory_size=5,10"], {}, "memory_size has no meaning for adam"),
-            (["memory_size=10000000000000000000"], {}, "memory_size is 10+: .* at most 2147483647"),
+            (["steps=10000000000000000000"], {}, "steps is 10+: .* at most 2147483647"),
             (["seed=1,-1"], {}, "seed is -1"),
             (["style_layers=relu1_1,fc7"], {}, "unknown layer 'fc7'"),
             (["tv_weight=1"], {"lanes": 0}, "lanes is 0: expected 1 or more"),

@@ -339,7 +339,7 @@ class TestRows:
         """Each has its own numbers, so that none can stand for another."""
         case, mesh = CASES[case], rows_mesh(lanes=parts)
         configs = [
-            replace(CONFIGS[name], style_weight=50.0 + 20 * index)
+            CONFIGS[name].but(style_weight=50.0 + 20 * index)
             for index in range(len(of_each(**case)))
         ]
         found = stylize_batch(variables, **case, config=configs, mesh=mesh)
@@ -371,7 +371,10 @@ class TestRows:
         configs = [ADAM, ADAM.but(learning_rate=1e30), ADAM]
         found = stylize_batch(variables, **CASES["all"], config=configs, mesh=rows_mesh(lanes=2))
         assert found.status == ("done", "diverged", "done")
-        assert_close(found, singles(variables, CASES["all"], configs=configs), rtol=1e-5)
+        calm = singles(variables, CASES["all"], configs=ADAM)
+        for index in (0, 2):
+            losses = found.history.loss[:, index], calm[index].history.loss
+            np.testing.assert_allclose(*losses, rtol=1e-5)
 
     @pytest.mark.parametrize("parts", [1, 2])
     def test_where_things_are(self, variables, taken, parts):

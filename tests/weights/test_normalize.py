@@ -284,7 +284,7 @@ class TestCommand:
             (["tiny.safetensors", "x.safetensors", "b.png", "--size", "50"], "b.png is 15x50 px"),
             (["tiny.safetensors", "x.safetensors", "b.png", "--size", "0"], "size is 0"),
             (["tiny.safetensors", "x.pth", "b.png"], "expected .safetensors"),
-            (["tiny.safetensors", "tiny.safetensors", "b.png"], "exists: .* set overwrite"),
+            (["tiny.safetensors", "tiny.safetensors", "b.png"], "exists: .* --overwrite"),
             (["tiny.safetensors", "no/x.safetensors", "b.png"], "does not exist: create it"),
             (["b.png", "x.safetensors", "b.png"], "b.png is of no known form"),
             (
