@@ -66,8 +66,10 @@ def run_record(
       options: what it says of the command's other options, and of an initial picture that is read
         from a copy.
     """
+    own = settings_record(config)
+    others = {name: value for name, value in options.items() if name not in own}
     return {
-        "settings": options | settings_record(config) | options,
+        "settings": others | own | options,
         "versions": versions(),
         "device": device(),
         "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
