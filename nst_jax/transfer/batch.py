@@ -127,6 +127,8 @@ def run_batch(
             last = jax.tree.map(lambda x: x[-1], info)
         return state, info
 
+    # What is still being computed would count as the first chunk's scratch memory.
+    jax.block_until_ready([(one.problem.variables, one.problem.targets) for one in elements])
     ended = iterate(
         take,
         program.state,

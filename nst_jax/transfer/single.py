@@ -255,6 +255,8 @@ def run_scale(constants: Constants, carried: Carried) -> Carried:
     problem = _make_problem(constants, carried)
     own_optimizer = constants.custom.optimizer is not None
     state, past = _begin(constants, carried, problem)
+    # What is still being computed would count as the first chunk's scratch memory.
+    jax.block_until_ready((problem.variables, problem.targets, state))
     one = iterate(
         partial(run, problem.solver, variables=problem.variables, targets=problem.targets),
         state,
