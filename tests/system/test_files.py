@@ -87,3 +87,12 @@ def test_the_check_leaves_no_trace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_writable(Path("new.png"), overwrite=False)
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"old.png": "old"}
+
+
+def test_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda *a: (done.append("fsync"), fsync(*a))[1])
+    monkeypatch.setattr(os, "replace", lambda *a: (done.append("replace"), replace(*a))[1])
+    with atomic_write(tmp_path / "new") as temporary:
+        temporary.write_text("text")
+    assert done == ["fsync", "replace"]
