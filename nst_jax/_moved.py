@@ -6,6 +6,7 @@ Each is told once by a DeprecationWarning that says where it is now.
 import sys
 import warnings
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -39,12 +40,12 @@ def moved(old: str) -> Any:
     return getattr(import_module(home), name)
 
 
-class OldModules:
+class OldModules(MetaPathFinder, Loader):
     """Finds and makes the old modules, which import nothing until a name of theirs is used."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         parent, _, module = fullname.rpartition(".")
-        return ModuleSpec(fullname, self) if parent == "nst_jax" and module in MODULES else None  # type: ignore[arg-type]
+        return ModuleSpec(fullname, self) if parent == "nst_jax" and module in MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
@@ -64,4 +65,4 @@ class OldModules:
 
 def install() -> None:
     """Let Python find the old modules, where it finds no others."""
-    sys.meta_path.append(OldModules())  # type: ignore[arg-type]
+    sys.meta_path.append(OldModules())

@@ -93,11 +93,6 @@ def kernel_options(
     }
 
 
-def as_shape(picture: Any) -> jax.ShapeDtypeStruct:
-    """The shape of a picture as runs have it, in float32."""
-    return jax.ShapeDtypeStruct(picture.shape, "float32")
-
-
 def grid_of(task: Task, choice: ExecutionPlan) -> Grid:
     """The tiles of a chosen way."""
     config = task.config

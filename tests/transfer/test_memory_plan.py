@@ -17,7 +17,6 @@ from nst_jax.transfer import ExecutionPlan, planner
 from nst_jax.transfer.plan import USABLE, Task, choice_in_words, plan_in_words
 from nst_jax.transfer.planner import (
     Meter,
-    as_shape,
     choose,
     evaluation,
     fits_surely,
@@ -553,9 +552,6 @@ class TestSettings:
         config = SHALLOW.but(precision="bfloat16")
         found = evaluation(config, ExecutionPlan(tile=64, recompute_content=True))
         assert found == (64, False, True, "bfloat16")
-
-    def test_pictures_are_in_float32(self):
-        assert as_shape(np.zeros((4, 5, 3))) == jax.ShapeDtypeStruct((4, 5, 3), "float32")
 
     @pytest.mark.skipif(jax.default_backend() != "cpu", reason="others choose for themselves")
     def test_kernels(self):
