@@ -27,7 +27,7 @@ _matmul = partial(jnp.matmul, precision="highest")
 
 
 def transfer_luminance(stylized: Array, content: Array, *, space: str = "yiq") -> Array:
-    """The luminance of one picture with the colours of another.
+    """The luminance of one image with the colours of another.
 
     ``"yiq"`` has the Y of ``luminance`` and differences of colours that are zero for grey, and so
     an inverse that adds Y to R, G and B alike, as has YCbCr:
@@ -97,15 +97,15 @@ def _from_cube_roots(roots: Array) -> Array:
 def prepare_colors(
     content: Array, styles: Sequence[Array], *, mode: str
 ) -> tuple[Array, list[Array]]:
-    """The pictures to optimise with: the first half of a colour mode.
+    """The images to optimise with: the first half of a colour mode.
 
     ``"match-..."`` gives the styles the content's colours (``match_color``); ``"luminance"`` makes
     all grey, the styles with the content's contrast (``match_luminance``). With ``"none"`` and
-    ``"keep-..."`` the pictures come back as they are.
+    ``"keep-..."`` the images come back as they are.
 
     Args:
       content: ``[H, W, 3]``.
-      styles: pictures, ``[H', W', 3]`` each.
+      styles: images, ``[H', W', 3]`` each.
       mode: one of ``MODES``.
 
     Returns:
@@ -129,7 +129,7 @@ def restore_colors(image: Array, content: Array, *, mode: str) -> Array:
     otherwise it comes back as it is.
 
     Args:
-      image: what the optimisation with the pictures of ``prepare_colors`` gave, ``[H, W, 3]``.
+      image: what the optimisation with the images of ``prepare_colors`` gave, ``[H, W, 3]``.
       content: as given to ``prepare_colors``.
       mode: one of ``MODES``.
 
@@ -154,16 +154,16 @@ def _split(mode: str) -> tuple[str, str]:
 
 MATCHES = ("cholesky", "pca", "symmetric", "histogram")
 
-# A variance that no picture's colours fall below: a standard deviation of a quarter of 1/255.
+# A variance that no image's colours fall below: a standard deviation of a quarter of 1/255.
 EPS = 1e-6
 
 
 def match_color(image: Array, reference: Array, *, method: str = "symmetric") -> Array:
-    """Give a picture the colours of another.
+    """Give an image the colours of another.
 
     x' = A (x - mu_x) + mu_r   with   A S_x A^T = S_r
 
-    of the colours' means mu and covariances S, each S + EPS I so that grey and constant pictures
+    of the colours' means mu and covariances S, each S + EPS I so that grey and constant images
     have an inverse. With S = B B^T every such A is B_r W B_x^-1, W orthogonal:
 
     - ``"cholesky"``: B the Cholesky factor, W = I; A is lower triangular.
@@ -173,7 +173,7 @@ def match_color(image: Array, reference: Array, *, method: str = "symmetric") ->
       colours least.
 
     ``"histogram"`` is not linear: each channel's values go to the reference's values of their
-    ranks. A picture matched to itself stays as it is.
+    ranks. An image matched to itself stays as it is.
 
     Args:
       image: ``[H, W, 3]``.
@@ -207,20 +207,20 @@ def match_color(image: Array, reference: Array, *, method: str = "symmetric") ->
         # float32 cannot tell from zero next to those of 0.1.
         left, _, right = jnp.linalg.svd(_matmul(root_to, root))
         turned = _matmul(root_to, _matmul(left, right))
-    # (A - I)^T of (A - I) B_x = B_r W - B_x: exactly zero for equal pictures, where A itself, with
+    # (A - I)^T of (A - I) B_x = B_r W - B_x: exactly zero for equal images, where A itself, with
     # the inverse's entries up to 1000, would be I to four digits only.
     change = jnp.linalg.solve(root.T, (turned - root).T)
     return image + (_matmul(deviations, change) + (mean_to - mean)[None, None])
 
 
-def floats(*pictures: Array) -> list[Array]:
-    """The pictures in one type, float32 or wider."""
-    dtype = jnp.promote_types(jnp.result_type(*pictures), jnp.float32)
-    return [jnp.asarray(picture, dtype) for picture in pictures]
+def floats(*images: Array) -> list[Array]:
+    """The images in one type, float32 or wider."""
+    dtype = jnp.promote_types(jnp.result_type(*images), jnp.float32)
+    return [jnp.asarray(image, dtype) for image in images]
 
 
 def _centred(image: Array) -> tuple[Array, Array]:
-    """Mean colour ``[3]`` and the deviations from it, those of a constant picture all zero."""
+    """Mean colour ``[3]`` and the deviations from it, those of a constant image all zero."""
     mean = jnp.mean(image, axis=(0, 1))
     # The first mean of a million equal values is off by their sum's rounding, the second is not.
     mean = mean + jnp.mean(image - mean[None, None], axis=(0, 1))
@@ -236,7 +236,7 @@ def _covariance(deviations: Array) -> Array:
 def _root(covariance: Array, *, method: str) -> Array:
     """B with B B^T = S + EPS I: triangular for ``"cholesky"``, else symmetric."""
     values, vectors = jnp.linalg.eigh(covariance)
-    # By rounding, a grey picture's variances may be a little below zero.
+    # By rounding, a grey image's variances may be a little below zero.
     deviations = jnp.sqrt(jnp.maximum(values, 0) + EPS)
     half = deviations[:, None] * vectors.T
     if method != "cholesky":
@@ -280,16 +280,16 @@ def luminance(image: Array) -> Array:
 
 
 def grey(image: Array) -> Array:
-    """A picture's luminance in each channel, ``[H, W, 3]``."""
+    """An image's luminance in each channel, ``[H, W, 3]``."""
     return jnp.broadcast_to(luminance(image)[..., None], image.shape)
 
 
 def match_luminance(image: Array, reference: Array) -> Array:
-    """A grey picture whose luminance has another's mean and standard deviation.
+    """A grey image whose luminance has another's mean and standard deviation.
 
     L' = sigma_r / sigma (L - mu) + mu_r
 
-    The divisor is at least sqrt(EPS), so that a constant picture becomes the constant mu_r.
+    The divisor is at least sqrt(EPS), so that a constant image becomes the constant mu_r.
 
     Args:
       image: ``[H, W, 3]``.

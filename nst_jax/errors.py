@@ -2,7 +2,7 @@
 
 
 class InputError(Exception):
-    """Input that a person can correct: a file, an option, a picture's size.
+    """Input that a person can correct: a file, an option, an image's size.
 
     The message is one line: what was wrong, what was expected, what to do. The command line
     prints it and ends with exit code 2; any other exception is a fault of the program. It is no

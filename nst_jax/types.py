@@ -44,7 +44,7 @@ NO_WEIGHTS = LossWeights(None, None, None, {}, {})
 
 
 class Regions(NamedTuple):
-    """Where in the picture which styles hold; R regions.
+    """Where in the image which styles hold; R regions.
 
     Attributes:
       guides: layer name -> guides of the regions, ``[R, h, w]``.
@@ -81,11 +81,11 @@ class Guidance(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """What of the content picture is left as it is.
+    """What of the content image is left as it is.
 
     Attributes:
       mask: 1 where the content is kept, ``[H, W]``.
-      content: the content picture, ``[H, W, 3]``.
+      content: the content image, ``[H, W, 3]``.
     """
 
     mask: Array
@@ -93,11 +93,11 @@ class Keep(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Which pixels count of a picture that is a piece of a larger one.
+    """Which pixels count of an image that is a piece of a larger one.
 
     Attributes:
       rows, columns: 1 where they count, else 0, ``[H]`` and ``[W]``.
-      start: the window's first row and column in the whole picture, ``[2]``; negative where it
+      start: the window's first row and column in the whole image, ``[2]``; negative where it
         reaches around the border.
     """
 
@@ -109,7 +109,7 @@ class Window(NamedTuple):
 class Moments(NamedTuple):
     """What is known of the features of a layer; each is None where no loss asks for it.
 
-    Of a picture's regions (leading axis R) sums over positions, of S styles means (axis S).
+    Of an image's regions (leading axis R) sums over positions, of S styles means (axis S).
 
     Attributes:
       gram: outer products of the features, ``[., C, C]``.
@@ -118,7 +118,7 @@ class Moments(NamedTuple):
       compact_gram, compact_mean: as ``gram`` and ``mean``, of the features that
         ``projection.compact`` makes, ``[., c, c]`` and ``[., c]``.
       quantiles: of styles only, see ``histogram``, ``[S, C, K + 1]``.
-      unmatched: of pictures only: sum of the mean over channels of the squared differences from
+      unmatched: of images only: sum of the mean over channels of the squared differences from
         features matched to the regions' styles, ``[R, 1]``, or to each style, ``[R, S]``.
     """
 
@@ -161,21 +161,21 @@ class Targets(NamedTuple):
     """What an objective compares with; computed once, outside the step.
 
     Attributes:
-      content: layer name -> features of the content picture, ``[h, w, C]``.
-      style: layer name -> ``Moments`` of the S style pictures.
-      sizes: layer name -> number of feature positions h*w of the content picture, scalar; likewise
+      content: layer name -> features of the content image, ``[h, w, C]``.
+      style: layer name -> ``Moments`` of the S style images.
+      sizes: layer name -> number of feature positions h*w of the content image, scalar; likewise
         of the squares of a Laplacian under its name, of pixels and of their corners.
       weights: the factors of the terms.
       shares: layer name -> shares of the styles in each region, ``[R, S]``, rows of sum 1, traced;
-        the whole picture is one region where there are none.
+        the whole image is one region where there are none.
       regions: the regions, or None.
       keep: what is left as it is, or None.
-      picture: the content picture, ``[H, W, 3]``, where its features are computed again at each
+      image: the content image, ``[H, W, 3]``, where its features are computed again at each
         step and ``content`` is empty; else None.
-      window: where the picture is a piece of a larger one what of it counts, else None.
+      window: where the image is a piece of a larger one what of it counts, else None.
       similarity: layer name -> the content's self-similarity.
       laplacian: name -> the content's Laplacian, ``[H // p, W // p]``.
-      matching: where the picture is taken piece by piece, layer name -> ``Matching`` of the whole
+      matching: where the image is taken piece by piece, layer name -> ``Matching`` of the whole
         with leading axes ``[R, S]`` as of ``Moments.unmatched``; else None.
     """
 
@@ -186,7 +186,7 @@ class Targets(NamedTuple):
     shares: dict[str, Array]
     regions: Regions | None = None
     keep: Keep | None = None
-    picture: Array | None = None
+    image: Array | None = None
     window: Window | None = None
     similarity: dict[str, Similarity] = {}
     laplacian: dict[str, Array] = {}
@@ -194,13 +194,13 @@ class Targets(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Sums over pixels of local quantities: all that a loss keeps of a picture.
+    """Sums over pixels of local quantities: all that a loss keeps of an image.
 
     Attributes:
       content: layer name -> sum over positions of the mean over channels of the squared differences
         from the content's features, scalar.
       style: layer name -> ``Moments`` of the R regions.
-      tv: total variation of the picture, scalar.
+      tv: total variation of the image, scalar.
       samples: layer name -> features where self-similarity is compared, ``[n, C]``.
       laplacian: name -> sum of squared differences of Laplacians, scalar.
     """
@@ -239,12 +239,12 @@ class State(NamedTuple):
     """What the next step needs, and what a checkpoint holds.
 
     Attributes:
-      image: the current picture, ``[H, W, 3]``.
+      image: the current image, ``[H, W, 3]``.
       opt_state: state of the optimiser.
       count: steps done, int32.
-      best_image, best_loss: the evaluated picture of lowest loss so far.
-      frozen: whether a loss or gradient was not finite; the pictures then do not change any more.
-      average: where the solver averages the decaying sum of the pictures after each step, see
+      best_image, best_loss: the evaluated image of lowest loss so far.
+      frozen: whether a loss or gradient was not finite; the images then do not change any more.
+      average: where the solver averages the decaying sum of the images after each step, see
         ``solver.averaged``; else None.
     """
 
@@ -258,12 +258,12 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """Diagnostics of one step, taken at the picture before its update.
+    """Diagnostics of one step, taken at the image before its update.
 
     Attributes:
       loss: the loss.
       terms: the loss's terms.
-      grad_norm: Euclidean norm of the gradient with respect to the picture in [0, 1].
+      grad_norm: Euclidean norm of the gradient with respect to the image in [0, 1].
       evaluations: evaluations of loss and gradient that the step took, int32.
     """
 
@@ -286,43 +286,43 @@ class Solver(NamedTuple):
 
 
 def as_sequence(styles: Any) -> list[Any]:
-    """Style pictures as a list, from one picture or several."""
+    """Style images as a list, from one image or several."""
     return [styles] if isinstance(styles, (jax.Array, np.ndarray)) else list(styles)
 
 
-def as_picture(picture: ArrayLike) -> Any:
-    """A picture as an array of float32 or wider; integers stay, to be refused.
+def as_image(image: ArrayLike) -> Any:
+    """An image as an array of float32 or wider; integers stay, to be refused.
 
     Arrays of NumPy stay on the host.
 
-    >>> as_picture(jnp.zeros((2, 2, 3), jnp.float16)).dtype
+    >>> as_image(jnp.zeros((2, 2, 3), jnp.float16)).dtype
     dtype('float32')
     """
-    array: Any = picture if isinstance(picture, np.ndarray) else jnp.asarray(picture)
+    array: Any = image if isinstance(image, np.ndarray) else jnp.asarray(image)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array
     dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(array.dtype, jnp.float32))
     return array if array.dtype == dtype else array.astype(dtype)
 
 
-def check_picture(what: str, picture: Any) -> None:
-    """Check that an array is a picture.
+def check_image(what: str, image: Any) -> None:
+    """Check that an array is an image.
 
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    if picture.ndim != 3 or picture.shape[-1] != 3:
-        raise InputError(f"the {what} has shape {picture.shape}: expected [height, width, 3]")
-    if not jnp.issubdtype(picture.dtype, jnp.floating):
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise InputError(f"the {what} has shape {image.shape}: expected [height, width, 3]")
+    if not jnp.issubdtype(image.dtype, jnp.floating):
         raise InputError(
-            f"the {what} has numbers of type {picture.dtype}: expected floats in [0, 1]; divide "
+            f"the {what} has numbers of type {image.dtype}: expected floats in [0, 1]; divide "
             "by 255"
         )
     # An unclipped result may be the next run's input, so a little outside is right.
-    if not jnp.isfinite(picture).all():
+    if not jnp.isfinite(image).all():
         raise InputError(f"the {what} has NaN or infinite values: expected [0, 1]")
-    if picture.size and max(-picture.min(), picture.max() - 1) > 1.5:
+    if image.size and max(-image.min(), image.max() - 1) > 1.5:
         raise InputError(
-            f"the {what} has values from {float(picture.min()):.4g} to {float(picture.max()):.4g}: "
+            f"the {what} has values from {float(image.min()):.4g} to {float(image.max()):.4g}: "
             "expected [0, 1]"
         )

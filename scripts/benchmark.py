@@ -8,7 +8,7 @@ Usage:
       --json gpu.json --profile trace                    everything, on a GPU
   python scripts/benchmark.py --parts steps --sizes 128 --rounds 3 --max-ratio 1.5     a guard
 
-Both sides have the same pictures, weights and threads. Steps are taken in turn in one process;
+Both sides have the same images, weights and threads. Steps are taken in turn in one process;
 medians over the rounds and the median of the rounds' ratios are printed. Needs weights
 (NST_JAX_WEIGHTS or the cache) and PyTorch: pip install '.[benchmark]'.
 """
@@ -36,7 +36,7 @@ from nst_jax.images import load_image
 from nst_jax.system import device, keep_freed_memory, versions
 from nst_jax.weights import find_weights, load_weights
 
-PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
 Part = Literal["steps", "network", "classic", "start", "memory", "loss"]
@@ -54,12 +54,12 @@ class Options:
       rounds: Rounds in which each candidate is timed once.
       steps: Steps that each candidate takes in a round.
       compiled: Also PyTorch's objective through torch.compile.
-      content: Content pictures.
-      style: Style pictures, one for each content.
+      content: Content images.
+      style: Style images, one for each content.
       size: Longer side of the other parts.
       evaluations: Evaluations that PyTorch may take in the part loss.
-      batch: Pictures of the part network, which runs the network alone at 1024 px.
-      network_size: Side of these pictures.
+      batch: Images of the part network, which runs the network alone at 1024 px.
+      network_size: Side of these images.
       classic_size: Longer side of the part classic, 1000 steps of L-BFGS in a process of its own.
       classic_steps: How many they are.
       json: Write the figures into this file too.
@@ -74,8 +74,8 @@ class Options:
     rounds: int = 5
     steps: int = 4
     compiled: bool = False
-    content: tuple[Path, ...] = (PICTURES / "demo_content.jpg",)
-    style: tuple[Path, ...] = (PICTURES / "demo_style.jpg",)
+    content: tuple[Path, ...] = (IMAGES / "demo_content.jpg",)
+    style: tuple[Path, ...] = (IMAGES / "demo_style.jpg",)
     size: int = 512
     evaluations: int = 100
     batch: int = 8
@@ -126,8 +126,8 @@ def measure_steps(options: Options, variables, **case: Any) -> dict[str, Any]:
     print(
         f"\n{width}x{height}, {case['optimizer']}, {case['precision']}; a step, median", flush=True
     )
-    pictures = jnp.asarray(content), jnp.asarray(style)
-    candidates = steps.jax_candidates(variables, *pictures, **settings)
+    images = jnp.asarray(content), jnp.asarray(style)
+    candidates = steps.jax_candidates(variables, *images, **settings)
     candidates |= steps.torch_candidates(
         variables, content, style, compiled=options.compiled, **settings
     )
@@ -166,7 +166,7 @@ def print_figures(title: str, figures: dict[str, Any], unit: str) -> None:
 
 
 def measure_losses(options: Options) -> list[dict[str, Any]]:
-    """Time to PyTorch's loss for every pair of pictures; print and return the figures."""
+    """Time to PyTorch's loss for every pair of images; print and return the figures."""
     print(f"\nfrom the start to PyTorch's loss after {options.evaluations} evaluations")
     found = []
     for content, style in zip(options.content, options.style, strict=True):
@@ -177,7 +177,7 @@ def measure_losses(options: Options) -> list[dict[str, Any]]:
         theirs, ours, ratio = result["PyTorch"], result["fast"], result["ratio"]
         reached = f"{ours['seconds']:.1f} s, {ours['steps']} steps" if ratio else "not reached"
         print(
-            f"  {result['pictures']}, {options.size} px: loss {result['loss']:.4g}; "
+            f"  {result['images']}, {options.size} px: loss {result['loss']:.4g}; "
             f"PyTorch {theirs['seconds']:.1f} s, fast {reached}, ratio {ratio or float('nan'):.2f}",
             flush=True,
         )
@@ -202,7 +202,7 @@ def main(options: Options) -> int:
     }
     print(json.dumps(machine))
     results: dict[str, Any] = {"machine": machine}
-    pictures = options.content[0], options.style[0]
+    images = options.content[0], options.style[0]
     if "steps" in options.parts:
         variables = load_weights(path).variables
         results["steps"] = [
@@ -225,16 +225,16 @@ def main(options: Options) -> int:
             print(f"\nnetwork, forward and gradient: {figures}", flush=True)
     if "classic" in options.parts:
         results["classic"] = process.classic(
-            *pictures, size=options.classic_size, steps=options.classic_steps
+            *images, size=options.classic_size, steps=options.classic_steps
         )
         print(
             f"\n{options.classic_size} px, neural-style's L-BFGS: {results['classic']}", flush=True
         )
     if "start" in options.parts:
-        results["start"] = process.start_up(*pictures, size=options.size)
+        results["start"] = process.start_up(*images, size=options.size)
         print_figures(f"start-up, {options.size} px", results["start"], "s")
     if "memory" in options.parts:
-        results["memory"] = process.memory(*pictures, size=options.size)
+        results["memory"] = process.memory(*images, size=options.size)
         print_figures(f"peak memory of the process, {options.size} px", results["memory"], "MB")
     if "loss" in options.parts:
         results["loss"] = measure_losses(options)

@@ -1,7 +1,7 @@
-"""Time batches against single pictures, and a job of many against as many commands.
+"""Time batches against single images, and a job of many against as many commands.
 
 Usage:
-  python scripts/benchmark_batch.py                           8 pictures of 128 px, 50 steps
+  python scripts/benchmark_batch.py                           8 images of 128 px, 50 steps
   python scripts/benchmark_batch.py --sizes 256 --batches 1 4 16 64 --steps 300 \
       --precisions float32 tf32 bfloat16 --parts steps --json gpu.json          on a GPU
 
@@ -35,7 +35,7 @@ from nst_jax.transfer import Execution, check_inputs, make_mesh, problem_maker, 
 from nst_jax.transfer.batch_programs import Element
 from nst_jax.weights import find_weights, load_weights
 
-PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +47,11 @@ class Options:
       models: vgg19, vgg19-slim.
       optimizers: lbfgs, adam.
       precisions: float32, tf32, bfloat16; tf32 on NVIDIA GPUs only.
-      sizes: Sides of the pictures in pixels, which are squares.
-      batches: Pictures at once.
+      sizes: Sides of the images in pixels, which are squares.
+      batches: Images at once.
       steps: Steps of a run.
       rounds: Rounds in which each batch is timed once.
-      together: Also all pictures in one step (vmap) on a CPU.
+      together: Also all images in one step (vmap) on a CPU.
       json: Write the figures into this file too.
     """
 
@@ -67,9 +67,9 @@ class Options:
     json: Path | None = None
 
 
-def square_pictures(count: int, *, size: int) -> np.ndarray:
+def square_images(count: int, *, size: int) -> np.ndarray:
     """Different crops of the demo's content, ``[count, size, size, 3]``."""
-    content = load_image(PICTURES / "demo_content.jpg", size=2 * size)
+    content = load_image(IMAGES / "demo_content.jpg", size=2 * size)
     rows, columns = (side - size for side in content.shape[:2])
     return np.stack(
         [
@@ -82,13 +82,13 @@ def square_pictures(count: int, *, size: int) -> np.ndarray:
 def make_elements(
     variables: Any, *, size: int, optimizer: str, precision: Precision, options: Options
 ):
-    """As many pictures as the largest batch has."""
+    """As many images as the largest batch has."""
     config = neural_style(optimizer=optimizer, precision=precision)
     config = config.but(steps=options.steps)
-    style = load_image(PICTURES / "demo_style.jpg", size=size)
+    style = load_image(IMAGES / "demo_style.jpg", size=size)
     mesh = make_mesh() if jax.local_device_count() > 1 else None
     make = problem_maker(variables, config=config, execution=Execution(mesh=mesh))
-    contents = square_pictures(max(options.batches), size=size)
+    contents = square_images(max(options.batches), size=size)
     inputs = [check_inputs(content, style, config=config) for content in contents]
     return [Element(make(each, ["style"]), config) for each in inputs], mesh
 
@@ -106,7 +106,7 @@ def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any
         ways |= {f"{size} by vmap": (size, True) for size in options.batches}
 
     def seconds(size: int, together: bool | None) -> float:
-        """Of a picture and step."""
+        """Of an image and step."""
         one = mesh is not None and (size == 1 or together)
         devices = make_mesh(devices=jax.local_devices()[:1]) if one else mesh
         result = run_batch(elements[:size], execution=Execution(mesh=devices, together=together))
@@ -131,19 +131,19 @@ def measure_steps(options: Options, *, model: str, **case: Any) -> dict[str, Any
         known = model == "vgg19" and jax.default_backend() != "cpu"  # Winograd needs fewer products
         share = f", {flops / median / peak:.0%} of products' peak" if known else ""
         print(
-            f"  {name:12}{1e3 * median:8.2f} ms a picture and step, "
-            f"{1 / median / options.steps:8.3f} pictures/s, {ratios[name]:.2f} times one{share}",
+            f"  {name:12}{1e3 * median:8.2f} ms an image and step, "
+            f"{1 / median / options.steps:8.3f} images/s, {ratios[name]:.2f} times one{share}",
             flush=True,
         )
-    figures = {"seconds_per_picture_and_step": found, "throughput_to_one": ratios}
+    figures = {"seconds_per_image_and_step": found, "throughput_to_one": ratios}
     return {"model": model} | case | figures | {"matmul_flops_per_s": peak}
 
 
 def measure_jobs(options: Options, *, model: str, optimizer: str, size: int) -> dict[str, Any]:
-    """Time commands for single pictures and one for all, with compiled programs cached."""
+    """Time commands for single images and one for all, with compiled programs cached."""
     count = max(options.batches)
     common = ["--size", str(size), "--steps", str(options.steps), "--model", model]
-    common += ["--optimizer", optimizer, "--style", str(PICTURES / "demo_style.jpg")]
+    common += ["--optimizer", optimizer, "--style", str(IMAGES / "demo_style.jpg")]
 
     def command(*arguments: str) -> float:
         started = time.perf_counter()
@@ -159,8 +159,8 @@ def measure_jobs(options: Options, *, model: str, optimizer: str, size: int) -> 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         contents = [folder / f"{index}.png" for index in range(count)]
-        for path, picture in zip(contents, square_pictures(count, size=size), strict=True):
-            save_image(path, picture)
+        for path, image in zip(contents, square_images(count, size=size), strict=True):
+            save_image(path, image)
         for cold in (True, False):
             singles, single_steps = 0.0, 0.0
             for index, path in enumerate(contents[: 1 if cold else count]):
@@ -170,8 +170,8 @@ def measure_jobs(options: Options, *, model: str, optimizer: str, size: int) -> 
             batch = command("batch", *map(str, contents), "-o", str(folder / f"batch{cold}"))
         lines = (folder / "batchFalse" / "manifest.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
-    # Each record has the time of the batch that its picture was in.
-    steps = sum(record["timing"]["steps_s"] / record["timing"]["pictures"] for record in records)
+    # Each record has the time of the batch that its image was in.
+    steps = sum(record["timing"]["steps_s"] / record["timing"]["images"] for record in records)
     found = {
         f"{count} commands": singles,
         f"start and end of {count} commands": singles - single_steps,

@@ -1,7 +1,7 @@
 """Measured peaks of memory against the estimates that runs begin with.
 
 Runs ``nst-jax stylize`` for a few steps, each in a process of its own, reads from its record what
-was estimated and what the peak was, and prints one line for each: the whole picture, activations
+was estimated and what the peak was, and prints one line for each: the whole image, activations
 computed twice, and tiles. What does not fit is told by its estimate alone, that is by what the
 compiler says of its loop.
 
@@ -50,8 +50,8 @@ def line(size: int, way: str, record: dict) -> str:
     """One measurement in words."""
     parts = record["memory"]["estimated_bytes"]
     estimate, peak = sum(parts.values()), record["memory"]["peak_bytes"]
-    picture = record["picture"]
-    pixels = picture["width"] * picture["height"]
+    image = record["image"]
+    pixels = image["width"] * image["height"]
     seconds = record["timing"]["steps_s"] / record["steps"]
     return (
         f"{size:>6} {way:>6} {estimate / GIB:>10.2f} {peak / GIB:>10.2f} {estimate / peak:>8.2f} "

@@ -26,7 +26,7 @@ from nst_jax.transfer import check_inputs, make_problem
 from nst_jax.transfer.problem import start
 from nst_jax.weights import find_weights, load_weights
 
-PICTURES = Path(__file__).resolve().parent.parent / "docs" / "images"
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Options:
       against: What it is compared with.
       model: vgg19 or vgg19-slim; what is found first by default.
       size: Longer side in pixels.
-      content: Content picture.
-      style: Style picture.
+      content: Content image.
+      style: Style image.
       rounds: Rounds in which each takes its steps once.
       steps: Steps of a round.
     """
@@ -48,8 +48,8 @@ class Options:
     against: str = "fast"
     model: Literal["vgg19", "vgg19-slim"] | None = None
     size: int = 384
-    content: Path = PICTURES / "demo_content.jpg"
-    style: Path = PICTURES / "demo_style.jpg"
+    content: Path = IMAGES / "demo_content.jpg"
+    style: Path = IMAGES / "demo_style.jpg"
     rounds: int = 9
     steps: int = 10
 

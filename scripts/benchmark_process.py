@@ -115,12 +115,12 @@ def run_worker(name: str, **options: Any) -> dict[str, Any]:
 
 def time_to_loss(content: Path, style: Path, *, size: int, evaluations: int) -> dict[str, Any]:
     """Seconds from a process's start to the loss that PyTorch's L-BFGS reaches in so many steps."""
-    pictures = {"content": content, "style": style, "size": size}
-    theirs = run_worker("torch", steps=evaluations, **pictures)
-    ours = run_worker("jax", preset="fast", loss=theirs["loss"], steps=2 * evaluations, **pictures)
+    images = {"content": content, "style": style, "size": size}
+    theirs = run_worker("torch", steps=evaluations, **images)
+    ours = run_worker("jax", preset="fast", loss=theirs["loss"], steps=2 * evaluations, **images)
     seconds = ours["seconds"]
     return {
-        "pictures": f"{content.stem} x {style.stem}",
+        "images": f"{content.stem} x {style.stem}",
         "loss": theirs["loss"],
         "PyTorch": theirs,
         "fast": ours,
@@ -140,10 +140,10 @@ def classic(content: Path, style: Path, *, size: int, steps: int) -> dict[str, f
 
 def memory(content: Path, style: Path, *, size: int) -> dict[str, float]:
     """Peak resident MB of processes that take 12 steps of neural-style's L-BFGS."""
-    pictures = {"content": content, "style": style, "size": size, "steps": 12}
+    images = {"content": content, "style": style, "size": size, "steps": 12}
     return {
-        "nst_jax": run_worker("jax", preset="neural-style", **pictures)["memory_mb"],
-        "PyTorch": run_worker("torch", **pictures)["memory_mb"],
+        "nst_jax": run_worker("jax", preset="neural-style", **images)["memory_mb"],
+        "PyTorch": run_worker("torch", **images)["memory_mb"],
     }
 
 

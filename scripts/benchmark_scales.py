@@ -2,7 +2,7 @@
 
 Each content meets the style at its place, first from coarse to fine, then at one scale until as
 many seconds of steps are over (compilation is left out of both). Prints the losses at the full
-size, and writes a sheet with both pictures for each pair, numbered.
+size, and writes a sheet with both images for each pair, numbered.
 
     python scripts/benchmark_scales.py --content a.jpg b.jpg --style c.jpg d.jpg -o sheet.png
 """

@@ -154,7 +154,7 @@ def torch_candidates(
 
 
 def neural_style(*, optimizer: str, precision: Precision) -> Config:
-    """neural-style's settings with one of its two optimisers, of whole pictures as PyTorch's."""
+    """neural-style's settings with one of its two optimisers, of whole images as PyTorch's."""
     if optimizer not in ("lbfgs", "adam"):
         raise InputError(
             f"optimizer is {optimizer!r}: expected lbfgs or adam, which PyTorch has too"

@@ -1,4 +1,4 @@
-"""Compare the looks of settings at equal time: pictures side by side, and two numbers for each.
+"""Compare the looks of settings at equal time: images side by side, and two numbers for each.
 
     python scripts/compare_looks.py --output out/looks --seconds 20 \
         --settings neural-style gatys mine=gatys:optimizer=adam,style_weight=300
@@ -14,9 +14,9 @@ Two measures that no setting optimises (``look_measures.py``) judge each result 
 where it is there, else by the slim one, at layers that are not among the presets' own:
 
 - style: sliced Wasserstein distance to the style; 0 is the style itself, 1 the content;
-- content: change of the content's self-similarity; 0 is the content, 1 the style picture.
+- content: change of the content's self-similarity; 0 is the content, 1 the style image.
 
-Written into OUTPUT: the pictures, a sheet for each content and network, looks.md and looks.json,
+Written into OUTPUT: the images, a sheet for each content and network, looks.md and looks.json,
 these two again after each sheet.
 """
 
@@ -28,8 +28,8 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
+from look_images import CONTENTS, STYLES, write_images
 from look_judge import CONTENT_JUDGES, STYLE_JUDGES, make_judge
-from look_pictures import CONTENTS, STYLES, write_pictures
 from look_report import Found, caption, pair_table, sheet, summary, summary_table
 from look_settings import Setting, measure_settings, parse_setting, planned, run_setting
 
@@ -52,8 +52,8 @@ class Options:
     Attributes:
       output: Folder of what is written.
       settings: What is compared, each as [LABEL=]PRESET[:NAME=VALUE,...].
-      contents: Content pictures, files or names of drawn ones.
-      styles: Style pictures, likewise; all pairs are made.
+      contents: Content images, files or names of drawn ones.
+      styles: Style images, likewise; all pairs are made.
       networks: full, slim, or both.
       weights: The full network; by default as the command line finds it.
       slim: The slim one; by default the shipped one.
@@ -74,22 +74,22 @@ class Options:
     rounds: int = 5
 
 
-def load_pictures(options: Options) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-    """All pictures by name, and the names of the contents and of the styles.
+def load_images(options: Options) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """All images by name, and the names of the contents and of the styles.
 
     Raises:
       InputError: for a file that cannot be read, and for two of one name.
     """
     wanted = (*options.contents, *options.styles)
     drawn = tuple(name for name in dict.fromkeys(wanted) if name in CONTENTS | STYLES)
-    paths = write_pictures(options.output / "inputs", drawn)
+    paths = write_images(options.output / "inputs", drawn)
     names = [name if name in paths else Path(name).stem for name in wanted]
     if len(set(names)) < len(names):
-        raise InputError("pictures are told by their names: expected different ones")
+        raise InputError("images are told by their names: expected different ones")
     files = [paths.get(name, name) for name in wanted]
-    pictures = {n: load_image(file, size=options.size) for n, file in zip(names, files)}
+    images = {n: load_image(file, size=options.size) for n, file in zip(names, files)}
     count = len(options.contents)
-    return pictures, names[:count], names[count:]
+    return images, names[:count], names[count:]
 
 
 def load_networks(options: Options) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def load_networks(options: Options) -> dict[str, Any]:
 
 
 def check(
-    settings: list[Setting], networks: dict[str, Any], pictures: dict[str, np.ndarray]
+    settings: list[Setting], networks: dict[str, Any], images: dict[str, np.ndarray]
 ) -> list[str]:
     """Check before the work that every setting can run; say which one optimises what judges.
 
@@ -124,8 +124,8 @@ def check(
                 check_learned(variables, loss)
             except InputError as error:
                 raise InputError(f"{setting.label}, {name}: {error}") from None
-        for picture in pictures.values():
-            check_inputs(picture, [picture], config=setting.config)
+        for image in images.values():
+            check_inputs(image, [image], config=setting.config)
         for own, judges in (
             (loss.style_names, STYLE_JUDGES),
             (loss.content_names, CONTENT_JUDGES),
@@ -137,7 +137,7 @@ def check(
 
 
 def compare(options: Options) -> dict[str, Any]:
-    """All results: their measures, as a record; the pictures and sheets are written.
+    """All results: their measures, as a record; the images and sheets are written.
 
     Raises:
       InputError: before the first step.
@@ -145,11 +145,11 @@ def compare(options: Options) -> dict[str, Any]:
     settings = [parse_setting(text) for text in options.settings]
     networks = load_networks(options)
     options.output.mkdir(parents=True, exist_ok=True)
-    pictures, contents, styles = load_pictures(options)
-    notes = check(settings, networks, pictures)
+    images, contents, styles = load_images(options)
+    notes = check(settings, networks, images)
     judging = "full" if "full" in networks else "slim"
-    judge = make_judge(networks[judging], pictures)
-    first = pictures[contents[0]], pictures[styles[0]]
+    judge = make_judge(networks[judging], images)
+    first = images[contents[0]], images[styles[0]]
     timings = measure_settings(networks, settings, *first, rounds=options.rounds)
 
     results: list[Found] = []
@@ -174,25 +174,25 @@ def compare(options: Options) -> dict[str, Any]:
             config = planned(
                 setting.config, timings[network, setting.label], seconds=options.seconds
             )
-            pair = pictures[content], pictures[style]
+            pair = images[content], images[style]
             result, _ = run_setting(variables, *pair, setting, config=config)
-            picture = to_uint8(result.image).astype(np.float32) / 255  # as it is seen
-            found = {"content": content, "style_picture": style, "network": network}
+            image = to_uint8(result.image).astype(np.float32) / 255  # as it is seen
+            found = {"content": content, "style_image": style, "network": network}
             found |= {"setting": setting.label, "status": str(result.status)}
             found |= {"steps": len(result.history.loss), "seconds": result.timing["steps_s"]}
-            found |= judge(picture, content, style)
+            found |= judge(image, content, style)
             key = content, style, setting.label
-            shown[key], captions[key] = picture, caption(found)
-            name = picture_name(found)
-            save_image(options.output / name, picture)
-            results.append(found | {"picture": name})
+            shown[key], captions[key] = image, caption(found)
+            name = image_name(found)
+            save_image(options.output / name, image)
+            results.append(found | {"image": name})
             print(
                 f"{network}, {content}, {style}: " + captions[key].replace("\n", ", "), flush=True
             )
         title = f"{network} network, {options.seconds:g} s"
         rows = [(content, style) for style in styles]
         labels = [setting.label for setting in settings]
-        page = sheet(rows, pictures, shown, captions, settings=labels, title=title)
+        page = sheet(rows, images, shown, captions, settings=labels, title=title)
         save_image(options.output / f"sheet_{content}__{network}.png", page)
         write(record, options.output)
     return record
@@ -209,9 +209,9 @@ def write(record: dict[str, Any], output: Path) -> str:
     return text
 
 
-def picture_name(found: Found) -> str:
+def image_name(found: Found) -> str:
     """The file of a result."""
-    parts = (found[name] for name in ("content", "style_picture", "network", "setting"))
+    parts = (found[name] for name in ("content", "style_image", "network", "setting"))
     return file_words("__".join(parts)) + ".png"
 
 

@@ -1,4 +1,4 @@
-"""What the scripts that draw the demo's pictures share.
+"""What the scripts that draw the demo's images share.
 
 Colours are arrays in 0..1, masks are ``(H, W)`` arrays in 0..1. Everything is drawn at twice the
 final size and reduced at the end.
@@ -43,9 +43,9 @@ def ramp(t, at, codes):
     return np.stack([np.interp(t, at, colours[:, c]) for c in range(3)], axis=-1)
 
 
-def over(picture, colour, mask):
-    """Lay a colour (one for all, or one per pixel) over the picture where the mask is set."""
-    return picture + (colour - picture) * mask[..., None]
+def over(image, colour, mask):
+    """Lay a colour (one for all, or one per pixel) over the image where the mask is set."""
+    return image + (colour - image) * mask[..., None]
 
 
 def shapes(*polygons, blur=0.0):
@@ -62,11 +62,11 @@ def box(x0, y0, x1, y1):
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
-def cut_outs(picture, *parts):
-    """Lay flat shapes over the picture; a part is a hex colour followed by its polygons."""
+def cut_outs(image, *parts):
+    """Lay flat shapes over the image; a part is a hex colour followed by its polygons."""
     for colour, *polygons in parts:
-        picture = over(picture, rgb(colour), shapes(*polygons))
-    return picture
+        image = over(image, rgb(colour), shapes(*polygons))
+    return image
 
 
 def sample(field, x, y):
@@ -81,13 +81,13 @@ def sample(field, x, y):
     return top * (1 - fy) + (field[i + 1, j] * (1 - fx) + field[i + 1, j + 1] * fx) * fy
 
 
-def to_image(picture):
-    return Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
+def to_image(image):
+    return Image.fromarray((np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 
-def save(picture, path):
+def save(image, path):
     """Reduce to the final size and write the best JPEG that stays under the size limit."""
-    image = to_image(picture).resize(SIZE, Image.Resampling.LANCZOS)
+    image = to_image(image).resize(SIZE, Image.Resampling.LANCZOS)
     for quality in range(92, 60, -1):
         image.save(path, quality=quality, subsampling=0, optimize=True)
         if path.stat().st_size < MAX_BYTES:

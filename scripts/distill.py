@@ -1,11 +1,11 @@
 """Train a slim VGG-19 to stand in for the full one: the weights that are shipped.
 
-    python scripts/distill.py RUN_FOLDER --teacher vgg19.h5 --pictures FOLDER ...
+    python scripts/distill.py RUN_FOLDER --teacher vgg19.h5 --images FOLDER ...
 
-The student is trained from random weights on crops of real pictures (training_pictures.py), of
-procedural ones (procedural_pictures.py), and of the pictures that an optimisation passes through
+The student is trained from random weights on crops of real images (training_images.py), of
+procedural ones (procedural_images.py), and of the images that an optimisation passes through
 with the student as it is: without those it would be fooled by what it has never seen. The loss is
-in distillation.py. RUN_FOLDER keeps a checkpoint, a log (log.jsonl) and pictures of optimisations;
+in distillation.py. RUN_FOLDER keeps a checkpoint, a log (log.jsonl) and images of optimisations;
 the same command goes on where a run was interrupted, to the same result, and with other options it
 goes on with those: the file of weights tells every stage. The end writes OUTPUT, a file of weights
 that ``nst-jax stylize --weights`` takes.
@@ -37,8 +37,8 @@ from distill_files import (
     save_policy,
     tell_stage,
 )
+from distill_images import KEPT, gather_images, make_batch, policy_images
 from distill_options import Options, check_options, output_path
-from distill_pictures import KEPT, gather_pictures, make_batch, policy_pictures
 from distillation import (
     LAYERS,
     distillation_loss,
@@ -72,8 +72,8 @@ def make_step(options: Options, optimizer: optax.GradientTransformation) -> Call
     ) -> tuple[Training, dict[str, Array]]:
         trained, opt_state, scales = training
         preprocessing = teacher["preprocessing"]
-        cast, pictures = jax.tree.map(lambda x: x.astype(dtype), (teacher, crops))
-        targets = teacher_features(cast, pictures, pooling=pooling, one_by_one=one_by_one)
+        cast, images = jax.tree.map(lambda x: x.astype(dtype), (teacher, crops))
+        targets = teacher_features(cast, images, pooling=pooling, one_by_one=one_by_one)
 
         def loss(trained):
             student = with_preprocessing(trained, preprocessing)
@@ -99,14 +99,14 @@ def distill(options: Options) -> Path:
       The file of weights.
 
     Raises:
-      InputError: for options, pictures and a teacher that cannot be used, and where the loss
+      InputError: for options, images and a teacher that cannot be used, and where the loss
         becomes infinite.
     """
     check_options(options)
     loaded = load_weights(options.teacher)
     shapes = {name: array.shape for name, array in to_arrays(loaded.variables).items()}
     check_shapes(shapes, channels=CHANNELS)
-    pictures = gather_pictures(options)
+    images = gather_images(options)
     preprocessing = loaded.variables["preprocessing"]
     on_cpu = jax.default_backend() == "cpu"
     prepare = jax.jit(prepare_kernels, static_argnames=("convolution", "layers"))
@@ -115,9 +115,9 @@ def distill(options: Options) -> Path:
 
     optimizer = make_optimizer(make_schedule(options.learning_rate, steps=options.steps))
     training, start = load_checkpoint(
-        options.folder, first_training(options, optimizer, teacher, pictures)
+        options.folder, first_training(options, optimizer, teacher, images)
     )
-    stages = tell_stage(options, start=start, real_pictures=len(pictures.real))
+    stages = tell_stage(options, start=start, real_images=len(images.real))
     policy = load_policy(options, step=start)
     devices = jax.make_mesh(
         (jax.device_count(),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,)
@@ -129,14 +129,14 @@ def distill(options: Options) -> Path:
     with ThreadPoolExecutor(1) as executor, (options.folder / "log.jsonl").open("a") as log:
 
         def prepare_batch(step: int):
-            return executor.submit(make_batch, options, pictures, policy, step=step)
+            return executor.submit(make_batch, options, images, policy, step=step)
 
         coming = prepare_batch(start)
         for step in range(start, options.steps):
             every = options.policy_every
             if every and step >= options.policy_from and step % every == 0:
                 student = finish(training.trained, training.scales, preprocessing)
-                fresh = policy_pictures(options, pictures, student, number=step // every)
+                fresh = policy_images(options, images, student, number=step // every)
                 save_policy(options.folder, fresh, number=step // every)
                 policy = (policy + fresh)[-KEPT:]
                 coming = prepare_batch(step)
@@ -161,10 +161,10 @@ def distill(options: Options) -> Path:
 
 
 def first_training(
-    options: Options, optimizer: optax.GradientTransformation, teacher: Variables, pictures: Any
+    options: Options, optimizer: optax.GradientTransformation, teacher: Variables, images: Any
 ) -> Training:
     """The state before the first step."""
-    crops = [make_batch(options, pictures, [], step=2**31 + step)[0] for step in range(8)]
+    crops = [make_batch(options, images, [], step=2**31 + step)[0] for step in range(8)]
     taps = jax.jit(partial(teacher_features, pooling="max", one_by_one=True))(
         teacher, np.concatenate(crops)
     )

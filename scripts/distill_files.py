@@ -1,4 +1,4 @@
-"""What a training keeps: checkpoints, its stages, pictures of optimisations, the weights."""
+"""What a training keeps: checkpoints, its stages, images of optimisations, the weights."""
 
 import json
 from dataclasses import asdict
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from distill_images import KEPT
 from distill_options import Options, output_path
-from distill_pictures import KEPT
 from distillation import Scales
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -66,11 +66,11 @@ def _policy_path(folder: Path, number: int) -> Path:
     return folder / f"policy_{number:04d}.npy"
 
 
-def save_policy(folder: Path, pictures: list[np.ndarray], *, number: int) -> None:
-    """Save the pictures of optimisations that were made at the n-th time."""
-    if pictures:
+def save_policy(folder: Path, images: list[np.ndarray], *, number: int) -> None:
+    """Save the images of optimisations that were made at the n-th time."""
+    if images:
         with atomic_write(_policy_path(folder, number)) as temporary:
-            np.save(temporary, np.stack(pictures))
+            np.save(temporary, np.stack(images))
 
 
 def load_policy(options: Options, *, step: int) -> list[np.ndarray]:
@@ -79,18 +79,18 @@ def load_policy(options: Options, *, step: int) -> list[np.ndarray]:
     every = options.policy_every
     for number in range(1, (step - 1) // every + 1 if every and step else 1):
         if (path := _policy_path(options.folder, number)).exists():
-            pictures = list(np.load(path))
-            policy += [x for x in pictures if min(x.shape[:2]) >= options.crop]
+            images = list(np.load(path))
+            policy += [x for x in images if min(x.shape[:2]) >= options.crop]
     return policy[-KEPT:]
 
 
-def tell_stage(options: Options, *, start: int, real_pictures: int) -> list[dict[str, Any]]:
+def tell_stage(options: Options, *, start: int, real_images: int) -> list[dict[str, Any]]:
     """All stages of the run so far, this one included, which is added to them."""
     path = options.folder / "stages.json"
     stages = json.loads(path.read_text()) if path.exists() else []
-    places = ("folder", "teacher", "output", "pictures")
+    places = ("folder", "teacher", "output", "images")
     stage = {key: value for key, value in asdict(options).items() if key not in places}
-    stage |= {"from_step": start, "real_pictures": real_pictures}
+    stage |= {"from_step": start, "real_images": real_images}
     if start < options.steps:
         stages = [other for other in stages if other["from_step"] < start] + [stage]
     with atomic_write(path) as temporary:

@@ -19,15 +19,15 @@ class Options:
       folder: Where the run is kept.
       teacher: The full VGG-19, in any form that nst-jax loads.
       output: The file of weights to write; by default FOLDER/vgg19-slim.safetensors.
-      pictures: Folders or files of real pictures beside those of scikit-image and scikit-learn.
+      images: Folders or files of real images beside those of scikit-image and scikit-learn.
       channels: Channels of the five blocks.
       steps: Steps of training.
       batch: Crops in a step.
       crop: Their side in pixels, a multiple of 16.
       learning_rate: Its peak.
-      procedural: How many procedural pictures are drawn.
+      procedural: How many procedural images are drawn.
       average_share: Share of steps with average pooling.
-      policy_every: Steps after which pictures of optimisations are made anew; 0 for none.
+      policy_every: Steps after which images of optimisations are made anew; 0 for none.
       policy_from: Steps before the first of them.
       policy_runs: Optimisations each time.
       checkpoint_every: Steps between checkpoints.
@@ -38,7 +38,7 @@ class Options:
     folder: tyro.conf.Positional[Path]
     teacher: Path
     output: Path | None = None
-    pictures: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
     channels: tuple[int, int, int, int, int] = (16, 64, 96, 192, 192)
     steps: int = 8000
     batch: int = 4

@@ -6,7 +6,7 @@ T_l are the teacher's features of layer l, F_l = S_l K_l + b_l the student's lif
 Gram matrices; the second sum is over the layers of style. Features are compared in their natural
 scale: channels with much energy count for much, as they do in the Gram matrices.
 
-Contract: pictures are float32 RGB around [0, 1], ``[B, H, W, 3]``, sides divisible by 16.
+Contract: images are float32 RGB around [0, 1], ``[B, H, W, 3]``, sides divisible by 16.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from nst_jax.config import CHANNELS, CONVS, TAPS, block_of
-from nst_jax.models import Lifted, dense, features, init_variables, network_features
+from nst_jax.models import ProjectedFeatures, dense, features, init_variables, network_features
 from nst_jax.types import Array, Variables
 
 LAYERS = tuple(tap for tap in TAPS if tap.startswith("relu") and tap <= "relu5_1")
@@ -41,15 +41,15 @@ class Scales(NamedTuple):
 
 
 def teacher_features(
-    teacher: Variables, pictures: Array, *, pooling: str, one_by_one: bool
+    teacher: Variables, images: Array, *, pooling: str, one_by_one: bool
 ) -> dict[str, Array]:
-    """The teacher's features of a batch; one picture after another is faster on CPUs."""
+    """The teacher's features of a batch; one image after another is faster on CPUs."""
     apply = partial(features, teacher, layers=LAYERS, pooling=pooling)
-    return jax.lax.map(apply, pictures) if one_by_one else apply(pictures)
+    return jax.lax.map(apply, images) if one_by_one else apply(images)
 
 
 def measure_scales(taps: dict[str, Array]) -> Scales:
-    """Scales of the teacher's features of some pictures."""
+    """Scales of the teacher's features of some images."""
     rms = {name: jnp.sqrt(jnp.mean(jnp.square(tap))) for name, tap in taps.items()}
     centred = {name: tap - tap.mean((0, 1, 2), keepdims=True) for name, tap in taps.items()}
     variance = {name: jnp.mean(jnp.square(centred[name])) / rms[name] ** 2 for name in taps}
@@ -118,7 +118,7 @@ def distillation_loss(
     student: Variables,
     targets: dict[str, Array],
     scales: Scales,
-    pictures: Array,
+    images: Array,
     offset: Array,
     *,
     pooling: str,
@@ -128,9 +128,9 @@ def distillation_loss(
 
     Args:
       student: collections of ``with_preprocessing``.
-      targets: the teacher's features of the pictures.
+      targets: the teacher's features of the images.
       scales: from ``measure_scales``.
-      pictures: ``[B, H, W, 3]``.
+      images: ``[B, H, W, 3]``.
       offset: two numbers, the rows and columns at which sampling starts.
       pooling: ``"max"`` or ``"average"``.
       dtype: of the student's computations.
@@ -138,11 +138,11 @@ def distillation_loss(
     Returns:
       The loss, and its parts: layer -> relative error of features, G layer -> of Gram matrices.
     """
-    student, pictures = jax.tree.map(lambda x: x.astype(dtype), (student, pictures))
-    taps = network_features(student, pictures, layers=LAYERS, pooling=pooling)
+    student, images = jax.tree.map(lambda x: x.astype(dtype), (student, images))
+    taps = network_features(student, images, layers=LAYERS, pooling=pooling)
     total, parts = jnp.zeros(()), {}
     for layer, tap in taps.items():
-        assert isinstance(tap, Lifted)
+        assert isinstance(tap, ProjectedFeatures)
         own = _sample(tap.own, layer, offset)
         lifted = dense(tap._replace(own=own)).astype(jnp.float32)
         target = _sample(targets[layer], layer, offset).astype(jnp.float32) / scales.rms[layer]
@@ -154,7 +154,7 @@ def distillation_loss(
             parts[f"G {layer}"] = jnp.sum(jnp.square(gram - wanted)) / jnp.sum(jnp.square(wanted))
             total += WEIGHTS[layer] * jnp.log1p(
                 parts[f"G {layer}"]
-            )  # without bound a dull picture rules a step
+            )  # without bound a dull image rules a step
     return total, parts
 
 

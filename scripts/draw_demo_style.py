@@ -165,11 +165,11 @@ def paint(rng, plan, angle, brushes=BRUSHES, ground=(176, 116, 52), scatter=0.04
     return np.asarray(canvas, float) / 255 * (1 + 0.9 * slope) + 0.22 * slope.clip(0)
 
 
-def style_picture(seed=5):
+def style_image(seed=5):
     rng = np.random.default_rng(seed)
     plan, angle = plan_farm_and_trees(*plan_river(*plan_fields(*plan_sky(rng))))
     return paint(rng, plan, angle)
 
 
 if __name__ == "__main__":
-    save(style_picture(), output_path("demo_style.jpg"))
+    save(style_image(), output_path("demo_style.jpg"))

@@ -21,7 +21,7 @@ def _run(
 
 
 def recovers(folder: Path, *, cache: Path, fault: str, name: str, at: int) -> str:
-    """A fault once: the run goes on from its best picture, says so, and ends well."""
+    """A fault once: the run goes on from its best image, says so, and ends well."""
     draw_inputs(folder)
     code, said = _run(fault, at, at, COMMANDS[name], folder, cache=cache)
     told = "was not finite at step" in said and "(1 of 3)" in said
@@ -33,12 +33,12 @@ def recovers(folder: Path, *, cache: Path, fault: str, name: str, at: int) -> st
     expect(record["steps"] >= steps, f"only {record['steps']} steps")
     expect(record["final_loss"] < losses[0], "the loss is not lower than at the start")
     if "--averaging" not in COMMANDS[name]:
-        expect(record["final_loss"] == min(losses), "the result is not the best picture")
-    return "goes on from the best picture, exit 0"
+        expect(record["final_loss"] == min(losses), "the result is not the best image")
+    return "goes on from the best image, exit 0"
 
 
 def diverges(folder: Path, *, cache: Path, fault: str, name: str, at: int) -> str:
-    """A fault from some time on: three times it goes on, then the best picture is written."""
+    """A fault from some time on: three times it goes on, then the best image is written."""
     draw_inputs(folder)
     code, said = _run(fault, at, ALWAYS, COMMANDS[name], folder, cache=cache)
     expect(code == 1 and "nst-jax: diverged at step" in said, f"exit code {code}: {said[-300:]!r}")
@@ -46,17 +46,17 @@ def diverges(folder: Path, *, cache: Path, fault: str, name: str, at: int) -> st
     record = results(folder)["out.json"]
     expect(record["status"] == "diverged", f"status {record['status']}")
     with Image.open(folder / "out.png") as image:
-        expect(np.asarray(image).std() > 1, "the picture is of one colour")
+        expect(np.asarray(image).std() > 1, "the image is of one colour")
     if at == 1:
         with Image.open(folder / "content.png") as first, Image.open(folder / "out.png") as image:
             # To rounding: the network's mean is taken off and added again.
             other = np.abs(np.asarray(image, int) - np.asarray(first.convert("RGB"), int)).max()
-        expect(other <= 1, "the picture is not the initial one")
+        expect(other <= 1, "the image is not the initial one")
     else:
         # Where only the gradient is not finite the loss is there, but does not count.
         losses = record["history"]["total"][: at - 1]
-        expect(record["final_loss"] == min(losses), "the result is not the best picture")
-    return "best picture, exit 1"
+        expect(record["final_loss"] == min(losses), "the result is not the best image")
+    return "best image, exit 1"
 
 
 def smaller(folder: Path, *, cache: Path, at: int, words: list[str], told: str) -> str:
@@ -74,14 +74,14 @@ def never(folder: Path, *, cache: Path, words: list[str], told: str) -> str:
     draw_inputs(folder)
     code, said = _run("memory", 1, ALWAYS, _larger(*words), folder, cache=cache)
     *_, last = said.splitlines()
-    right = last.startswith("nst-jax: error: a picture of ") and re.search(told, last)
+    right = last.startswith("nst-jax: error: an image of ") and re.search(told, last)
     expect(code == 2 and right, f"exit code {code}: {said[-400:]!r}")
     expect(not results(folder), "something was written")
     return "refused, exit 2"
 
 
 def _larger(*words: str) -> list[str]:
-    """A command whose picture is large enough for tiles."""
+    """A command whose image is large enough for tiles."""
     command = list(COMMANDS["Adam"])
     command[command.index("--size") + 1] = "300"
     command[command.index("--steps") + 1] = "8"

@@ -156,7 +156,7 @@ def output_disk(
         code, said = wait(started)
         expect(code == 2 and "cannot write" in said, f"exit code {code}: {said[-300:]!r}")
         if not kept:
-            found = re.search(r"the picture is kept as (\S+\.png),", said)
+            found = re.search(r"the image is kept as (\S+\.png),", said)
             expect(found, f"nothing is kept: {said[-300:]!r}")
             assert found
             place = Path(found[1])
@@ -165,7 +165,7 @@ def output_disk(
             place.parent.rmdir()
             free(disk)
             same = results(folder)["kept/out.png"] == reference.results["out.png"]
-            expect(same, "another picture is kept")
+            expect(same, "another image is kept")
             return "kept in the temporary folder, exit 2"
         free(disk)
         code, said = run(RESUME, folder, cache=cache)

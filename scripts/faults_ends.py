@@ -191,7 +191,7 @@ def _check_stopped(
     if name == "batch":
         made = {key: value for key, value in found.items() if key.endswith(".png")}
         same = all(reference.results[key] == value for key, value in made.items())
-        expect(same, "pictures of a batch that was stopped differ")
+        expect(same, "images of a batch that was stopped differ")
     elif not twice:
         expect({"out.png", "out.json"} <= set(found), f"only {', '.join(found)} was written")
         record, whole = found["out.json"], reference.results["out.json"]
@@ -200,7 +200,7 @@ def _check_stopped(
         expect(losses == whole["history"]["total"][: len(losses)], "another history of the loss")
         steps = re.search(r'"step": (\d+)', _newest_record(folder))
         right = steps and int(steps[1]) == record["steps"]
-        expect(right, "the newest checkpoint is of another step than the picture")
+        expect(right, "the newest checkpoint is of another step than the image")
     expect(checkpoints(folder / FOLDER), "no checkpoint was written")
 
 

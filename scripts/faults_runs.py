@@ -1,6 +1,6 @@
 """Runs of the command line to do harm to: what they are, what they leave, what they should leave.
 
-They are processes as a person starts them, with small drawn pictures and the slim weights.
+They are processes as a person starts them, with small drawn images and the slim weights.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).resolve().parent.parent
 SLIM = ROOT / "weights" / "vgg19-slim.safetensors"
 FOLDER = "checkpoints"
-STEPPING = re.compile(r"^step \d|^\d+/\d+ pictures", re.MULTILINE)
+STEPPING = re.compile(r"^step \d|^\d+/\d+ images", re.MULTILINE)
 PATIENCE = 240.0  # seconds that a process may take
 
 
@@ -85,7 +85,7 @@ RESUME = ["resume", FOLDER]
 
 
 def draw_inputs(folder: Path) -> None:
-    """Make a folder with the pictures that the commands read."""
+    """Make a folder with the images that the commands read."""
     folder.mkdir()
     (folder / "in").mkdir()
     shapes = {"content": (36, 48), "style": (40, 33)}

@@ -1,4 +1,4 @@
-"""Draw the gallery: docs/gallery.md and its pictures, from the commands that the page shows.
+"""Draw the gallery: docs/gallery.md and its images, from the commands that the page shows.
 
     python scripts/gallery.py [--only NAME ...] [--output docs] [--work FOLDER] [--looks FOLDER]
 
@@ -21,8 +21,8 @@ from textwrap import fill
 import numpy as np
 import tyro
 from gallery_controls import OTHERS, STYLES, Control
+from gallery_images import INPUTS, write_inputs
 from gallery_looks import LOOK, LOOK_TITLE, RECORD, draw_looks, section, take_record
-from gallery_pictures import INPUTS, write_inputs
 from gallery_regions import REGIONS
 from PIL import Image
 
@@ -42,15 +42,15 @@ HEAD = """
 # Gallery
 
 What each control does, with and without it. Each sheet is made by the commands above it, in the
-order of its pictures, in a folder with the files of the first section; a command that stands here
+order of its images, in a folder with the files of the first section; a command that stands here
 several times need run only once. All use the slim weights that come with nst_jax: where the full
-VGG-19 is on your machine, add `--model vgg19-slim` for the same pictures. The page and all
-pictures but the last are made by `python scripts/gallery.py`.
+VGG-19 is on your machine, add `--model vgg19-slim` for the same images. The page and all
+images but the last are made by `python scripts/gallery.py`.
 
-## Pictures and masks
+## Images and masks
 
 `python scripts/gallery.py --only inputs --work FOLDER` puts these files into a folder. Scripts
-have drawn them all. In a mask white is inside; in a picture of labels each colour is a region.
+have drawn them all. In a mask white is inside; in an image of labels each colour is a region.
 """
 
 
@@ -74,21 +74,21 @@ class Options:
 
 def page(docs: Path) -> str:
     """The text of gallery.md, in a folder that holds looks.json."""
-    parts = [HEAD.strip(), picture_link("inputs", "all files that the commands read")]
+    parts = [HEAD.strip(), image_link("inputs", "all files that the commands read")]
     for control in CONTROLS:
-        commands = dict.fromkeys(command for _, command in control.pictures)
-        shown = "; ".join(label for label, _ in control.pictures if label)
+        commands = dict.fromkeys(command for _, command in control.images)
+        shown = "; ".join(label for label, _ in control.images if label)
         parts += [
             f"## {control.title}",
             fill(" ".join(control.text.split()), 100, break_on_hyphens=False),
             "```bash\n" + "\n".join(map(shell_lines, commands)) + "\n```",
-            picture_link(control.name, shown or control.title.lower()),
+            image_link(control.name, shown or control.title.lower()),
         ]
-    parts += [*section(docs), picture_link(LOOK, LOOK_TITLE.lower())]
+    parts += [*section(docs), image_link(LOOK, LOOK_TITLE.lower())]
     return "\n\n".join(parts) + "\n"
 
 
-def picture_link(name: str, words: str) -> str:
+def image_link(name: str, words: str) -> str:
     return f"![{words}](images/gallery/{name}.jpg)"
 
 
@@ -103,7 +103,7 @@ def shell_lines(command: str) -> str:
 
 
 def run_command(command: str, done: dict[str, Path]) -> np.ndarray:
-    """The picture that a command writes; one that has run already does not run again.
+    """The image that a command writes; one that has run already does not run again.
 
     Raises:
       InputError: where the command fails; it has said why.
@@ -119,25 +119,25 @@ def run_command(command: str, done: dict[str, Path]) -> np.ndarray:
 
 def draw_sheet(control: Control, done: dict[str, Path]) -> np.ndarray:
     """The sheet of a control, ``[H, W, 3]``."""
-    pictures = [(label, run_command(command, done)) for label, command in control.pictures]
-    if len(pictures) == 1:
-        return pictures[0][1]
-    labels, shown = zip(*((label, picture) for label, picture in pictures if label), strict=True)
+    images = [(label, run_command(command, done)) for label, command in control.images]
+    if len(images) == 1:
+        return images[0][1]
+    labels, shown = zip(*((label, image) for label, image in images if label), strict=True)
     if control.tiled:
-        shown = [np.tile(picture, (2, 2, 1)) for picture in shown]
+        shown = [np.tile(image, (2, 2, 1)) for image in shown]
     if control.crop is not None:
         left, top, right, bottom = control.crop
-        shown = [picture[top:bottom, left:right] for picture in shown]
-        shown = [picture.repeat(3, axis=0).repeat(3, axis=1) for picture in shown]
+        shown = [image[top:bottom, left:right] for image in shown]
+        shown = [image.repeat(3, axis=0).repeat(3, axis=1) for image in shown]
     return contact_sheet(shown, labels=labels, columns=control.columns)
 
 
 def draw_inputs() -> np.ndarray:
     """The sheet of the files that the commands read, each in a thin frame."""
-    pictures = [load_image(name, size=256) for name in INPUTS]
-    for picture in pictures:
-        picture[[0, -1]] = picture[:, [0, -1]] = 0.6
-    return contact_sheet(pictures, labels=list(INPUTS.values()), columns=5)
+    images = [load_image(name, size=256) for name in INPUTS]
+    for image in images:
+        image[[0, -1]] = image[:, [0, -1]] = 0.6
+    return contact_sheet(images, labels=list(INPUTS.values()), columns=5)
 
 
 def draw_any(name: str, done: dict[str, Path], looks: Path | None) -> np.ndarray:

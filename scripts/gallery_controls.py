@@ -1,6 +1,6 @@
-"""What the gallery shows: for every control a text, and commands with the labels of their pictures.
+"""What the gallery shows: for every control a text, and commands with the labels of their images.
 
-The page and the pictures are both made of this, so that they say the same. The controls of regions
+The page and the images are both made of this, so that they say the same. The controls of regions
 are in ``gallery_regions.py``.
 """
 
@@ -20,17 +20,17 @@ class Control:
     Attributes:
       name: the sheet's file name, and the name for ``--only``.
       title, text: what the section says.
-      pictures: label and command of each picture; one without a label is made but not shown, and
+      images: label and command of each image; one without a label is made but not shown, and
         a single one is itself the sheet.
-      columns: pictures in a row.
-      tiled: lay each picture out twice by twice.
+      columns: images in a row.
+      tiled: lay each image out twice by twice.
       crop: show only this part, three times as large: left, top, right and bottom in pixels.
     """
 
     name: str
     title: str
     text: str
-    pictures: tuple[tuple[str, str], ...]
+    images: tuple[tuple[str, str], ...]
     columns: int = 3
     tiled: bool = False
     crop: tuple[int, int, int, int] | None = None
@@ -59,7 +59,7 @@ STYLES = (
         Styles are scaled to the result's longer side; `--style-scale` makes them larger or
         smaller than that, and with them the strokes.
         """,
-        pictures=(
+        images=(
             ("0.5", paint("scale1", "--style-scale 0.5")),
             ("1", paint("scale2", "--style-scale 1")),
             ("2", paint("scale3", "--style-scale 2")),
@@ -69,10 +69,10 @@ STYLES = (
         name="blend",
         title="Several styles: shares",
         text="""
-        Several pictures after `--style` are mixed, by the shares that `--style-blend` gives
+        Several images after `--style` are mixed, by the shares that `--style-blend` gives
         them; left out, all count the same. For a look between styles. Shares are those of the
         statistics and not of the area: each style settles where the content suits it.""",
-        pictures=(
+        images=(
             ("shares 1 0", paint("blend1", "--style-blend 1 0", style=BOTH)),
             ("shares 0.5 0.5", paint("blend2", "--style-blend 0.5 0.5", style=BOTH)),
             ("shares 0 1", paint("blend3", "--style-blend 0 1", style=BOTH)),
@@ -84,8 +84,8 @@ STYLES = (
         text="""
         `--layer-styles NAME=NUMBER` gives a style layer one style alone, by its number; the
         other layers mix all. Shallow layers hold colours and fine marks, deep ones large forms.
-        For the brush of one picture in the forms of another.""",
-        pictures=(
+        For the brush of one image in the forms of another.""",
+        images=(
             ("each layer mixes both", paint("average", style=BOTH)),
             (
                 "shallow: glass, deep: fields",
@@ -104,9 +104,9 @@ STYLES = (
         `--style-mixing sum` adds the styles' losses (as neural-style-tf does), where `average`
         takes the mean of their Gram matrices (as neural-style does). With the same shares the
         two differ by a constant: the loss is another, gradient and look are the same, and only
-        rounding, which grows over the steps, tells the pictures apart. For losses that are to be
+        rounding, which grows over the steps, tells the images apart. For losses that are to be
         compared with those of a tool that adds.""",
-        pictures=(
+        images=(
             ("average", paint("average", style=BOTH)),
             ("sum", paint("sum", "--style-mixing sum", style=BOTH)),
         ),
@@ -118,7 +118,7 @@ STYLES = (
         `--style-layers NAME=FACTOR` chooses the layers whose statistics are compared, and how
         much each counts. The two shallow ones alone change colours and the finest marks; more
         weight on the deep ones brings large, smooth forms. For the scale of the strokes.""",
-        pictures=(
+        images=(
             ("five layers, 1 each", PLAIN),
             ("relu1_1 and relu2_1 alone", paint("shallow", "--style-layers relu1_1 relu2_1")),
             (
@@ -139,7 +139,7 @@ STYLES = (
         layer before's with the sum 1 (style-transfer-pytorch), `1/C2` for one over the square of
         the channels (Gatys' code). The last two favour fine marks. `1/C2` is meant for
         `--gram-normalization hw`; without it, it needs a large style weight.""",
-        pictures=(
+        images=(
             ("equal, style weight 100", PLAIN),
             ("course, 100", paint("course", "--style-layers course")),
             ("geometric, 100", paint("geometric", "--style-layers geometric")),
@@ -156,7 +156,7 @@ STYLES = (
         more than where they are. These start from noise, since a start from the content hides
         the difference. Features of each layer have their own size, and so each its content
         weight.""",
-        pictures=tuple(
+        images=tuple(
             (
                 f"{layer}, content weight {weight}",
                 paint(
@@ -189,7 +189,7 @@ OTHERS = (
         `match-symmetric`), or channel by channel (`match-histogram`), which leaves hues that the
         content does not have. Keep where each thing shall have its own colour; match where
         strokes shall keep their several hues.""",
-        pictures=(
+        images=(
             ("none", PLAIN),
             *((mode, paint(mode, f"--color {mode}")) for mode in MODES.split()),
         ),
@@ -202,10 +202,10 @@ OTHERS = (
         `nst-jax texture` paints with the style alone, from noise; with `--tileable` opposite
         borders fit each other. Both are laid out twice by twice here: look for the seams. For
         wallpapers and game surfaces. `--tileable` is `--padding circular`, which the other
-        commands take too, where the picture's sides are multiples of the deepest layer's stride
+        commands take too, where the image's sides are multiples of the deepest layer's stride
         (16 for relu5_1); styles are cropped to such. `--style-size` sets how large the strokes
         are.""",
-        pictures=(
+        images=(
             ("without", f"{TEXTURE} -o texture.png"),
             ("tileable", f"{TEXTURE} --tileable -o tile.png"),
         ),
@@ -215,10 +215,10 @@ OTHERS = (
         name="reconstruct",
         title="Reconstructions",
         text="""
-        `nst-jax reconstruct` shows what a layer knows of a picture, by the content term alone,
+        `nst-jax reconstruct` shows what a layer knows of an image, by the content term alone,
         from noise (Gatys 2016, figure 1): a shallow one nearly every pixel, a deep one things
         and places without their colours and outlines. For choosing content layers.""",
-        pictures=tuple(
+        images=tuple(
             (
                 f"relu{block}_1",
                 f"nst-jax reconstruct lake.jpg --layer relu{block}_1 {SMALL} -o layer{block}.png",
@@ -228,13 +228,13 @@ OTHERS = (
     ),
     Control(
         name="init",
-        title="High resolution from a finished picture",
+        title="High resolution from a finished image",
         text="""
-        `--init FILE` starts from a picture, scaled to the size of the result. A layer sees
-        equally many pixels at any size, so that large forms are found sooner where the picture
+        `--init FILE` starts from an image, scaled to the size of the result. A layer sees
+        equally many pixels at any size, so that large forms are found sooner where the image
         is small: make it small first, and go on from there with few steps. Here both large ones
         had the same number.""",
-        pictures=(
+        images=(
             ("", PLAIN),
             ("512 px from the content, 20 steps", f"{LARGE} -o direct.png"),
             ("512 px from plain.png, 20 steps", f"{LARGE} --init plain.png -o enlarged.png"),
@@ -246,8 +246,8 @@ OTHERS = (
         text="""
         `nst-jax sweep` tries every combination of values of some settings, as many at once as
         fit into one program, and writes a sheet such as this, with the losses in a JSON file
-        beside it. For finding the settings for a pair of pictures.""",
-        pictures=(
+        beside it. For finding the settings for a pair of images.""",
+        images=(
             (
                 "",
                 "nst-jax sweep lake.jpg --style fields.jpg --over init=content,noise "

@@ -1,7 +1,7 @@
 """The gallery's section on the default look, from what ``compare_looks.py`` has written.
 
 The comparison takes an hour or more, so that the gallery does not make it: ``gallery.py --looks
-FOLDER`` takes its pictures, and keeps its means in docs/looks.json for the page's table.
+FOLDER`` takes its images, and keeps its means in docs/looks.json for the page's table.
 """
 
 import json
@@ -25,26 +25,26 @@ WIDEST = 1400  # pixels of the sheet, about
 TEXT = """
 Where no preset is named the command line takes `wasserstein`. It was chosen by eye first: faces
 and edges stay whole where the others paint over them, and the style's colours arrive in the whole
-picture, also of dark and flat styles. The numbers agree: of these settings it is nearest to the
+image, also of dark and flat styles. The numbers agree: of these settings it is nearest to the
 style and keeps the content best, with the full and with the slim network. Among others that were
 tried with the slim network, larger factors of deep layers painted larger strokes and lost the
 content sooner; means and deviations beside Gram matrices (`spst`) came nearest to the style and
 kept the content worst. Every setting had as many steps as fit into {seconds:g} s at {size} px by
 the time of its steps on one machine ({device}), compilation apart; the seconds of the table are
 what they took then. Two numbers judge each result by features of the {judge} network that none of
-these settings optimises. *Style* is the sliced Wasserstein distance to the style picture: 0 is
+these settings optimises. *Style* is the sliced Wasserstein distance to the style image: 0 is
 the style itself, 1 the content. *Content* is the change of the content's self-similarity: 0 is
-the content, 1 the style picture. Less is better in both, but a picture that has changed little
+the content, 1 the style image. Less is better in both, but an image that has changed little
 keeps the content best, so that they are to be read together, and with the sheet. Means and worst
 values are those of all pairs of {contents} with {styles}; the sheet shows some of them. Made by
-`python scripts/compare_looks.py` with these pictures and settings and `python scripts/gallery.py
+`python scripts/compare_looks.py` with these images and settings and `python scripts/gallery.py
 --looks FOLDER --only default-look`.
 """
 KEPT = ("size", "seconds", "judge", "settings", "device", "versions", "summary")
 
 
 def section(docs: Path) -> list[str]:
-    """Title, text and table of the page's section; the picture is linked by the page."""
+    """Title, text and table of the page's section; the image is linked by the page."""
     record = json.loads((docs / RECORD).read_text("utf-8"))
     text = TEXT.format(
         seconds=record["seconds"],
@@ -70,7 +70,7 @@ def take_record(folder: Path, docs: Path) -> None:
     record = read_record(folder)
     names = {
         plural: list(dict.fromkeys(found[name] for found in record["results"]))
-        for plural, name in (("contents", "content"), ("styles", "style_picture"))
+        for plural, name in (("contents", "content"), ("styles", "style_image"))
     }
     write_json(docs / RECORD, {name: record[name] for name in KEPT} | names)
 
@@ -96,7 +96,7 @@ def draw_looks(folder: Path) -> np.ndarray:
     """
     record = read_record(folder)
     found = {
-        (one["content"], one["style_picture"], one["setting"]): one
+        (one["content"], one["style_image"], one["setting"]): one
         for one in record["results"]
         if one["network"] == NETWORK
     }
@@ -104,18 +104,16 @@ def draw_looks(folder: Path) -> np.ndarray:
     for key in keys:
         if key not in found:
             what = f"{', '.join(key)} by the {NETWORK} network"
-            raise InputError(f"{folder} has no picture of {what}: compare that too")
+            raise InputError(f"{folder} has no image of {what}: compare that too")
     width = min(record["size"], WIDEST // (2 + len(SHOWN)))
 
-    def picture(path: Path) -> np.ndarray:
+    def image(path: Path) -> np.ndarray:
         whole = load_image(path)
         return resize_to(whole, shape=(round(width * whole.shape[0] / whole.shape[1]), width))
 
     inputs = {
-        name: picture(next((folder / "inputs").glob(f"{name}.*")))
-        for pair in PAIRS
-        for name in pair
+        name: image(next((folder / "inputs").glob(f"{name}.*"))) for pair in PAIRS for name in pair
     }
-    results = {key: picture(folder / found[key]["picture"]) for key in keys}
+    results = {key: image(folder / found[key]["image"]) for key in keys}
     captions = {key: caption(found[key]) for key in keys}
     return sheet(PAIRS, inputs, results, captions, settings=SHOWN)

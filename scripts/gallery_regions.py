@@ -9,12 +9,12 @@ REGIONS = (
         name="regions",
         title="Regions",
         text="""
-        `--content-mask` takes a mask for each region, `--labels` one picture with a colour for
+        `--content-mask` takes a mask for each region, `--labels` one image with a colour for
         each, in the order of red, green and blue: here lake, land, sky. As many styles as
         regions are taken in this order; `--region-styles` says it otherwise: a style's number,
         `mix` for all of them, `keep` to leave the region as it is. For a sky that is not painted
         like the land.""",
-        pictures=(
+        images=(
             ("without regions", PLAIN),
             ("masks", paint("masks", "--content-mask sky.png rest.png", style=BOTH)),
             (
@@ -32,11 +32,11 @@ REGIONS = (
         name="style-masks",
         title="Parts of a style",
         text="""
-        `--style-mask` names the part of a style picture that counts: a mask for each style, or
+        `--style-mask` names the part of a style image that counts: a mask for each style, or
         with regions for each styled region. `--style-labels` does so with `--labels`, by the
         same colours: here the sky is painted like the sky, and the rest like the ground. For a
         style with several manners, or with a margin that is no part of it.""",
-        pictures=(
+        images=(
             ("all of fields.jpg", PLAIN),
             ("its sky", paint("swirly", "--style-mask swirls.png")),
             ("its ground", paint("furrowed", "--style-mask furrows.png")),
@@ -54,7 +54,7 @@ REGIONS = (
         `--region-weights` are factors of the regions' style losses, in the order of the styled
         regions (in sky.png black comes first: the rest, then the sky). A small one leaves more
         of the content. For a face, say, that shall stay quieter than its surroundings.""",
-        pictures=tuple(
+        images=tuple(
             (
                 f"rest {rest}, sky {sky}",
                 paint(f"weights{number}", f"--labels sky.png --region-weights {rest} {sky}"),
@@ -68,7 +68,7 @@ REGIONS = (
         text="""
         `--region-styles keep` leaves a region as it is, to the pixel; the rest is painted with
         an eye to it. For a logo, a face, or a thing in its true colours.""",
-        pictures=(
+        images=(
             ("without", PLAIN),
             (
                 "the tower is kept",
@@ -82,8 +82,8 @@ REGIONS = (
         text="""
         `--feather` blurs the regions' edges by so many pixels of the result, so that what is
         kept, or painted otherwise, sets in gradually. For masks with hard edges. The sheet shows
-        a part of the pictures three times as large.""",
-        pictures=tuple(
+        a part of the images three times as large.""",
+        images=tuple(
             (
                 f"feather {radius}",
                 paint(
@@ -106,7 +106,7 @@ REGIONS = (
         each other. The deeper the layer, the wider the margin: `inside` needs large regions or
         shallow style layers, and so relu5_1 is left out here. For clean borders take `inside`,
         for merging ones `all`.""",
-        pictures=tuple(
+        images=tuple(
             (
                 f"guides {method}",
                 paint(

@@ -60,7 +60,7 @@ def style_distance(
     The mean over layers of SW(result, style) / SW(content, style).
 
     Args:
-      result, style, content: layer -> ``[h, w, C]``; the pictures may have different sizes, and
+      result, style, content: layer -> ``[h, w, C]``; the images may have different sizes, and
         content and style must not be the same.
     """
     ratios = []
@@ -72,7 +72,7 @@ def style_distance(
 
 
 def sample_grid(features: np.ndarray, *, grid: int = GRID) -> np.ndarray:
-    """Features at the middles of ``grid`` x ``grid`` equal parts of the picture, ``[grid^2, C]``.
+    """Features at the middles of ``grid`` x ``grid`` equal parts of the image, ``[grid^2, C]``.
 
     Between features they are bilinear. A feature sits in the middle of the pixels that it stands
     for, so that positions are the same in each layer.
@@ -91,14 +91,14 @@ def sample_grid(features: np.ndarray, *, grid: int = GRID) -> np.ndarray:
 
 
 def self_similarity(layers: Sequence[np.ndarray], *, grid: int = GRID) -> np.ndarray:
-    """Cosine distances between places of a picture, each column divided by its sum.
+    """Cosine distances between places of an image, each column divided by its sum.
 
     D_ij = 1 - cos(f_i, f_j), D_ij / sum_i D_ij, of hypercolumns f: the features of all layers at
     a place, one after the other (Kolkin, Salavon and Shakhnarovich 2019, "Style Transfer by Relaxed
     Optimal Transport and Self-Similarity", arXiv:1904.12785, the content loss).
 
     Args:
-      layers: ``[h, w, C]`` each, of one picture.
+      layers: ``[h, w, C]`` each, of one image.
       grid: places along each side.
 
     Returns:
@@ -114,13 +114,13 @@ def self_similarity(layers: Sequence[np.ndarray], *, grid: int = GRID) -> np.nda
 def content_change(
     result: Sequence[np.ndarray], content: Sequence[np.ndarray], other: Sequence[np.ndarray]
 ) -> float:
-    """How much of the content's self-similarity a result has lost, where another picture is at 1.
+    """How much of the content's self-similarity a result has lost, where another image is at 1.
 
-    S(result, content) / S(other, content), S the mean absolute difference of the two pictures'
+    S(result, content) / S(other, content), S the mean absolute difference of the two images'
     ``self_similarity``, which is the content loss of Kolkin et al. (2019).
 
     Args:
-      result, content, other: ``[h, w, C]`` of each layer; the other picture is the style's, say.
+      result, content, other: ``[h, w, C]`` of each layer; the other image is the style's, say.
     """
     kept = self_similarity(content)
     lost, all_ = (np.abs(self_similarity(one) - kept).mean() for one in (result, other))

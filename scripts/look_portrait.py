@@ -44,7 +44,7 @@ def carve(a, b, soft):
 
 
 def to_head(p):
-    """From the picture's coordinates to the head's, which looks along its own z."""
+    """From the image's coordinates to the head's, which looks along its own z."""
     (x, y, z), (c, s) = p, (np.cos(TURN), np.sin(TURN))
     x, z = c * x - s * z, s * x + c * z
     c, s = np.cos(TILT), np.sin(TILT)
@@ -171,7 +171,7 @@ def draw_portrait(seed: int = 21) -> np.ndarray:
     rng = np.random.default_rng(seed)
     wall = fractal_noise(rng, (H, W), (3, 4), 6)
     glow = np.exp(-(((X - 420) / 620) ** 2) - ((Y - 380) / 520) ** 2)
-    picture = ramp(glow + 0.05 * wall, (0, 0.5, 1.1), "2c3437 5c6a68 98a097")
+    image = ramp(glow + 0.05 * wall, (0, 0.5, 1.1), "2c3437 5c6a68 98a097")
     x, y = (X - MIDDLE[0]) / UNIT, (MIDDLE[1] - Y) / UNIT
     start = np.stack([x, y, np.full_like(x, 0.9)]).reshape(3, -1).astype(np.float32)
     length, _ = march(start, np.array([[0], [0], [-1]], np.float32), 60, 1.6)
@@ -204,9 +204,9 @@ def draw_portrait(seed: int = 21) -> np.ndarray:
     # Light that goes through the skin reddens the border of the shadow.
     blood = np.exp(-(((facing - 0.05) / 0.22) ** 2)) * (kind == SKIN)
     shade = shade + 0.06 * blood[:, None] * np.array([1, 0.25, 0.1])
-    flat = picture.reshape(-1, 3).copy()
+    flat = image.reshape(-1, 3).copy()
     flat[hit] = (colour**1.5) * shade * 1.25 + (gloss * open_)[:, None] * warm
     flat[hit] = flat[hit].clip(0, None) ** (1 / 1.35)
-    picture = flat.reshape(H, W, 3)
-    soft = np.asarray(to_image(picture).filter(ImageFilter.GaussianBlur(1.6)), float) / 255
+    image = flat.reshape(H, W, 3)
+    soft = np.asarray(to_image(image).filter(ImageFilter.GaussianBlur(1.6)), float) / 255
     return soft + rng.normal(0, 0.016, (H, W, 1))

@@ -12,12 +12,12 @@ Found = dict[str, Any]  # one result: see ``compare_looks.compare``
 MEASURES = ("style", "content_change")
 
 
-def fitted(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A picture scaled into the middle of a white one of the given height and width."""
-    height, width, _ = picture.shape
+def fitted(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """An image scaled into the middle of a white one of the given height and width."""
+    height, width, _ = image.shape
     scale = min(shape[0] / height, shape[1] / width)
     inner = tuple(max(1, round(side * scale)) for side in (height, width))
-    small = resize_to(np.asarray(picture, np.float32), shape=(inner[0], inner[1]))
+    small = resize_to(np.asarray(image, np.float32), shape=(inner[0], inner[1]))
     paper = np.ones((*shape, 3), np.float32)
     top, left = (shape[0] - inner[0]) // 2, (shape[1] - inner[1]) // 2
     paper[top : top + inner[0], left : left + inner[1]] = small
@@ -37,20 +37,20 @@ def sheet(
 
     Args:
       rows: (content, style) each.
-      inputs: content and style pictures by name.
-      results, captions: (content, style, setting) -> picture, and what is written beneath.
+      inputs: content and style images by name.
+      results, captions: (content, style, setting) -> image, and what is written beneath.
       settings: labels, in the order of the columns.
       title: a text above.
     """
     shape = next(iter(results.values())).shape[:2]
-    pictures, labels = [], []
+    images, labels = [], []
     for content, style in rows:
-        pictures += [fitted(inputs[name], shape) for name in (content, style)]
+        images += [fitted(inputs[name], shape) for name in (content, style)]
         labels += [f"content: {content}", f"style: {style}"]
         for setting in settings:
-            pictures.append(fitted(results[content, style, setting], shape))
+            images.append(fitted(results[content, style, setting], shape))
             labels.append(captions[content, style, setting])
-    return contact_sheet(pictures, labels=labels, columns=2 + len(settings), title=title)
+    return contact_sheet(images, labels=labels, columns=2 + len(settings), title=title)
 
 
 def caption(found: Found) -> str:
@@ -97,7 +97,7 @@ def pair_table(results: Sequence[Found]) -> str:
     settings = list(dict.fromkeys(found["setting"] for found in results))
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for found in results:
-        row = cells.setdefault((found["network"], found["content"], found["style_picture"]), {})
+        row = cells.setdefault((found["network"], found["content"], found["style_image"]), {})
         row[found["setting"]] = f"{found['style']:.3f} / {found['content_change']:.3f}"
     lines = [
         "| network | content | style | " + " | ".join(f"`{name}`" for name in settings) + " |",

@@ -143,14 +143,14 @@ def draw_sky(rng):
     )
 
 
-def draw_tower(picture, x=715, foot=640, top=250):
+def draw_tower(image, x=715, foot=640, top=250):
     """A church tower at the end of the street, lit from the right, with its nave before it."""
     w = 46
     stone = ramp((X - x) / w, (-1, 0.05, 0.06, 1), "8d8790 9b939a e8d3ae dcc6a0")
-    picture = over(picture, stone, shapes(box(x - w, top + 90, x + w, foot)))
+    image = over(image, stone, shapes(box(x - w, top + 90, x + w, foot)))
     spire = [(x - w - 6, top + 92), (x, top - 90), (x + w + 6, top + 92)]
     slate = ramp((X - x) / w, (-1, 0.02, 0.04, 1), "3f4a5a 4b5768 7d8ba0 8997aa")
-    picture = over(picture, slate, shapes(spire))
+    image = over(image, slate, shapes(spire))
     parts = [box(x - w - 5, y, x + w + 5, y + 7) for y in (top + 88, top + 190, top + 290)]
     arches = [box(x + d - 7, top + 115, x + d + 7, top + 165) for d in (-23, 23)]
     arches += [[(x + d - 7, top + 105), (x + d + 7, top + 125)] for d in (-23, 23)]
@@ -158,7 +158,7 @@ def draw_tower(picture, x=715, foot=640, top=250):
     hands = [box(x - 1, top + 208, x + 1, top + 222), box(x, top + 221, x + 10, top + 223)]
     cross = [box(x - 1.5, top - 118, x + 1.5, top - 86), box(x - 8, top - 109, x + 8, top - 106)]
     return cut_outs(
-        picture,
+        image,
         ("cbb994", *parts),
         ("262a33", *arches),
         ("f3ead2", face),
@@ -166,7 +166,7 @@ def draw_tower(picture, x=715, foot=640, top=250):
     )
 
 
-def draw_people_and_lamps(picture):
+def draw_people_and_lamps(image):
     """Small dark figures, and a lamp on the left, for the scale."""
     people = []
     for x, y, tall in ((610, 668, 62), (640, 660, 55), (835, 716, 100), (742, 640, 34)):
@@ -178,15 +178,15 @@ def draw_people_and_lamps(picture):
     lamp.append(box(x - 8, 840, x + 8, 880))
     lantern = [(x - 48, y + 78), (x - 18, y + 78), (x - 24, y + 128), (x - 42, y + 128)]
     cap = [(x - 52, y + 78), (x - 14, y + 78), (x - 33, y + 58)]
-    picture = cut_outs(picture, ("2a2430", *people), ("f6e3a8", lantern))
-    return cut_outs(picture, ("17181c", *lamp, cap))
+    image = cut_outs(image, ("2a2430", *people), ("f6e3a8", lantern))
+    return cut_outs(image, ("17181c", *lamp, cap))
 
 
 def draw_street(seed: int = 31) -> np.ndarray:
     """The street, ``[H, W, 3]``."""
     rng = np.random.default_rng(seed)
     noise = fractal_noise(rng, (1024, 1024), (16, 16), 6, 0.7)
-    picture = draw_tower(draw_sky(rng))
+    image = draw_tower(draw_sky(rng))
     x, y = (X - VANISHING[0]) / FOCAL, (VANISHING[1] - Y) / FOCAL
     haze = rgb("e2dccb")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -196,13 +196,13 @@ def draw_street(seed: int = 31) -> np.ndarray:
             up = EYE + y * away
             colour, below = facade(rng, away, up, sunny, noise)
             colour = over(colour, haze, 0.6 * smoothstep(8, 110, away))
-            picture = over(picture, colour, (below & (up > 0) & (away < FAR)) * 1.0)
+            image = over(image, colour, (below & (up > 0) & (away < FAR)) * 1.0)
         away = np.where(y < 0, EYE / np.where(y < 0, -y, 1), 1e3)
     side = x * away
     street = (y < 0) & (side > LEFT) & (side < RIGHT) & (away < 200)
     ground = over(
         cobbles(rng, side, away.clip(0, 300), noise), haze, 0.6 * smoothstep(8, 110, away)
     )
-    picture = draw_people_and_lamps(over(picture, ground, street * 1.0))
-    soft = np.asarray(to_image(picture).filter(ImageFilter.GaussianBlur(0.9)), float) / 255
+    image = draw_people_and_lamps(over(image, ground, street * 1.0))
+    soft = np.asarray(to_image(image).filter(ImageFilter.GaussianBlur(0.9)), float) / 255
     return soft + rng.normal(0, 0.014, (H, W, 1))

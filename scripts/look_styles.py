@@ -38,10 +38,10 @@ def star(x, y, size, points):
     return list(zip(x + r * np.sin(t), y - r * np.cos(t), strict=True))
 
 
-def paper_picture(seed: int = 41) -> np.ndarray:
+def paper_image(seed: int = 41) -> np.ndarray:
     """Cut paper: sheets of a few strong colours with leaves, pebbles and suns glued on them."""
     rng = np.random.default_rng(seed)
-    picture = np.ones((H, W, 3)) * rgb("f4ecd8")
+    image = np.ones((H, W, 3)) * rgb("f4ecd8")
     columns, rows = (0, 300, 640, 930, W), (0, 330, 620, H)
     sheets = "1f4fa3 f4ecd8 e8472b f2b632 f2b632 0f7a5a f4ecd8 1b2a55 e58fa8 f2b632 1f4fa3 e8472b"
     cuts = "f4ecd8 e8472b 1b2a55 0f7a5a 1f4fa3 f2b632 e8472b e58fa8 1b2a55 e8472b f4ecd8 f2b632"
@@ -50,7 +50,7 @@ def paper_picture(seed: int = 41) -> np.ndarray:
         y0, y1 = rows[k // 4], rows[k // 4 + 1]
         lean = rng.uniform(-14, 14, 4)
         corners = [(x0, y0 + lean[0]), (x1 + lean[1], y0), (x1, y1 + lean[2]), (x0 + lean[3], y1)]
-        picture = over(picture, rgb(sheet), shapes(corners))
+        image = over(image, rgb(sheet), shapes(corners))
         x, y, size = (x0 + x1) / 2, (y0 + y1) / 2, min(x1 - x0, y1 - y0)
         kind = k % 3
         if kind == 0:
@@ -62,14 +62,14 @@ def paper_picture(seed: int = 41) -> np.ndarray:
             parts = [blob(rng, x + u, y + v, rng.uniform(0.06, 0.15) * size) for u, v in spread]
         else:
             parts = [star(x, y, 0.4 * size, int(rng.integers(7, 12)))]
-        picture = over(picture, rgb(cut), shapes(*parts))
+        image = over(image, rgb(cut), shapes(*parts))
         if kind == 2:
-            picture = over(picture, rgb(sheet), shapes(blob(rng, x, y, 0.13 * size)))
+            image = over(image, rgb(sheet), shapes(blob(rng, x, y, 0.13 * size)))
     wave = Y - 0.78 * H - 26 * np.sin(X / 70)
-    picture = over(picture, rgb("1b2a55"), (np.abs(wave) < 16) * 1.0)
-    picture = over(picture, rgb("f4ecd8"), (np.abs(wave - 60) < 9) * 1.0)
+    image = over(image, rgb("1b2a55"), (np.abs(wave) < 16) * 1.0)
+    image = over(image, rgb("f4ecd8"), (np.abs(wave - 60) < 9) * 1.0)
     fibre = fractal_noise(rng, (H, W), (90, 120), 3, 0.8)
-    return picture * (1 + 0.012 * fibre)[..., None]
+    return image * (1 + 0.012 * fibre)[..., None]
 
 
 def round_thing(colour, angle, outline, tints, *, middle, size, gloss=0.0):
@@ -154,7 +154,7 @@ def plan_things(rng):
     return over(colour, flame, mask).clip(0, 1), np.where(mask > 0.5, np.pi / 2, angle)
 
 
-def candle_picture(seed: int = 51) -> np.ndarray:
+def candle_image(seed: int = 51) -> np.ndarray:
     """A dark painting: things on a table around a candle, in thick dabs."""
     rng = np.random.default_rng(seed)
     plan, angle = plan_things(rng)

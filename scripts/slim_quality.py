@@ -6,11 +6,11 @@
 Every content is stylized with every style by the full network and by each slim one, alike in all
 else. With L the full network's objective,
 
-    r = (L(slim's picture) - L(full's picture)) / (L(content) - L(full's picture))
+    r = (L(slim's image) - L(full's image)) / (L(content) - L(full's image))
 
-0 is as good as the full network, 1 as bad as no style at all. Written into OUTPUT: the pictures,
+0 is as good as the full network, 1 as bad as no style at all. Written into OUTPUT: the images,
 one sheet (content, style, full, slim ...), quality.json and, of several slim files, a curve of
-quality against speed. The full network's pictures are kept there and not made again. ``--ship
+quality against speed. The full network's images are kept there and not made again. ``--ship
 FILE`` writes the first slim file again with these figures in its header.
 """
 
@@ -53,8 +53,8 @@ class Options:
     Attributes:
       teacher: The full network.
       slim: Slim ones.
-      contents: Content pictures.
-      styles: Style pictures; all pairs are made.
+      contents: Content images.
+      styles: Style images; all pairs are made.
       output: Folder of what is written.
       preset: Whose objective and optimiser.
       size: Longer side in pixels.
@@ -110,7 +110,7 @@ def step_seconds(networks: dict[str, Any], options: Options, config: Config) -> 
 
 
 def compare(options: Options) -> dict[str, Any]:
-    """All pairs under all networks; prints the table and writes the pictures."""
+    """All pairs under all networks; prints the table and writes the images."""
     config = get_preset(options.preset).config.but(steps=options.steps)
     slim = {path.stem: load_weights(path).variables for path in options.slim}
     if len(slim) < len(options.slim) or "full" in slim:
@@ -169,12 +169,12 @@ def compare(options: Options) -> dict[str, Any]:
     return result
 
 
-def sheet(pictures: list[np.ndarray], *, columns: int, side: int, gap: int = 6) -> Image.Image:
-    """Pictures row by row on white, each fitted into a square."""
-    rows = -(-len(pictures) // columns)
+def sheet(photos: list[np.ndarray], *, columns: int, side: int, gap: int = 6) -> Image.Image:
+    """Images row by row on white, each fitted into a square."""
+    rows = -(-len(photos) // columns)
     paper = Image.new("RGB", (columns * (side + gap), rows * (side + gap)), "white")
-    for index, picture in enumerate(pictures):
-        image = Image.fromarray(to_uint8(picture))
+    for index, photo in enumerate(photos):
+        image = Image.fromarray(to_uint8(photo))
         image.thumbnail((side, side))
         x = index % columns * (side + gap) + (side - image.width) // 2
         y = index // columns * (side + gap) + (side - image.height) // 2

@@ -1,4 +1,4 @@
-"""Fixtures that the tests share: a small random network, pictures, strict JAX settings."""
+"""Fixtures that the tests share: a small random network, images, strict JAX settings."""
 
 import os
 from collections import Counter
@@ -162,8 +162,8 @@ def slim_file(slim_variables, tmp_path_factory):
     return save_weights(path, Weights(slim_variables, info), half=True)
 
 
-def smooth_picture(height, width, *, seed):
-    """A picture of smooth random waves, float32 in [0, 1], ``[height, width, 3]``."""
+def smooth_image(height, width, *, seed):
+    """An image of smooth random waves, float32 in [0, 1], ``[height, width, 3]``."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width][..., None] / 16
     frequency = generator.normal(size=(2, 1, 1, 3))
@@ -174,12 +174,12 @@ def smooth_picture(height, width, *, seed):
 
 @pytest.fixture(scope="session")
 def content():
-    return smooth_picture(36, 48, seed=1)
+    return smooth_image(36, 48, seed=1)
 
 
 @pytest.fixture(scope="session")
 def style():
-    return smooth_picture(40, 33, seed=2)
+    return smooth_image(40, 33, seed=2)
 
 
 @pytest.fixture
@@ -208,10 +208,10 @@ def variant(request):
 
 @pytest.fixture(scope="session")
 def images_folder():
-    """The folder of real pictures that NST_JAX_IMAGES names."""
+    """The folder of real images that NST_JAX_IMAGES names."""
     folder = os.environ.get("NST_JAX_IMAGES")
     if not folder:
-        pytest.skip("NST_JAX_IMAGES does not name a folder of pictures")
+        pytest.skip("NST_JAX_IMAGES does not name a folder of images")
     return Path(folder)
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 
 import nst_jax
 from nst_jax.config import PRESETS
@@ -20,8 +20,8 @@ def python_blocks(path):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, tiny_weights_file):
     """A folder with the files that the documents speak of."""
-    nst_jax.save_image(tmp_path / "photo.jpg", smooth_picture(48, 64, seed=1))
-    nst_jax.save_image(tmp_path / "painting.jpg", smooth_picture(64, 56, seed=2))
+    nst_jax.save_image(tmp_path / "photo.jpg", smooth_image(48, 64, seed=1))
+    nst_jax.save_image(tmp_path / "painting.jpg", smooth_image(64, 56, seed=2))
     shutil.copy(tiny_weights_file, tmp_path / "vgg19.safetensors")
     monkeypatch.setenv("NST_JAX_WEIGHTS", str(tiny_weights_file))
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,7 @@ import numpy as np
 from nst_jax.checkpoint import store
 from nst_jax.errors import InputError
 from nst_jax.system.backend import device, versions
-from nst_jax.transfer.plan import check_choice
+from nst_jax.transfer.plan import check_plan
 from nst_jax.transfer.types import (
     RECOVERIES,
     EndedScale,
@@ -84,7 +84,7 @@ def other_devices(saved: store.Saved, *, divided: bool = False) -> list[str]:
 
     Args:
       saved: the checkpoint.
-      divided: whether they share a picture.
+      divided: whether they share an image.
 
     Raises:
       InputError: where another number of devices would have to share it.
@@ -188,20 +188,22 @@ def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | No
     if plain is None:
         return None
     ended = [
-        EndedScale((whole(height), whole(width)), whole(steps, least=1), _choice(choice))
-        for (height, width), steps, choice in plain["ended"]
+        EndedScale(
+            (whole(height), whole(width)), whole(steps, least=1), _execution_plan(execution_plan)
+        )
+        for (height, width), steps, execution_plan in plain["ended"]
     ]
-    last, free = plain["last_choice"], plain["free"]
+    last, free = plain["last_plan"], plain["free"]
     position = Position(
         step=whole(plain["step"], least=1),
         scale=whole(plain["scale"], least=1),
         ended=tuple(ended),
-        choice=_choice(plain["choice"]),
+        execution_plan=_execution_plan(plain["execution_plan"]),
         recoveries=whole(plain["recoveries"], most=RECOVERIES),
         timing={name: _seconds(plain["timing"][name]) for name in ("compile_s", "steps_s")},
         state=_taken(arrays, "state/"),
         history=_taken(arrays, "history/"),
-        last_choice=None if last is None else _choice(last),
+        last_plan=None if last is None else _execution_plan(last),
         free=None if free is None else whole(free),
     )
     rows = {len(values) for values in position.history.values()}
@@ -214,16 +216,16 @@ def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | No
 
 def plan_record(plan: MemoryPlan | None) -> Any:
     """A memory plan as plain data."""
-    return None if plan is None else [plan.choice, plan.needs, plan.free, plan.whole]
+    return None if plan is None else [plan.execution_plan, plan.needs, plan.free, plan.whole]
 
 
 def restore_plan(plain: Any) -> MemoryPlan | None:
     """The plan that ``plan_record`` made a record of; raises as ``restore_position``."""
     if plain is None:
         return None
-    choice, needs, free, entire = plain
+    execution_plan, needs, free, entire = plain
     return MemoryPlan(
-        _choice(choice),
+        _execution_plan(execution_plan),
         LoopMemory(*map(whole, needs)),
         None if free is None else whole(free),
         None if entire is None else whole(entire),
@@ -239,7 +241,7 @@ def restore_frames(arrays: dict[str, np.ndarray], *, shape: tuple[int, int]) -> 
     """The frames of ``frame_arrays``, taken out; raises as ``restore_position``."""
     frames = [frame for _, frame in sorted(_taken(arrays, "frames/").items())]
     if any(frame.dtype != np.uint8 or frame.shape != (*shape, 3) for frame in frames):
-        raise ValueError("a frame is no picture of the run's size")
+        raise ValueError("a frame is no image of the run's size")
     return frames
 
 
@@ -265,15 +267,15 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
-def _choice(plain: Any) -> ExecutionPlan:
+def _execution_plan(plain: Any) -> ExecutionPlan:
     tile, remat, recompute, size, dtype = plain
     if type(remat) is not bool or type(recompute) is not bool:
         raise TypeError("a way to compute is none")
-    choice = ExecutionPlan(
+    execution_plan = ExecutionPlan(
         whole(tile), remat, recompute, None if size is None else whole(size), dtype
     )
-    check_choice(choice)
-    return choice
+    check_plan(execution_plan)
+    return execution_plan
 
 
 def _taken(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nst_jax.cli.messages import tell
+from nst_jax.cli.messages import log
 from nst_jax.cli.options import (
     Batch,
     Estimate,
@@ -69,7 +69,7 @@ class _Told(logging.Handler):
     """Prints what the package logs as lines of the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tell(record.getMessage())
+        log(record.getMessage())
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def told() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the return value is the exit code.
 
-    0 done; 1 diverged, with the best picture written; 2 bad input, or an output that cannot be
+    0 done; 1 diverged, with the best image written; 2 bad input, or an output that cannot be
     written; 130 interrupted, 143 by SIGTERM.
     """
     with told(), lasting_streams() as errors, end_on_signals():
@@ -100,10 +100,10 @@ def _main(arguments: list[str], errors: list[OSError]) -> int:
         options = parse(arguments)
         code = run_command(options, arguments)
     except InputError as error:
-        tell(f"error: {error}")
+        log(f"error: {error}")
         return 2
     except MemoryError:
-        tell("error: out of memory: choose a smaller --size")
+        log("error: out of memory: choose a smaller --size")
         return 2
     print(end="", flush=True)  # what fails of it is among the errors then
     printed = isinstance(getattr(options, "action", options), PRINTED)

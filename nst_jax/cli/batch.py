@@ -30,14 +30,14 @@ from nst_jax.cli.batch_run import KEPT_STYLES, run_job
 from nst_jax.cli.checkpoints import check_checkpoints, save_call
 from nst_jax.cli.checks import check_preset_fits, check_seed, check_size, find_network
 from nst_jax.cli.distributed import Membership, join
-from nst_jax.cli.messages import tell
+from nst_jax.cli.messages import log
 from nst_jax.cli.options import Batch, ProcessOptions, RegionOptions, StyleOptions
 from nst_jax.cli.parsing import Call
 from nst_jax.cli.progress import job_display
 from nst_jax.cli.regions import check_region_options, load_style, plan_styles, style_size
 from nst_jax.config.config import INITS, Config
 from nst_jax.errors import InputError
-from nst_jax.images.read import picture_shape
+from nst_jax.images.read import image_shape
 from nst_jax.system.backend import use_compilation_cache, use_cpu_devices
 from nst_jax.system.files import check_folder, file_digest, remove_leftovers, removed_if_empty
 from nst_jax.system.signals import stop_on_signals
@@ -63,9 +63,7 @@ def check_options(options: Batch, *, resumed: bool) -> None:
         raise InputError(f"batch_size is {options.batch_size}: expected 1 or more, or auto")
     init = options.run.config.initial.init
     if init not in INITS:
-        raise InputError(
-            f"init {init} has no meaning for many pictures: expected {', '.join(INITS)}"
-        )
+        raise InputError(f"init {init} has no meaning for many images: expected {', '.join(INITS)}")
     if not options.processes.distributed and options.processes != ProcessOptions():
         raise InputError(
             "--coordinator, --process-count and --process-index need --distributed: give it, or "
@@ -140,7 +138,7 @@ def find_sizes(
     """
     sizes: dict[Item, tuple[int, int]] = {}
     failures: list[Failure] = []
-    shape_of = lru_cache(None)(lambda path: picture_shape(path, size=size))
+    shape_of = lru_cache(None)(lambda path: image_shape(path, size=size))
     for item in items:
         try:
             shape = shape_of(item.content)
@@ -172,9 +170,9 @@ def find_missing(
         elif overwrite:
             missing.append(item)
         else:
-            what = "is damaged, or no picture of this command"
+            what = "is damaged, or no image of this command"
             if record is not None:
-                what = "is of other pictures or settings"
+                what = "is of other images or settings"
             raise InputError(
                 f"{item.output} exists and {what}: choose another --output-dir, or give --overwrite"
             )
@@ -190,7 +188,7 @@ def batch(options: Batch, call: Call, *, resumed: Saved | None = None) -> int:
       resumed: the checkpoint from which it goes on, if any, in a folder that is held.
 
     Returns:
-      The exit code: 0 all pictures are there; 1 some failed or diverged; 130 interrupted, 143 by
+      The exit code: 0 all images are there; 1 some failed or diverged; 130 interrupted, 143 by
       SIGTERM.
 
     Raises:
@@ -249,7 +247,7 @@ def batch(options: Batch, call: Call, *, resumed: Saved | None = None) -> int:
 
 
 def read_styles(options: Batch, files: Sequence[Path]) -> Callable[[int], np.ndarray]:
-    """A function from a style's place to its picture; all are read and checked once before.
+    """A function from a style's place to its image; all are read and checked once before.
 
     Raises:
       InputError: for files that cannot be read, and styles that do not fit the settings.
@@ -281,7 +279,7 @@ def make_missing(
             remove_leftovers([item.output for item in missing])
     listed = [*read_records(folder / NAME), *read_records(job.manifest)]
     known = {record["output"]: record.get("job") for record in listed}
-    for record in there:  # killed between a picture and its record
+    for record in there:  # killed between an image and its record
         if known.get(record["output"]) != record["job"]:
             with writing(job.manifest):
                 append_record(job.manifest, record)
@@ -306,7 +304,7 @@ def make_missing(
     done = tally["done"] + tally["diverged"] + tally["failed"]
     counts["still missing"] = len(missing) + len(failures) - done
     words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    tell(words or "nothing to do")
+    log(words or "nothing to do")
     print(folder / NAME)
     if tally["stopped"]:
         return 128 + signal if signal else 130

@@ -1,6 +1,6 @@
-"""What a batch reads and writes: pictures from files, folders, lists and patterns; outputs' names.
+"""What a batch reads and writes: images from files, folders, lists and patterns; outputs' names.
 
-Standard library only. No picture is opened here.
+Standard library only. No image is opened here.
 """
 
 import glob
@@ -16,7 +16,7 @@ from nst_jax.system.files import check_free
 from nst_jax.system.streams import STANDARD
 from nst_jax.transfer.pairing import Pairing, pair
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2"),
 )
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class Source(NamedTuple):
-    """A picture file of the command line.
+    """An image file of the command line.
 
     Attributes:
       path: the file.
@@ -37,10 +37,10 @@ class Source(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One picture to make.
+    """One image to make.
 
     Attributes:
-      content: the content picture's file.
+      content: the content image's file.
       styles: places of its styles in the list of style files.
       output: the file to write.
     """
@@ -53,7 +53,7 @@ class Item(NamedTuple):
 def expand(arguments: Sequence[Path], *, what: str) -> list[Source]:
     """The files that arguments stand for, in the arguments' order.
 
-    An argument is a file; a folder, for its pictures (by suffix, sorted by name, neither hidden
+    An argument is a file; a folder, for its images (by suffix, sorted by name, neither hidden
     ones nor those of folders within); a ``.txt`` file in UTF-8 with a file on each line, relative
     to the list's folder, where blank lines and those that begin with ``#`` do not count; or, where
     nothing has that name, a pattern with ``*``, ``?``, ``[`` or ``**`` for its files, sorted,
@@ -61,22 +61,20 @@ def expand(arguments: Sequence[Path], *, what: str) -> list[Source]:
 
     Args:
       arguments: paths as they were given.
-      what: the pictures' role for messages, such as "content".
+      what: the images' role for messages, such as "content".
 
     Raises:
       InputError: for arguments without any file, and files that do not exist.
     """
     if not arguments:
         hint = ", before --style" if what == "content" else ""
-        raise InputError(
-            f"there is no {what} picture: name files, folders, lists or patterns{hint}"
-        )
+        raise InputError(f"there is no {what} image: name files, folders, lists or patterns{hint}")
     return [source for path in arguments for source in _expand_one(Path(path), what=what)]
 
 
 def _expand_one(path: Path, *, what: str) -> list[Source]:
     if path == STANDARD:
-        raise InputError(f"- stands for one picture: expected files, folders or lists as {what}")
+        raise InputError(f"- stands for one image: expected files, folders or lists as {what}")
     if os.path.isdir(path):
         return [Source(file, searched=True) for file in _in_folder(path, what=what)]
     if os.path.exists(path):
@@ -85,7 +83,7 @@ def _expand_one(path: Path, *, what: str) -> list[Source]:
     if any(character in str(path) for character in "*?["):
         return [Source(file, searched=True) for file in _matching(path, what=what)]
     raise InputError(
-        f"{path} does not exist: expected a {what} picture, a folder, a .txt list or a pattern"
+        f"{path} does not exist: expected a {what} image, a folder, a .txt list or a pattern"
     )
 
 
@@ -96,12 +94,12 @@ def _in_folder(folder: Path, *, what: str) -> list[Path]:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from None
     files = [folder / name for name in names if not name.startswith(".")]
     files = [
-        file for file in files if file.suffix.lower() in PICTURE_SUFFIXES and os.path.isfile(file)
+        file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(file)
     ]
     if not files:
         raise InputError(
-            f"the folder {folder} holds no {what} picture: expected files with a suffix of "
-            f"{' '.join(PICTURE_SUFFIXES)}"
+            f"the folder {folder} holds no {what} image: expected files with a suffix of "
+            f"{' '.join(IMAGE_SUFFIXES)}"
         )
     return files
 
@@ -124,12 +122,12 @@ def _in_list(path: Path, *, what: str) -> list[Path]:
         if os.path.isdir(file) or not os.path.exists(file):
             wrong = "is a directory" if os.path.isdir(file) else "does not exist"
             raise InputError(
-                f"the list {path}, line {number}: {file} {wrong}: expected a {what} picture, "
+                f"the list {path}, line {number}: {file} {wrong}: expected a {what} image, "
                 "relative to the list's folder"
             )
         files.append(file)
     if not files:
-        raise InputError(f"the list {path} names no {what} picture: expected one file a line")
+        raise InputError(f"the list {path} names no {what} image: expected one file a line")
     return files
 
 
@@ -141,7 +139,7 @@ def _matching(pattern: Path, *, what: str) -> list[Path]:
     files = sorted((file for file in found if os.path.isfile(file)), key=lambda file: file.parts)
     if not files:
         raise InputError(
-            f"no file matches {pattern}: expected {what} pictures; see to the pattern and the "
+            f"no file matches {pattern}: expected {what} images; see to the pattern and the "
             "folder it is relative to"
         )
     return files
@@ -150,21 +148,21 @@ def _matching(pattern: Path, *, what: str) -> list[Path]:
 def plan(
     contents: Sequence[Source], styles: Sequence[Source], *, pairing: Pairing, folder: Path
 ) -> list[Item]:
-    """The pictures to make and their names.
+    """The images to make and their names.
 
     Args:
-      contents, styles: the pictures to read.
+      contents, styles: the images to read.
       pairing: "all" mixes all styles in each content; "pairs" gives each content the style at its
         place; "grid" makes each content in each style, the contents one after another.
       folder: where the outputs go; it need not exist yet.
 
     Returns:
-      An ``Item`` for each picture, named by its content's and its styles' names:
+      An ``Item`` for each image, named by its content's and its styles' names:
       ``content__style.png``, ``content__style+style.png``.
 
     Raises:
       InputError: for pairs of unequal lists; outputs with the same name, names that the file system
-        refuses or that are an input's; and pictures that a search found in ``folder``, where it
+        refuses or that are an input's; and images that a search found in ``folder``, where it
         would find the results another time.
     """
     folder = Path(folder)

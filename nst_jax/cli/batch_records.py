@@ -1,4 +1,4 @@
-"""The records of a batch: what its pictures share, what an output depends on, the manifest.
+"""The records of a batch: what its images share, what an output depends on, the manifest.
 
 By the manifest another run knows what need not be made again.
 
@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from nst_jax.cli import record as report
 from nst_jax.cli.batch_files import Item
-from nst_jax.cli.messages import tell
+from nst_jax.cli.messages import log
 from nst_jax.config.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.images.write import save_image
@@ -33,18 +33,18 @@ from nst_jax.weights.canonical import Weights
 
 
 class BatchJob(NamedTuple):
-    """What all pictures of a job have in common.
+    """What all images of a job have in common.
 
     Attributes:
       config, seed, size: the settings.
       style_size: longer side of the styles.
       weights: the network.
       blend: factors of the styles that are mixed, as in ``Guidance``.
-      style_files: the style pictures' files.
-      style: from a style's place to its picture.
+      style_files: the style images' files.
+      style: from a style's place to its image.
       digest: from a file to its checksum.
-      same_styles: whether all pictures have the same styles.
-      batch_size: how many pictures to compute at once, at most.
+      same_styles: whether all images have the same styles.
+      batch_size: how many images to compute at once, at most.
       manifest: the file for the records.
       bit_depth: bits a channel of the outputs.
     """
@@ -65,7 +65,7 @@ class BatchJob(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A picture to make, read."""
+    """An image to make, read."""
 
     item: Item
     content: np.ndarray
@@ -75,12 +75,12 @@ class Loaded(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A picture that was made.
+    """An image that was made.
 
     Attributes:
       loaded: what was read for it.
       result: as of ``single.stylize``.
-      together: how many pictures were made at once.
+      together: how many images were made at once.
       alone: whether it was made once more after it had diverged among others.
     """
 
@@ -94,14 +94,14 @@ def job_fingerprint(job: BatchJob, item: Item) -> str:
     """What an output depends on, in one word: settings, network, program, and files' contents.
 
     Raises:
-      InputError: where a picture cannot be read.
+      InputError: where an image cannot be read.
     """
     files = [item.content, *(job.style_files[place] for place in item.styles)]
     try:
         content, *styles = [job.digest(path) for path in files]
     except OSError as error:
         raise InputError(
-            f"cannot read the picture {error.filename} ({error.strerror}): get the file again"
+            f"cannot read the image {error.filename} ({error.strerror}): get the file again"
         ) from None
     facts = {
         "content": content,
@@ -148,25 +148,25 @@ def item_record(job: BatchJob, made: Made) -> dict[str, Any]:
             shape=shape,
             options=options | {"bit_depth": job.bit_depth},
         )
-        | {"timing": own.timing | {"pictures": made.together, "finished": finished}}
+        | {"timing": own.timing | {"images": made.together, "finished": finished}}
     )
 
 
 def leave_out(job: BatchJob, item: Item, error: InputError) -> None:
-    """Tell of a picture that cannot be made, and record it.
+    """Tell of an image that cannot be made, and record it.
 
     Raises:
       InputError: where it cannot be recorded.
     """
     message = " ".join(str(error).splitlines())  # a file's name may hold a line break
-    tell(f"{item.output.name} is left out: {message}")
+    log(f"{item.output.name} is left out: {message}")
     why = {"status": "failed", "error": message}
     with writing(job.manifest):
         append_record(job.manifest, brief_record(item, job.style_files) | why)
 
 
 def write(job: BatchJob, made: Made) -> None:
-    """Write a picture and, when it is there, its record.
+    """Write an image and, when it is there, its record.
 
     Raises:
       InputError: where that fails.
@@ -275,7 +275,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
       The record; None where there is none, or the file is missing, damaged, cut off or no PNG.
     """
     try:
-        with PngImageFile(path) as image:  # not Image.open, which warns of large pictures
+        with PngImageFile(path) as image:  # not Image.open, which warns of large images
             text = image.info["nst_jax"]
             image.verify()  # the checksums of all chunks up to the last
     except Exception:  # for damaged files Pillow's plugins raise almost anything

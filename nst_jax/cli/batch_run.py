@@ -1,4 +1,4 @@
-"""The work of the command ``batch``: pictures are read ahead, computed together, written behind.
+"""The work of the command ``batch``: images are read ahead, computed together, written behind.
 
 How many are computed at once is chosen here, too.
 """
@@ -16,10 +16,10 @@ import jax
 from nst_jax.cli.batch_files import Item
 from nst_jax.cli.batch_records import BatchJob, Loaded, Made, job_fingerprint, leave_out, write
 from nst_jax.cli.fallback import explaining, may_gain_alone, once_more_alone, with_fallback
-from nst_jax.cli.messages import tell
-from nst_jax.cli.planning import batch_that_fits, picture_memory, pictures_in_words, refusal, times
+from nst_jax.cli.messages import log
+from nst_jax.cli.planning import batch_that_fits, image_memory, images_in_words, refusal, times
 from nst_jax.errors import InputError
-from nst_jax.images.read import load_picture
+from nst_jax.images.read import load_rgba
 from nst_jax.system.memory import free_bytes, own_memory
 from nst_jax.transfer.batch import each_result, follows_content, problem_maker, run_batch
 from nst_jax.transfer.batch_programs import OF_CONTENT, Element
@@ -31,7 +31,7 @@ from nst_jax.types import Guidance
 
 AHEAD_PIXELS = 2**25  # that are read before they are needed: 0.4 GB
 
-KEPT_STYLES = 64  # style pictures and Gram matrices that stay in memory
+KEPT_STYLES = 64  # style images and Gram matrices that stay in memory
 
 WRITERS = 4
 
@@ -41,19 +41,19 @@ Fail = Callable[[Item, InputError], None]
 
 
 class Prepared(NamedTuple):
-    """A picture to make, read, and what is computed of it."""
+    """An image to make, read, and what is computed of it."""
 
     loaded: Loaded
     problem: Problem
 
 
 class Watch(NamedTuple):
-    """What looks on while pictures are computed.
+    """What looks on while images are computed.
 
     Attributes:
-      show: called with the number of pictures done of those that are computed, also in fractions.
+      show: called with the number of images done of those that are computed, also in fractions.
       asked: gives the signal that asked to stop, or None.
-      fail: called with a picture that cannot be made, and why.
+      fail: called with an image that cannot be made, and why.
     """
 
     show: Callable[[float], None]
@@ -68,16 +68,16 @@ def run_job(
     show: Callable[[float], None],
     asked: Callable[[], int | None],
 ) -> Counter[str]:
-    """Make the pictures, those of one size after another together.
+    """Make the images, those of one size after another together.
 
     Args:
       job: what they have in common.
-      sizes: the pictures and their heights and widths, those of one size after another.
-      show: called with the number of pictures done, also in fractions.
+      sizes: the images and their heights and widths, those of one size after another.
+      show: called with the number of images done, also in fractions.
       asked: gives the signal that asked to stop, or None; called between chunks of steps.
 
     Returns:
-      How many pictures ended how: "done", "diverged", "failed"; "stopped" is 1 if the job was.
+      How many images ended how: "done", "diverged", "failed"; "stopped" is 1 if the job was.
 
     Raises:
       InputError: where the memory does not suffice, and where results cannot be written.
@@ -103,7 +103,7 @@ def run_job(
 
 
 def read(job: BatchJob, sizes: Sizes, reader: Executor, *, fail: Fail) -> Iterator[Loaded]:
-    """The pictures, some of which are read before they are asked for."""
+    """The images, some of which are read before they are asked for."""
     largest = max(height * width for height, width in sizes.values())
     ahead = min(AT_MOST, max(2, AHEAD_PIXELS // largest))
     for item, future in read_ahead(list(sizes), partial(read_item, job), reader, ahead=ahead):
@@ -135,16 +135,16 @@ def read_item(job: BatchJob, item: Item) -> Loaded:
     Raises:
       InputError: for files that cannot be read.
     """
-    picture = load_picture(item.content, size=job.size)
+    image = load_rgba(item.content, size=job.size)
     styles, guidance = [job.style(place) for place in item.styles], Guidance(blend=job.blend)
-    inputs = check_inputs(picture.rgb, styles, config=job.config, guidance=guidance)
-    return Loaded(item, picture.rgb, picture.alpha, inputs, job_fingerprint(job, item))
+    inputs = check_inputs(image.rgb, styles, config=job.config, guidance=guidance)
+    return Loaded(item, image.rgb, image.alpha, inputs, job_fingerprint(job, item))
 
 
 def prepare_group(
     group: Iterable[Loaded], make: Callable[..., Problem], *, fail: Fail
 ) -> Iterator[Prepared]:
-    """What is computed of each picture before its first step."""
+    """What is computed of each image before its first step."""
     for loaded in group:
         with explaining(loaded.content.shape):
             try:
@@ -158,7 +158,7 @@ def prepare_group(
 def compute(
     job: BatchJob, loaded: Iterable[Loaded], sizes: Sizes, *, watch: Watch
 ) -> Iterator[Made]:
-    """The pictures, made as many at once as the memory has room for; fewer where it was asked for.
+    """The images, made as many at once as the memory has room for; fewer where it was asked for.
 
     Raises:
       InputError: where the memory does not suffice for one.
@@ -182,12 +182,12 @@ def compute(
         free = free_bytes(devices[0]) if free is None else free
         process = own_memory() if process is None else process
         with explaining(shape):
-            memory = picture_memory(first.problem, free=free)
+            memory = image_memory(first.problem, free=free)
         most = choose_width(job, memory, shape=shape, devices=devices, free=free)
         width = even_width(most, count=counts[shape[:2]])
         if memory is not None:
             room = {"free": free, "process": process}
-            tell_of_width(first.problem, memory, width=width, devices=devices, **room)
+            log_batch_size(first.problem, memory, width=width, devices=devices, **room)
         waiting = chain([first], waiting)
         while batch := list(islice(waiting, width)):
             if begun and watch.asked() is not None:
@@ -206,10 +206,10 @@ def compute(
 def compute_batch(
     job: BatchJob, batch: Sequence[Prepared], width: int, *, devices: Sequence[Any], watch: Watch
 ) -> tuple[list[Made], int]:
-    """Pictures made together, of one size; where the memory does not suffice, half as many at once.
+    """Images made together, of one size; where the memory does not suffice, half as many at once.
 
     Returns:
-      The pictures, and how many were made at once in the end.
+      The images, and how many were made at once in the end.
 
     Raises:
       InputError: where the memory does not suffice for one.
@@ -242,7 +242,7 @@ def compute_batch(
     def smaller(width: int) -> int | None:
         half = half_width(width, devices=devices)
         if half:
-            tell(f"out of memory, going on by {half}")
+            log(f"out of memory, going on by {half}")
         return half or None
 
     shape = batch[0].loaded.content.shape
@@ -251,7 +251,7 @@ def compute_batch(
 
 
 def compute_alone(job: BatchJob, made: Made, *, watch: Watch) -> Made:
-    """A picture that diverged among others, made once more as ``nst-jax stylize`` makes it."""
+    """An image that diverged among others, made once more as ``nst-jax stylize`` makes it."""
     loaded = made.loaded
     work = partial(
         run_inputs,
@@ -267,7 +267,7 @@ def compute_alone(job: BatchJob, made: Made, *, watch: Watch) -> Made:
 
 @contextmanager
 def written_behind(job: BatchJob) -> Iterator[Callable[[Made], None]]:
-    """Give a function that has pictures written by threads; at the end all are.
+    """Give a function that has images written by threads; at the end all are.
 
     Raises:
       InputError: where one cannot be written.
@@ -287,7 +287,7 @@ def written_behind(job: BatchJob) -> Iterator[Callable[[Made], None]]:
                 future.result()
 
 
-AT_MOST = 64  # pictures at once on an accelerator, unless more are asked for
+AT_MOST = 64  # images at once on an accelerator, unless more are asked for
 
 
 def choose_width(
@@ -298,12 +298,12 @@ def choose_width(
     devices: Sequence[Any],
     free: int | None,
 ) -> int:
-    """How many pictures to compute at once, each of which takes so much memory.
+    """How many images to compute at once, each of which takes so much memory.
 
     Raises:
       InputError: where the memory does not suffice for one.
     """
-    # CPU devices share one memory, and more than one picture for each gains nothing.
+    # CPU devices share one memory, and more than one image for each gains nothing.
     cpu = devices[0].platform == "cpu"
     holders, most = (1, len(devices)) if cpu else (len(devices), AT_MOST * len(devices))
     wanted = most if job.batch_size == "auto" else job.batch_size
@@ -316,7 +316,7 @@ def choose_width(
     return min(wanted, fitting)
 
 
-def tell_of_width(
+def log_batch_size(
     problem: Problem,
     memory: LoopMemory,
     *,
@@ -325,12 +325,12 @@ def tell_of_width(
     free: int | None,
     process: int,
 ) -> None:
-    """Say what so many pictures of one size take together; of several memories, in the fullest."""
+    """Say what so many images of one size take together; of several memories, in the fullest."""
     cpu = devices[0].platform == "cpu"
-    pictures = width if cpu else -(-width // len(devices))
-    together = times(memory, pictures, networks=width if cpu else 1)
-    words = pictures_in_words(problem, together, free=free, process=process, pictures=pictures)
-    tell(words)
+    images = width if cpu else -(-width // len(devices))
+    together = times(memory, images, networks=width if cpu else 1)
+    words = images_in_words(problem, together, free=free, process=process, images=images)
+    log(words)
 
 
 def even_width(most: int, *, count: int) -> int:
@@ -343,6 +343,6 @@ def even_width(most: int, *, count: int) -> int:
 
 
 def half_width(width: int, *, devices: Sequence[Any]) -> int:
-    """Half as many pictures in each memory, or 0 where there was one: CPU devices share theirs."""
+    """Half as many images in each memory, or 0 where there was one: CPU devices share theirs."""
     holders = 1 if devices[0].platform == "cpu" else len(devices)
     return holders * (-(-width // holders) // 2)

@@ -20,7 +20,7 @@ from nst_jax.checkpoint.records import (
     restore_position,
 )
 from nst_jax.cli import record as report
-from nst_jax.cli.messages import tell
+from nst_jax.cli.messages import log
 from nst_jax.cli.parsing import Call, absolute, input_files, parse_call, with_inputs
 from nst_jax.errors import InputError
 from nst_jax.system.files import check_folder
@@ -30,8 +30,8 @@ from nst_jax.weights.canonical import Weights
 EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
 
 
-class Standing(NamedTuple):
-    """Where a run of one picture stands.
+class ResumePoint(NamedTuple):
+    """Where a run of one image stands.
 
     Attributes:
       plan: how it is computed, or None on several devices.
@@ -44,7 +44,7 @@ class Standing(NamedTuple):
     frames: list[np.ndarray]
 
 
-SaveJob = Callable[[Standing], bool]
+SaveJob = Callable[[ResumePoint], bool]
 
 
 def check_checkpoints(folder: Path | None, every: int | None, *, overwrite: bool) -> None:
@@ -76,12 +76,12 @@ def check_checkpoints(folder: Path | None, every: int | None, *, overwrite: bool
         )
 
 
-def begun_options(saved: store.Saved, folder: Path) -> Any:
+def saved_options(saved: store.Saved, folder: Path) -> Any:
     """The options of the command that a checkpoint is of, parsed again from its words.
 
     Args:
       saved: the checkpoint.
-      folder: where it is now. Pictures are read from the copies in it, if any; other paths are
+      folder: where it is now. Images are read from the copies in it, if any; other paths are
         absolute.
 
     Raises:
@@ -97,14 +97,14 @@ def begun_options(saved: store.Saved, folder: Path) -> Any:
         return with_inputs(options, {path: folder / name for path, name in names.items()})
 
 
-def restore_standing(saved: store.Saved, *, shape: tuple[int, int]) -> Standing:
-    """Where a run stood that makes a picture of this height and width; its arrays are taken out.
+def restore_resume_point(saved: store.Saved, *, shape: tuple[int, int]) -> ResumePoint:
+    """Where a run stood that makes an image of this height and width; its arrays are taken out.
 
     Raises:
-      InputError: for a record that ``picture_saver`` does not write.
+      InputError: for a record that ``image_saver`` does not write.
     """
     with foreign_is_input_error(saved):
-        return Standing(
+        return ResumePoint(
             restore_plan(saved.record["plan"]),
             restore_position(saved.record["position"], saved.arrays),
             restore_frames(saved.arrays, shape=shape),
@@ -115,7 +115,7 @@ def restore_settings(saved: store.Saved) -> dict[str, Any]:
     """What the record of a run says of the options that it began with.
 
     Raises:
-      InputError: for a record that ``picture_saver`` does not write.
+      InputError: for a record that ``image_saver`` does not write.
     """
     with foreign_is_input_error(saved):
         settings = saved.record["settings"]
@@ -134,7 +134,7 @@ def _check_depth(value: Any, *, levels: int) -> None:
             _check_depth(one, levels=levels - 1)
 
 
-def picture_saver(
+def image_saver(
     folder: Path,
     *,
     call: Call,
@@ -156,7 +156,7 @@ def picture_saver(
     Raises:
       InputError: where the copies cannot be written.
     """
-    record = common_record(weights) | {"kind": "picture", "settings": report.as_json(settings)}
+    record = common_record(weights) | {"kind": "image", "settings": report.as_json(settings)}
     if resumed is None:
         record |= call._asdict()
         digests = store.begin(folder, [absolute(path, call) for path in inputs])
@@ -164,18 +164,18 @@ def picture_saver(
         record |= {name: resumed.record[name] for name in Call._fields}
         digests = resumed.inputs
 
-    def save(standing: Standing) -> bool:
-        arrays = frame_arrays(standing.frames)
+    def save(resume_point: ResumePoint) -> bool:
+        arrays = frame_arrays(resume_point.frames)
         own = {
-            "plan": plan_record(standing.plan),
-            "position": position_record(standing.position, arrays),
+            "plan": plan_record(resume_point.plan),
+            "position": position_record(resume_point.position, arrays),
         }
         try:
             store.save(folder, record | own, arrays, inputs=digests)
             return True
         except OSError as error:
             rest = "with the one before" if store.checkpoints(folder) else "without one"
-            tell(f"cannot write a checkpoint to {folder} ({error.strerror}), going on {rest}")
+            log(f"cannot write a checkpoint to {folder} ({error.strerror}), going on {rest}")
             return False
 
     return save

@@ -1,4 +1,4 @@
-"""What every job reads and writes, checked: outputs, initial picture, weights."""
+"""What every job reads and writes, checked: outputs, initial image, weights."""
 
 import os
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from nst_jax.checkpoint.records import check_weights
 from nst_jax.checkpoint.store import Saved
 from nst_jax.cli import record
 from nst_jax.cli.checkpoints import check_checkpoints
-from nst_jax.cli.messages import tell
-from nst_jax.cli.options import PictureOptions, RunOptions, WatchOptions
+from nst_jax.cli.messages import log
+from nst_jax.cli.options import ImageOptions, RunOptions, WatchOptions
 from nst_jax.cli.record import json_path
 from nst_jax.config.checks import LARGEST_SIZE
 from nst_jax.config.config import INITS, Config, to_flat
@@ -31,7 +31,7 @@ from nst_jax.weights.load import WEIGHTS_VARIABLE, find_weights, is_shipped_slim
 
 MOST_PREVIEWS = 100_000
 
-LEAST_BYTES = 60  # a pixel: the content, the picture, the best one, a gradient, a step
+LEAST_BYTES = 60  # a pixel: the content, the image, the best one, a gradient, a step
 
 
 def check_size(size: int, *, what: str = "size") -> None:
@@ -44,8 +44,8 @@ def check_size(size: int, *, what: str = "size") -> None:
         raise InputError(f"{what} is {size}: expected 1 to {LARGEST_SIZE} pixels")
 
 
-def check_room(shape: tuple[int, int], *, what: str = "picture") -> None:
-    """Check, before a picture is read and scaled, that there is memory for the pictures alone.
+def check_room(shape: tuple[int, int], *, what: str = "image") -> None:
+    """Check, before an image is read and scaled, that there is memory for the images alone.
 
     Args:
       shape: height and width of the result, or of a style.
@@ -63,7 +63,7 @@ def check_room(shape: tuple[int, int], *, what: str = "picture") -> None:
 
 
 def check_preset_fits(config: Config, *, preset: str, command: str) -> None:
-    """Refuse what a preset sets for one picture at a time where there are many.
+    """Refuse what a preset sets for one image at a time where there are many.
 
     Args:
       config: the settings, which may be others than the preset's.
@@ -78,7 +78,7 @@ def check_preset_fits(config: Config, *, preset: str, command: str) -> None:
     own = [name for name in flags if given[name] == its[name] != default[name]]
     if own:
         raise InputError(
-            f"preset {preset} sets {' and '.join(own)}, for one picture at a time and not for "
+            f"preset {preset} sets {' and '.join(own)}, for one image at a time and not for "
             f"{command}: add {' '.join(flags[name] for name in own)}, or choose another preset"
         )
 
@@ -97,22 +97,22 @@ def check_outputs(
     output: Path,
     run: RunOptions,
     watch: WatchOptions,
-    picture: PictureOptions = PictureOptions(),
+    image: ImageOptions = ImageOptions(),
     *,
     inputs: Sequence[Path],
     steps: int | None = None,
 ) -> None:
-    """Check what can be checked before any picture is read.
+    """Check what can be checked before any image is read.
 
     Args:
-      output, run, watch, picture: what the command was told.
-      inputs: pictures and masks that it reads.
+      output, run, watch, image: what the command was told.
+      inputs: images and masks that it reads.
       steps: of the run; by default the config's.
 
     Raises:
       InputError: for options that contradict each other, and outputs that cannot be written.
     """
-    check_output(output, **asdict(picture))
+    check_output(output, **asdict(image))
     check_seed(run.seed)
     if watch.save_every is not None and watch.save_every < 1:
         raise InputError(f"save_every is {watch.save_every}: expected 1 or more")
@@ -168,7 +168,7 @@ def output_paths(output: Path, watch: WatchOptions, *, steps: int) -> list[Path]
 
 
 def load_init(config: Config, *, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The initial picture where ``config.initial.init`` names a file, scaled to the result's size.
+    """The initial image where ``config.initial.init`` names a file, scaled to the result's size.
 
     Raises:
       InputError: for a file of another aspect ratio, and as ``load_image``.
@@ -180,7 +180,7 @@ def load_init(config: Config, *, shape: tuple[int, int, int]) -> np.ndarray | No
     # The rounding of an earlier run's size, or of its content's, may be a pixel off.
     if abs(width * shape[0] - height * shape[1]) > max(0.01 * width * shape[0], *shape[:2]):
         raise InputError(
-            f"the initial picture {config.initial.init} is {width}x{height} px, the result "
+            f"the initial image {config.initial.init} is {width}x{height} px, the result "
             f"{shape[1]}x{shape[0]} px: expected the same aspect ratio"
         )
     return resize_to(image, shape=shape[:2])
@@ -212,7 +212,7 @@ def find_network(
       run: the command's options.
       configs: the settings.
       balanced: whether content and style are balanced against each other.
-      mesh: devices that divide the picture, if any.
+      mesh: devices that divide the image, if any.
       resumed: the checkpoint from which the run goes on, if any.
 
     Raises:
@@ -224,17 +224,17 @@ def find_network(
     for config in configs:
         check_run(weights.variables, config=config, execution=Execution(mesh=mesh))
     if resumed is None:
-        tell_of_slim(run, weights)
+        log_slim(run, weights)
     if balanced:
-        tell_of_network(run, weights)
+        log_network(run, weights)
     return weights
 
 
-def tell_of_slim(run: RunOptions, weights: Weights) -> None:
+def log_slim(run: RunOptions, weights: Weights) -> None:
     """Say where the shipped slim weights are used because no others were found."""
     asked = run.weights or run.model or os.environ.get(WEIGHTS_VARIABLE)
     if not asked and is_shipped_slim(Path(weights.info.path)):
-        tell(
+        log(
             "no full VGG-19 was found, so the slim weights that come with nst_jax are "
             "used; for the full network run 'nst-jax weights fetch'"
         )
@@ -245,11 +245,11 @@ def network_of(info: WeightsInfo) -> str:
     return info.preprocessing + "-normalized" * (info.normalized is not None)
 
 
-def tell_of_network(run: RunOptions, weights: Weights) -> None:
+def log_network(run: RunOptions, weights: Weights) -> None:
     """Say where a preset's factors were chosen for another network."""
     meant, found = get_preset(run.preset).weights, network_of(weights.info)
     if meant != found:
-        tell(
+        log(
             f"the factors of preset {run.preset} are for {meant} weights and these are "
             f"{found}: expect another balance of content and style, or name others by --weights"
         )

@@ -7,9 +7,9 @@ from nst_jax.cli.checks import check_size, obtain_weights
 from nst_jax.cli.options import Estimate
 from nst_jax.cli.planning import explained
 from nst_jax.errors import InputError
-from nst_jax.images.read import picture_shape
+from nst_jax.images.read import image_shape
 from nst_jax.system.memory import free_bytes, in_gib, own_memory
-from nst_jax.transfer.plan import Task, choice_in_words
+from nst_jax.transfer.plan import Task, execution_in_words
 from nst_jax.transfer.planner import choose
 from nst_jax.transfer.problem import check_run, check_shape
 from nst_jax.transfer.pyramid import make_scales
@@ -31,13 +31,13 @@ def estimate(options: Estimate) -> int:
         raise InputError(f"styled_regions is {options.styled_regions}: expected 0 to 100")
     if options.memory is not None and not 0 < options.memory < 1e6:
         raise InputError(f"memory is {options.memory}: expected GiB, above 0 and under a million")
-    height, width = picture_shape(options.content, size=options.size)
+    height, width = image_shape(options.content, size=options.size)
     check_shape(height, width, config=config)
     scales = make_scales((height, width), config=config)
     weights = obtain_weights(options.run.weights, model=options.run.model)
     check_run(weights.variables, config=config)
 
-    picture = jax.ShapeDtypeStruct((height, width, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((height, width, 3), jnp.float32)
     guidance = Guidance()
     if options.styled_regions:
         shape = (options.styled_regions, height, width)
@@ -47,7 +47,7 @@ def estimate(options: Estimate) -> int:
     free = free_bytes(device)
     if options.memory is not None:
         free = max(0, int(options.memory * 2**30) - process)
-    task = Task(weights.variables, picture, [picture], config, guidance)
+    task = Task(weights.variables, image, [image], config, guidance)
     try:
         plan = choose(task, free=free)
     except jax.errors.JaxRuntimeError as error:
@@ -60,7 +60,7 @@ def estimate(options: Estimate) -> int:
         "program, compiled": process,
         "network's kernels": needs.network,
         "content and style": needs.targets,
-        "picture and optimiser": needs.state,
+        "image and optimiser": needs.state,
         "activations": needs.scratch,
     }
     print(f"{width}x{height} px with {weights.info.name} on {device.device_kind}")
@@ -70,7 +70,7 @@ def estimate(options: Estimate) -> int:
     print(f"  {'of':<22}{there:>10}")
     if plan.whole is not None:
         print(f"the settings' own way would need {in_gib(plan.whole + process)}; chosen instead:")
-    print(f"computed as: {choice_in_words(plan.choice)}")
+    print(f"computed as: {execution_in_words(plan.execution_plan)}")
     if len(scales) > 1:
         listed = ", ".join(f"{s.shape[1]}x{s.shape[0]} ({s.steps} steps)" for s in scales)
         print(f"scales: {listed}; the figures are the last one's")

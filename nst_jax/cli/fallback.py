@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from nst_jax.checkpoint import store
-from nst_jax.cli.checkpoints import Standing, restore_standing
-from nst_jax.cli.messages import tell
+from nst_jax.cli.checkpoints import ResumePoint, restore_resume_point
+from nst_jax.cli.messages import log
 from nst_jax.cli.outputs import Job, recovered_words
 from nst_jax.cli.planning import explained, is_out_of_memory, make_smaller_plan
 from nst_jax.system.memory import in_gib
-from nst_jax.transfer.plan import choice_in_words
+from nst_jax.transfer.plan import execution_in_words
 from nst_jax.transfer.types import ExecutionPlan, MemoryPlan, Position, Result
 from nst_jax.weights.canonical import Weights
 
@@ -24,7 +24,7 @@ Out = TypeVar("Out")
 
 @contextmanager
 def explaining(shape: Sequence[int], *, advice: str = "") -> Iterator[None]:
-    """Make errors of the input of those of too little memory for pictures of a height and width.
+    """Make errors of the input of those of too little memory for images of a height and width.
 
     Raises:
       InputError: for such errors; ``advice`` is what else would take less.
@@ -49,7 +49,7 @@ def with_fallback(
       attempt: computes in a way.
       way: the first one.
       smaller: the next one after a way, or None where there is none.
-      shape: height and width of the pictures, for the message.
+      shape: height and width of the images, for the message.
       advice: what else would take less, for the message.
 
     Raises:
@@ -70,7 +70,7 @@ def with_fallback(
 
 
 def may_gain_alone(result: Result, *, steps: int) -> bool:
-    """Whether a picture that diverged among others, of so many steps, can go on from its best."""
+    """Whether an image that diverged among others, of so many steps, can go on from its best."""
     diverged = result.status == "diverged" and len(result.history.loss) < steps
     return diverged and bool(np.isfinite(result.loss))
 
@@ -78,26 +78,26 @@ def may_gain_alone(result: Result, *, steps: int) -> bool:
 def once_more_alone(
     work: Callable[..., Result], *, name: str, asked: Callable[[], int | None]
 ) -> Result:
-    """Make a picture that diverged among others once more: alone it goes back to its best.
+    """Make an image that diverged among others once more: alone it goes back to its best.
 
     Args:
-      work: ``single.run_inputs`` of the picture, but for its callback.
-      name: of the picture, for what is told.
+      work: ``single.run_inputs`` of the image, but for its callback.
+      name: of the image, for what is told.
       asked: gives the signal that asked to stop, or None.
 
     Returns:
       The result, on the host.
     """
-    tell(f"{name}: the loss or its gradient was not finite, making it once more alone")
+    log(f"{name}: the loss or its gradient was not finite, making it once more alone")
     result = work(callback=lambda _: asked() is None)
     if result.recoveries:
-        tell(f"{name}: {recovered_words(result.recoveries)}")
+        log(f"{name}: {recovered_words(result.recoveries)}")
     return jax.device_get(result._replace(state=None))
 
 
-def smaller_standing(
+def fallback_point(
     job: Job, weights: Weights, plan: MemoryPlan, *, scale: int, scales: int
-) -> Standing:
+) -> ResumePoint:
     """A run's next smaller way: for the last scale the plan's, for others with half the memory.
 
     It goes on from the newest checkpoint, if any, whose state is one of the smaller way too.
@@ -118,26 +118,27 @@ def smaller_standing(
         words = f"the scales before the last as if {in_gib(plan.free or 0)} were free"
     else:
         plan = make_smaller_plan(job, weights, than=plan)
-        words = choice_in_words(plan.choice)
-    standing, folder = Standing(plan, None, []), job.watch.checkpoint
+        words = execution_in_words(plan.execution_plan)
+    resume_point, folder = ResumePoint(plan, None, []), job.watch.checkpoint
     if folder is not None and store.checkpoints(folder):
-        saved = restore_standing(store.load(folder), shape=job.shape)
+        saved = restore_resume_point(store.load(folder), shape=job.shape)
         position = saved.position and _moved(saved.position, plan, scale=scale, last=not coarse)
         if position is not None:
-            standing = Standing(plan, position, saved.frames)
-    begin = "the beginning" if standing.position is None else f"step {standing.position.step}"
-    tell(f"out of memory, going on from {begin}, {words}")
-    return standing
+            resume_point = ResumePoint(plan, position, saved.frames)
+    position = resume_point.position
+    begin = "the beginning" if position is None else f"step {position.step}"
+    log(f"out of memory, going on from {begin}, {words}")
+    return resume_point
 
 
 def _moved(position: Position, plan: MemoryPlan, *, scale: int, last: bool) -> Position | None:
     """A saved position for another plan, or None where its state is of no use for it."""
-    position = position._replace(free=plan.free, last_choice=plan.choice)
+    position = position._replace(free=plan.free, last_plan=plan.execution_plan)
     if position.scale < scale:
         return position
-    if not last or not _alike(position.choice, plan.choice):
+    if not last or not _alike(position.execution_plan, plan.execution_plan):
         return None
-    return position._replace(choice=plan.choice)
+    return position._replace(execution_plan=plan.execution_plan)
 
 
 def _alike(first: ExecutionPlan, second: ExecutionPlan) -> bool:

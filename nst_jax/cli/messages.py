@@ -3,7 +3,7 @@
 import sys
 
 
-def tell(words: str) -> None:
+def log(words: str) -> None:
     """Write one line to standard error, as ``nst-jax: words``.
 
     Words of several lines, as a file's name may hold a line break, are joined to one.

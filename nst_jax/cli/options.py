@@ -34,12 +34,12 @@ class RunOptions:
       weights: VGG-19 weights in any known form; by default those of $NST_JAX_WEIGHTS, of the
         cache, or else the slim ones that come with the program.
       model: Insist on the full network or on the slim one.
-      overwrite: Replace existing output files; in a batch, those of other pictures or settings.
+      overwrite: Replace existing output files; in a batch, those of other images or settings.
       deterministic: Let GPUs, too, give the same bits each time, at some cost of speed; CPUs always
         do on the same number of threads.
       threads: How many CPU threads to compute on, on which the result's bits depend; by default as
         many as the process has CPUs for, by its affinity mask and CPU quota. On Linux.
-      max_megapixels: Largest picture file to read, in millions of pixels; a guard against files
+      max_megapixels: Largest image file to read, in millions of pixels; a guard against files
         made to fill the memory.
       config: Settings of the optimisation.
     """
@@ -56,7 +56,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureOptions:
+class ImageOptions:
     """How the result is written.
 
     Attributes:
@@ -92,9 +92,9 @@ class StyleOptions:
     """The styles and their shares.
 
     Attributes:
-      style: The style picture; several are mixed, or hold in regions or layers of their own.
-      style_blend: Factor of each style picture; by default all count the same.
-      style_scale: Size of the style pictures: longer side as a multiple of the result's. Larger
+      style: The style image; several are mixed, or hold in regions or layers of their own.
+      style_blend: Factor of each style image; by default all count the same.
+      style_scale: Size of the style images: longer side as a multiple of the result's. Larger
         ones give larger strokes.
       layer_styles: Style layers with a style of their own, by its number from 1, as NAME=NUMBER;
         the other layers mix all styles.
@@ -112,11 +112,11 @@ class RegionOptions:
 
     Attributes:
       content_mask: A mask for each region of the content, white inside; grey edges are soft.
-      style_mask: The part of a style picture that counts: a mask for each styled region, or
+      style_mask: The part of a style image that counts: a mask for each styled region, or
         without regions one for each style.
-      labels: One picture in place of content masks: each of its colours is a region, in the
+      labels: One image in place of content masks: each of its colours is a region, in the
         order of red, green and blue, black first.
-      style_labels: The same for the one style picture, with the colours of the styled regions.
+      style_labels: The same for the one style image, with the colours of the styled regions.
       region_styles: For each region the number of its style from 1, mix for all of them, or keep
         to leave it as it is. Default: as many styles as regions in their order, or the one style.
       region_weights: Factor of the style loss of each styled region.
@@ -134,22 +134,22 @@ class RegionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Stylize:
-    """Give a content picture the style of others.
+    """Give a content image the style of others.
 
-    Writes the picture, and beside it a JSON file with settings, versions, timing and the history
+    Writes the image, and beside it a JSON file with settings, versions, timing and the history
     of the loss.
 
     Attributes:
-      content: The content picture; name it first. - reads standard input, as for any one picture.
-      output: The picture to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
+      content: The content image; name it first. - reads standard input, as for any one image.
+      output: The image to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
       size: Longer side of the result in pixels; may enlarge.
-      spread: Divide the picture among all devices: by its rows, with a part of the memory on each,
-        or its tiles, with the whole picture on each.
+      spread: Divide the image among all devices: by its rows, with a part of the memory on each,
+        or its tiles, with the whole image on each.
       styles: The styles.
       regions: The regions.
       run: Settings and weights.
       watch: What to write on the way.
-      picture: How the result is written.
+      image: How the result is written.
     """
 
     content: Positional[Path]
@@ -160,7 +160,7 @@ class Stylize:
     regions: OmitArgPrefixes[RegionOptions] = RegionOptions()
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
-    picture: OmitArgPrefixes[PictureOptions] = PictureOptions()
+    image: OmitArgPrefixes[ImageOptions] = ImageOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class Estimate:
     """Tell what a run will need of the memory and how it will be computed, and run nothing.
 
     Attributes:
-      content: The content picture, - for standard input; only its proportions matter.
+      content: The content image, - for standard input; only its proportions matter.
       size: Longer side of the result in pixels.
       styled_regions: Number of regions with a style of their own, as by --content-mask.
       memory: Plan for a device or container with so many GiB in place of what is free here. On
@@ -185,18 +185,18 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Texture:
-    """Make a texture from pictures: the style term alone, started from noise.
+    """Make a texture from images: the style term alone, started from noise.
 
     Attributes:
-      style: The picture whose texture to make; several are mixed.
-      output: The picture to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
-      style_blend: Factor of each picture; by default all count the same.
+      style: The image whose texture to make; several are mixed.
+      output: The image to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
+      style_blend: Factor of each image; by default all count the same.
       size: Side of the texture in pixels, or its width and height.
-      style_size: Longer side to which the pictures are scaled; by default that of the texture.
+      style_size: Longer side to which the images are scaled; by default that of the texture.
       tileable: Let opposite borders fit each other.
       run: Settings and weights.
       watch: What to write on the way.
-      picture: How the result is written.
+      image: How the result is written.
     """
 
     style: Positional[tuple[Path, ...]]
@@ -207,21 +207,21 @@ class Texture:
     tileable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
-    picture: OmitArgPrefixes[PictureOptions] = PictureOptions()
+    image: OmitArgPrefixes[ImageOptions] = ImageOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct:
-    """Show what layers know of a picture: the content term alone, started from noise.
+    """Show what layers know of an image: the content term alone, started from noise.
 
     Attributes:
-      content: The picture to reconstruct, - for standard input.
-      output: The picture to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
+      content: The image to reconstruct, - for standard input.
+      output: The image to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
       layer: The layers to reconstruct it from, together; with factors as NAME=FACTOR.
       size: Longer side of the result in pixels; may enlarge.
       run: Settings and weights.
       watch: What to write on the way.
-      picture: How the result is written.
+      image: How the result is written.
     """
 
     content: Positional[Path]
@@ -230,14 +230,14 @@ class Reconstruct:
     size: int = 512
     run: OmitArgPrefixes[RunOptions] = RunOptions()
     watch: OmitArgPrefixes[WatchOptions] = WatchOptions()
-    picture: OmitArgPrefixes[PictureOptions] = PictureOptions()
+    image: OmitArgPrefixes[ImageOptions] = ImageOptions()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
     """Go on with a run from its checkpoints, as if it had not ended.
 
-    Its settings and pictures are in the folder; outputs of its names are replaced.
+    Its settings and images are in the folder; outputs of its names are replaced.
 
     Attributes:
       folder: The folder that --checkpoint has named.
@@ -255,16 +255,16 @@ class Resume:
 class Sweep:
     """Stylize with several values of some settings, into one sheet.
 
-    Writes a contact sheet, and beside it a JSON file with the settings and losses of each picture.
+    Writes a contact sheet, and beside it a JSON file with the settings and losses of each image.
 
     Attributes:
-      content: The content picture; name it first.
+      content: The content image; name it first.
       output: The sheet to write: .png, .jpg, .webp or .tif.
       over: A setting and its values, as NAME=VALUE,VALUE; several layers of one value are joined
         by +. May be given several times: every combination is shown, the last setting along the
         rows.
-      lanes: How many pictures advance together in one program, at most.
-      size: Longer side of each picture in pixels.
+      batch_size: How many images advance together in one program, at most.
+      size: Longer side of each image in pixels.
       styles: The styles.
       regions: The regions.
       run: Settings and weights.
@@ -273,7 +273,7 @@ class Sweep:
     content: Positional[Path]
     output: Output
     over: UseAppendAction[tuple[str, ...]]
-    lanes: int = 8
+    batch_size: int = 8
     size: int = 256
     styles: OmitArgPrefixes[StyleOptions]
     regions: OmitArgPrefixes[RegionOptions] = RegionOptions()
@@ -301,7 +301,7 @@ class ProcessOptions:
     """Several processes, on one machine or many, that share the work.
 
     Attributes:
-      distributed: Be one of several processes, each of which takes its part of the pictures. SLURM,
+      distributed: Be one of several processes, each of which takes its part of the images. SLURM,
         Open MPI, Kubernetes and Cloud TPU tell which one; elsewhere name the next three.
       coordinator: Address of process 0, HOST:PORT.
       process_count: How many processes there are.
@@ -316,22 +316,22 @@ class ProcessOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Stylize many pictures.
+    """Stylize many images.
 
     Writes CONTENT__STYLE.png for each, and manifest.jsonl with a line for each. Started again, it
     makes only what is missing. Several styles without --pair and --grid are mixed, as by stylize.
 
     Attributes:
-      contents: The content pictures: files, folders, quoted patterns, and .txt files that list one
-        picture a line; name them first.
+      contents: The content images: files, folders, quoted patterns, and .txt files that list one
+        image a line; name them first.
       output_dir: Folder for the results; it is made where it does not exist.
       pair: Give each content the style at its place: as many styles as contents.
       grid: Make every content with every style.
-      batch_size: How many pictures to compute at once, at most: auto for as many as fit into the
+      batch_size: How many images to compute at once, at most: auto for as many as fit into the
         memory and are of use. On CPUs each has a core at least.
       size: Longer side of the results in pixels; may enlarge.
       checkpoint: Keep this command line in a folder, so that 'nst-jax resume' can go on with the
-        pictures that are missing.
+        images that are missing.
       bit_depth: Bits a channel of the results.
       styles: The styles.
       run: Settings and weights.
@@ -382,23 +382,23 @@ class Convert:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalize:
-    """Scale weights so that every channel's mean activation over some pictures is 1.
+    """Scale weights so that every channel's mean activation over some images is 1.
 
     The network is otherwise the same. Writes a canonical .safetensors file that says so.
 
     Attributes:
       source: Weights of the full VGG-19 in any known form.
       output: The .safetensors file to write.
-      pictures: Pictures to measure on: files, folders, quoted patterns, or .txt lists.
-      size: Longer side in pixels to which the pictures are scaled.
+      images: Images to measure on: files, folders, quoted patterns, or .txt lists.
+      size: Longer side in pixels to which the images are scaled.
       pooling: Pooling of the network with which the mean is 1.
       overwrite: Replace an existing file.
-      max_megapixels: Largest picture file to read, in millions of pixels.
+      max_megapixels: Largest image file to read, in millions of pixels.
     """
 
     source: Positional[Path]
     output: Positional[Path]
-    pictures: Positional[tuple[Path, ...]]
+    images: Positional[tuple[Path, ...]]
     size: int = 256
     pooling: Pooling = "max"
     overwrite: bool = False

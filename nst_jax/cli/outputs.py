@@ -1,4 +1,4 @@
-"""What a job for one picture has read, and what it tells and writes at its end.
+"""What a job for one image has read, and what it tells and writes at its end.
 
 What cannot be written where it was to be is kept elsewhere.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nst_jax.cli import record as report
-from nst_jax.cli.options import PictureOptions, RunOptions, WatchOptions
+from nst_jax.cli.options import ImageOptions, RunOptions, WatchOptions
 from nst_jax.cli.parsing import Call
 from nst_jax.config.config import Config
 from nst_jax.errors import InputError
@@ -27,18 +27,18 @@ EXIT_CODES = {"done": 0, "diverged": 1, "stopped": 130}
 
 
 class Job(NamedTuple):
-    """What a command for one picture has read and checked.
+    """What a command for one image has read and checked.
 
     Attributes:
       output: the file to write.
-      inputs: the pictures and masks; without a content a canvas of the result's size is there.
+      inputs: the images and masks; without a content a canvas of the result's size is there.
       config: the settings.
       alpha: transparency of the content, ``[H, W]``, or None.
-      run, watch, picture: the command's options.
+      run, watch, image: the command's options.
       settings: what the record says of the command's options.
       files: those that were read.
       call: the command line.
-      mesh: devices that divide the picture, or None.
+      mesh: devices that divide the image, or None.
     """
 
     output: Path
@@ -47,7 +47,7 @@ class Job(NamedTuple):
     alpha: np.ndarray | None
     run: RunOptions
     watch: WatchOptions
-    picture: PictureOptions
+    image: ImageOptions
     settings: dict[str, Any]
     files: list[Path]
     call: Call
@@ -82,27 +82,27 @@ def closing_words(result: Result, *, averaging: float = 0.0) -> str:
         height, width = result.scales[-1].shape
         coarse = (height, width) != result.image.shape[:2]
         scaled = f", enlarged from {width}x{height} px" if coarse else ""
-        picture = "the average" if averaging else "the best picture"
-        return f"stopped at step {step}: wrote {picture} so far{scaled}"
-    picture = "the best picture before that"
+        image = "the average" if averaging else "the best image"
+        return f"stopped at step {step}: wrote {image} so far{scaled}"
+    image = "the best image before that"
     if not np.isfinite(result.loss):
-        picture = "the initial picture, as none had a finite loss"
+        image = "the initial image, as none had a finite loss"
     return (
-        f"diverged at step {step}: the loss or its gradient is not finite; wrote {picture}. Lower "
+        f"diverged at step {step}: the loss or its gradient is not finite; wrote {image}. Lower "
         "the weights or the learning rate"
     )
 
 
 def recovered_words(times: int) -> str:
-    """What is told of one of several pictures that went back to its best before it ended."""
+    """What is told of one of several images that went back to its best before it ended."""
     return (
-        f"the loss or its gradient was not finite: went on from the best picture with a smaller "
+        f"the loss or its gradient was not finite: went on from the best image with a smaller "
         f"step ({times} of {RECOVERIES})"
     )
 
 
 def make_record(job: Job, weights: Weights, result: Result) -> dict[str, Any]:
-    """All that a run of one picture did, but its timing."""
+    """All that a run of one image did, but its timing."""
     facts = report.run_record(job.config, weights, shape=job.shape, options=job.settings)
     return (
         {"settings": facts.pop("settings"), "seed": job.run.seed}
@@ -125,7 +125,7 @@ def write_outputs(record: dict[str, Any], ended: Ended, *, job: Job, started: fl
       InputError: where something cannot be written; it says where the result is kept.
     """
     image, watch = ended.result.image, job.watch
-    texts, more = metadata(record), asdict(job.picture)
+    texts, more = metadata(record), asdict(job.image)
     try:
         save_image(job.output, image, alpha=job.alpha, metadata=texts, **more)
     except Exception as error:  # of an encoder it may be any
@@ -145,11 +145,11 @@ def write_outputs(record: dict[str, Any], ended: Ended, *, job: Job, started: fl
             report.write_plot(path, record["history"])
     except Exception as error:
         words = not_written_words(error, path)
-        raise InputError(f"{words}the picture is written as {job.output}") from None
+        raise InputError(f"{words}the image is written as {job.output}") from None
 
 
 def metadata(record: dict[str, Any]) -> dict[str, str]:
-    """The texts in a picture: the record but for what is long, or differs from run to run."""
+    """The texts in an image: the record but for what is long, or differs from run to run."""
     left_out = ("history", "timing", "memory")
     brief = {key: value for key, value in record.items() if key not in left_out}
     return {
@@ -172,7 +172,7 @@ def reason(error: Exception) -> str:
 def not_written(
     error: Exception, image: Any, texts: dict[str, str], *, job: Job, folder: Path | None
 ) -> InputError:
-    """The error of a picture that could be written before the run and cannot be now.
+    """The error of an image that could be written before the run and cannot be now.
 
     It is kept by the checkpoint in ``folder``, or else in the folder for temporary files.
     """
@@ -181,17 +181,17 @@ def not_written(
         return InputError(
             f"{what}see to the place, then 'nst-jax resume {folder}' writes the result"
         )
-    depth = job.picture.bit_depth
+    depth = job.image.bit_depth
     kept = kept_elsewhere(job.output, image, alpha=job.alpha, metadata=texts, bit_depth=depth)
     return InputError(f"{what}{kept}")
 
 
 def kept_elsewhere(output: Path, image: Any, **options: Any) -> str:
-    """Keep a picture that cannot be written in the folder for temporary files.
+    """Keep an image that cannot be written in the folder for temporary files.
 
     Args:
       output: where it was to be.
-      image: the picture.
+      image: the image.
       options: of ``save_image``, for a PNG.
 
     Returns:
@@ -202,4 +202,4 @@ def kept_elsewhere(output: Path, image: Any, **options: Any) -> str:
         save_image(kept, image, **options)
     except Exception:
         return "the result is lost; see to the place and run again"
-    return f"the picture is kept as {kept}, move it to where you want it"
+    return f"the image is kept as {kept}, move it to where you want it"

@@ -283,7 +283,7 @@ def with_paths(options: _T, place: Callable[[str, Path], Path]) -> _T:
     """Options with each of their paths in another place.
 
     Args:
-      options: a dataclass; a ``Config`` in it may name an initial picture.
+      options: a dataclass; a ``Config`` in it may name an initial image.
       place: from a field's name and a path to the path to have there.
     """
 
@@ -301,7 +301,7 @@ def with_paths(options: _T, place: Callable[[str, Path], Path]) -> _T:
 
 
 def input_files(options: Any) -> list[Path]:
-    """The pictures and masks that options name, as often as they do; ``-`` is standard input."""
+    """The images and masks that options name, as often as they do; ``-`` is standard input."""
     found: list[Path] = []
 
     def note(name: str, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Where and how runs are computed: devices, the plan of the memory, how many pictures at once.
+"""Where and how runs are computed: devices, the plan of the memory, how many images at once.
 
 And what to say where they do not fit.
 """
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from nst_jax.cli.messages import tell
+from nst_jax.cli.messages import log
 from nst_jax.cli.outputs import Job
 from nst_jax.config.config import Config
 from nst_jax.errors import InputError
@@ -23,7 +23,7 @@ from nst_jax.weights.canonical import Weights
 
 
 def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
-    """The mesh of all devices that a way to divide a picture wants.
+    """The mesh of all devices that a way to divide an image wants.
 
     Raises:
       InputError: where there is one device only; for settings that contradict the way.
@@ -32,7 +32,7 @@ def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
         return None
     if len(jax.local_devices()) == 1:
         raise InputError(
-            f"spread {spread} divides a picture among several devices, and there is one only: "
+            f"spread {spread} divides an image among several devices, and there is one only: "
             "leave it out"
         )
     if spread == "rows":
@@ -89,12 +89,12 @@ def _less(plan: MemoryPlan) -> int:
     return int((sum(plan.needs) - 1) / USABLE)
 
 
-def tell_of_room(plan: MemoryPlan) -> None:
+def log_room(plan: MemoryPlan) -> None:
     """Say where less is free now than an earlier plan needs, which is kept for the same result."""
     free, needed = free_bytes(jax.local_devices()[0]), sum(plan.needs)
     if free is not None and needed > free:
         words = f"the run was planned to take {in_gib(needed)} and {in_gib(free)} are free now"
-        tell(f"{words}: it may not go on here")
+        log(f"{words}: it may not go on here")
 
 
 def make_room(plan: MemoryPlan) -> None:
@@ -124,15 +124,15 @@ def explained(error: Exception, *, width: int, height: int, advice: str = "") ->
     )
 
 
-def picture_memory(problem: Problem, *, free: int | None = None) -> LoopMemory | None:
-    """What the loop of one picture takes, for pictures one after another in one process.
+def image_memory(problem: Problem, *, free: int | None = None) -> LoopMemory | None:
+    """What the loop of one image takes, for images one after another in one process.
 
     The program is compiled for it. On CPUs scratch counts twice: when it is freed it stays with the
     process, see ``memory``, and blocks that have got between may keep it from being used again.
     Where that does not fit, large blocks are given back from now on, and it counts once.
 
     Args:
-      problem: of the picture.
+      problem: of the image.
       free: from ``memory.free_bytes``; None for no limit.
 
     Returns:
@@ -153,10 +153,10 @@ def picture_memory(problem: Problem, *, free: int | None = None) -> LoopMemory |
 
 
 def batch_that_fits(memory: LoopMemory, free: int, *, at_most: int) -> int:
-    """The largest number of pictures that fits, with a margin.
+    """The largest number of images that fits, with a margin.
 
     Args:
-      memory: from ``picture_memory``; the network is in its place already.
+      memory: from ``image_memory``; the network is in its place already.
       free: from ``memory.free_bytes``.
       at_most: the largest number wanted.
 
@@ -170,39 +170,39 @@ def batch_that_fits(memory: LoopMemory, free: int, *, at_most: int) -> int:
 
 
 def refusal(memory: LoopMemory, free: int, *, width: int, height: int) -> InputError:
-    """The error for a picture that does not fit, with the numbers that ``batch_that_fits`` has."""
+    """The error for an image that does not fit, with the numbers that ``batch_that_fits`` has."""
     needed = memory.own / USABLE
     return InputError(
-        f"a picture of {width}x{height} px needs about {in_gib(needed)}, {in_gib(free)} are free: "
+        f"an image of {width}x{height} px needs about {in_gib(needed)}, {in_gib(free)} are free: "
         "choose a smaller --size, or for L-BFGS a smaller --memory-size"
     )
 
 
-def times(memory: LoopMemory, pictures: int, *, networks: int = 1) -> LoopMemory:
-    """What pictures that are computed at once take of one memory.
+def times(memory: LoopMemory, images: int, *, networks: int = 1) -> LoopMemory:
+    """What images that are computed at once take of one memory.
 
     Args:
-      memory: of one of them, from ``picture_memory``.
-      pictures: how many.
+      memory: of one of them, from ``image_memory``.
+      images: how many.
       networks: how many devices are in this memory, each with the network for itself.
     """
     one = memory
     return LoopMemory(
-        networks * one.network, pictures * one.state, pictures * one.targets, pictures * one.scratch
+        networks * one.network, images * one.state, images * one.targets, images * one.scratch
     )
 
 
-def pictures_in_words(
-    problem: Problem, memory: LoopMemory, *, free: int | None, process: int, pictures: int
+def images_in_words(
+    problem: Problem, memory: LoopMemory, *, free: int | None, process: int, images: int
 ) -> str:
-    """What pictures of one size take together, in one line as that of a single run.
+    """What images of one size take together, in one line as that of a single run.
 
     Args:
       problem: of one of them.
       memory: of all of them.
       free: from ``memory.free_bytes``, or None where it is not known.
       process: from ``memory.own_memory`` at the same time.
-      pictures: how many are computed at once.
+      images: how many are computed at once.
     """
-    plan = MemoryPlan(problem.choice, memory, free)
-    return plan_in_words(plan, shape=problem.shape, process=process, pictures=pictures)
+    plan = MemoryPlan(problem.execution_plan, memory, free)
+    return plan_in_words(plan, shape=problem.shape, process=process, images=images)

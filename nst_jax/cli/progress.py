@@ -61,20 +61,20 @@ def progress_display(
 
 @contextmanager
 def job_display(
-    pictures: int,
+    images: int,
     *,
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Callable[[float], None]]:
-    """Give a function that shows how many pictures of a job are done, also in fractions.
+    """Give a function that shows how many images of a job are done, also in fractions.
 
     Args:
-      pictures: of the job.
+      images: of the job.
       console: where to, by default standard error.
       clock: gives seconds.
     """
     console = console or Console(stderr=True)
-    words = _pictures_in_words(pictures, clock=clock)
+    words = _images_in_words(images, clock=clock)
     if not console.is_terminal:
         shown_at, shown = -30.0, -1
 
@@ -89,11 +89,11 @@ def job_display(
     columns = (BarColumn(), TextColumn("{task.description}"))
     # What goes to the standard output may be read by another program.
     with Bar(*columns, console=console, redirect_stdout=False) as bar:
-        task = bar.add_task("compiling", total=pictures)
+        task = bar.add_task("compiling", total=images)
         yield lambda done: bar.update(task, completed=done, description=words(done))
 
 
-def _pictures_in_words(pictures: int, *, clock: Callable[[], float]) -> Callable[[float], str]:
+def _images_in_words(images: int, *, clock: Callable[[], float]) -> Callable[[float], str]:
     """Words for what is done; the speed is that since the first report, without compilation."""
     first: tuple[float, float] | None = None
 
@@ -102,8 +102,8 @@ def _pictures_in_words(pictures: int, *, clock: Callable[[], float]) -> Callable
         if first is None or done < first[1]:  # less is done after a batch that was too large
             first = (clock(), done)
         speed = (done - first[1]) / max(clock() - first[0], 1e-6)
-        rate = f", {speed:.3g} pictures/s, {(pictures - done) / speed:.0f} s left" if speed else ""
-        return f"{int(done + 1e-6)}/{pictures} pictures{rate}"
+        rate = f", {speed:.3g} images/s, {(images - done) / speed:.0f} s left" if speed else ""
+        return f"{int(done + 1e-6)}/{images} images{rate}"
 
     return words
 

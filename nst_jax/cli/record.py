@@ -1,4 +1,4 @@
-"""What a run leaves beside its picture: JSON record, previews, animation, loss curve."""
+"""What a run leaves beside its image: JSON record, previews, animation, loss curve."""
 
 import importlib.metadata
 import json
@@ -15,7 +15,7 @@ from nst_jax.config.config import Config, to_flat
 from nst_jax.errors import InputError
 from nst_jax.system.backend import device, versions
 from nst_jax.system.files import atomic_write
-from nst_jax.transfer.plan import choice_in_words
+from nst_jax.transfer.plan import execution_in_words
 from nst_jax.transfer.types import Result
 from nst_jax.types import Info
 from nst_jax.weights.canonical import Weights
@@ -63,7 +63,7 @@ def run_record(
     Args:
       config, weights: the settings and the network.
       shape: height and width of the result.
-      options: what it says of the command's other options, and of an initial picture that is read
+      options: what it says of the command's other options, and of an initial image that is read
         from a copy.
     """
     own = settings_record(config)
@@ -73,17 +73,17 @@ def run_record(
         "versions": versions(),
         "device": device(),
         "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
-        "picture": {"width": shape[1], "height": shape[0]},
+        "image": {"width": shape[1], "height": shape[0]},
     }
 
 
 def outcome_record(result: Result) -> dict[str, Any]:
-    """What a record says of how a picture came out."""
+    """What a record says of how an image came out."""
     record: dict[str, Any] = {"status": result.status}
     if result.scales:
         record["scales"] = [
             {"width": scale.shape[1], "height": scale.shape[0], "steps": scale.steps}
-            | {"computed": choice_in_words(scale.choice)}
+            | {"computed": execution_in_words(scale.execution_plan)}
             for scale in result.scales
         ]
     return record | {
@@ -155,5 +155,5 @@ def write_plot(path: Path, history: dict[str, list]) -> None:
 
 
 def json_path(output: Path) -> Path:
-    """The record beside a picture: ``out.png`` -> ``out.json``."""
+    """The record beside an image: ``out.png`` -> ``out.json``."""
     return output.with_suffix(".json")

@@ -1,6 +1,6 @@
-"""Several styles and regions: their options resolved, then their pictures and masks read.
+"""Several styles and regions: their options resolved, then their images and masks read.
 
-Options are resolved without pictures, so that contradictions are found before any is read.
+Options are resolved without images, so that contradictions are found before any is read.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nst_jax.cli.checks import check_room, check_size
-from nst_jax.cli.messages import tell
+from nst_jax.cli.messages import log
 from nst_jax.cli.options import RegionOptions, StyleOptions
 from nst_jax.config.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images.masks import feather, load_labels, load_mask, mask_aspect_note, soft_edges_note
-from nst_jax.images.read import load_image, picture_shape
+from nst_jax.images.read import image_shape, load_image
 from nst_jax.losses.guides import check_blend
 from nst_jax.types import Guidance
 
@@ -24,7 +24,7 @@ class StyleInputs(NamedTuple):
     """What a run gets to know of its styles.
 
     Attributes:
-      styles: the pictures, ``[h, w, 3]``; one that serves several regions stands for each.
+      styles: the images, ``[h, w, 3]``; one that serves several regions stands for each.
       guidance: which style holds where.
       regions: what the record says of the regions.
     """
@@ -35,13 +35,13 @@ class StyleInputs(NamedTuple):
 
 
 def check_region_options(regions: RegionOptions, styles: StyleOptions, *, config: Config) -> None:
-    """Check options against each other before any picture is read.
+    """Check options against each other before any image is read.
 
     Raises:
       InputError: for options that contradict each other or have no effect.
     """
     if not styles.style:
-        raise InputError("no style picture: expected --style FILE")
+        raise InputError("no style image: expected --style FILE")
     if regions.labels is not None and regions.content_mask:
         raise InputError("labels and content masks both name the regions: leave one of them out")
     if regions.style_labels is not None and regions.labels is None:
@@ -69,7 +69,7 @@ def check_region_options(regions: RegionOptions, styles: StyleOptions, *, config
     if styles.style_blend:
         check_blend(styles.style_blend)
     style_size(1, styles)
-    if regions.labels is None:  # else their number is known only from the picture
+    if regions.labels is None:  # else their number is known only from the image
         _plan(regions, styles, config, count=len(regions.content_mask))
 
 
@@ -105,7 +105,7 @@ def _mixes(blend: Any) -> bool:
 
 
 def style_size(size: int, styles: StyleOptions) -> int:
-    """Longer side of the style pictures for a result of a size.
+    """Longer side of the style images for a result of a size.
 
     Raises:
       InputError: for a scale that is none.
@@ -119,12 +119,12 @@ def style_size(size: int, styles: StyleOptions) -> int:
 
 
 def load_style(path: Path, *, size: int) -> np.ndarray:
-    """Read a style picture and scale it to a longer side, where there is room for that.
+    """Read a style image and scale it to a longer side, where there is room for that.
 
     Raises:
       InputError: for files that cannot be read, and far too large sizes.
     """
-    check_room(picture_shape(path, size=size), what="style")
+    check_room(image_shape(path, size=size), what="style")
     return load_image(path, size=size)
 
 
@@ -153,12 +153,12 @@ def load_style_inputs(
     plan = _plan(regions, styles, config, count=len(masks))
     # Styles are scaled to the content's longer side, which keeps their strokes' size in step.
     scaled = style_size(size, styles)
-    pictures = [load_style(path, size=scaled) for path in styles.style]
+    images = [load_style(path, size=scaled) for path in styles.style]
     sources = plan.sources
     style_masks: list[np.ndarray | None] = [
         None
         if mask is None
-        else _load_mask(regions.style_mask[mask], shape=pictures[index].shape[:2])
+        else _load_mask(regions.style_mask[mask], shape=images[index].shape[:2])
         for index, mask in sources
     ]
     blend: Any = plan.blend
@@ -166,8 +166,8 @@ def load_style_inputs(
         wanted = [colors[index] for index in plan.styled]
         if not wanted:
             raise InputError("style_labels has no effect where every region is kept: leave it out")
-        _, found = load_labels(regions.style_labels, shape=pictures[0].shape[:2], colors=wanted)
-        _tell_aspect(regions.style_labels, shape=pictures[0].shape[:2])
+        _, found = load_labels(regions.style_labels, shape=images[0].shape[:2], colors=wanted)
+        _warn_aspect(regions.style_labels, shape=images[0].shape[:2])
         style_masks, sources, blend = list(found), [(0, i) for i in range(len(wanted))], None
     given = any(mask is not None for mask in style_masks)
     guidance = Guidance(
@@ -179,10 +179,10 @@ def load_style_inputs(
     )
     names = ["#{:02x}{:02x}{:02x}".format(*color) for color in colors]
     record = [
-        {"region": name, "kept": index in plan.kept, "share_of_picture": float(masks[index].mean())}
+        {"region": name, "kept": index in plan.kept, "share_of_image": float(masks[index].mean())}
         for index, name in enumerate(names or map(str, regions.content_mask))
     ]
-    return StyleInputs([pictures[index] for index, _ in sources], guidance, record)
+    return StyleInputs([images[index] for index, _ in sources], guidance, record)
 
 
 def with_layers(
@@ -207,8 +207,8 @@ def _content_masks(
     if regions.labels is not None:
         colors, masks = load_labels(regions.labels, shape=shape)
         if note := soft_edges_note(regions.labels, masks):
-            tell(note)
-        _tell_aspect(regions.labels, shape=shape)
+            log(note)
+        _warn_aspect(regions.labels, shape=shape)
         return colors, masks
     masks = [_load_mask(path, shape=shape) for path in regions.content_mask]
     return [], np.stack(masks) if masks else np.zeros((0, *shape), np.float32)
@@ -216,14 +216,14 @@ def _content_masks(
 
 def _load_mask(path: Path, *, shape: tuple[int, int]) -> np.ndarray:
     mask = load_mask(path, shape=shape)
-    _tell_aspect(path, shape=shape)
+    _warn_aspect(path, shape=shape)
     return mask
 
 
-def _tell_aspect(path: Path, *, shape: tuple[int, int]) -> None:
+def _warn_aspect(path: Path, *, shape: tuple[int, int]) -> None:
     note = mask_aspect_note(path, shape=shape)
     if note:
-        tell(note)
+        log(note)
 
 
 class Plan(NamedTuple):
@@ -232,7 +232,7 @@ class Plan(NamedTuple):
     Attributes:
       kept: regions that are left as they are, by index.
       styled: the other regions, by index.
-      sources: for each source of style the picture's index and its style mask's, or None.
+      sources: for each source of style the image's index and its style mask's, or None.
       blend: factors of the sources: None for the default, for each source, or for each style layer
         and styled region a row of such factors.
     """
@@ -273,7 +273,7 @@ def plan_styles(
     tokens = _region_choices(region_styles, regions=regions, styles=styles)
     kept = [index for index, token in enumerate(tokens) if token == "keep"]
     styled = [index for index, token in enumerate(tokens) if token != "keep"]
-    # Without styled regions the picture, or what is not kept of it, is one that mixes all.
+    # Without styled regions the image, or what is not kept of it, is one that mixes all.
     rows = [tokens[index] for index in styled] or ["mix"]
     _refuse_useless(rows, styles=styles, style_blend=style_blend, chosen=chosen, layers=layers)
 
@@ -286,8 +286,8 @@ def plan_styles(
     if style_masks and regions:
         if "mix" in rows and styles > 1:
             raise InputError(
-                "a region with style 'mix' takes from several pictures, so that a style mask has "
-                "no picture: leave out the style masks, or give each region its style's number"
+                "a region with style 'mix' takes from several images, so that a style mask has "
+                "no image: leave out the style masks, or give each region its style's number"
             )
         sources = [(int(row) - 1 if row != "mix" else 0, i) for i, row in enumerate(rows)]
         identity = {layer: _identity(len(rows)) for layer in layers}

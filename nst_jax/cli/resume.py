@@ -5,8 +5,8 @@ from dataclasses import replace
 from nst_jax.checkpoint import store
 from nst_jax.checkpoint.records import check_versions, other_devices, saved_weights
 from nst_jax.cli.batch import batch
-from nst_jax.cli.checkpoints import begun_options
-from nst_jax.cli.messages import tell
+from nst_jax.cli.checkpoints import saved_options
+from nst_jax.cli.messages import log
 from nst_jax.cli.options import Batch, Reconstruct, Resume, RunOptions, Stylize, Texture
 from nst_jax.cli.parsing import Call
 from nst_jax.cli.stylize import run_reconstruct, run_stylize, run_texture
@@ -34,14 +34,14 @@ def resume(options: Resume) -> int:
     with store.held(folder, resumed=True):  # before anything there is removed
         saved = store.load(folder)
         for words in saved.damaged:
-            tell(f"{words}, going on from the one before")
+            log(f"{words}, going on from the one before")
         check_versions(saved)
         store.remove_unfinished(folder)
         kind = saved.record.get("kind")
         if kind == "position":
             raise InputError(f"{folder} is of a run in Python: go on there by load_position")
-        begun = begun_options(saved, folder)
-        commands = COMMANDS if kind == "picture" else [Batch] if kind == "batch" else []
+        begun = saved_options(saved, folder)
+        commands = COMMANDS if kind == "image" else [Batch] if kind == "batch" else []
         if type(begun) not in commands:
             raise InputError(f"{saved.path} was not written by this program: begin anew")
         run = prepare_resumed(begun.run, options, saved=saved)
@@ -49,7 +49,7 @@ def resume(options: Resume) -> int:
             use_cpu_devices()  # before any device is touched
         divided = getattr(begun, "spread", None) is not None
         for words in other_devices(saved, divided=divided):
-            tell(words)
+            log(words)
         call = Call(saved.record["arguments"], saved.record["directory"])
         if isinstance(begun, Batch):
             return batch(replace(begun, run=run, checkpoint=folder), call, resumed=saved)

@@ -19,16 +19,16 @@ from nst_jax.checkpoint import store
 from nst_jax.checkpoint.store import Saved, held
 from nst_jax.cli import record
 from nst_jax.cli.checkpoints import (
+    ResumePoint,
     SaveJob,
-    Standing,
-    picture_saver,
+    image_saver,
+    restore_resume_point,
     restore_settings,
-    restore_standing,
     saving_times,
 )
 from nst_jax.cli.checks import find_network, output_paths
-from nst_jax.cli.fallback import explaining, smaller_standing, with_fallback
-from nst_jax.cli.messages import tell
+from nst_jax.cli.fallback import explaining, fallback_point, with_fallback
+from nst_jax.cli.messages import log
 from nst_jax.cli.outputs import (
     EXIT_CODES,
     Ended,
@@ -38,7 +38,7 @@ from nst_jax.cli.outputs import (
     reason,
     write_outputs,
 )
-from nst_jax.cli.planning import make_plan, make_room, tell_of_room
+from nst_jax.cli.planning import log_room, make_plan, make_room
 from nst_jax.cli.progress import planning_display, progress_display
 from nst_jax.images.read import resize_to
 from nst_jax.images.write import check_output, check_output_sides, save_image, to_uint8
@@ -60,7 +60,7 @@ Watcher = Callable[[Progress], Any]
 def optimise(
     job: Job,
     weights: Weights,
-    standing: Standing,
+    resume_point: ResumePoint,
     *,
     scales: Sequence[Scale],
     save: SaveJob | None,
@@ -70,7 +70,7 @@ def optimise(
 
     Args:
       job, weights: what to do.
-      standing: where to begin.
+      resume_point: where to begin.
       scales: of the run.
       save: writes checkpoints, if any.
       asked: gives the signal that asked to stop, or None.
@@ -78,60 +78,60 @@ def optimise(
     Raises:
       InputError: where the memory does not suffice in any way.
     """
-    if save and standing.position is None:
-        save(standing)
+    if save and resume_point.position is None:
+        save(resume_point)
     ends = list(accumulate(one.steps for one in scales))
     step = 0  # from which the memory would not suffice
 
-    def attempt(standing: Standing) -> Ended:
+    def attempt(resume_point: ResumePoint) -> Ended:
         nonlocal step
-        step = standing.position.step if standing.position else 0
-        return _attempt(job, weights, standing, steps=ends[-1], save=save, stop=stop)
+        step = resume_point.position.step if resume_point.position else 0
+        return _attempt(job, weights, resume_point, steps=ends[-1], save=save, stop=stop)
 
     def stop(progress: Progress) -> bool:
         nonlocal step
         step = progress.step
         return asked() is not None
 
-    def smaller(standing: Standing) -> Standing | None:
-        if standing.plan is None:
+    def smaller(resume_point: ResumePoint) -> ResumePoint | None:
+        if resume_point.plan is None:
             return None
         scale = 1 + bisect_right(ends, step)
-        return smaller_standing(job, weights, standing.plan, scale=scale, scales=len(scales))
+        return fallback_point(job, weights, resume_point.plan, scale=scale, scales=len(scales))
 
-    return with_fallback(attempt, standing, smaller=smaller, shape=job.shape)
+    return with_fallback(attempt, resume_point, smaller=smaller, shape=job.shape)
 
 
 def _attempt(
     job: Job,
     weights: Weights,
-    standing: Standing,
+    resume_point: ResumePoint,
     *,
     steps: int,
     save: SaveJob | None,
     stop: Callable[[Progress], bool],
 ) -> Ended:
     """One try, with progress, previews and checkpoints."""
-    key, plan, frames = jax.random.key(job.run.seed), standing.plan, list(standing.frames)
-    if job.watch.animation is not None and standing.position is None:
+    key, plan, frames = jax.random.key(job.run.seed), resume_point.plan, list(resume_point.frames)
+    if job.watch.animation is not None and resume_point.position is None:
         # Where later frames get colours or parts of the content, the bare start would be a flash.
         if job.config.loss.color == "none" and job.inputs.guidance.preserve is None:
-            frames.append(to_uint8(first_picture(job, weights, key=key)))
+            frames.append(to_uint8(first_image(job, weights, key=key)))
     watchers = periodic_watchers(job, frames, steps=steps)
     multiples = [each for each, _ in watchers]
     if save and job.watch.checkpoint_every is not None:
         multiples.append(job.watch.checkpoint_every)
     scratch = plan.needs.scratch if plan and jax.default_backend() == "cpu" else 0
-    keep, tell_recovery = saving_times(job.watch.checkpoint_every), recovery_teller(standing)
+    keep, log_recovery = saving_times(job.watch.checkpoint_every), recovery_logger(resume_point)
     # Complete already, as of a result that could not be written.
-    kept = bool(save and standing.position and standing.position.step == steps)
+    kept = bool(save and resume_point.position and resume_point.position.step == steps)
 
     with progress_display(steps) as show:
 
         def callback(progress: Progress) -> bool:
             nonlocal kept
             show(progress)
-            tell_recovery(progress)
+            log_recovery(progress)
             for each, watcher in watchers:
                 if progress.step % each == 0:
                     watcher(progress)
@@ -150,9 +150,9 @@ def _attempt(
             job.inputs,
             config=job.config,
             key=key,
-            position=standing.position,
+            position=resume_point.position,
             callback=Callback(callback, multiples),
-            execution=Execution(plan and plan.choice, plan and plan.free, job.mesh),
+            execution=Execution(plan and plan.execution_plan, plan and plan.free, job.mesh),
         )
         return Ended(jax.block_until_ready(result), plan, frames, kept)
 
@@ -160,7 +160,7 @@ def _attempt(
 def _save(
     save: SaveJob, plan: MemoryPlan | None, position: Callable[[], Any], frames: list[np.ndarray]
 ) -> bool:
-    return save(Standing(plan, position(), frames))
+    return save(ResumePoint(plan, position(), frames))
 
 
 def periodic_watchers(
@@ -179,28 +179,28 @@ def periodic_watchers(
     return watchers
 
 
-def recovery_teller(standing: Standing) -> Watcher:
-    """A function that says where a run went back to its best picture."""
-    position = standing.position
+def recovery_logger(resume_point: ResumePoint) -> Watcher:
+    """A function that says where a run went back to its best image."""
+    position = resume_point.position
     told, before = (position.recoveries, position.step) if position else (0, 0)
 
-    def tell_recovery(progress: Progress) -> None:
+    def log_recovery(progress: Progress) -> None:
         nonlocal told, before
         if progress.recoveries > told:
             told = progress.recoveries
             finite = np.isfinite(progress.info.loss) & np.isfinite(progress.info.grad_norm)
             # It may have been at the last step of the scale before.
             step = before if finite else progress.step
-            tell(
+            log(
                 f"the loss or its gradient was not finite at step {step}: going on from the best "
-                f"picture with a fresh optimiser and a smaller step ({told} of {RECOVERIES})"
+                f"image with a fresh optimiser and a smaller step ({told} of {RECOVERIES})"
             )
         before = progress.step
 
-    return tell_recovery
+    return log_recovery
 
 
-def first_picture(job: Job, weights: Weights, *, key: jax.Array) -> Any:
+def first_image(job: Job, weights: Weights, *, key: jax.Array) -> Any:
     """What the run starts from."""
     if job.inputs.init is not None:
         return job.inputs.init
@@ -214,15 +214,15 @@ def preview_writer(job: Job) -> Watcher:
     def write(progress: Progress) -> None:
         path = record.preview_path(job.output, progress.step)
         try:
-            save_image(path, full_size(progress, job), alpha=job.alpha, **asdict(job.picture))
+            save_image(path, full_size(progress, job), alpha=job.alpha, **asdict(job.image))
         except Exception as error:  # of an encoder it may be any
-            tell(f"cannot write {path} ({reason(error)}), going on")
+            log(f"cannot write {path} ({reason(error)}), going on")
 
     return write
 
 
 def full_size(progress: Progress, job: Job) -> np.ndarray:
-    """The current picture, enlarged where the run is at a coarser scale."""
+    """The current image, enlarged where the run is at a coarser scale."""
     return resize_to(np.asarray(progress.image), shape=job.shape)
 
 
@@ -250,9 +250,9 @@ def execute(job: Job, *, started: float, resumed: Saved | None = None) -> int:
       InputError: before anything is written; for outputs that cannot be written, at the end.
     """
     check_formats(job)
-    standing = None
+    resume_point = None
     if resumed is not None:
-        standing = restore_standing(resumed, shape=job.shape)
+        resume_point = restore_resume_point(resumed, shape=job.shape)
         job = job._replace(settings=restore_settings(resumed))
     weights = find_network(
         job.run,
@@ -263,17 +263,17 @@ def execute(job: Job, *, started: float, resumed: Saved | None = None) -> int:
     )
     scales = make_scales(job.inputs.content.shape, config=job.config, mesh=job.mesh)
     use_compilation_cache()  # only now: bad input leaves nothing behind
-    if resumed is not None and standing is not None:
-        tell_of_standing(job, resumed, standing, steps=sum(scale.steps for scale in scales))
+    if resumed is not None and resume_point is not None:
+        log_resume(job, resumed, resume_point, steps=sum(scale.steps for scale in scales))
     load_s, planned = time.perf_counter() - started, time.perf_counter()
-    plan, process = find_job_plan(job, weights, standing=standing), own_memory()
+    plan, process = find_job_plan(job, weights, resume_point=resume_point), own_memory()
     plan_s = 0.0 if job.mesh is not None else time.perf_counter() - planned
-    tell_of_plan(job, plan, process=process, scales=scales)
+    log_plan(job, plan, process=process, scales=scales)
     # Of a run that goes on ``resume`` holds the folder.
     with held(None if resumed else job.watch.checkpoint), stop_on_signals() as asked:
         save = None
         if job.watch.checkpoint is not None:
-            save = picture_saver(
+            save = image_saver(
                 job.watch.checkpoint,
                 call=job.call,
                 inputs=job.files,
@@ -284,7 +284,7 @@ def execute(job: Job, *, started: float, resumed: Saved | None = None) -> int:
         ended = optimise(
             job,
             weights,
-            standing or Standing(plan, None, []),
+            resume_point or ResumePoint(plan, None, []),
             scales=scales,
             save=save,
             asked=asked,
@@ -298,7 +298,7 @@ def execute(job: Job, *, started: float, resumed: Saved | None = None) -> int:
         signal = asked()
     status = ended.result.status
     if status != "done":
-        tell(closing_words(ended.result, averaging=job.config.averaging))
+        log(closing_words(ended.result, averaging=job.config.averaging))
     if job.output != STANDARD:
         print(job.output)
     return 128 + signal if status == "stopped" and signal else EXIT_CODES[status]
@@ -311,43 +311,45 @@ def check_formats(job: Job) -> None:
       InputError: where their formats cannot.
     """
     if job.alpha is not None:
-        check_output(job.output, alpha=True, **asdict(job.picture))
+        check_output(job.output, alpha=True, **asdict(job.image))
     check_output_sides(job.output, job.shape)
     if job.watch.animation is not None:
         check_output_sides(job.watch.animation, job.shape)
 
 
-def tell_of_standing(job: Job, resumed: Saved, standing: Standing, *, steps: int) -> None:
+def log_resume(job: Job, resumed: Saved, resume_point: ResumePoint, *, steps: int) -> None:
     """Say where a run goes on, and remove what the one before has left half-written."""
     remove_leftovers(output_paths(job.output, job.watch, steps=steps))
     store.remove_damaged(resumed)
-    step = 0 if standing.position is None else standing.position.step
-    tell(f"going on from step {step}, to write {job.output}")
+    step = 0 if resume_point.position is None else resume_point.position.step
+    log(f"going on from step {step}, to write {job.output}")
 
 
-def find_job_plan(job: Job, weights: Weights, *, standing: Standing | None) -> MemoryPlan | None:
+def find_job_plan(
+    job: Job, weights: Weights, *, resume_point: ResumePoint | None
+) -> MemoryPlan | None:
     """How the job is computed: as it was where it goes on, else as the memory has room."""
     if job.mesh is not None:
         return None
-    if standing is not None:
-        if standing.plan is not None:
-            tell_of_room(standing.plan)
-            make_room(standing.plan)
-        return standing.plan
+    if resume_point is not None:
+        if resume_point.plan is not None:
+            log_room(resume_point.plan)
+            make_room(resume_point.plan)
+        return resume_point.plan
     with explaining(job.shape), planning_display():
         return make_plan(job, weights)
 
 
-def tell_of_plan(job: Job, plan: MemoryPlan | None, *, process: int, scales: list[Scale]) -> None:
+def log_plan(job: Job, plan: MemoryPlan | None, *, process: int, scales: list[Scale]) -> None:
     """The first lines of a run."""
     words = f"{job.shape[1]}x{job.shape[0]} px: what it needs of the memory is not "
     words += "planned on several devices" if job.mesh is not None else "told here"
     if plan is not None:
         words = plan_in_words(plan, shape=job.shape, process=process)
-    tell(words)
+    log(words)
     if job.config.pyramid.min_size is not None and len(scales) == 1:
         height, width = scales[0].shape
-        tell(
+        log(
             f"min_size {job.config.pyramid.min_size} leaves no scale before the last of "
             f"{width}x{height} px"
         )

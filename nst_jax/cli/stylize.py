@@ -28,7 +28,7 @@ from nst_jax.config.config import Config, to_flat
 from nst_jax.config.factors import parse_layers
 from nst_jax.config.presets import get_preset
 from nst_jax.errors import InputError
-from nst_jax.images.read import load_picture, picture_shape
+from nst_jax.images.read import image_shape, load_rgba
 from nst_jax.transfer.problem import check_inputs
 from nst_jax.transfer.pyramid import make_scales
 from nst_jax.types import Guidance
@@ -39,7 +39,7 @@ UNTOLD = ("config", "max_megapixels", "overwrite", "seed", "threads", "weights")
     "checkpoint_every",
 )
 
-LARGE_SIZE = 8192  # pixels from which the memory is checked before a picture is read
+LARGE_SIZE = 8192  # pixels from which the memory is checked before an image is read
 
 
 def run_stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -> int:
@@ -62,11 +62,11 @@ def run_stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -
     check_region_options(options.regions, options.styles, config=config)
     mesh = make_mesh_of(options.spread, config=config)
     if size > LARGE_SIZE:
-        check_room(picture_shape(options.content, size=size))
+        check_room(image_shape(options.content, size=size))
     files = input_files(options)
     steps = steps_of(options.content, size=size, config=config, mesh=mesh)
-    check_outputs(options.output, run, watch, options.picture, inputs=files, steps=steps)
-    content = load_picture(options.content, size=size)
+    check_outputs(options.output, run, watch, options.image, inputs=files, steps=steps)
+    content = load_rgba(options.content, size=size)
     shape = content.rgb.shape[:2]
     given = load_style_inputs(
         options.regions, options.styles, config=config, shape=shape, size=size
@@ -87,7 +87,7 @@ def run_stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -
         alpha=content.alpha,
         run=run,
         watch=watch,
-        picture=options.picture,
+        image=options.image,
         settings=flat_settings(options, masks=given.regions),
         files=files,
         call=call,
@@ -101,7 +101,7 @@ def run_texture(options: Texture, call: Call, *, resumed: Saved | None = None) -
     started = time.perf_counter()
     run, watch, config = options.run, options.watch, options.run.config
     if not options.style:
-        raise InputError("no style picture: expected nst-jax texture FILE")
+        raise InputError("no style image: expected nst-jax texture FILE")
     if options.tileable:
         config = config.but(padding="circular")
     refuse_changes(
@@ -135,7 +135,7 @@ def run_texture(options: Texture, call: Call, *, resumed: Saved | None = None) -
     check_room(shape[:2])
     steps = sum(scale.steps for scale in make_scales(shape, config=config))
     files = input_files(options)
-    check_outputs(options.output, run, watch, options.picture, inputs=files, steps=steps)
+    check_outputs(options.output, run, watch, options.image, inputs=files, steps=steps)
     inputs = check_inputs(
         np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
         [load_style(path, size=style_size) for path in options.style],
@@ -150,7 +150,7 @@ def run_texture(options: Texture, call: Call, *, resumed: Saved | None = None) -
         alpha=None,
         run=run,
         watch=watch,
-        picture=options.picture,
+        image=options.image,
         settings=flat_settings(options),
         files=files,
         call=call,
@@ -189,10 +189,10 @@ def run_reconstruct(options: Reconstruct, call: Call, *, resumed: Saved | None =
         )
     steps = steps_of(options.content, size=options.size, config=config)
     files = input_files(options)
-    check_outputs(options.output, run, watch, options.picture, inputs=files, steps=steps)
+    check_outputs(options.output, run, watch, options.image, inputs=files, steps=steps)
     if options.size > LARGE_SIZE:
-        check_room(picture_shape(options.content, size=options.size))
-    content = load_picture(options.content, size=options.size)
+        check_room(image_shape(options.content, size=options.size))
+    content = load_rgba(options.content, size=options.size)
     init = load_init(config, shape=content.rgb.shape)
     job = Job(
         output=options.output,
@@ -201,7 +201,7 @@ def run_reconstruct(options: Reconstruct, call: Call, *, resumed: Saved | None =
         alpha=content.alpha,
         run=run,
         watch=watch,
-        picture=options.picture,
+        image=options.image,
         settings=flat_settings(options),
         files=files,
         call=call,
@@ -227,11 +227,11 @@ def steps_of(content: Path, *, size: int, config: Config, mesh: Mesh | None = No
     """Steps over all scales.
 
     Raises:
-      InputError: for a picture that cannot be read, and scales that do not fit.
+      InputError: for an image that cannot be read, and scales that do not fit.
     """
     if config.pyramid.min_size is None:
         return config.steps
-    shape = picture_shape(content, size=size)
+    shape = image_shape(content, size=size)
     return sum(scale.steps for scale in make_scales(shape, config=config, mesh=mesh))
 
 
@@ -240,6 +240,6 @@ def flat_settings(options: Any, *, masks: Sequence[Any] = ()) -> dict[str, Any]:
     flat: dict[str, Any] = {"masks": list(masks)} if masks else {}
     for field in fields(options):
         value = getattr(options, field.name)
-        nested = field.name in ("styles", "regions", "run", "watch", "picture")
+        nested = field.name in ("styles", "regions", "run", "watch", "image")
         flat |= asdict(value) if nested else {field.name: value}
     return {key: value for key, value in flat.items() if key not in UNTOLD}

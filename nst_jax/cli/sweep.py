@@ -24,11 +24,11 @@ from nst_jax.cli.checks import (
     load_init,
 )
 from nst_jax.cli.fallback import explaining, may_gain_alone, once_more_alone, with_fallback
-from nst_jax.cli.messages import tell
+from nst_jax.cli.messages import log
 from nst_jax.cli.options import Sweep, WatchOptions
 from nst_jax.cli.outputs import EXIT_CODES, kept_elsewhere, not_written_words
 from nst_jax.cli.parsing import input_files
-from nst_jax.cli.planning import picture_memory, pictures_in_words, refusal, times
+from nst_jax.cli.planning import image_memory, images_in_words, refusal, times
 from nst_jax.cli.progress import progress_display
 from nst_jax.cli.record import json_path
 from nst_jax.cli.regions import check_region_options, load_style_inputs, region_names, with_layers
@@ -56,7 +56,7 @@ MAX_COMBINATIONS = 200
 
 
 class Combination(NamedTuple):
-    """One picture of a sweep.
+    """One image of a sweep.
 
     Attributes:
       words: setting -> value as it was written.
@@ -102,7 +102,7 @@ def combinations(
     count = math.prod(map(len, parsed.values()))
     if count > MAX_COMBINATIONS:
         raise InputError(
-            f"--over asks for {count} pictures: expected at most {MAX_COMBINATIONS}; leave out "
+            f"--over asks for {count} images: expected at most {MAX_COMBINATIONS}; leave out "
             "some values"
         )
     if "scale_factor" in swept and config.pyramid.min_size is None and "min_size" not in swept:
@@ -184,8 +184,8 @@ def _number(name: str, text: str, *, kind: type) -> Any:
         raise InputError(f"--over {name}: {text!r} is no {whole}number") from None
 
 
-def groups(items: Sequence[Combination], *, lanes: int) -> list[list[int]]:
-    """Indices of the combinations that run together: of one structure, and at most ``lanes``.
+def groups(items: Sequence[Combination], *, batch_size: int) -> list[list[int]]:
+    """Indices of the combinations that run together: of one structure, and at most ``batch_size``.
 
     The groups of a structure are as equal in size as may be, for each size is compiled anew.
     """
@@ -195,7 +195,7 @@ def groups(items: Sequence[Combination], *, lanes: int) -> list[list[int]]:
     result: list[list[int]] = []
     for config, indices in by_structure.items():
         # A line search's go in turn anyway: alone, each is written when it is done.
-        most = 1 if config.optimizer.name == "lbfgs-linesearch" else lanes
+        most = 1 if config.optimizer.name == "lbfgs-linesearch" else batch_size
         size = -(-len(indices) // -(-len(indices) // most))
         result += [indices[start : start + size] for start in range(0, len(indices), size)]
     return result
@@ -208,10 +208,10 @@ class Read(NamedTuple):
     """What a sweep has read.
 
     Attributes:
-      shape: height and width of the pictures.
-      inputs: the pictures and masks for combinations of each structure, see
+      shape: height and width of the images.
+      inputs: the images and masks for combinations of each structure, see
         ``transfer.batch.structure``.
-      inits: the initial pictures of files, by ``config.initial.init``.
+      inits: the initial images of files, by ``config.initial.init``.
       regions: what the record says of the regions.
     """
 
@@ -225,7 +225,7 @@ def sweep(options: Sweep) -> int:
     """Run ``nst-jax sweep``; see ``options.Sweep``.
 
     Returns:
-      The exit code: 0 done; 1 where a picture diverged; 130 interrupted, with the sheet written.
+      The exit code: 0 done; 1 where an image diverged; 130 interrupted, with the sheet written.
 
     Raises:
       InputError: before anything is written; for outputs that cannot be written, at the end.
@@ -236,28 +236,28 @@ def sweep(options: Sweep) -> int:
     read = read_inputs(options, items)
     weights = find_network(run, [item.config for item in items])
     use_compilation_cache()  # only now: bad input leaves nothing behind
-    results = run_groups(items, read, weights, lanes=options.lanes)
+    results = run_groups(items, read, weights, batch_size=options.batch_size)
     facts = report.run_record(
         run.config,
         weights,
         shape=read.shape,
         options=flat_settings(options, masks=read.regions),
     )
-    pictures = [combination_record(item, result) for item, result in zip(items, results)]
+    images = [combination_record(item, result) for item, result in zip(items, results)]
     timing = {"timing": {"total_s": time.perf_counter() - started}}
     sheet = make_sheet(items, results, blank=np.ones((*read.shape, 3), np.float32))
-    write_sheet(options.output, sheet, facts | {"pictures": pictures} | timing)
+    write_sheet(options.output, sheet, facts | {"images": images} | timing)
     print(options.output)
     statuses = {"stopped" if result is None else result.status for result in results}
     for status in ("stopped", "diverged"):
         if status in statuses:
-            tell(f"{status}: see the labels of the sheet")
+            log(f"{status}: see the labels of the sheet")
             return EXIT_CODES[status]
     return 0
 
 
 def find_combinations(options: Sweep) -> list[Combination]:
-    """The combinations to make; they and the other options are checked before any picture is read.
+    """The combinations to make; they and the other options are checked before any image is read.
 
     Raises:
       InputError: for options that contradict each other, and outputs that cannot be written.
@@ -266,8 +266,8 @@ def find_combinations(options: Sweep) -> list[Combination]:
     preset = get_preset(run.preset).config
     items = combinations(options.over, config=run.config, seed=run.seed, preset=preset)
     check_size(options.size)
-    if options.lanes < 1:
-        raise InputError(f"lanes is {options.lanes}: expected 1 or more")
+    if options.batch_size < 1:
+        raise InputError(f"batch_size is {options.batch_size}: expected 1 or more")
     for item in items:
         check_preset_fits(item.config, preset=run.preset, command="sweep")
         check_single(item.config)
@@ -281,10 +281,10 @@ def find_combinations(options: Sweep) -> list[Combination]:
 
 
 def read_inputs(options: Sweep, items: Sequence[Combination]) -> Read:
-    """Read the pictures and check them for each combination.
+    """Read the images and check them for each combination.
 
     Raises:
-      InputError: for pictures that cannot be read or do not fit.
+      InputError: for images that cannot be read or do not fit.
     """
     content = load_image(options.content, size=options.size)
     sheet = sheet_shape(content.shape, labels=make_labels(items), columns=sheet_columns(items))
@@ -335,7 +335,7 @@ def write_sheet(output: Path, sheet: np.ndarray, record: dict[str, Any]) -> None
 
 
 def run_groups(
-    items: Sequence[Combination], read: Read, weights: Weights, *, lanes: int
+    items: Sequence[Combination], read: Read, weights: Weights, *, batch_size: int
 ) -> list[Result | None]:
     """Run all combinations, those of one structure together.
 
@@ -347,7 +347,7 @@ def run_groups(
     """
     results: list[Result | None] = [None] * len(items)
     problems: dict[Any, Problem] = {}
-    work = groups(items, lanes=lanes)
+    work = groups(items, batch_size=batch_size)
     steps = sum(items[group[0]].config.steps for group in work)
     done = 0
     # Once: what a group frees stays with the process, and serves the next.
@@ -355,7 +355,7 @@ def run_groups(
     with progress_display(steps) as show, stop_on_signals() as asked:
 
         def callback(progress: Progress) -> bool:
-            # One line for all lanes: the mean of their losses.
+            # One line for the whole batch: the mean of their losses.
             info = jax.tree.map(partial(np.mean, dtype=float), progress.info)
             show(progress._replace(info=info, step=done + progress.step, steps=steps))
             return asked() is None
@@ -363,13 +363,15 @@ def run_groups(
         for group in work:
             first = items[group[0]]
             key = structure(first.config)
-            with explaining(read.shape, advice="fewer --lanes, "):
+            with explaining(read.shape, advice="fewer --batch-size, "):
                 if key not in problems:
                     problems = {}  # one at a time: each holds features
                     problems = {
                         key: make_problem(weights.variables, read.inputs[key], config=first.config)
                     }
-                    tell_of_lanes(problems[key], lanes=len(group), free=free, process=process)
+                    log_batch_memory(
+                        problems[key], batch_size=len(group), free=free, process=process
+                    )
             own = run_group([items[index] for index in group], read, problems[key], callback)
             for index, result in zip(group, own):
                 if may_gain_alone(result, steps=first.config.steps):
@@ -399,7 +401,7 @@ def run_group(
     """
     results: list[Result] = []
 
-    def attempt(lanes: int) -> None:
+    def attempt(batch_size: int) -> None:
         while len(results) < len(items):
             batch = [
                 Element(
@@ -408,20 +410,20 @@ def run_group(
                     jax.random.key(item.seed),
                     read.inits[item.config.initial.init],
                 )
-                for item in items[len(results) : len(results) + lanes]
+                for item in items[len(results) : len(results) + batch_size]
             ]
             found = each_result(jax.device_get(run_batch(batch, callback=callback)))
             results.extend(found)
             if any(result.status == "stopped" for result in found):
                 return
 
-    def smaller(lanes: int) -> int | None:
-        if lanes == 1:
+    def smaller(batch_size: int) -> int | None:
+        if batch_size == 1:
             return None
-        tell(f"out of memory, going on by {lanes // 2}")
-        return lanes // 2
+        log(f"out of memory, going on by {batch_size // 2}")
+        return batch_size // 2
 
-    shape, advice = read.shape, "fewer --lanes, "
+    shape, advice = read.shape, "fewer --batch-size, "
     with_fallback(attempt, len(items), smaller=smaller, shape=shape, advice=advice)
     return results
 
@@ -429,7 +431,7 @@ def run_group(
 def run_alone(
     item: Combination, read: Read, weights: Weights, *, asked: Callable[[], int | None]
 ) -> Result:
-    """A picture that diverged among others, made once more as ``nst-jax stylize`` makes it."""
+    """An image that diverged among others, made once more as ``nst-jax stylize`` makes it."""
     init = read.inits[item.config.initial.init]
     inputs = read.inputs[structure(item.config)]._replace(init=init)
     work = partial(
@@ -439,7 +441,7 @@ def run_alone(
         config=item.config,
         key=jax.random.key(item.seed),
     )
-    with explaining(read.shape, advice="fewer --lanes, "):
+    with explaining(read.shape, advice="fewer --batch-size, "):
         return once_more_alone(work, name=name_of(item), asked=asked)
 
 
@@ -448,34 +450,35 @@ def name_of(item: Combination) -> str:
     return ", ".join(map(" ".join, item.words.items()))
 
 
-def tell_of_lanes(problem: Problem, *, lanes: int, free: int | None, process: int) -> None:
-    """Say what so many pictures take together.
+def log_batch_memory(problem: Problem, *, batch_size: int, free: int | None, process: int) -> None:
+    """Say what so many images take together.
 
     Raises:
-      InputError: where it does not fit, with the number of lanes that would.
+      InputError: where it does not fit, with the batch size that would.
     """
-    one = picture_memory(problem, free=free)
+    one = image_memory(problem, free=free)
     if one is None:
         return
-    # The targets are there once. On CPUs the pictures take their chunks of steps in turn.
-    active = 1 if jax.default_backend() == "cpu" else lanes
-    together = times(one, lanes)._replace(targets=one.targets, scratch=active * one.scratch)
+    # The targets are there once. On CPUs the images take their chunks of steps in turn.
+    active = 1 if jax.default_backend() == "cpu" else batch_size
+    together = times(one, batch_size)._replace(targets=one.targets, scratch=active * one.scratch)
     if free is not None and together.own > USABLE * free:
         height, width, _ = problem.shape
-        fixed = one.targets + (one.scratch if active < lanes else 0)
-        fitting = int(USABLE * free - fixed) // ((together.own - fixed) // lanes)
+        fixed = one.targets + (one.scratch if active < batch_size else 0)
+        fitting = int(USABLE * free - fixed) // ((together.own - fixed) // batch_size)
         if fitting < 1:
             raise refusal(one, free, width=width, height=height)
         raise InputError(
-            f"{lanes} pictures of {width}x{height} px at once need about "
-            f"{in_gib(together.own / USABLE)}, {in_gib(free)} are free: choose --lanes {fitting}"
+            f"{batch_size} images of {width}x{height} px at once need about "
+            f"{in_gib(together.own / USABLE)}, {in_gib(free)} are free: "
+            f"choose --batch-size {fitting}"
         )
-    words = pictures_in_words(problem, together, free=free, process=process, pictures=lanes)
-    tell(words)
+    words = images_in_words(problem, together, free=free, process=process, images=batch_size)
+    log(words)
 
 
 def combination_record(item: Combination, result: Result | None) -> dict[str, Any]:
-    """What the record says of one picture."""
+    """What the record says of one image."""
     record: dict[str, Any] = {"values": item.words, "seed": item.seed}
     if result is None:
         return record | {"status": "not run"}
@@ -486,23 +489,23 @@ def combination_record(item: Combination, result: Result | None) -> dict[str, An
 def make_sheet(
     items: Sequence[Combination], results: Sequence[Result | None], *, blank: np.ndarray
 ) -> np.ndarray:
-    """The pictures with their values, the last setting along the rows."""
+    """The images with their values, the last setting along the rows."""
     statuses = ["not run" if result is None else result.status for result in results]
     labels = [
         label if status == "done" else f"{label}\n{status}"
         for label, status in zip(make_labels(items), statuses, strict=True)
     ]
-    pictures = [blank if result is None else np.asarray(result.image) for result in results]
-    return contact_sheet(pictures, labels=labels, columns=sheet_columns(items))
+    images = [blank if result is None else np.asarray(result.image) for result in results]
+    return contact_sheet(images, labels=labels, columns=sheet_columns(items))
 
 
 def make_labels(items: Sequence[Combination]) -> list[str]:
-    """The values of each picture."""
+    """The values of each image."""
     return ["\n".join(f"{name} {value}" for name, value in item.words.items()) for item in items]
 
 
 def sheet_columns(items: Sequence[Combination]) -> int:
-    """Pictures in a row: as many as the last setting has values, or a few where it is alone."""
+    """Images in a row: as many as the last setting has values, or a few where it is alone."""
     *others, name = items[0].words
     last = len({item.words[name] for item in items})
     return last if others else min(COLUMNS, last)

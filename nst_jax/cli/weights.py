@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nst_jax.cli.batch_files import expand
-from nst_jax.cli.messages import tell
+from nst_jax.cli.messages import log
 from nst_jax.cli.options import Convert, Fetch, ListWeights, Normalize, Verify
 from nst_jax.errors import InputError
 from nst_jax.system.files import check_writable, expanded
@@ -89,25 +89,25 @@ def _check_name(output: Path) -> None:
 def _normalize(action: Normalize) -> None:
     # What computes is imported here, so that the other commands need not wait for JAX.
     from nst_jax.cli.checks import check_size
-    from nst_jax.images.read import limit_pixels, load_image, picture_shape
+    from nst_jax.images.read import image_shape, limit_pixels, load_image
     from nst_jax.weights.normalize import check_large_enough, normalize_weights
 
-    # Checked first, for with many pictures the rest takes minutes.
+    # Checked first, for with many images the rest takes minutes.
     _check_name(action.output)
     check_writable(expanded(action.output), overwrite=action.overwrite, advice="give --overwrite")
     check_size(action.size)
     limit_pixels(action.max_megapixels)
-    paths = [source.path for source in expand(action.pictures, what="sample")]
+    paths = [source.path for source in expand(action.images, what="sample")]
     for path in paths:
-        check_large_enough(*picture_shape(path, size=action.size), what=str(path))
+        check_large_enough(*image_shape(path, size=action.size), what=str(path))
     weights = load_weights(action.source)
-    pictures = (load_image(path, size=action.size) for path in paths)
-    normal = normalize_weights(weights, pictures, pooling=action.pooling)
+    images = (load_image(path, size=action.size) for path in paths)
+    normal = normalize_weights(weights, images, pooling=action.pooling)
     save_weights(action.output, normal, overwrite=action.overwrite)
     normalized = normal.info.normalized
     if normalized and normalized.inactive:
         channels = ", ".join(f"{count} of {layer}" for layer, count in normalized.inactive.items())
-        tell(
-            "channels that are not active in these pictures are left as they were: "
-            f"{channels}; with more pictures there are fewer"
+        log(
+            "channels that are not active in these images are left as they were: "
+            f"{channels}; with more images there are fewer"
         )

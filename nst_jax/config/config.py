@@ -117,7 +117,7 @@ class Pyramid:
 
     Attributes:
       min_size: Longer side of the coarsest scale, at least. The run goes from there to the wanted
-        size, each scale starting from the result of the one before; for one picture, not for batch
+        size, each scale starting from the result of the one before; for one image, not for batch
         and sweep. Default: the wanted size alone.
       scale_factor: Ratio of the sizes of neighbouring scales.
       scale_steps: Steps of the scales before the last, the coarsest first; the last number holds
@@ -151,11 +151,11 @@ class Pyramid:
 
 @dataclass(frozen=True, kw_only=True)
 class Initial:
-    """The picture to start from.
+    """The image to start from.
 
     Attributes:
-      init: Initial picture: content, noise, blend (of both), or a file. A script reads the file
-        itself and passes the picture to stylize.
+      init: Initial image: content, noise, blend (of both), or a file. A script reads the file
+        itself and passes the image to stylize.
       noise: Distribution of the noise around the network's mean colour.
       noise_scale: Standard deviation (normal) or half width (uniform) of the noise, for
         pixels in [0, 1].
@@ -183,12 +183,12 @@ class ExecutionConfig:
         multiplications and a little more rounding; auto takes winograd on CPUs only.
       precision: Of the network: float32; tf32 with products of 10 bits, on NVIDIA GPUs only; or
         bfloat16 activations, with half of the memory. Gram matrices are summed in float32 and the
-        picture is kept in float32 always.
-      tile: Longest side of the tiles in which the picture is taken, with the same loss and gradient
-        to rounding; off for the whole picture; auto for tiles where the whole does not fit into the
+        image is kept in float32 always.
+      tile: Longest side of the tiles in which the image is taken, with the same loss and gradient
+        to rounding; off for the whole image; auto for tiles where the whole does not fit into the
         memory.
       remat: Compute activations twice rather than keep them: on, off, or auto where the whole
-        picture does not fit otherwise. Tiles always do so.
+        image does not fit otherwise. Tiles always do so.
     """
 
     convolution: Convolution = "auto"
@@ -216,9 +216,9 @@ class ExecutionConfig:
 
     @property
     def evaluation(self) -> Evaluation:
-        """How the objective is computed: of the whole picture, unless told otherwise.
+        """How the objective is computed: of the whole image, unless told otherwise.
 
-        What is ``"auto"`` depends on the picture and the memory, see ``planner``.
+        What is ``"auto"`` depends on the image and the memory, see ``planner``.
         """
         tile = self.tile if isinstance(self.tile, int) else 0
         remat = self.remat == "on" and not tile
@@ -227,9 +227,9 @@ class ExecutionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that a run of the optimisation depends on but pictures, network and seed.
+    """Everything that a run of the optimisation depends on but images, network and seed.
 
-    The default is neural-style-pt's objective started from the content picture.
+    The default is neural-style-pt's objective started from the content image.
 
     >>> config = Config(optimizer=Adam(learning_rate=2.0), steps=200)
     >>> config == Config.of(optimizer="adam", learning_rate=2.0, steps=200)
@@ -243,11 +243,11 @@ class Config:
       preconditioner: Coordinates in which the optimiser works: the pixels themselves, or (spectral)
         frequencies and colours scaled so that fewer steps are needed.
       steps: Optimisation steps; each evaluates loss and gradient once (line search: at
-        least once). The result is the evaluated picture of lowest loss.
+        least once). The result is the evaluated image of lowest loss.
       pyramid: The scales on the way to the result's size.
-      averaging: Decay of a running average of the pictures, as 0.99 for adam, which is then the
+      averaging: Decay of a running average of the images, as 0.99 for adam, which is then the
         result in place of the one of lowest loss; 0 for none.
-      initial: The picture to start from.
+      initial: The image to start from.
       execution: How it is computed.
     """
 

@@ -53,7 +53,7 @@ def stride(tap: str) -> int:
 
 
 def shortest_side(tap: str, *, padding: str = "zero") -> int:
-    """The shortest side of a picture for which a tap can be computed.
+    """The shortest side of an image for which a tap can be computed.
 
     One feature is enough, but a mirror leaves the border itself out and shows its neighbour, which
     must be there: with ``padding="reflect"`` it takes two.
@@ -109,10 +109,10 @@ def check_sides(
     width: int,
     taps: tuple[str, ...],
     *,
-    what: str = "picture",
+    what: str = "image",
     padding: str = "zero",
 ) -> None:
-    """Check that a picture is large enough for the deepest of ``taps``.
+    """Check that an image is large enough for the deepest of ``taps``.
 
     Raises:
       InputError: where the shorter side is under the ``shortest_side`` of the deepest tap.
@@ -129,9 +129,9 @@ def check_sides(
 
 
 def check_squares(
-    height: int, width: int, laplacians: Iterable[str], *, what: str = "picture"
+    height: int, width: int, laplacians: Iterable[str], *, what: str = "image"
 ) -> None:
-    """Check that a picture has at least one of the squares that each Laplacian averages.
+    """Check that an image has at least one of the squares that each Laplacian averages.
 
     Raises:
       InputError: where it has not.
@@ -145,7 +145,7 @@ def check_squares(
 
 
 def check_multiple(height: int, width: int, taps: tuple[str, ...]) -> None:
-    """Check that a picture can tile: its sides are multiples of the stride of the deepest tap.
+    """Check that an image can tile: its sides are multiples of the stride of the deepest tap.
 
     Raises:
       InputError: where they are not, with the nearest size of this aspect ratio that has them.
@@ -163,6 +163,6 @@ def check_multiple(height: int, width: int, taps: tuple[str, ...]) -> None:
         nearest = min(sizes, key=lambda size: abs(size - longer), default=None)
         size = "" if nearest is None else f"choose a longer side of {nearest} px, "
         raise InputError(
-            f"the picture is {width}x{height} px, but with circular padding layer {tap} needs "
+            f"the image is {width}x{height} px, but with circular padding layer {tap} needs "
             f"multiples of {step} px: {size}crop it, or use shallower layers"
         )

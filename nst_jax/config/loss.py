@@ -52,7 +52,7 @@ class Evaluation(NamedTuple):
     """How an objective is computed; hashable, so that equal ones share a compiled program.
 
     Attributes:
-      tile: the longest side of a tile where the picture is taken in tiles, else 0.
+      tile: the longest side of a tile where the image is taken in tiles, else 0.
       remat: whether the gradient computes the activations within a block of the network again.
       recompute_content: whether the content's features are computed again at every step.
       precision: of the network, as in ``ExecutionConfig``.
@@ -75,7 +75,7 @@ class LossConfig:
       style_layers: Layers of the style term; with factors as NAME=FACTOR, or after the name of a
         scheme: equal, 1/C2, geometric, course.
       content_losses: What the content term compares, with factors as NAME=FACTOR: features, the
-        self-similarity of features (STROTSS), and Laplacians of the picture averaged over
+        self-similarity of features (STROTSS), and Laplacians of the image averaged over
         squares of 4 or 16 pixels (laplacian4, laplacian16).
       style_losses: What the style term compares, likewise: Gram matrices (gram) or those of
         centred features (covariance), means and standard deviations of channels (mean-std),
@@ -103,8 +103,8 @@ class LossConfig:
         their losses; with the same shares both have the same gradient.
       guides: How masks reach a layer: averaged (simple), or with those features only that see
         nothing else (inside), or with all that see anything of the region (all).
-      padding: What the network sees beyond a picture's border, the styles' too: zero, the mirrored
-        picture (reflect), the border repeated (replicate, or replicate-input at the first layer
+      padding: What the network sees beyond an image's border, the styles' too: zero, the mirrored
+        image (reflect), the border repeated (replicate, or replicate-input at the first layer
         alone), or (circular) the opposite border, so that the result tiles; its sides must then be
         multiples of the deepest layer's stride, and those of styles are cropped to such.
       color: Colours of the result: the content's kept afterwards (keep-...: its chroma under the
@@ -219,7 +219,7 @@ class LossConfig:
 
     @property
     def aligned_layers(self) -> tuple[str, ...]:
-        """Layers whose strides pieces of the picture must keep to.
+        """Layers whose strides pieces of the image must keep to.
 
         Those of the network, and for each Laplacian one with the stride of its squares.
         """

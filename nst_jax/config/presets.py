@@ -30,7 +30,7 @@ class Preset:
       weights: the network that its factors were chosen for; with another one content, style and
         total variation are out of balance.
       config: the settings.
-      size: longer side of the picture in pixels.
+      size: longer side of the image in pixels.
     """
 
     summary: str
@@ -55,7 +55,7 @@ NEURAL_STYLE = Preset(
     ),
     source="https://github.com/ProGamerGov/neural-style-pt",
     notes=(
-        "L-BFGS with fixed step 1 and 100 remembered pairs, started from the content picture (the "
+        "L-BFGS with fixed step 1 and 100 remembered pairs, started from the content image (the "
         "port's own start is noise: init='noise'). For pixels in [0, 1] the same tv weight is "
         "0.255, and Adam's learning rate 10 is 0.039 with eps 2.6e-6 for 1e-8. The port's "
         "--normalize_gradients is left out: there it only squares the weights."
@@ -103,7 +103,7 @@ FAST = replace(
     notes=(
         "The objective of neural-style at the same resolution; L-BFGS works on frequencies and "
         "colours scaled by preconditioner='spectral' and starts with a larger step. On the pairs "
-        "of pictures that it was tried on, its loss after 50 to 80 steps is that of neural-style "
+        "of images that it was tried on, its loss after 50 to 80 steps is that of neural-style "
         "after 100."
     ),
     config=NEURAL_STYLE.config.but(preconditioner="spectral", memory_size=50, steps=80),
@@ -126,7 +126,7 @@ STYLE_TRANSFER_PYTORCH = Preset(
         "scale is half of the next one's area, down to 128 px: 1000 steps at the first, 500 at "
         "each of the others, every one started from the average of the one before with Adam's "
         "moments enlarged. The tool takes the root of matrices by 12 steps of Newton and Schulz, "
-        "which leave an error where S is nearly singular; here it is exact. Its pictures are "
+        "which leave an error where S is nearly singular; here it is exact. Its images are "
         "scaled by Pillow's filters, and its average counts the start as well. Where the size "
         "leaves fewer scales than two before the last: min_size=None, steps=1000. Its other "
         "poolings are pooling='average-scaled' and 'l2', its L-BFGS is optimizer='lbfgs', "
@@ -166,7 +166,7 @@ PRISM = Preset(
     ),
     source="https://github.com/moritztng/prism",
     notes=(
-        "The tool divides the layers' factors by their sum. It scales pictures to an area of "
+        "The tool divides the layers' factors by their sum. It scales images to an area of "
         "512^2: 590 px are the longer side at 4:3. By default it also gives the content the "
         "style's colours before and starts from that, which no setting does here; in Python it is "
         "color.match_color(content, style, method='pca'). Its --preserve_color content "
@@ -198,7 +198,7 @@ PYSTICHE = Preset(
     notes=(
         "Its layer weights are the mean over the layers. L-BFGS works on pixels in [0, 1]. It "
         "scales the shorter side of content and style to 500 px: 667 px are the longer side at "
-        "4:3. With Caffe's weights G is some 10^4 times as large and the picture is style only: "
+        "4:3. With Caffe's weights G is some 10^4 times as large and the image is style only: "
         "lower the style weight by as much."
     ),
     weights="torchvision",
@@ -308,7 +308,7 @@ GATYS_2017 = Preset(
 )
 
 SPST = Preset(
-    summary="Scaling Painting Style Transfer: Gram matrices, means and deviations, large pictures",
+    summary="Scaling Painting Style Transfer: Gram matrices, means and deviations, large images",
     formula=(
         "L = MSE(F, F_content) on relu4_2\n"
         "  + sum_l (1000/C_l^2 MSE(G/(h w), G_style/(h w))\n"
@@ -327,7 +327,7 @@ SPST = Preset(
         "under 1024 px; 683 px are the longer side of 512 at 4:3. It works on the content's full "
         "size and remembers 100 pairs at the coarsest scale and 10 after it. Its gradient of s is "
         "NaN for a channel that is constant, which 1e-5 added to s^2 prevents here, and between "
-        "the scales it rounds and clips the picture to 8 bits; here it stays as it is."
+        "the scales it rounds and clips the image to 8 bits; here it stays as it is."
     ),
     weights="caffe",
     config=GATYS.config.but(
@@ -357,7 +357,7 @@ COURSE = Preset(
         "for the style layers. Other proportions (merging styles): style_layers={'relu1_1': 0.5, "
         "'relu3_1': 0.5}. Start: 0.6 noise U(-20, 20) + 0.4 content on mean-subtracted 0-255. "
         "Adam's learning rate 2 with eps 1e-8 on 0-255 is 0.0078 with eps 2.6e-6 on [0, 1]. "
-        "400x300 pixels. Each Gram matrix is divided by its own picture's nH nW, so that the style "
+        "400x300 pixels. Each Gram matrix is divided by its own image's nH nW, so that the style "
         "may have another size, and pooling drops an odd last row or column where TensorFlow pads."
     ),
     weights="caffe",
@@ -401,10 +401,10 @@ PYTORCH_TUTORIAL = Preset(
     ),
     source="https://docs.pytorch.org/tutorials/advanced/neural_style_tutorial.html",
     notes=(
-        "Needs the full network. The tutorial clips the picture within the function that L-BFGS "
+        "Needs the full network. The tutorial clips the image within the function that L-BFGS "
         "evaluates, so that the remembered pairs belong to other points than their gradients; "
         "here L-BFGS is left alone and the result is clipped when it is written, as is meant. Its "
-        "two pictures must have the same size, here they need not, and 300 steps are 300 to 320 "
+        "two images must have the same size, here they need not, and 300 steps are 300 to 320 "
         "evaluations there."
     ),
     weights="torchvision",
@@ -473,7 +473,7 @@ KERAS_TUTORIAL = Preset(
         "Needs the full network. Sums in place of means: with h w = H W / s^2 the style term is "
         "that of C^2 / (36 s^4) MSE(G/(h w), G_style/(h w)) for layers of stride s and C channels, "
         "at any size (where s does not divide a side, the example's own is a few percent less); "
-        "the content term grows with the picture. Here its weight is that of the example's 400 "
+        "the content term grows with the image. Here its weight is that of the example's 400 "
         "rows at 3:2, 600x400 pixels: 2.5e-8 x 512 x 25 x 37; for others it is 2.5e-8 x 512 x "
         "(H // 16) x (W // 16). The example stretches the style to the content's sides. It now "
         "descends by 4000 steps of 100 times the gradient, slowly decayed; the 200 steps of L-BFGS "

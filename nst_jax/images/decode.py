@@ -1,4 +1,4 @@
-"""The samples of picture files, before their colours are those of sRGB.
+"""The samples of image files, before their colours are those of sRGB.
 
 Pillow reads most. Deep PPMs, deep PNGs, and TIFFs of other than 8 bits it would read as less than
 they are: imagecodecs and tifffile decode these, and are imported only where they are needed. What
@@ -28,7 +28,7 @@ _READ = (
     *("MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP"),
 )
 
-# Of whose pictures the first is a choice; an icon's or a layered file's first is the whole.
+# Of whose images the first is a choice; an icon's or a layered file's first is the whole.
 _SERIES = ("AVIF", "DCX", "FLI", "GIF", "PNG", "TIFF", "WEBP")
 
 _RAW = "a camera's raw format"
@@ -55,7 +55,7 @@ class Unread(ValueError):
 
 
 class Samples(NamedTuple):
-    """A decoded picture in its file's own colour space.
+    """A decoded image in its file's own colour space.
 
     Attributes:
       values: ``[H, W, C]`` uint8 or float32; not multiplied by alpha.
@@ -71,12 +71,12 @@ class Samples(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A picture of which only the header is read yet.
+    """An image of which only the header is read yet.
 
     Attributes:
       stored: height and width, as ``read`` gives them.
       orientation: how they are to be turned, a number of EXIF's.
-      several: whether the file holds more pictures after the first, which is meant.
+      several: whether the file holds more images after the first, which is meant.
       read: reads the samples.
     """
 
@@ -104,7 +104,7 @@ class Header(NamedTuple):
 
 
 def identify(file: BinaryIO) -> Header:
-    """Read the header of a picture; the file is to stay open until it is decoded.
+    """Read the header of an image; the file is to stay open until it is decoded.
 
     Raises:
       Unread: for a kind that is known, but not read.
@@ -157,7 +157,7 @@ def _floats(values: np.ndarray) -> np.ndarray:
     """Floats as float32, checked: of what is outside of [0, 1] it is not known what it means."""
     values = values.astype(np.float32)
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-        raise Unread("a picture of floats outside of 0 to 1")
+        raise Unread("an image of floats outside of 0 to 1")
     return values
 
 
@@ -167,7 +167,7 @@ def _floats(values: np.ndarray) -> np.ndarray:
 def _other(file: BinaryIO, image: Image.Image, head: bytes) -> Header:
     """The header of anything but a TIFF."""
     if image.mode == "LAB":
-        raise Unread("a picture in Lab")
+        raise Unread("an image in Lab")
     colors = Image.getmodebands(image.mode.removesuffix("A"))
     if image.format == "PSD" and int.from_bytes(head[12:14]) > colors:
         raise Unread("a PSD with an alpha channel or a saved selection")
@@ -181,7 +181,7 @@ def _other(file: BinaryIO, image: Image.Image, head: bytes) -> Header:
 
 def _tiff(file: BinaryIO, image: TiffImagePlugin.TiffImageFile) -> Header:
     tags = image.tag_v2
-    # The first picture is a preview of what the sensor saw: subfile type, SubIFDs; DNG.
+    # The first image is a preview of what the sensor saw: subfile type, SubIFDs; DNG.
     if (tags.get(254, 0) & 1 and 330 in tags) or 50706 in tags:
         raise Unread(_RAW)
     many = np.atleast_1d(tags.get(258, 1)).max() > 8
@@ -222,7 +222,7 @@ def _pillow_samples(image: Image.Image) -> Samples:
 def _is_series(image: Image.Image) -> bool:
     try:
         return image.format in _SERIES and getattr(image, "is_animated", False)
-    except Exception:  # damaged behind the first picture
+    except Exception:  # damaged behind the first image
         return False
 
 
@@ -386,7 +386,7 @@ def _tiff_samples(data: bytes) -> Samples:
 def _check_segments(page: Any, data: bytes) -> None:
     """Check that all strips or tiles are there, and none is larger than it may be."""
     if math.prod(page.chunks) > 2 * math.prod(page.shaped) + 2**22:
-        raise ValueError("its tiles are larger than the picture")
+        raise ValueError("its tiles are larger than the image")
     offsets, counts = page.dataoffsets, page.databytecounts
     missing = len(offsets) != math.prod(page.chunked) or len(counts) != len(offsets)
     if missing or any(

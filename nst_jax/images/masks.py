@@ -1,4 +1,4 @@
-"""Masks for regions of pictures, from files, on the host.
+"""Masks for regions of images, from files, on the host.
 
 Contract: a mask is float32 ``[H, W]`` in [0, 1], 1 inside; several are ``[R, H, W]``.
 """
@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from nst_jax.errors import InputError
-from nst_jax.images.read import load_numbers, picture_shape, resize_to
+from nst_jax.images.read import image_shape, load_numbers, resize_to
 
 MAX_REGIONS = 32
 
 FAINT = 0.3  # of white
 
-SMALL_REGION = 0.01  # of a picture
+SMALL_REGION = 0.01  # of an image
 
 RGB = tuple[int, int, int]
 
@@ -24,7 +24,7 @@ def load_mask(path: str | Path, *, shape: tuple[int, int]) -> np.ndarray:
     """Read a mask: white is inside, black and transparent outside, grey a soft edge.
 
     Args:
-      path: a picture file; colours are read as their luminance, without their profile.
+      path: an image file; colours are read as their luminance, without their profile.
       shape: height and width to resize it to; see ``mask_aspect_note``.
 
     Returns:
@@ -52,7 +52,7 @@ def load_labels(
     """Read a label image, of which each colour is a region.
 
     Args:
-      path: a picture file of few colours; two are the same if their 8 bits a channel are.
+      path: an image file of few colours; two are the same if their 8 bits a channel are.
         Transparency is ignored.
       shape: height and width to resize the masks to.
       colors: the regions' colours, (red, green, blue); None takes those of the file, ascending.
@@ -111,13 +111,13 @@ def feather(masks: np.ndarray, *, radius: float) -> np.ndarray:
     Args:
       masks: ``[R, H, W]``.
       radius: standard deviation in pixels of the Gaussian that blurs them, which is cut off at
-        three of them; 0 changes nothing. Beyond a picture's border its edge pixels go on.
+        three of them; 0 changes nothing. Beyond an image's border its edge pixels go on.
 
     Returns:
       ``[R, H, W]`` float32.
 
     Raises:
-      InputError: for a negative radius, one wider than the picture, or one that is no number.
+      InputError: for a negative radius, one wider than the image, or one that is no number.
 
     >>> (100 * feather(np.array([[[0, 0, 1, 1]]]), radius=0.5)).round().tolist()
     [[[0.0, 11.0, 89.0, 100.0]]]
@@ -126,7 +126,7 @@ def feather(masks: np.ndarray, *, radius: float) -> np.ndarray:
     widest = max(masks.shape[1:])
     if not 0 <= radius <= widest:
         raise InputError(
-            f"the feather radius is {radius}: expected 0 to the picture's {widest} pixels"
+            f"the feather radius is {radius}: expected 0 to the image's {widest} pixels"
         )
     if radius == 0:
         return masks
@@ -137,21 +137,21 @@ def feather(masks: np.ndarray, *, radius: float) -> np.ndarray:
 
 
 def mask_aspect_note(path: str | Path, *, shape: tuple[int, int]) -> str | None:
-    """A line for the person where a mask's aspect ratio is not (within 5 %) its picture's.
+    """A line for the person where a mask's aspect ratio is not (within 5 %) its image's.
 
     Args:
       path: the mask's file, of which no more than needed is read.
-      shape: height and width of the picture.
+      shape: height and width of the image.
 
     Raises:
       InputError: for a file that cannot be read.
     """
-    height, width = picture_shape(path)
+    height, width = image_shape(path)
     ratio = width * shape[0] / (height * shape[1])
     if max(ratio, 1 / ratio) <= 1.05:
         return None
     return (
-        f"the mask {path} is {width}x{height} px, its picture {shape[1]}x{shape[0]} px: "
+        f"the mask {path} is {width}x{height} px, its image {shape[1]}x{shape[0]} px: "
         "it is stretched"
     )
 

@@ -44,7 +44,7 @@ def profile_of(image: Image.Image) -> bytes | None:
     off = np.abs(np.subtract(chromaticities, _SRGB_CHROMATICITIES)).max()
     if abs(gamma - _SRGB_GAMMA) < 0.001 and off < 0.002:  # which is how sRGB itself is told
         return None
-    import imagecodecs  # only now: few pictures need it
+    import imagecodecs  # only now: few images need it
 
     white, primaries = list(chromaticities[:2]), list(chromaticities[2:])
     try:
@@ -123,8 +123,8 @@ def _converted(values: np.ndarray, profile: bytes, space: str) -> np.ndarray:
 
 def _converted_8_bit(values: np.ndarray, profile: bytes, space: str) -> np.ndarray:
     mode = _MODES[space]
-    picture = Image.fromarray(values[..., 0]) if mode == "L" else _from_bytes(values, mode)
-    converted = ImageCms.applyTransform(picture, _transform(profile, mode))
+    image = Image.fromarray(values[..., 0]) if mode == "L" else _from_bytes(values, mode)
+    converted = ImageCms.applyTransform(image, _transform(profile, mode))
     assert converted is not None  # not in place
     return np.asarray(converted) / np.float32(255)
 
@@ -144,7 +144,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
 
 
 def _converted_floats(values: np.ndarray, profile: bytes, space: str) -> np.ndarray:
-    import imagecodecs  # only now: few pictures need it
+    import imagecodecs  # only now: few images need it
 
     values = values[..., 0] if space == "grey" else values
     values = 100 * values if space == "cmyk" else values  # LittleCMS takes ink in per cent

@@ -1,4 +1,4 @@
-"""Pictures from files, on the host.
+"""Images from files, on the host.
 
 Contract: arrays are float32 sRGB in [0, 1], ``[H, W, 3]``, NumPy; alpha is ``[H, W]``. The path
 ``-`` is standard input, which is read once and kept. What cannot be read as it is meant is refused
@@ -28,12 +28,12 @@ from nst_jax.system.streams import STANDARD, standard_input
 _log = logging.getLogger(__name__)
 
 
-class Picture(NamedTuple):
-    """A decoded picture.
+class RGBA(NamedTuple):
+    """A decoded image.
 
     Attributes:
       rgb: ``[H, W, 3]``; not multiplied by alpha, and white where nothing is to be seen.
-      alpha: ``[H, W]`` in [0, 1], or None for an opaque picture.
+      alpha: ``[H, W]`` in [0, 1], or None for an opaque image.
     """
 
     rgb: np.ndarray
@@ -41,7 +41,7 @@ class Picture(NamedTuple):
 
 
 def limit_pixels(max_megapixels: float) -> None:
-    """Choose how large a picture file may be to be read, for the whole process.
+    """Choose how large an image file may be to be read, for the whole process.
 
     Pillow's limit ``PIL.Image.MAX_IMAGE_PIXELS`` is set, which guards the parts of icons and tiled
     files, too.
@@ -59,24 +59,24 @@ def limit_pixels(max_megapixels: float) -> None:
     Image.MAX_IMAGE_PIXELS = round(1e6 * max_megapixels)
 
 
-def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
-    """Read a picture as it is meant to be seen.
+def load_rgba(path: str | Path, *, size: int | None = None) -> RGBA:
+    """Read an image as it is meant to be seen.
 
     The EXIF orientation is applied, and an embedded colour profile: the colours are sRGB's. Grey,
     palette and CMYK are converted. PNGs, TIFFs and PPMs keep the depth that they have, up to 16
     bits or floats; other formats are read with 8 bits a channel. Of an animation, or of several
-    pages, the first picture is taken, of which a warning is logged, as of a profile that cannot be
+    pages, the first image is taken, of which a warning is logged, as of a profile that cannot be
     used.
 
     Args:
       path: a file in any format that Pillow reads by itself, whatever its name; ``-`` is standard
         input.
-      size: length of the longer side in pixels; the picture is shrunk or enlarged to it with its
+      size: length of the longer side in pixels; the image is shrunk or enlarged to it with its
         aspect ratio kept, by an antialiased bilinear filter as in neural-style's loaders. None
         keeps the size.
 
     Returns:
-      A ``Picture``.
+      A ``RGBA``.
 
     Raises:
       InputError: for a missing, damaged or foreign file, one of more pixels than
@@ -84,42 +84,42 @@ def load_picture(path: str | Path, *, size: int | None = None) -> Picture:
     """
     rgb, alpha = _read(path, size=size)
     if alpha is None:
-        return Picture(rgb if size is None else resize_longer(rgb, size=size), None)
+        return RGBA(rgb if size is None else resize_longer(rgb, size=size), None)
     # Colours are averaged by how much of them is to be seen.
     seen = np.concatenate([rgb * alpha[..., None], alpha[..., None]], axis=-1)
     seen = seen if size is None else resize_longer(seen, size=size)
     alpha = seen[..., 3:]
     rgb = np.where(alpha > 0, seen[..., :3] / np.maximum(alpha, 1e-6), 1).astype(np.float32)
-    return Picture(np.clip(rgb, 0, 1), alpha[..., 0])
+    return RGBA(np.clip(rgb, 0, 1), alpha[..., 0])
 
 
 def load_image(path: str | Path, *, size: int | None = None) -> np.ndarray:
-    """Read a picture's colours, shown over white where it is transparent; see ``load_picture``.
+    """Read an image's colours, shown over white where it is transparent; see ``load_rgba``.
 
     Returns:
       ``[H, W, 3]`` float32 in [0, 1].
     """
-    rgb, alpha = load_picture(path, size=size)
+    rgb, alpha = load_rgba(path, size=size)
     return rgb if alpha is None else rgb * alpha[..., None] + (1 - alpha[..., None])
 
 
-def load_numbers(path: str | Path) -> Picture:
-    """Read a picture whose colours are numbers, as of a mask or of labels.
+def load_numbers(path: str | Path) -> RGBA:
+    """Read an image whose colours are numbers, as of a mask or of labels.
 
     Colour profiles are left out, and colours stay where they are not to be seen; else as
-    ``load_picture``.
+    ``load_rgba``.
     """
     return _read(path, size=None, profiled=False)
 
 
-def picture_shape(path: str | Path, *, size: int | None = None) -> tuple[int, int]:
-    """Height and width of what ``load_picture`` gives, without decoding the pixels.
+def image_shape(path: str | Path, *, size: int | None = None) -> tuple[int, int]:
+    """Height and width of what ``load_rgba`` gives, without decoding the pixels.
 
     Args:
-      path, size: as for ``load_picture``.
+      path, size: as for ``load_rgba``.
 
     Raises:
-      InputError: as ``load_picture``, but not for damage behind the header.
+      InputError: as ``load_rgba``, but not for damage behind the header.
     """
     _check_size(size)
     with _opened(Path(path)) as header:
@@ -127,7 +127,7 @@ def picture_shape(path: str | Path, *, size: int | None = None) -> tuple[int, in
     return shape if size is None else scaled_shape(shape, size=size)
 
 
-def _read(path: str | Path, *, size: int | None, profiled: bool = True) -> Picture:
+def _read(path: str | Path, *, size: int | None, profiled: bool = True) -> RGBA:
     path = Path(path)
     _check_size(size)
     with _opened(path) as header:
@@ -138,9 +138,9 @@ def _read(path: str | Path, *, size: int | None, profiled: bool = True) -> Pictu
     if note:
         _log.warning("%s: %s", _named(path), note)
     if header.several:
-        _log.warning("%s holds several pictures: the first is read", _named(path))
+        _log.warning("%s holds several images: the first is read", _named(path))
     alpha = samples.alpha
-    return Picture(rgb, None if alpha is None or (alpha == 1).all() else alpha)
+    return RGBA(rgb, None if alpha is None or (alpha == 1).all() else alpha)
 
 
 def _check_size(size: int | None) -> None:
@@ -150,7 +150,7 @@ def _check_size(size: int | None) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Header]:
-    """Open a picture, of which only the header is read yet.
+    """Open an image, of which only the header is read yet.
 
     Raises:
       InputError: for a missing, foreign or too large file; for any failure of the block that uses
@@ -169,7 +169,7 @@ def _opened(path: Path) -> Iterator[Header]:
         raise _too_large(name, int(re.findall(r"\d+", str(error))[0])) from None
     except Image.UnidentifiedImageError:
         raise InputError(
-            f"{name} is no picture in a known format: expected PNG, JPEG or the like"
+            f"{name} is no image in a known format: expected PNG, JPEG or the like"
         ) from None
     except Unread as error:
         raise InputError(
@@ -178,7 +178,7 @@ def _opened(path: Path) -> Iterator[Header]:
         ) from None
     except Exception as error:  # for damaged files Pillow's plugins raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"cannot read the picture {name} ({reason}): get the file again") from None
+        raise InputError(f"cannot read the image {name} ({reason}): get the file again") from None
 
 
 def _named(path: Path) -> str:
@@ -191,13 +191,13 @@ def _stream(path: Path) -> Iterator[BinaryIO]:
         yield io.BytesIO(standard_input())
         return
     if os.path.isdir(path):
-        raise InputError(f"{path} is a directory: expected a picture file")
+        raise InputError(f"{path} is a directory: expected an image file")
     if not os.path.exists(path):
-        raise InputError(f"{path} does not exist: expected a picture file")
+        raise InputError(f"{path} does not exist: expected an image file")
     if not os.path.isfile(path):
         raise InputError(f"{path} is no regular file: expected one, or - for standard input")
     if os.path.getsize(path) == 0:
-        raise InputError(f"{path} is empty: expected a picture file")
+        raise InputError(f"{path} is empty: expected an image file")
     # Not by its path: then Pillow maps raw TIFFs into memory, and scrambles turned ones.
     with open(path, "rb") as file:
         yield file
@@ -231,7 +231,7 @@ def _check_pixels(shape: tuple[int, ...], *, name: str) -> None:
 
 
 def _too_large(name: str, pixels: int) -> InputError:
-    """The error of a picture beyond Pillow's limit."""
+    """The error of an image beyond Pillow's limit."""
     most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
     return InputError(
         f"{name} has {pixels / 1e6:.10g} megapixels: expected at most {most:.10g}; if it is meant "

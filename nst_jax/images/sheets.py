@@ -1,4 +1,4 @@
-"""A labelled grid of pictures, on the host."""
+"""A labelled grid of images, on the host."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,39 +11,39 @@ INK = 64  # dark grey
 
 
 def contact_sheet(
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     *,
     labels: Sequence[str],
     columns: int,
     title: str | None = None,
 ) -> np.ndarray:
-    """Lay out pictures in rows on white, each with its label beneath.
+    """Lay out images in rows on white, each with its label beneath.
 
-    Text grows with the pictures' width, and is wrapped to it. Pictures that are too narrow for
+    Text grows with the images' width, and is wrapped to it. Images that are too narrow for
     text get wider cells.
 
     Args:
-      pictures: ``[H, W, 3]`` each, of the same shape; values are clipped to [0, 1], NaN is 0.
-      labels: a text for each picture, of any number of lines.
-      columns: pictures in a row; the last row may hold fewer.
-      title: a text above all pictures.
+      images: ``[H, W, 3]`` each, of the same shape; values are clipped to [0, 1], NaN is 0.
+      labels: a text for each image, of any number of lines.
+      columns: images in a row; the last row may hold fewer.
+      title: a text above all images.
 
     Returns:
       ``[H', W', 3]`` float32 in [0, 1].
 
     Raises:
-      ValueError: for no pictures, pictures of several shapes, another number of labels, or less
+      ValueError: for no images, images of several shapes, another number of labels, or less
         than one column.
 
     >>> contact_sheet([np.zeros((150, 200, 3))] * 3, labels=["", "", ""], columns=2).shape
     (336, 436, 3)
     """
-    if not len(pictures) or len(pictures) != len(labels) or columns < 1:
-        raise ValueError(f"{len(pictures)} pictures, {len(labels)} labels, {columns} columns")
-    shapes = {np.shape(picture) for picture in pictures}
+    if not len(images) or len(images) != len(labels) or columns < 1:
+        raise ValueError(f"{len(images)} images, {len(labels)} labels, {columns} columns")
+    shapes = {np.shape(image) for image in images}
     height, width, *channels = shapes.pop()
     if shapes or channels != [3]:
-        raise ValueError("expected pictures of one shape [H, W, 3]")
+        raise ValueError("expected images of one shape [H, W, 3]")
     layout = _layout((height, width), labels=labels, columns=columns, title=title)
     canvas = Image.new("L", (layout.shape[1], layout.shape[0]), 255)
     draw = ImageDraw.Draw(canvas)
@@ -51,8 +51,8 @@ def contact_sheet(
         for x, top, line, face in layout.texts:
             draw.text((x, top), line, fill=INK, font=face)
     sheet = np.repeat(np.asarray(canvas, np.float32)[..., None] / 255, 3, axis=-1)
-    for picture, (x, top) in zip(pictures, layout.places, strict=True):
-        pixels = np.clip(np.nan_to_num(np.asarray(picture, np.float32)), 0, 1)
+    for image, (x, top) in zip(images, layout.places, strict=True):
+        pixels = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0, 1)
         sheet[top : top + height, x : x + width] = pixels
     return sheet
 
@@ -60,7 +60,7 @@ def contact_sheet(
 def sheet_shape(
     shape: Sequence[int], *, labels: Sequence[str], columns: int, title: str | None = None
 ) -> tuple[int, int]:
-    """Height and width of the ``contact_sheet`` of pictures of this height and width.
+    """Height and width of the ``contact_sheet`` of images of this height and width.
 
     >>> sheet_shape((150, 200), labels=["", "", ""], columns=2)
     (336, 436)
@@ -73,7 +73,7 @@ class _Layout(NamedTuple):
 
     Attributes:
       shape: its height and width.
-      places: the left and top of each picture.
+      places: the left and top of each image.
       texts: left, top, line and font.
     """
 
@@ -88,7 +88,7 @@ def _layout(
     height, width = shape[:2]
     columns = min(columns, len(labels))
     size = min(max(round(width / 22), 11), 28)
-    gap, space = size + 1, size // 3  # around cells; between a picture and its label
+    gap, space = size + 1, size // 3  # around cells; between an image and its label
     cell = max(width, 6 * size)
     font, title_font = _font(size), _font(round(1.25 * size))
     sheet_width = columns * (cell + gap) + gap

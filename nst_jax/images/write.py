@@ -1,4 +1,4 @@
-"""Writing pictures: PNG, JPEG, WebP and TIFF in sRGB, with what is known of their making.
+"""Writing images: PNG, JPEG, WebP and TIFF in sRGB, with what is known of their making.
 
 A PNG has each text of its making in a chunk of its own. In the other formats the text "Software" is
 the EXIF (TIFF) tag of that name, and all others are a JSON object in the tag ImageDescription. The
@@ -68,7 +68,7 @@ def to_uint16(image) -> np.ndarray:
 def check_output(
     path: str | Path, *, alpha: bool = False, bit_depth: int = 8, quality: int | None = None
 ) -> None:
-    """Check that a picture can be written as it is asked for.
+    """Check that an image can be written as it is asked for.
 
     Raises:
       InputError: for an unknown suffix, what its format cannot hold or has no use for, and standard
@@ -79,12 +79,12 @@ def check_output(
         check_standard_output()
     elif path.suffix.lower() not in FORMATS:
         raise InputError(
-            f"{path} has no suffix of a known picture format: expected one of {' '.join(FORMATS)}"
+            f"{path} has no suffix of a known image format: expected one of {' '.join(FORMATS)}"
         )
     format = _format(path)
     if alpha and format == "JPEG":
         raise InputError(
-            f"the content picture is partly transparent, which JPEG cannot hold: name {path.name} "
+            f"the content image is partly transparent, which JPEG cannot hold: name {path.name} "
             ".png, .webp or .tif"
         )
     if bit_depth not in (8, 16):
@@ -132,7 +132,7 @@ def save_image(
     bit_depth: int = 8,
     quality: int | None = None,
 ) -> None:
-    """Write a picture whole or not at all, with the colour profile of sRGB.
+    """Write an image whole or not at all, with the colour profile of sRGB.
 
     Args:
       path: where to; the suffix chooses PNG, JPEG (no chroma subsampling), WebP or TIFF. ``-``
@@ -257,10 +257,10 @@ def _deep_tiff(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """The texts that ``save_image`` has written with a picture; its pixels are not decoded.
+    """The texts that ``save_image`` has written with an image; its pixels are not decoded.
 
     Raises:
-      OSError, ValueError and others: for a file that is no picture, or damaged.
+      OSError, ValueError and others: for a file that is no image, or damaged.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

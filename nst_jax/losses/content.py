@@ -1,4 +1,4 @@
-"""What a picture keeps of its content, other than features themselves.
+"""What an image keeps of its content, other than features themselves.
 
 Self-similarity (Kolkin, Salavon and Shakhnarovich 2019, "Style Transfer by Relaxed Optimal
 Transport and Self-Similarity", eq. 7) compares how alike features are among each other:
@@ -10,9 +10,9 @@ its layers to one long feature; here each layer is compared for itself. Its form
 its code as here.)
 
 The Laplacian (Li, Xu, Nie and Liu 2017, "Laplacian-Steered Neural Style Transfer", eq. 5) compares
-edges in the picture averaged over squares of p pixels:
+edges in the image averaged over squares of p pixels:
 
-    L = mean (D - D')^2,    D = sum over colours of the Laplacian of the averaged picture
+    L = mean (D - D')^2,    D = sum over colours of the Laplacian of the averaged image
 
 with the border repeated around it. (The paper sums over positions.)
 
@@ -22,7 +22,7 @@ Contract: features are ``[h, w, C]``, images ``[H, W, 3]``, unbatched.
 import jax.numpy as jnp
 import numpy as np
 
-from nst_jax.models.projection import Features, Lifted, dense, widened
+from nst_jax.models.projection import Features, ProjectedFeatures, dense, widened
 from nst_jax.types import Array
 
 GRID = 32  # positions along each axis, at most
@@ -46,7 +46,7 @@ def sample(features: Features, rows: Array, columns: Array, *, mask: Array | Non
       rows, columns: indices; what is outside gives zeros.
       mask: factors ``[h, w]`` of the positions; 1 where it is left out.
     """
-    own = features.own if isinstance(features, Lifted) else features
+    own = features.own if isinstance(features, ProjectedFeatures) else features
     height, width, channels = own.shape
 
     def inside(index: Array, length: int) -> Array:
@@ -58,7 +58,7 @@ def sample(features: Features, rows: Array, columns: Array, *, mask: Array | Non
     if mask is not None:
         counts = counts * mask[rows[:, None], columns[None, :]]
     taken = own[rows[:, None], columns[None, :]].reshape(-1, channels)
-    if isinstance(features, Lifted):
+    if isinstance(features, ProjectedFeatures):
         taken = dense(features._replace(own=taken))
     return widened(taken) * counts.reshape(-1, 1)
 
@@ -84,19 +84,19 @@ def self_similarity_loss(features: Array, target: Array) -> Array:
     """The loss above.
 
     Args:
-      features: of the picture, ``[n, C]``.
+      features: of the image, ``[n, C]``.
       target: ``similarity`` of the content's, ``[n, n]``.
 
     Returns:
       Scalar, at most 2.
     """
     differences = similarity(features) - target
-    # JAX's derivative of |x| is 1 at 0, where the picture is the content; a sign's is 0.
+    # JAX's derivative of |x| is 1 at 0, where the image is the content; a sign's is 0.
     return jnp.sum(differences * jnp.sign(differences)) / len(features)
 
 
 def laplacian(image: Array, *, pool: int, padding: str = "zero") -> Array:
-    """Sum over colours of the Laplacian of a picture averaged over squares, ``[H // p, W // p]``.
+    """Sum over colours of the Laplacian of an image averaged over squares, ``[H // p, W // p]``.
 
     Args:
       image: ``[H, W, 3]``; rows and columns that fill no square are left out.

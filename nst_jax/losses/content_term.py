@@ -1,8 +1,8 @@
-"""The content term: what is compared with the content picture, as sums over positions.
+"""The content term: what is compared with the content image, as sums over positions.
 
     f_1 sum_l w_l mean (F_l - P_l)^2 + f_2 sum_l w_l (self-similarity of layer l) + f_3 (Laplacians)
 
-with features F_l of the picture and P_l of the content in layer l, see ``content`` for the
+with features F_l of the image and P_l of the content in layer l, see ``content`` for the
 others.
 
 Contract: images are ``[H, W, 3]``; features ``[h, w, C]`` or a product, see ``projection``.
@@ -49,7 +49,7 @@ def feature_maps(
 def content_targets(
     variables: Variables, content: Array, *, config: LossConfig, evaluation: Evaluation
 ) -> ContentTargets:
-    """What the picture's content is compared with, of a tiled objective tile by tile."""
+    """What the image's content is compared with, of a tiled objective tile by tile."""
     by_tiles: dict[str, Any] = {"tile": evaluation.tile, "padding": config.padding}
     of_window = partial(feature_maps, variables, config=config, precision=evaluation.precision)
     if evaluation.recompute_content or not config.feature_layers:

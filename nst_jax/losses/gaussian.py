@@ -2,7 +2,7 @@
 
 Contract: means are ``[C]``, second moments G = mean of outer products ``[C, C]`` (the Gram matrix
 divided by its positions); a covariance is S = G - mu mu^T. All unbatched (use ``jax.vmap``).
-Moments, other than covariances, add up over pieces of a picture and over styles that are mixed.
+Moments, other than covariances, add up over pieces of an image and over styles that are mixed.
 
 In float32 a variance of G - mu mu^T is exact to about 1e-5 of the second moment, no better: what is
 below counts for nothing, and roots are taken of what is surely positive.

@@ -1,7 +1,7 @@
 """Gatys' losses, and the sums over a layer's positions from which all moments follow.
 
 Symbols of the paper (Gatys, Ecker and Bethge 2016, "Image Style Transfer Using CNNs"): F = features
-flattened to h*w positions (M_l) of C channels (N_l); G = Gram matrix of the picture; A = Gram
+flattened to h*w positions (M_l) of C channels (N_l); G = Gram matrix of the image; A = Gram
 matrix of the style.
 
 Contract: features are ``[h, w, C]`` or a product, see ``projection``; Gram matrices ``[C, C]``; a
@@ -16,7 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nst_jax.models.projection import Features, Lifted, compact, map_shape, positions, widened
+from nst_jax.models.projection import (
+    Features,
+    ProjectedFeatures,
+    compact,
+    map_shape,
+    positions,
+    widened,
+)
 from nst_jax.types import Array, Moments
 
 
@@ -58,13 +65,13 @@ def gram_sum(features: Features, *, mask: Array | None = None) -> Array:
     Returns:
       ``[C, C]``.
     """
-    own = features.own if isinstance(features, Lifted) else features
+    own = features.own if isinstance(features, ProjectedFeatures) else features
     flat = own.reshape(-1, own.shape[-1])
     if mask is not None:
         soft = jnp.promote_types(flat.dtype, jnp.float32)
         mask = mask.reshape(-1).astype(flat.dtype if mask.dtype == bool else soft)
     own_gram = _outer_products(flat, mask)
-    if not isinstance(features, Lifted):
+    if not isinstance(features, ProjectedFeatures):
         return own_gram
     kernel, bias = (x.astype(own_gram.dtype) for x in (features.kernel, features.bias))
     masked = flat if mask is None else flat * mask[:, None]
@@ -94,7 +101,7 @@ def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -
     """
     if normalization not in ("hw", "chw"):
         raise ValueError(f"normalization is {normalization!r}: expected 'hw' or 'chw'")
-    # As a float: of a large picture the product is beyond 32 bits.
+    # As a float: of a large image the product is beyond 32 bits.
     return gram / (positions * (float(gram.shape[-1]) if normalization == "chw" else 1.0))
 
 
@@ -173,7 +180,7 @@ _matmul = partial(jnp.matmul, precision="highest")
 
 def position_sum(features: Features, *, mask: Array | None = None) -> Array:
     """How many positions count, scalar in float32 or wider."""
-    dtype = widened(features.own if isinstance(features, Lifted) else features).dtype
+    dtype = widened(features.own if isinstance(features, ProjectedFeatures) else features).dtype
     height, width = map_shape(features)
     return jnp.asarray(height * width, dtype) if mask is None else jnp.sum(mask, dtype=dtype)
 
@@ -183,9 +190,9 @@ def feature_sum(features: Features, *, mask: Array | None = None) -> Array:
 
     Of a product S K + 1 b^T it is K^T (sum m s) + (sum m) b.
     """
-    own = widened(features.own if isinstance(features, Lifted) else features)
+    own = widened(features.own if isinstance(features, ProjectedFeatures) else features)
     total = jnp.sum(own if mask is None else own * mask[..., None], axis=(0, 1))
-    if not isinstance(features, Lifted):
+    if not isinstance(features, ProjectedFeatures):
         return total
     bias = features.bias.astype(total.dtype)
     count = position_sum(features, mask=mask)
@@ -197,7 +204,7 @@ def square_sum(features: Features, *, mask: Array | None = None) -> Array:
 
     Of a product it is taken from the outer products of its own features.
     """
-    if not isinstance(features, Lifted):
+    if not isinstance(features, ProjectedFeatures):
         squares = jnp.square(widened(features))
         return jnp.sum(squares if mask is None else squares * mask[..., None], axis=(0, 1))
     gram = gram_sum(features.own, mask=mask)

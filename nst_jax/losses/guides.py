@@ -5,7 +5,7 @@ section 4. The paper's guidance channel T, which scales features, is the square 
 T^2 F F^T = guide F F^T. So soft masks that add up to 1 give sums that add up to the whole's, and
 for hard masks nothing differs.
 
-Contract: a mask is ``[H, W]`` in [0, 1] for a picture ``[H, W, 3]``; a guide is ``[h, w]`` for the
+Contract: a mask is ``[H, W]`` in [0, 1] for an image ``[H, W, 3]``; a guide is ``[h, w]`` for the
 features of a layer.
 """
 
@@ -78,7 +78,7 @@ def _of_neighbours(mask: Array, reduce, *, padding: str) -> Array:
 
 
 def whole_strides(x: Array, layers: tuple[str, ...]) -> Array:
-    """A picture or mask without the last rows and columns that the deepest layer leaves out.
+    """An image or mask without the last rows and columns that the deepest layer leaves out.
 
     Where opposite borders are neighbours, features of all layers then meet at the same places.
 
@@ -210,13 +210,13 @@ def check_guidance(
     """Check factors of styles, masks and the regions' weights.
 
     Args:
-      content, styles: the pictures.
+      content, styles: the images.
       guidance: as it was given.
       config: structure of the objective.
       names: what to call the regions in errors in place of their numbers.
 
     Returns:
-      The guidance with masks as arrays of their pictures' type, ``content_masks`` as
+      The guidance with masks as arrays of their images' type, ``content_masks`` as
       ``[R, H, W]``, and factors as float64 of NumPy, those of styles scaled to sum to 1.
 
     Raises:
@@ -244,7 +244,7 @@ def with_rest(guidance: Guidance, *, config: LossConfig) -> Guidance:
 
 
 def check_masks(content: Array, styles: Sequence[Array], guidance: Guidance) -> Guidance:
-    """Masks as arrays of their pictures' type.
+    """Masks as arrays of their images' type.
 
     Raises:
       InputError: for masks of other shapes, outside of [0, 1], or empty.
@@ -257,7 +257,7 @@ def check_masks(content: Array, styles: Sequence[Array], guidance: Guidance) -> 
     if preserve is not None:
         preserve = _as_mask("mask of what is kept", preserve, content)
         if not (preserve < 1).any():
-            raise InputError("all of the picture is kept as it is: nothing is left to stylize")
+            raise InputError("all of the image is kept as it is: nothing is left to stylize")
     if content_masks is not None:
         if getattr(content_masks, "ndim", 3) == 0:
             raise InputError("content masks are one number: expected [H, W] for each region")
@@ -284,20 +284,20 @@ def check_masks(content: Array, styles: Sequence[Array], guidance: Guidance) -> 
     )
 
 
-def _as_mask(what: str, mask: Any, picture: Array) -> Array:
+def _as_mask(what: str, mask: Any, image: Array) -> Array:
     array = jnp.asarray(mask)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise InputError(f"the {what} has numbers of type {array.dtype}: expected real ones")
-    if array.shape != picture.shape[:2]:
+    if array.shape != image.shape[:2]:
         raise InputError(
-            f"the {what} has shape {array.shape}: expected its picture's {picture.shape[:2]}"
+            f"the {what} has shape {array.shape}: expected its image's {image.shape[:2]}"
         )
-    array = array.astype(picture.dtype)
+    array = array.astype(image.dtype)
     # NaN fails both comparisons.
     if not ((array >= 0) & (array <= 1)).all():
         raise InputError(f"the {what} has values outside of [0, 1]: expected 0 to 1")
     if not array.any():
-        raise InputError(f"the {what} is 0 everywhere: expected a region of the picture")
+        raise InputError(f"the {what} is 0 everywhere: expected a region of the image")
     return array
 
 
@@ -335,7 +335,7 @@ def _check_sums(what: str, sums: dict[str, Array], config: LossConfig) -> None:
         if not sums[layer] > 0:
             raise InputError(
                 f"{what} leaves nothing in layer {layer} with guides {config.guides}: expected a "
-                "larger region, a larger picture, shallower style layers, or other guides"
+                "larger region, a larger image, shallower style layers, or other guides"
             )
 
 

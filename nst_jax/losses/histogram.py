@@ -5,10 +5,10 @@
 
 R replaces every value of a channel by the style's value of the same rank; for the gradient it is a
 constant, dL/dF = 2 (F - R) / (C h w), so that the gradient is by definition not that of the value.
-Ranks come from a histogram of the whole picture: counts add up over pieces, and the loss is a sum
+Ranks come from a histogram of the whole image: counts add up over pieces, and the loss is a sum
 once they are known. Hence two passes. Its bins divide the range of the style's values; what is
 beyond it counts as its least or greatest value. Within a bin, and within 1/K of the positions,
-values are taken to be spread evenly, so that of a style's own picture the loss is small, not 0.
+values are taken to be spread evenly, so that of a style's own image the loss is small, not 0.
 
 Contract: features are ``[h, w, C]``; a style's distribution is its ``quantiles`` ``[C, K + 1]``,
 from the least to the greatest value. Quantiles of styles that are mixed are averaged, which is the
@@ -29,7 +29,7 @@ QUANTILES = 1024
 def extremes(features: Array, *, mask: Array | None = None) -> Array:
     """The greatest values of F and of -F by channel where a mask is above 0, ``[2, C]``.
 
-    Of an empty mask they are minus infinity. Pieces of a picture are joined by their maximum. In
+    Of an empty mask they are minus infinity. Pieces of an image are joined by their maximum. In
     float32 or wider: the edges of bins between them are finer than bfloat16.
     """
     features = widened(features)
@@ -102,9 +102,9 @@ def matching(counts: Array, quantiles: Array, low: Array, high: Array) -> Matchi
     """The function R as values at the edges of the bins, between which it is linear.
 
     Args:
-      counts: of the picture, from ``histogram``.
+      counts: of the image, from ``histogram``.
       quantiles: of the style, ``[C, K + 1]``.
-      low, high: bounds of the picture's histogram.
+      low, high: bounds of the image's histogram.
     """
     place = _cumulative(counts) * QUANTILES
     index = jnp.clip(jnp.floor(place), 0, QUANTILES - 1).astype(jnp.int32)

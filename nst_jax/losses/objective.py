@@ -4,13 +4,13 @@
       + style_weight   * mse_factor * style      with sum_l w_l sum_r v_r mean (G_lr - A_lr)^2
       + tv_weight * TV(pixel_range * image)
 
-where content and style are Gatys' own losses. F_l are features of the picture, P_l of the content;
-G_lr are the picture's Gram matrices in region r, with factor v_r, and A_lr = sum_s b_lrs A_ls those
-of the styles mixed by shares b. The whole picture is one region where there are none. The other
+where content and style are Gatys' own losses. F_l are features of the image, P_l of the content;
+G_lr are the image's Gram matrices in region r, with factor v_r, and A_lr = sum_s b_lrs A_ls those
+of the styles mixed by shares b. The whole image is one region where there are none. The other
 losses of the two terms are in ``content_term`` and ``style_term``.
 
-``statistics`` holds every sum over pixels and nothing else, so that a picture may be taken piece by
-piece; every divisor is a constant of the targets. Histograms alone need the picture twice: what its
+``statistics`` holds every sum over pixels and nothing else, so that an image may be taken piece by
+piece; every divisor is a constant of the targets. Histograms alone need the image twice: what its
 values are taken to depends on all of them.
 """
 
@@ -47,7 +47,7 @@ from nst_jax.losses.style_term import (
 )
 from nst_jax.losses.tiling import counted, tiled
 from nst_jax.losses.variation import total_variation
-from nst_jax.models.projection import Features, check_lifted
+from nst_jax.models.projection import Features, check_projected
 from nst_jax.models.vgg import network_features
 from nst_jax.types import (
     Array,
@@ -80,7 +80,7 @@ def loss_weights(config: Config) -> LossWeights:
 
 @lru_cache(maxsize=64)
 def of_luminance(loss: Loss) -> Loss:
-    """A loss that sees the luminance of a picture only; of equal losses it is the same object."""
+    """A loss that sees the luminance of an image only; of equal losses it is the same object."""
 
     def statistics(variables: Variables, image: Array, targets: Targets):
         return loss.statistics(variables, grey(image), targets)
@@ -100,7 +100,7 @@ def check_learned(variables: Variables, config: LossConfig) -> None:
       InputError: where they have not; full weights have no such limits.
     """
     if "lift" in variables:
-        check_lifted(variables["lift"], layers=config.layers, pooling=config.pooling)
+        check_projected(variables["lift"], layers=config.layers, pooling=config.pooling)
 
 
 def make_loss(
@@ -118,13 +118,13 @@ def make_loss(
 
     Returns:
       ``Loss(targets, statistics, head)``. ``targets`` takes, after the variables, the content
-      ``[H, W, 3]`` and one style picture or a sequence of S (of any sizes), and by keyword
+      ``[H, W, 3]`` and one style image or a sequence of S (of any sizes), and by keyword
 
       - ``weights``: the factors of the terms;
-      - ``guidance``: which style holds where, and what is preserved: there the picture that is
+      - ``guidance``: which style holds where, and what is preserved: there the image that is
         compared is the content's. Its regions are ``[R, H, W]``;
       - ``moments``: what is known of the styles, ``Targets.style`` of an earlier call, in place of
-        style pictures.
+        style images.
 
       With circular padding styles and their masks are cropped, see ``guides.whole_strides``.
     """
@@ -175,13 +175,13 @@ def _targets(
     guidance: Guidance = Guidance(),
     moments: dict[str, Moments] | None = None,
 ) -> Targets:
-    pictures, make_regions = as_sequence(styles), partial(_regions, config=config)
-    if config.style_names and not pictures and moments is None:
-        raise InputError("no style picture: expected at least one")
+    images, make_regions = as_sequence(styles), partial(_regions, config=config)
+    if config.style_names and not images and moments is None:
+        raise InputError("no style image: expected at least one")
     check_sides(content.shape[0], content.shape[1], config.layers, padding=config.padding)
     check_squares(content.shape[0], content.shape[1], config.laplacians)
     masks = guidance.style_masks
-    masks = [None] * len(pictures) if masks is None else masks
+    masks = [None] * len(images) if masks is None else masks
     regions, preserve = guidance.content_masks, guidance.preserve
     known: Any = moments
     if known is None:
@@ -192,13 +192,13 @@ def _targets(
             evaluation=evaluation,
             make_regions=make_regions,
         )
-        each = [of_style(x, mask=mask) for x, mask in zip(pictures, masks, strict=True)]
+        each = [of_style(x, mask=mask) for x, mask in zip(images, masks, strict=True)]
         known = stacked(each) if each else {}
     shares = style_shares(
         guidance.blend,
         layers=config.style_names,
         regions=1 if regions is None else len(regions),
-        styles=style_count(known) or len(pictures),
+        styles=style_count(known) or len(images),
     )
     again = evaluation.recompute_content and config.feature_layers
     sizes = _sizes(content, config=config)
@@ -210,12 +210,12 @@ def _targets(
         shares={name: table.astype(content.dtype) for name, table in shares.items()},
         regions=None if regions is None else make_regions(regions, guidance.region_weights),
         keep=None if preserve is None else Keep(preserve, content),
-        picture=content if again else None,
+        image=content if again else None,
     )
 
 
 def _compared(image: Array, targets: Targets) -> Array:
-    """The picture with the parts that are preserved laid over it."""
+    """The image with the parts that are preserved laid over it."""
     if targets.keep is None:
         return image
     return lay_over(image, targets.keep.content, targets.keep.mask)
@@ -244,12 +244,12 @@ def _statistics(
     config: LossConfig,
     evaluation: Evaluation,
 ) -> Statistics:
-    """Of a whole picture, or of a window of it; a layer in both terms is computed once."""
+    """Of a whole image, or of a window of it; a layer in both terms is computed once."""
     image = _compared(image, targets)
     wanted = targets.content
-    if targets.picture is not None:
+    if targets.image is not None:
         wanted = feature_maps(
-            variables, targets.picture, config=config, precision=evaluation.precision
+            variables, targets.image, config=config, precision=evaluation.precision
         )
 
     def sums(name: str, tap: Features) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     sum_k f_k sum_l w_l sum_r v_r L_k(M_lr, sum_s b_lrs A_ls)
 
-M_lr are moments of the picture in region r of layer l, A_ls those of style s, L_k a loss with its
+M_lr are moments of the image in region r of layer l, A_ls those of style s, L_k a loss with its
 factor f_k. Moments add up: of styles that are mixed by shares b they are those of the mixture. (For
 ``style_mixing="sum"`` it is sum_s b_lrs L_k(M_lr, A_ls).)
 
@@ -49,7 +49,7 @@ WANTED = {
 
 
 def position_count(image: Array, name: str) -> int:
-    """How many positions a layer has of a picture."""
+    """How many positions a layer has of an image."""
     return (image.shape[0] // stride(name)) * (image.shape[1] // stride(name))
 
 
@@ -79,7 +79,7 @@ def region_moments(name: str, tap: Features, targets: Targets, *, config: LossCo
 def style_sums(name: str, tap: Features, targets: Targets, *, config: LossConfig) -> Moments:
     """All sums that the losses keep of a layer, with leading axis R.
 
-    Where histograms are compared and the picture is whole, they are counted here; of its pieces
+    Where histograms are compared and the image is whole, they are counted here; of its pieces
     they must be known before, as ``targets.matching``.
     """
     sums = region_moments(name, tap, targets, config=config)
@@ -138,7 +138,7 @@ def style_moments(
     make_regions: Callable[[Array], Regions],
     mask: Array | None = None,
 ) -> dict[str, Moments]:
-    """Means and quantiles of a style picture, by layer, without leading axes.
+    """Means and quantiles of a style image, by layer, without leading axes.
 
     Args:
       variables: of the network.
@@ -148,7 +148,7 @@ def style_moments(
       make_regions: from masks ``[1, h, w]`` to the style's one region.
       mask: the part of the style that counts, ``[h, w]``; all where it is left out.
     """
-    # A style has the picture's padding, or else the picture would imitate what the network
+    # A style has the image's padding, or else the image would imitate what the network
     # answers to a border that it has not.
     if config.padding == "circular" and config.style_names:
         style = whole_strides(style, config.style_names)
@@ -157,7 +157,7 @@ def style_moments(
     pixels = style.shape[0] * style.shape[1]
     tile = evaluation.tile or (STYLE_TILE if pixels > 2 * STYLE_TILE**2 else 0)
 
-    def over_picture(
+    def over_image(
         of_layer: Callable[[str, Features, Targets], Any],
         layers: tuple[str, ...],
         targets: Targets,
@@ -174,7 +174,7 @@ def style_moments(
         return take(variables, style, targets)
 
     bare = Targets({}, {}, {}, NO_WEIGHTS, {}, regions=regions)
-    sums = over_picture(partial(region_moments, config=config), config.style_names, bare)
+    sums = over_image(partial(region_moments, config=config), config.style_names, bare)
     found = {
         name: divided(
             jax.tree.map(lambda x: x[0], sums[name]),
@@ -188,7 +188,7 @@ def style_moments(
     def of_extremes(name: str, tap: Features, targets: Targets) -> Array:
         return extremes(dense(tap), mask=region_masks(name, tap, targets)[0])
 
-    limits = over_picture(
+    limits = over_image(
         of_extremes, config.matched_layers, bare, join=jnp.maximum, neutral=-jnp.inf
     )
     limits = {name: bounds(x) for name, x in limits.items()}
@@ -196,7 +196,7 @@ def style_moments(
     def of_counts(name: str, tap: Features, targets: Targets) -> Array:
         return histogram(dense(tap), *limits[name], mask=region_masks(name, tap, targets)[0])
 
-    counts = over_picture(of_counts, config.matched_layers, bare)
+    counts = over_image(of_counts, config.matched_layers, bare)
     for name in config.matched_layers:
         found[name] = found[name]._replace(quantiles=quantiles(counts[name], *limits[name]))
     return found
@@ -223,7 +223,7 @@ def mixed_losses(
     second moments style-transfer-pytorch). ``"sum"``: sum_s b_rs L(M_r, A_s), their losses added
     (neural-style-tf). Where shares sum to 1 and L is a squared difference of what adds up, as of
     Gram matrices, the second is the first plus sum_s b_rs |A_s - sum_t b_rt A_t|^2, which does not
-    depend on the picture: the same gradient and result, another value.
+    depend on the image: the same gradient and result, another value.
 
     Args:
       distance: L, of one region and one style.

@@ -1,13 +1,13 @@
-"""Sums over a whole picture taken tile by tile, exactly, in the memory of one tile.
+"""Sums over a whole image taken tile by tile, exactly, in the memory of one tile.
 
-A picture is divided into overlapping windows, each of which counts what it alone owns. An objective
+An image is divided into overlapping windows, each of which counts what it alone owns. An objective
 is ``head(statistics(image))`` with statistics that are sums over pixels. The sum over windows is
-the same sum, so that its gradient, by JAX's own differentiation, is that of the whole picture: the
+the same sum, so that its gradient, by JAX's own differentiation, is that of the whole image: the
 head's derivative knows the sums of all windows, and what overlapping windows give to a pixel adds
 up. Each window is computed twice (``jax.checkpoint``): its activations are not kept.
 
-Windows are of one size, so that one program serves all, and lie inside the picture, so that the
-network's padding is met at the picture's true borders only. They begin at multiples of the
+Windows are of one size, so that one program serves all, and lie inside the image, so that the
+network's padding is met at the image's true borders only. They begin at multiples of the
 deepest layer's stride, so that features are the same in a window and in the whole, and reach far
 enough (``halo``) beyond what they own for every owned feature to see all that it sees in the whole.
 """
@@ -57,7 +57,7 @@ def spans(length: int, *, tile: int, halo: int, stride: int, wrap: bool = False)
 
     Args:
       length: of the axis.
-      tile: the most rows that a window owns inside the picture; a multiple of ``stride``. At a
+      tile: the most rows that a window owns inside the image; a multiple of ``stride``. At a
         border it may own ``halo`` more.
       halo: rows that a window needs beyond what it owns; likewise.
       stride: of the deepest layer.
@@ -91,7 +91,7 @@ def counted(window: Window, *, shape: Sequence[int], step: int = 1) -> Array:
     """Which of a layer's features a window owns, ``[h, w]``.
 
     Args:
-      window: of a picture.
+      window: of an image.
       shape: height and width of the layer's features.
       step: the layer's stride.
     """
@@ -122,10 +122,10 @@ def cut(x: Array, start: Array, *, size: tuple[int, int], step: int = 1, axis: i
 
 
 def over_maps(targets: Targets, transform: Callable[[Array, int, int], Array]) -> Targets:
-    """Targets with every array that has a picture's rows and columns transformed.
+    """Targets with every array that has an image's rows and columns transformed.
 
     Args:
-      targets: of a picture.
+      targets: of an image.
       transform: ``(array, step, axis) -> array`` with the stride of its layer and the axis of its
         height.
     """
@@ -139,7 +139,7 @@ def over_maps(targets: Targets, transform: Callable[[Array, int, int], Array]) -
     return targets._replace(
         content={name: transform(x, stride(name), 0) for name, x in targets.content.items()},
         laplacian=laplacian,
-        picture=None if targets.picture is None else transform(targets.picture, 1, 0),
+        image=None if targets.image is None else transform(targets.image, 1, 0),
         regions=regions,
         keep=keep,
     )
@@ -155,7 +155,7 @@ def ownership(
 ) -> Window:
     """A window's rows and columns that count, from its start ``[2]`` and bounds ``[2, 2]``.
 
-    Both are of a picture with as many wrapped rows and columns before its own.
+    Both are of an image with as many wrapped rows and columns before its own.
     """
 
     def along(axis: int) -> Array:
@@ -168,7 +168,7 @@ def ownership(
 
 
 class Grid(NamedTuple):
-    """The windows of a picture.
+    """The windows of an image.
 
     Attributes:
       rows, columns: windows along the axes.
@@ -191,17 +191,17 @@ class Grid(NamedTuple):
 def make_grid(
     shape: Sequence[int], *, layers: Sequence[str], tile: int, padding: str = "zero"
 ) -> Grid:
-    """Divide a picture for the layers that are asked of it.
+    """Divide an image for the layers that are asked of it.
 
     Args:
-      shape: of the picture, ``[H, W, ...]``.
+      shape: of the image, ``[H, W, ...]``.
       layers: names of taps.
       tile: the longest side of what a window owns, without its halo; taken up to the next multiple
         of the deepest layer's stride.
       padding: of the network.
 
     Returns:
-      The ``Grid``; of one window where the picture is no larger than a tile.
+      The ``Grid``; of one window where the image is no larger than a tile.
     """
     step = stride(deepest(tuple(layers)))
     tile = -(-tile // step) * step
@@ -243,22 +243,22 @@ def tiled(
     join: Callable[[Array, Array], Array] = jnp.add,
     neutral: float = 0.0,
 ) -> Callable[[Variables, Array, Targets], Any]:
-    """Statistics of a picture as the sum of those of its windows.
+    """Statistics of an image as the sum of those of its windows.
 
     Args:
       statistics: ``(variables, image, targets) -> tree of sums over pixels``, which counts what
         ``targets.window`` says; the targets' maps are those of the window.
       layers: names of the taps that it asks for.
       tile, padding: as for ``make_grid``.
-      mesh: devices among which the windows are divided, of any axes; each has the whole picture.
+      mesh: devices among which the windows are divided, of any axes; each has the whole image.
       join, neutral: in place of the sum and 0, on one device only.
 
     Returns:
-      The same function of whole pictures, with the same gradient to rounding. A step takes half as
+      The same function of whole images, with the same gradient to rounding. A step takes half as
       much time again for the second computation, times the windows' overlap.
     """
 
-    def of_picture(variables: Variables, image: Array, targets: Targets) -> Any:
+    def of_image(variables: Variables, image: Array, targets: Targets) -> Any:
         grid = make_grid(image.shape, layers=layers, tile=tile, padding=padding)
         if grid.count == 1:
             return statistics(variables, image, targets)
@@ -288,7 +288,7 @@ def tiled(
             return total(jnp.arange(grid.count), variables, image, targets)
         return _divided(total, grid.count, variables, image, targets, mesh=mesh)
 
-    return of_picture
+    return of_image
 
 
 def _divided(total: Callable[..., Any], count: int, *given: Any, mesh: Mesh) -> Any:
@@ -317,11 +317,11 @@ def tiled_maps(
     tile: int,
     padding: str = "zero",
 ) -> dict[str, Array]:
-    """Features of a whole picture, put together from its windows.
+    """Features of a whole image, put together from its windows.
 
     Args:
       function: ``[H, W, 3]`` to features by layer, ``[h, w, C]``.
-      image: the whole picture.
+      image: the whole image.
       layers, tile, padding: as for ``tiled``; all layers that the function gives must be named.
 
     Returns:

@@ -32,7 +32,7 @@ def total_variation(
     is 0.
 
     ``"nine-point"``: 2/3 (sum dx^2 + sum dy^2) + corner/6 (sum d1^2 + sum d2^2) with differences
-    d1, d2 along both diagonals, the picture's border repeated around it (style-transfer-pytorch).
+    d1, d2 along both diagonals, the image's border repeated around it (style-transfer-pytorch).
     Of diagonal pairs there are (H + 1) (W + 1), of the others H W.
 
     Args:

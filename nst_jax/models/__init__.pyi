@@ -1,6 +1,6 @@
 from .convolution import prepare_kernels as prepare_kernels
 from .projection import Features as Features
-from .projection import Lifted as Lifted
+from .projection import ProjectedFeatures as ProjectedFeatures
 from .projection import compact as compact
 from .projection import dense as dense
 from .vgg import VGG19 as VGG19
@@ -10,7 +10,7 @@ from .vgg import network_features as network_features
 
 __all__ = [
     "Features",
-    "Lifted",
+    "ProjectedFeatures",
     "VGG19",
     "compact",
     "dense",

@@ -17,7 +17,7 @@ from nst_jax.errors import InputError
 from nst_jax.types import Array
 
 
-class Lifted(NamedTuple):
+class ProjectedFeatures(NamedTuple):
     """Features as a product.
 
     Attributes:
@@ -32,7 +32,7 @@ class Lifted(NamedTuple):
     root: Array | None = None
 
 
-Features = Array | Lifted
+Features = Array | ProjectedFeatures
 
 
 def dense(features: Features) -> Array:
@@ -44,10 +44,10 @@ def dense(features: Features) -> Array:
     Returns:
       ``[h, w, C]``.
 
-    >>> dense(Lifted(jnp.ones((1, 1, 2)), jnp.ones((2, 3)), jnp.arange(3.0))).tolist()
+    >>> dense(ProjectedFeatures(jnp.ones((1, 1, 2)), jnp.ones((2, 3)), jnp.arange(3.0))).tolist()
     [[[2.0, 3.0, 4.0]]]
     """
-    if not isinstance(features, Lifted):
+    if not isinstance(features, ProjectedFeatures):
         return features
     own, kernel, bias = features.own, features.kernel, features.bias
     product = jnp.matmul(own, kernel, precision="highest")
@@ -78,10 +78,10 @@ def compact(features: Features) -> Features:
     Returns:
       ``[h, w, C]``, or a product of c channels.
     """
-    if not isinstance(features, Lifted):
+    if not isinstance(features, ProjectedFeatures):
         return features
     root = kernel_root(features.kernel) if features.root is None else features.root
-    return Lifted(features.own, root, jnp.zeros_like(root[0]))
+    return ProjectedFeatures(features.own, root, jnp.zeros_like(root[0]))
 
 
 def map_shape(features: Features) -> tuple[int, int]:
@@ -90,7 +90,7 @@ def map_shape(features: Features) -> tuple[int, int]:
     >>> map_shape(jnp.ones((2, 3, 4)))
     (2, 3)
     """
-    own = features.own if isinstance(features, Lifted) else features
+    own = features.own if isinstance(features, ProjectedFeatures) else features
     return own.shape[-3], own.shape[-2]
 
 
@@ -109,7 +109,7 @@ def positions(features: Features) -> int:
     return height * width
 
 
-def check_lifted(
+def check_projected(
     lift: Mapping[str, Mapping[str, Any]], *, layers: tuple[str, ...], pooling: str
 ) -> None:
     """Check that a slim network has learned these layers with this pooling.

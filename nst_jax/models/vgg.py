@@ -1,4 +1,4 @@
-"""VGG-19 (Simonyan and Zisserman 2015) as a function from a picture to named features.
+"""VGG-19 (Simonyan and Zisserman 2015) as a function from an image to named features.
 
 Its poolings are here, too.
 
@@ -27,7 +27,7 @@ from nst_jax.config.layers import (
     deepest,
 )
 from nst_jax.models.convolution import conv, transpose_kernel
-from nst_jax.models.projection import Features, Lifted, check_lifted, dense, widened
+from nst_jax.models.projection import Features, ProjectedFeatures, check_projected, dense, widened
 from nst_jax.types import Array, Taps, Variables
 
 # How exactly accelerators multiply, in JAX's words; CPUs always do it in full.
@@ -61,7 +61,7 @@ def _linen_conv(
     pair = {name: k.astype(x.dtype) for name, k in prepared.items()}
     if padding == "zero":
         return conv(x, kernel, **pair, precision=precise)
-    # Of a picture with what lies beyond its borders only the inside is right, and wanted.
+    # Of an image with what lies beyond its borders only the inside is right, and wanted.
     x = _surrounded(x, padding=padding)
     return cast(Array, conv(x, kernel, **pair, precision=precise))[:, 1:-1, 1:-1]
 
@@ -77,13 +77,13 @@ class VGG19(nn.Module):
       channels: channels of the five blocks.
       padding: what every convolution sees beyond the border: ``"zero"`` (as trained), the mirrored
         features without the border itself (``"reflect"``), the border repeated (``"replicate"``),
-        or the opposite border (``"circular"``); ``"replicate-input"`` repeats the picture's border
+        or the opposite border (``"circular"``); ``"replicate-input"`` repeats the image's border
         for ``conv1_1`` and is zero beyond.
       precision: ``"float32"``, ``"tf32"`` or ``"bfloat16"``, see ``ExecutionConfig``.
 
     The variables hold the collections ``params`` (``convB_I`` -> ``kernel [3, 3, in, out]``,
-    ``bias [out]``, for RGB) and ``preprocessing`` (``mean [3]``, ``std [3]``, in units of a
-    picture in [0, 1]). The mean stays apart from the first bias because zero padding comes after
+    ``bias [out]``, for RGB) and ``preprocessing`` (``mean [3]``, ``std [3]``, in units of an
+    image in [0, 1]). The mean stays apart from the first bias because zero padding comes after
     the normalisation. The collection ``prepared`` is optional; where
     it is, features are computed with it, see ``prepare_kernels``.
     """
@@ -182,7 +182,7 @@ def network_features(
     remat: bool = False,
     reduce: Callable[[str, Features], Any] | None = None,
 ) -> dict[str, Any]:
-    """Features of a picture in the form in which the network has them.
+    """Features of an image in the form in which the network has them.
 
     Args:
       variables: VGG-19's collections, see ``VGG19``, or those of a slim network with one more,
@@ -203,7 +203,7 @@ def network_features(
 
     Raises:
       InputError: for an unknown layer, a layer or a pooling that a slim network has not learned,
-        or a picture too small for the deepest layer and the padding.
+        or an image too small for the deepest layer and the padding.
     """
     if not layers:
         return {}
@@ -212,7 +212,7 @@ def network_features(
     check_sides(image.shape[-3], image.shape[-2], layers, padding=padding)
     lift = None
     if "lift" in variables:
-        check_lifted(variables["lift"], layers=layers, pooling=pooling)
+        check_projected(variables["lift"], layers=layers, pooling=pooling)
         lift = variables["lift"][pooling]
     params = variables["params"]
     firsts = (f"conv{block}_1" for block in range(1, block_of(deepest(layers)) + 1))
@@ -221,7 +221,11 @@ def network_features(
 
     def of_block(x: Array, index: int) -> tuple[Array, dict[str, Any]]:
         x, taps = cast(Any, model.apply(variables, x, index, method="block"))
-        found = taps if lift is None else {n: Lifted(tap, **lift[n]) for n, tap in taps.items()}
+        found = (
+            taps
+            if lift is None
+            else {n: ProjectedFeatures(tap, **lift[n]) for n, tap in taps.items()}
+        )
         return x, found if reduce is None else {name: reduce(name, f) for name, f in found.items()}
 
     take: Callable[..., Any] = of_block
@@ -244,7 +248,7 @@ def features(
     padding: str = "zero",
     precision: str = "float32",
 ) -> Taps:
-    """Features of a picture in VGG-19's channels, with the network's width read from its variables.
+    """Features of an image in VGG-19's channels, with the network's width read from its variables.
 
     Args:
       variables, image, layers, pooling, padding, precision: as for ``network_features``.

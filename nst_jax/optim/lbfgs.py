@@ -57,7 +57,7 @@ def scale_by_torch_lbfgs(
 
     The first update of ``torch.optim.LBFGS`` is g * min(1, 1 / |g|_1). A pair is remembered only
     where s . y > 1e-10; until one is, updates stay as small as the first. There Torch takes the
-    whole gradient for a step, which on pictures overflows: in float32 the sign of the first s . y
+    whole gradient for a step, which on images overflows: in float32 the sign of the first s . y
     may be one of rounding.
     Parameters are one array; ``update`` needs them as its third argument.
 

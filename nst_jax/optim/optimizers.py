@@ -175,10 +175,10 @@ def in_pixel_units(
 def in_spectral_coordinates(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Let ``optimizer`` see the picture with its fine and its grey parts amplified.
+    """Let ``optimizer`` see the image with its fine and its grey parts amplified.
 
     Steps so become larger along coarse structures and along colours. Found by trial on the
-    neural-style objective: natural pictures have amplitudes of about 1/f, and the objective's
+    neural-style objective: natural images have amplitudes of about 1/f, and the objective's
     curvature is five to ten times larger along grey than along colours.
 
     References:
@@ -194,7 +194,7 @@ def _spectral(power: float) -> Callable[[Array], Array]:
     def apply(image: Array) -> Array:
         height, width, _ = image.shape
         rows, columns = jnp.fft.fftfreq(height), jnp.fft.rfftfreq(width)
-        # The mean colour is treated as the lowest frequency. The picture's opposite borders touch
+        # The mean colour is treated as the lowest frequency. The image's opposite borders touch
         # in this transform; that matters little, for the filter is short.
         frequency = jnp.sqrt(rows[:, None] ** 2 + columns[None] ** 2)
         frequency = jnp.maximum(frequency, 1 / max(height, width)).astype(image.dtype)

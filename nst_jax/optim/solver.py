@@ -1,6 +1,6 @@
 """An optimiser bound to a loss, and the compiled loop around it.
 
-Contract: one picture, ``[H, W, 3]``; a batch is ``vmap`` of ``Solver.step`` with the loop outside.
+Contract: one image, ``[H, W, 3]``; a batch is ``vmap`` of ``Solver.step`` with the loop outside.
 """
 
 import math
@@ -27,14 +27,14 @@ def make_solver(
       loss: an objective, see ``objective.make_loss``.
       optimizer: any optax transformation. Value, gradient and function go to its ``update`` as
         ``value``, ``grad`` and ``value_fn``, as line searches want them.
-      averaging: decay d of the pictures' running average, see ``averaged``; 0 for none.
+      averaging: decay d of the images' running average, see ``averaged``; 0 for none.
       clip: whether pixels are kept in [0, 1] after each step.
 
     Returns:
       ``Solver(init, step)``. ``step`` evaluates loss and gradient at ``state.image`` and then
-      updates it; so ``Info`` describes the picture before the update, and ``state.best_image``
-      is always a picture whose loss is known. Where the loss or its gradient is not finite the
-      picture stays and ``state.frozen`` is set. A line search evaluates its accepted point again
+      updates it; so ``Info`` describes the image before the update, and ``state.best_image``
+      is always an image whose loss is known. Where the loss or its gradient is not finite the
+      image stays and ``state.frozen`` is set. A line search evaluates its accepted point again
       in the next step, whose terms it does not know.
     """
     return _make_solver(loss, optimizer, averaging, clip)
@@ -104,7 +104,7 @@ def _make_solver(
 
 
 def averaged(state: State, *, averaging: float) -> Array:
-    """The average of the pictures x_1 ... x_n after n steps with weights that decay backwards.
+    """The average of the images x_1 ... x_n after n steps with weights that decay backwards.
 
     sum_i d^(n-i) x_i / sum_i d^(n-i), as in Adam's moments (Kingma and Ba 2015, section 3).
 

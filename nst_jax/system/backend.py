@@ -65,7 +65,7 @@ def use_compilation_cache() -> Path | None:
     A setting of the whole process, for the command line. What is kept is machine code that the next
     run executes, so the folder belongs to its user alone: nothing is done where others may write to
     it, where it cannot be made, or where the user has set ``JAX_COMPILATION_CACHE_DIR`` or turned
-    JAX's cache off. Nothing is ever evicted, about 400 kB for a size of pictures; the folder
+    JAX's cache off. Nothing is ever evicted, about 400 kB for a size of images; the folder
     ``compiled`` may be deleted at any time.
 
     Returns:

@@ -26,12 +26,12 @@ def standard_input(*, most: int = MOST_BYTES) -> bytes:
       InputError: where there is none, or it is a terminal, empty or endless.
     """
     if sys.stdin is None or sys.stdin.closed:
-        raise InputError("standard input is closed: expected a picture, as by < FILE")
+        raise InputError("standard input is closed: expected an image, as by < FILE")
     if sys.stdin.isatty():
-        raise InputError("standard input is a terminal: expected a picture, as by < FILE")
+        raise InputError("standard input is a terminal: expected an image, as by < FILE")
     data = sys.stdin.buffer.read(most + 1)
     if not data:
-        raise InputError("standard input is empty: expected a picture file")
+        raise InputError("standard input is empty: expected an image file")
     if len(data) > most:
         raise InputError(f"standard input holds over {most / 2**30:.3g} GiB: name a file instead")
     return data
@@ -98,7 +98,7 @@ def _drop(stream: TextIO) -> None:
 
 
 def check_standard_output() -> None:
-    """Check that a picture can be written to standard output.
+    """Check that an image can be written to standard output.
 
     Raises:
       InputError: where it is closed or a terminal.

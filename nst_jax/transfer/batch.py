@@ -1,6 +1,6 @@
-"""Many pictures at once: one style for all, one for each, or every content with every style.
+"""Many images at once: one style for all, one for each, or every content with every style.
 
-The elements of a batch have one structure; their pictures, of one size, and their numbers differ.
+The elements of a batch have one structure; their images, of one size, and their numbers differ.
 They advance together, by ``vmap``, which keeps an accelerator busy; or apart, each by the very
 program of a run alone, which on CPUs is as fast and gives the same bits. What they have in common
 is computed once: kernels, a content's features, a style's Gram matrices.
@@ -39,9 +39,9 @@ from nst_jax.types import (
     Moments,
     State,
     Variables,
-    as_picture,
+    as_image,
     as_sequence,
-    check_picture,
+    check_image,
 )
 
 # What may differ between the elements of one batch: numbers, and what only the start depends on.
@@ -80,13 +80,13 @@ def run_batch(
     distinct: tuple[str, ...] = (),
     started: float | None = None,
     callback: Callable[[Progress], bool | None] | Callback | None = None,
-    with_pictures: bool = False,
+    with_images: bool = False,
 ) -> Result:
-    """Run elements that differ in pictures of one size, or in numbers: factors, rates, noise.
+    """Run elements that differ in images of one size, or in numbers: factors, rates, noise.
 
     Args:
       elements: their configs have equal ``steps``, and have passed ``check_batch``.
-      execution: ``mesh`` and ``together`` are read. Where the mesh divides pictures by rows, the
+      execution: ``mesh`` and ``together`` are read. Where the mesh divides images by rows, the
         elements' problems are of it.
       width: elements to fill up to where they are together, so that a smaller last batch has the
         program of the others.
@@ -94,7 +94,7 @@ def run_batch(
         for the same reason.
       started: ``time.perf_counter()`` when the work began.
       callback: as in ``single.stylize``; what it sees has a leading axis.
-      with_pictures: whether the callback looks at ``Progress.image``, which else is None.
+      with_images: whether the callback looks at ``Progress.image``, which else is None.
 
     Returns:
       A ``Result`` whose ``image``, ``loss``, ``status`` and ``recoveries`` have an entry for each
@@ -102,8 +102,8 @@ def run_batch(
       may be larger than all else.
 
       An element whose loss or gradient is not finite does not change its neighbours. It keeps its
-      best picture, repeats its last numbers and has the status ``"diverged"``; there are no
-      recoveries. Run it once more by ``single.stylize``, which goes on from the best picture.
+      best image, repeats its last numbers and has the status ``"diverged"``; there are no
+      recoveries. Run it once more by ``single.stylize``, which goes on from the best image.
     """
     mesh, told = execution.mesh, as_callback(callback)
     if not divides_rows(mesh):
@@ -115,7 +115,7 @@ def run_batch(
 
     def report(progress: Progress) -> bool | None:
         assert told is not None
-        return told.call(_seen(progress, elements, with_pictures=with_pictures))
+        return told.call(_seen(progress, elements, with_images=with_images))
 
     last: Info | None = None
 
@@ -158,29 +158,29 @@ def steps_together(execution: Execution) -> bool:
     return execution.together
 
 
-def _seen(progress: Progress, elements: Sequence[Element], *, with_pictures: bool) -> Progress:
+def _seen(progress: Progress, elements: Sequence[Element], *, with_images: bool) -> Progress:
     """What the callback of a batch sees."""
     info = jax.tree.map(lambda x: x[: len(elements)], progress.info)
-    image: Any = _finished(progress.image, elements) if with_pictures else None
+    image: Any = _finished(progress.image, elements) if with_images else None
     return progress._replace(info=info, image=image)
 
 
 def _finished(field: Any, elements: Sequence[Element]) -> Array:
-    """The pictures to be shown, ``[B, H, W, 3]``, from a field of a state."""
+    """The images to be shown, ``[B, H, W, 3]``, from a field of a state."""
     images = _entries(field, elements[0].problem.shape)[: len(elements)]
     pairs = zip(elements, images, strict=True)
     return jnp.stack([element.problem.finish(jnp.asarray(image)) for element, image in pairs])
 
 
 def check_single(config: Config) -> None:
-    """Refuse settings of runs that take one picture at a time.
+    """Refuse settings of runs that take one image at a time.
 
     Raises:
       InputError: for ``min_size`` and ``averaging``.
     """
     for name in ("min_size", "averaging"):
         if to_flat(config)[name]:
-            raise InputError(f"{name} is for stylize, one picture at a time: leave it out")
+            raise InputError(f"{name} is for stylize, one image at a time: leave it out")
 
 
 def check_batch(configs: Sequence[Config], *, execution: Execution = Execution()) -> None:
@@ -193,7 +193,7 @@ def check_batch(configs: Sequence[Config], *, execution: Execution = Execution()
         check_single(config)
     if execution.together is False and divides_rows(execution.mesh):
         raise InputError(
-            "pictures that are divided by rows take each step together: leave out together, or use "
+            "images that are divided by rows take each step together: leave out together, or use "
             "make_mesh"
         )
     first = to_flat(structure(configs[0]))
@@ -268,35 +268,35 @@ def stylize_batch(
     execution: Execution = Execution(),
     callback: Callable[[Progress], bool | None] | Callback | None = None,
 ) -> Result:
-    """Stylize many content pictures of one size.
+    """Stylize many content images of one size.
 
-    On accelerators all pictures take each step together (``vmap`` of the step; with line search one
+    On accelerators all images take each step together (``vmap`` of the step; with line search one
     after another). On CPUs each goes through the program of ``stylize``, with its very result:
-    there ``vmap`` gains little or loses, and L-BFGS magnifies its other rounding. All pictures are
+    there ``vmap`` gains little or loses, and L-BFGS magnifies its other rounding. All images are
     in memory at once; ``nst-jax batch`` makes smaller batches of many.
 
     Args:
       variables: VGG-19's variables, from ``load_weights``.
       contents: ``[B, H, W, 3]`` in [0, 1].
-      styles: one picture or a sequence of S, ``[h, w, 3]`` each, of any sizes. What is computed of
-        a style serves all pictures that have it.
-      config: settings of all pictures, or a sequence of such that differ in numbers only: factors
+      styles: one image or a sequence of S, ``[h, w, 3]`` each, of any sizes. What is computed of
+        a style serves all images that have it.
+      config: settings of all images, or a sequence of such that differ in numbers only: factors
         of terms and layers, learning rate, noise.
       pairing: ``"all"``: each content has all styles, mixed by ``blend``. ``"pairs"``: content i
-        has style i. ``"grid"``: every content with every style alone, L = B S pictures: the first
+        has style i. ``"grid"``: every content with every style alone, L = B S images: the first
         content with each style, then the second.
       blend: factors of the styles for ``"all"``, as in ``Guidance``.
-      keys: a PRNG key for the noise of each picture; by default all have that of ``stylize``.
-      inits: an initial picture for each, or None, in place of ``config.initial.init``.
-      execution: devices over which the pictures are spread, and ``together`` in place of the rule
+      keys: a PRNG key for the noise of each image; by default all have that of ``stylize``.
+      inits: an initial image for each, or None, in place of ``config.initial.init``.
+      execution: devices over which the images are spread, and ``together`` in place of the rule
         above.
       callback: as in ``stylize``; what it sees has a leading axis.
 
     Returns:
-      A ``Result`` of L pictures: ``image`` is ``[L, H, W, 3]``, ``loss`` ``[L]``, ``status`` a
-      tuple, the leaves of ``history`` are ``[steps, L]``, and there is no ``state``. A picture
+      A ``Result`` of L images: ``image`` is ``[L, H, W, 3]``, ``loss`` ``[L]``, ``status`` a
+      tuple, the leaves of ``history`` are ``[steps, L]``, and there is no ``state``. An image
       whose loss is not finite does not change the others: its status is ``"diverged"``, it keeps
-      the best picture before that and repeats its last numbers. Run once more by ``stylize`` it
+      the best image before that and repeats its last numbers. Run once more by ``stylize`` it
       goes on from there with smaller steps. ``batch.each_result`` takes the result apart.
 
     Raises:
@@ -306,32 +306,32 @@ def stylize_batch(
       ``stylize_batch(weights.variables, contents, styles, pairing="grid").image``
     """
     started = time.perf_counter()
-    pictures = _as_pictures(contents)
-    own = [as_picture(style) for style in as_sequence(styles)]
+    images = _as_images(contents)
+    own = [as_image(style) for style in as_sequence(styles)]
     if blend is not None and pairing != "all":
         raise InputError("blend is for pairing 'all', where styles are mixed: leave it out")
-    pairs = pair(len(pictures), len(own), pairing=pairing)
+    pairs = pair(len(images), len(own), pairing=pairing)
     configs = [config] * len(pairs) if isinstance(config, Config) else list(config)
-    for what, given in (("configs", configs), ("keys", keys), ("initial pictures", inits)):
+    for what, given in (("configs", configs), ("keys", keys), ("initial images", inits)):
         if given is not None and len(given) != len(pairs):
-            raise InputError(f"{len(given)} {what} for {len(pairs)} pictures: expected one each")
+            raise InputError(f"{len(given)} {what} for {len(pairs)} images: expected one each")
     check_batch(configs, execution=execution)
     check_run(variables, config=configs[0], execution=execution)
     guidance, mesh = Guidance(blend=blend), execution.mesh
-    every = check_inputs(pictures[0], own, config=configs[0], guidance=guidance, mesh=mesh)
-    for content in pictures[1:]:
-        check_picture("content picture", content)
+    every = check_inputs(images[0], own, config=configs[0], guidance=guidance, mesh=mesh)
+    for content in images[1:]:
+        check_image("content image", content)
     given = [None] * len(pairs) if inits is None else inits
-    starts = [None if init is None else as_picture(init) for init in given]
+    starts = [None if init is None else as_image(init) for init in given]
     for init in starts:
         if init is not None:
-            check_initial(init, shape=pictures.shape[1:])
+            check_initial(init, shape=images.shape[1:])
     make = problem_maker(variables, config=configs[0], execution=execution)
     known: dict[int, Problem] = {}
     elements = []
     for index, (content, chosen) in enumerate(pairs):
         given = [every.styles[style] for style in chosen]
-        made = make(Inputs(pictures[content], given, every.guidance), chosen)
+        made = make(Inputs(images[content], given, every.guidance), chosen)
         if pairing == "grid":  # what is computed of a content is there once
             targets = known.setdefault(content, made).targets
             shared = {name: getattr(targets, name) for name in OF_CONTENT}
@@ -349,23 +349,23 @@ def stylize_batch(
         execution=execution,
         started=started,
         callback=callback,
-        with_pictures=True,
+        with_images=True,
     )
 
 
-def _as_pictures(contents: ArrayLike) -> Any:
+def _as_images(contents: ArrayLike) -> Any:
     """The contents of a batch as an array ``[B, H, W, 3]``."""
     try:
-        pictures = as_picture(contents)
+        images = as_image(contents)
     except (TypeError, ValueError):  # of a list of several sizes
         raise InputError(
-            "the content pictures are no array: expected [batch, height, width, 3], of one size"
+            "the content images are no array: expected [batch, height, width, 3], of one size"
         ) from None
-    if pictures.ndim != 4 or not len(pictures):
+    if images.ndim != 4 or not len(images):
         raise InputError(
-            f"the content pictures have shape {pictures.shape}: expected [batch, height, width, 3]"
+            f"the content images have shape {images.shape}: expected [batch, height, width, 3]"
         )
-    return pictures
+    return images
 
 
 def problem_maker(
@@ -382,7 +382,7 @@ def problem_maker(
 
     Args:
       variables, config: as for ``stylize_batch``.
-      execution: devices that each get the kernels; a mesh that divides rows divides pictures, too.
+      execution: devices that each get the kernels; a mesh that divides rows divides images, too.
       keep: how many Gram matrices to keep at most, the oldest are given up; None for all.
     """
     kernels: Variables | None = None
@@ -404,7 +404,7 @@ def problem_maker(
             kernels=kernels,
             moments=None if follow else seen.get(styles),
         )
-        plans[problem.shape] = problem.choice
+        plans[problem.shape] = problem.execution_plan
         kernels = replicate(problem.variables, execution.mesh)
         if not follow and styles not in seen:
             if len(seen) == keep:

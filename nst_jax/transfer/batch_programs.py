@@ -22,7 +22,7 @@ from nst_jax.transfer.sharding import (
     DATA,
     copy_on,
     divides_rows,
-    picture_sharding,
+    image_sharding,
     replicate,
     run_spread,
     start_rows,
@@ -35,7 +35,7 @@ from nst_jax.types import Array, Info, Solver, State, Targets, Variables
 Own = tuple[str, ...]
 
 # Those that are computed of the content.
-OF_CONTENT = ("content", "similarity", "laplacian", "picture")
+OF_CONTENT = ("content", "similarity", "laplacian", "image")
 
 
 def own_fields(targets: Sequence[Targets], *, distinct: tuple[str, ...] = ()) -> Own:
@@ -76,7 +76,7 @@ def batch_solver(solver: Solver, own: Own, *, in_turn: bool = False) -> Solver:
     """A solver of states with a leading axis; of equal arguments it is the same object.
 
     Args:
-      solver: of one picture.
+      solver: of one image.
       own: see ``own_fields``.
       in_turn: take the elements' steps one after another and not by ``vmap``, as a line search
         wants it, whose elements would else wait for each other.
@@ -109,14 +109,14 @@ Take = Callable[..., tuple[State, Info]]  # as loop.iterate wants it
 
 
 class Element(NamedTuple):
-    """One picture of a batch.
+    """One image of a batch.
 
     Attributes:
       problem: see ``problem.make_problem``; elements that share arrays of its ``targets`` share
         them on the device too.
       config: its settings.
       key: PRNG key of its noise.
-      init: its initial picture in place of the config's, checked, or None.
+      init: its initial image in place of the config's, checked, or None.
     """
 
     problem: Problem
@@ -220,7 +220,7 @@ def _program(
         state = start(solver, images, variables, stacked)
     elif divides_rows(mesh):
         stacked = jax.device_put(stacked, targets_shardings(stacked, mesh=mesh, own=own))
-        images = jax.device_put(images, picture_sharding(mesh, lanes=True))
+        images = jax.device_put(images, image_sharding(mesh, batched=True))
         state = start_rows(solver, images, variables, stacked, mesh=mesh)
         places = state_shardings(state, mesh=mesh)
     else:

@@ -74,7 +74,7 @@ def iterate(
     Args:
       take: ``(state, *, num_steps, chunk_size) -> (state, Info)``, as ``solver.run`` with all else
         bound; the state is used up.
-      state: of one picture, or of several with a leading axis or as fields of lists; the run has
+      state: of one image, or of several with a leading axis or as fields of lists; the run has
         then diverged when all of them have. Steps that it has done count.
       steps: how many it shall have done at the end.
       started: ``time.perf_counter()`` when the work began that counts as compilation.

@@ -8,7 +8,7 @@ Pairing = Literal["all", "pairs", "grid"]
 
 
 def pair(contents: int, styles: int, *, pairing: Pairing) -> list[tuple[int, tuple[int, ...]]]:
-    """For each picture its content and its styles, by index.
+    """For each image its content and its styles, by index.
 
     Raises:
       InputError: for an unknown pairing, pairs of unequal numbers, or a grid without styles.
@@ -26,6 +26,6 @@ def pair(contents: int, styles: int, *, pairing: Pairing) -> list[tuple[int, tup
         return [(index, (index,)) for index in range(contents)]
     if pairing == "grid":
         if not styles:
-            raise InputError("no style picture: expected at least one")
+            raise InputError("no style image: expected at least one")
         return [(content, (style,)) for content in range(contents) for style in range(styles)]
     raise InputError(f"pairing is {pairing!r}: expected all, pairs or grid")

@@ -16,34 +16,34 @@ from nst_jax.transfer.types import ExecutionPlan, LoopMemory, MemoryPlan
 from nst_jax.types import Guidance, Solver, Targets, Variables
 
 
-def check_choice(choice: ExecutionPlan) -> None:
+def check_plan(plan: ExecutionPlan) -> None:
     """Check a way to compute that was read from a file.
 
     Raises:
       ValueError: for one that is none.
     """
-    if not 0 <= choice.tile <= LARGEST_COUNT:
-        raise ValueError(f"tile is {choice.tile}: expected 0 to {LARGEST_COUNT}")
-    if choice.memory_size is not None and not 1 <= choice.memory_size <= LARGEST_COUNT:
-        raise ValueError(f"memory_size is {choice.memory_size}: expected 1 to {LARGEST_COUNT}")
-    if choice.memory_dtype not in MEMORY_DTYPES:
+    if not 0 <= plan.tile <= LARGEST_COUNT:
+        raise ValueError(f"tile is {plan.tile}: expected 0 to {LARGEST_COUNT}")
+    if plan.memory_size is not None and not 1 <= plan.memory_size <= LARGEST_COUNT:
+        raise ValueError(f"memory_size is {plan.memory_size}: expected 1 to {LARGEST_COUNT}")
+    if plan.memory_dtype not in MEMORY_DTYPES:
         known = ", ".join(map(str, MEMORY_DTYPES))
-        raise ValueError(f"memory_dtype is {choice.memory_dtype!r}: expected one of {known}")
+        raise ValueError(f"memory_dtype is {plan.memory_dtype!r}: expected one of {known}")
 
 
-def choice_in_words(choice: ExecutionPlan) -> str:
+def execution_in_words(plan: ExecutionPlan) -> str:
     """How a run is computed, in words.
 
-    >>> choice_in_words(ExecutionPlan(tile=512, memory_size=10, memory_dtype="bfloat16"))
+    >>> execution_in_words(ExecutionPlan(tile=512, memory_size=10, memory_dtype="bfloat16"))
     'tiles of 512 px, L-BFGS remembers 10 pairs in bfloat16'
     """
-    words = ["the whole picture", "activations computed twice"] if choice.remat else []
-    words = words or [f"tiles of {choice.tile} px" if choice.tile else "the whole picture"]
-    if choice.recompute_content:
+    words = ["the whole image", "activations computed twice"] if plan.remat else []
+    words = words or [f"tiles of {plan.tile} px" if plan.tile else "the whole image"]
+    if plan.recompute_content:
         words.append("content features computed again")
-    if choice.memory_size is not None:
-        kind = f" in {choice.memory_dtype}" if choice.memory_dtype else ""
-        words.append(f"L-BFGS remembers {choice.memory_size} pairs{kind}")
+    if plan.memory_size is not None:
+        kind = f" in {plan.memory_dtype}" if plan.memory_dtype else ""
+        words.append(f"L-BFGS remembers {plan.memory_size} pairs{kind}")
     return ", ".join(words)
 
 
@@ -62,14 +62,14 @@ def tree_bytes(tree: Any) -> int:
 def loop_memory(
     solver: Solver, image_shape: Sequence[int], dtype: Any, variables: Variables, targets: Targets
 ) -> LoopMemory | None:
-    """What the compiled loop of one picture takes; nothing of it is allocated.
+    """What the compiled loop of one image takes; nothing of it is allocated.
 
     The loop is compiled for it, and this very program serves a run in the same process whose
     arguments are passed as ``single.stylize`` does.
 
     Args:
       solver, variables, targets: as for ``solver.run``; arrays or their shapes.
-      image_shape, dtype: of the picture.
+      image_shape, dtype: of the image.
 
     Returns:
       The ``LoopMemory``, or None where the backend does not tell.
@@ -98,7 +98,7 @@ class Task(NamedTuple):
 
     Attributes:
       variables: the network's, arrays or shapes.
-      content: the content picture, or its shape.
+      content: the content image, or its shape.
       styles: likewise.
       config: the settings.
       guidance: which style holds where, arrays or shapes.
@@ -116,14 +116,14 @@ class Task(NamedTuple):
 def too_large(
     task: Task, *, last: ExecutionPlan, needed: float, limit: int | None, fitting: int | None
 ) -> InputError:
-    """The error for a picture that does not fit in any way.
+    """The error for an image that does not fit in any way.
 
     Args:
-      task: of the picture.
+      task: of the image.
       last: the most sparing way to compute it.
       needed: bytes that the least way takes.
       limit: bytes that may be taken of what is free; None where they are not known.
-      fitting: longer side of a picture that would fit, or None.
+      fitting: longer side of an image that would fit, or None.
     """
     height, width = task.content.shape[:2]
     config = task.config
@@ -138,7 +138,7 @@ def too_large(
     if fitting is None:
         advice = "choose a smaller size, or a device with more memory"
     return InputError(
-        f"a picture of {width}x{height} px needs about {in_gib(needed / USABLE, digits=3)}"
+        f"an image of {width}x{height} px needs about {in_gib(needed / USABLE, digits=3)}"
         + (f" even in tiles of {last.tile} px" if last.tile else "")
         + (", more" if limit is None else f", {in_gib(limit / USABLE, digits=3)} are free")
         + (" than could be had" if limit is None else "")
@@ -148,30 +148,30 @@ def too_large(
 
 
 def plan_in_words(
-    plan: MemoryPlan, *, shape: Sequence[int], process: int = 0, pictures: int = 1
+    plan: MemoryPlan, *, shape: Sequence[int], process: int = 0, images: int = 1
 ) -> str:
     """A plan in one line.
 
     Args:
       plan: from ``planner.choose``.
-      shape: of the picture, ``[H, W, 3]``.
+      shape: of the image, ``[H, W, 3]``.
       process: bytes that the process has already, where these are of the same memory.
-      pictures: how many the plan is for.
+      images: how many the plan is for.
     """
-    needs, choice = plan.needs, plan.choice
+    needs = plan.needs
     parts = {
         "program": process,
         "network": needs.network,
         "targets": needs.targets,
-        "picture and optimiser": needs.state,
+        "image and optimiser": needs.state,
         "activations": needs.scratch,
     }
     listed = ", ".join(f"{name} {in_gib(size)}" for name, size in parts.items() if size)
     where = "" if plan.free is None else f" of {in_gib(plan.free + process)}"
-    together = f", {pictures} pictures at once" if pictures > 1 else ""
+    together = f", {images} images at once" if images > 1 else ""
     return (
         f"{shape[1]}x{shape[0]} px{together}: "
         f"about {in_gib(sum(needs) + process)} ({listed}){where}; "
-        f"{choice_in_words(choice)}"
+        f"{execution_in_words(plan.execution_plan)}"
         + (f", as the usual way would need {in_gib(plan.whole + process)}" if plan.whole else "")
     )

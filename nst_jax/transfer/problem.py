@@ -1,4 +1,4 @@
-"""What a run needs: its pictures, checked, in the wanted colours; targets, solver, start.
+"""What a run needs: its images, checked, in the wanted colours; targets, solver, start.
 
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. ``check_inputs`` is the one border: what
 it returns is trusted by all that follows.
@@ -27,7 +27,7 @@ from nst_jax.transfer.planner import (
     choose,
     config_loss,
     fits_surely,
-    given_choice,
+    given_plan,
     grid_of,
     kernel_options,
     make_config_optimizer,
@@ -35,7 +35,7 @@ from nst_jax.transfer.planner import (
 from nst_jax.transfer.sharding import (
     check_rows,
     divides_rows,
-    picture_sharding,
+    image_sharding,
     replicate,
     targets_shardings,
 )
@@ -50,9 +50,9 @@ from nst_jax.types import (
     State,
     Targets,
     Variables,
-    as_picture,
+    as_image,
     as_sequence,
-    check_picture,
+    check_image,
 )
 
 
@@ -71,11 +71,11 @@ def check_inputs(
 
     Args:
       content: ``[H, W, 3]`` in [0, 1].
-      styles: one picture or a sequence, ``[h, w, 3]`` each.
+      styles: one image or a sequence, ``[h, w, 3]`` each.
       config: settings.
       guidance: which style holds where.
-      init: initial picture, if any.
-      mesh: devices of the run, if any; one of ``sharding.rows_mesh`` has to divide the picture.
+      init: initial image, if any.
+      mesh: devices of the run, if any; one of ``sharding.rows_mesh`` has to divide the image.
       layers: taps of an objective of one's own, which ``mesh`` has to divide in place of the
         config's.
       names: what to call the regions in errors in place of their numbers.
@@ -86,21 +86,21 @@ def check_inputs(
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    picture = as_picture(content)
-    pictures = [as_picture(style) for style in as_sequence(styles)]
-    init = None if init is None else as_picture(init)
-    check_picture("content picture", picture)
+    image = as_image(content)
+    images = [as_image(style) for style in as_sequence(styles)]
+    init = None if init is None else as_image(init)
+    check_image("content image", image)
     if init is not None:
-        check_initial(init, shape=picture.shape)
-    if config.loss.style_layers and not pictures:
-        raise InputError("no style picture: expected at least one")
-    check_shape(picture.shape[0], picture.shape[1], config=config)
-    for style in pictures:
+        check_initial(init, shape=image.shape)
+    if config.loss.style_layers and not images:
+        raise InputError("no style image: expected at least one")
+    check_shape(image.shape[0], image.shape[1], config=config)
+    for style in images:
         check_style(style, config=config)
-    guidance = check_guidance(picture, pictures, guidance, config=config.loss, names=names)
+    guidance = check_guidance(image, images, guidance, config=config.loss, names=names)
     if mesh is not None and divides_rows(mesh):
-        check_rows(picture.shape[0], picture.shape[1], mesh=mesh, config=config, layers=layers)
-    return Inputs(picture, pictures, guidance, init)
+        check_rows(image.shape[0], image.shape[1], mesh=mesh, config=config, layers=layers)
+    return Inputs(image, images, guidance, init)
 
 
 def check_shape(height: int, width: int, *, config: Config) -> None:
@@ -110,7 +110,7 @@ def check_shape(height: int, width: int, *, config: Config) -> None:
       InputError: with what is wrong and what was expected.
     """
     names = config.loss
-    what = "content picture" if names.content_names else "picture"  # may be a mere canvas
+    what = "content image" if names.content_names else "image"  # may be a mere canvas
     check_sides(height, width, names.layers, what=what, padding=names.padding)
     check_squares(height, width, names.laplacians, what=what)
     if names.padding == "circular":
@@ -118,43 +118,43 @@ def check_shape(height: int, width: int, *, config: Config) -> None:
 
 
 def check_style(style: Any, *, config: Config) -> None:
-    """Check a style picture by itself.
+    """Check a style image by itself.
 
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    check_picture("style picture", style)
+    check_image("style image", style)
     if config.loss.style_layers:
         check_sides(
             style.shape[0],
             style.shape[1],
             config.loss.style_names,
-            what="style picture",
+            what="style image",
             padding=config.loss.padding,
         )
 
 
 def check_initial(init: Any, *, shape: tuple[int, ...]) -> None:
-    """Check an initial picture for a result of a shape.
+    """Check an initial image for a result of a shape.
 
     Raises:
       InputError: with what is wrong and what was expected.
     """
-    check_picture("initial picture", init)
+    check_image("initial image", init)
     if init.shape != shape:
         raise InputError(
-            f"the initial picture has shape {init.shape}: expected the content's {shape}"
+            f"the initial image has shape {init.shape}: expected the content's {shape}"
         )
 
 
 def initial_image(content: Array, variables: Variables, *, config: Config, key: Array) -> Array:
-    """The picture that the optimisation starts from.
+    """The image that the optimisation starts from.
 
     noise = mean + noise_scale * N(0, 1)  or  mean + noise_scale * U(-1, 1)
     blend = noise_ratio * noise + (1 - noise_ratio) * content
 
     with the network's mean colour, so that the blend is the course version's, which mixes
-    mean-subtracted pictures.
+    mean-subtracted images.
 
     Args:
       content: ``[H, W, 3]`` in [0, 1].
@@ -171,7 +171,7 @@ def initial_image(content: Array, variables: Variables, *, config: Config, key: 
     if config.initial.init not in INITS:
         raise InputError(
             f"init is {config.initial.init!r}: expected content, noise or blend, or that file's "
-            "picture as stylize(..., init=picture)"
+            "image as stylize(..., init=image)"
         )
     if config.initial.init == "content":
         return content
@@ -222,10 +222,10 @@ class Problem(NamedTuple):
     Attributes:
       solver, variables, targets: as ``solver.run`` takes them.
       initial: ``(config, key, init) -> image``, of a config that differs in numbers only.
-      shape: of the picture.
-      finish: from the optimised picture to the one to be shown: with the content's colours and
+      shape: of the image.
+      finish: from the optimised image to the one to be shown: with the content's colours and
         the parts that are left as they are.
-      choice: how it is computed.
+      execution_plan: how it is computed.
     """
 
     solver: Solver
@@ -234,7 +234,7 @@ class Problem(NamedTuple):
     initial: Callable[..., Array]
     shape: tuple[int, ...]
     finish: Callable[[Array], Array]
-    choice: ExecutionPlan = ExecutionPlan()
+    execution_plan: ExecutionPlan = ExecutionPlan()
 
 
 def check_run(
@@ -255,7 +255,7 @@ def check_run(
     if custom.loss is None:
         check_learned(variables, config.loss)
         if by_rows and plan is not None and plan.tile:
-            raise InputError("tiles are cut out of whole pictures, not of divided rows")
+            raise InputError("tiles are cut out of whole images, not of divided rows")
         return
     by_tiles = execution.mesh is not None and not by_rows
     planned = plan not in (None, ExecutionPlan())
@@ -278,7 +278,7 @@ def make_problem(
 ) -> Problem:
     """Compute the targets, and put together what a run needs.
 
-    Colours are matched from whole pictures: masks do not change what ``config.loss.color`` does.
+    Colours are matched from whole images: masks do not change what ``config.loss.color`` does.
 
     Args:
       variables: the network's, as they were loaded.
@@ -287,12 +287,12 @@ def make_problem(
       custom: objects in place of the config's.
       execution: ``plan`` says how to compute, in place of what the room in the memory makes of
         ``config.execution``; ``free`` are its bytes. Devices of a ``mesh`` divide
-        the picture by rows, see ``sharding.rows_mesh``, or else its tiles.
+        the image by rows, see ``sharding.rows_mesh``, or else its tiles.
       kernels: ``variables`` of another problem of the same config, to share them.
       moments: ``targets.style`` of another problem with the same styles, likewise.
 
     Raises:
-      InputError: where the picture does not fit into the memory.
+      InputError: where the image does not fit into the memory.
     """
     inputs = jax.tree.map(jnp.asarray, inputs)
     by_rows = divides_rows(execution.mesh)
@@ -311,7 +311,7 @@ def make_problem(
     content, styles = prepare_colors(inputs.content, inputs.styles, mode=config.loss.color)
     if execution.mesh is not None and by_rows:
         # So that its features are divided from the beginning.
-        content = jax.device_put(content, picture_sharding(execution.mesh))
+        content = jax.device_put(content, image_sharding(execution.mesh))
     weights, own = loss_weights(config), custom.loss is not None
     if own:
         given = {} if all(x is None for x in guidance) else {"guidance": guidance}
@@ -366,7 +366,7 @@ def make_task(
 
 
 def find_plan(task: Task, execution: Execution) -> ExecutionPlan:
-    """How a picture is computed where its plan is not given.
+    """How an image is computed where its plan is not given.
 
     Raises:
       InputError: where it does not fit into the memory.
@@ -385,9 +385,9 @@ def _choose(task: Task, free: int | None) -> ExecutionPlan:
     """
     free = free_bytes(jax.local_devices()[0]) if free is None else free
     if free is None or fits_surely(task, free=free):
-        return given_choice(task)
+        return given_plan(task)
     plan = choose(task, free=free)
-    return given_choice(task) if plan is None else plan.choice
+    return given_plan(task) if plan is None else plan.execution_plan
 
 
 def _on_mesh(task: Task, mesh: Mesh) -> ExecutionPlan:
@@ -398,13 +398,13 @@ def _on_mesh(task: Task, mesh: Mesh) -> ExecutionPlan:
     is least, of several the smallest. Smaller ones have more overlap, larger ones leave devices
     without work.
     """
-    choice = given_choice(task)
-    if divides_rows(mesh) or choice.tile:
-        return choice
-    if task.config.execution.tile == "off" or choice.remat:
+    execution_plan = given_plan(task)
+    if divides_rows(mesh) or execution_plan.tile:
+        return execution_plan
+    if task.config.execution.tile == "off" or execution_plan.remat:
         raise InputError(
             "without tiles there is nothing to divide among the devices: leave out tile off and "
-            "remat on, or divide the picture by rows"
+            "remat on, or divide the image by rows"
         )
     layers = task.config.loss.aligned_layers
     tiles = range(128, max(task.content.shape[:2]) + 1, stride(deepest(layers)))
@@ -414,7 +414,7 @@ def _on_mesh(task: Task, mesh: Mesh) -> ExecutionPlan:
         grid = grids[tile]
         return -(-grid.count // mesh.size) * grid.size[0] * grid.size[1]
 
-    # A small picture, as of a coarse scale, is computed whole by each, and any by a single device.
+    # A small image, as of a coarse scale, is computed whole by each, and any by a single device.
     dividing = [tile for tile in tiles if grids[tile].count > 1 and mesh.size > 1]
     return ExecutionPlan(tile=min(dividing, key=work)) if dividing else ExecutionPlan()
 

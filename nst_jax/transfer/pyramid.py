@@ -29,7 +29,7 @@ class Scale(NamedTuple):
     """One scale of a run.
 
     Attributes:
-      shape: height and width of the picture.
+      shape: height and width of the image.
       steps: how many it takes.
     """
 
@@ -47,14 +47,14 @@ def make_scales(
     """The scales of a run, coarsest first.
 
     Args:
-      shape: of the picture, ``[H, W, ...]``.
+      shape: of the image, ``[H, W, ...]``.
       config: ``min_size``, ``scale_factor``, ``scale_steps`` and ``steps`` are read.
       mesh: where it is one of ``sharding.rows_mesh`` it divides the heights of the scales, too.
       layers: taps of an objective of one's own, which ``mesh`` has to divide in place of the
         config's.
 
     Returns:
-      At least one; the last is that of the picture.
+      At least one; the last is that of the image.
 
     Raises:
       InputError: where ``scale_steps`` has numbers for more scales than there are, and where
@@ -94,7 +94,7 @@ def make_scales(
 
 
 def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Inputs:
-    """All pictures and masks for one scale; the styles shrink as the content does.
+    """All images and masks for one scale; the styles shrink as the content does.
 
     Args:
       inputs: of the last scale.
@@ -102,7 +102,7 @@ def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Input
       config: its layers say how small a style may become.
 
     Returns:
-      The inputs without an initial picture; of the last scale they are as they were.
+      The inputs without an initial image; of the last scale they are as they were.
 
     Raises:
       InputError: for masks that leave nothing of their regions at this scale.
@@ -114,10 +114,10 @@ def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Input
     layers = config.loss.style_names
     least = shortest_side(deepest(layers), padding=config.loss.padding) if layers else 1
 
-    def shrunk(picture: Any) -> Array:
+    def shrunk(image: Any) -> Array:
         # A style that is too small for the network was refused before.
-        height, width = (max(min(least, side), round(side * ratio)) for side in picture.shape[:2])
-        return resize(picture, shape=(height, width), method="linear")
+        height, width = (max(min(least, side), round(side * ratio)) for side in image.shape[:2])
+        return resize(image, shape=(height, width), method="linear")
 
     def resized(mask: Any) -> Array:
         return resize(mask, shape=shape, method="linear")
@@ -146,7 +146,7 @@ def at_full_size(image: Array, inputs: Inputs, *, config: Config) -> Array:
     """The result of a run that ended before its last scale.
 
     Args:
-      image: the optimised picture, of any size.
+      image: the optimised image, of any size.
       inputs: of the last scale.
       config: its colour mode is read.
 
@@ -177,7 +177,7 @@ def scale_shapes(
     and those that it makes larger than a later one are left out.
 
     Args:
-      shape: height and width of the picture; the last scale's, as they are.
+      shape: height and width of the image; the last scale's, as they are.
       min_size: least longer side of a scale; with None there is the last scale only.
       factor: how much larger each scale is than the one before, above 1.
       multiple: what the sides of all but the last scale are a multiple of; of two numbers the
@@ -225,8 +225,8 @@ def _rounded(side: float, multiple: int) -> int:
 def resize(image: Array, *, shape: tuple[int, int], method: str = "cubic") -> Array:
     """Resize an image or a mask, without aliasing where it shrinks.
 
-    ``"cubic"`` (Keys, a = -1/2) keeps a picture sharp and may overshoot its values, which are not
-    clipped: for pictures that are being optimised. ``"linear"`` stays within the least and the
+    ``"cubic"`` (Keys, a = -1/2) keeps an image sharp and may overshoot its values, which are not
+    clipped: for images that are being optimised. ``"linear"`` stays within the least and the
     greatest value: for contents, styles and masks. Where a side shrinks, the kernel is widened by
     as much; at the borders its weights are normalised. Both as in Pillow.
 
@@ -267,9 +267,9 @@ def _resize(image: Array, rows: Neighbours, columns: Neighbours, *, method: str)
 
 
 def _along(x: Array, axis: int, taps: Neighbours) -> Array:
-    """Weighted sums along an axis, tap by tap, in the memory of some pictures.
+    """Weighted sums along an axis, tap by tap, in the memory of some images.
 
-    ``jax.image.resize`` multiplies by a dense matrix, old by new side: of long pictures it is many
+    ``jax.image.resize`` multiplies by a dense matrix, old by new side: of long images it is many
     times as large as they are.
 
     Args:
@@ -292,13 +292,13 @@ def _along(x: Array, axis: int, taps: Neighbours) -> Array:
     return jax.lax.fori_loop(0, len(weights), add, zeros)
 
 
-@lru_cache(maxsize=4)  # pictures of a run have the same few
+@lru_cache(maxsize=4)  # images of a run have the same few
 def _taps(old: int, new: int, method: str) -> Neighbours:
     """Which neighbouring old positions a new one is made of, and their weights, of sum 1.
 
     w_ij ~ k((j + 1/2 - (i + 1/2) old / new) / max(1, old / new))
 
-    with the kernel k, of j inside the picture.
+    with the kernel k, of j inside the image.
 
     Args:
       old, new: sides.
@@ -306,7 +306,7 @@ def _taps(old: int, new: int, method: str) -> Neighbours:
 
     Returns:
       The first positions ``[new]`` and the weights of these and the next ones, ``[taps, new]``: 0
-      outside of the kernel or of the picture.
+      outside of the kernel or of the image.
     """
     kernel, radius = (_cubic, 2) if method == "cubic" else (_triangle, 1)
     width = max(1.0, old / new)
@@ -332,7 +332,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 def rescale_opt_state(
     opt_state: Any, *, old_shape: tuple[int, int], new_shape: tuple[int, int]
 ) -> Any:
-    """Adam's moments for the same picture of another size.
+    """Adam's moments for the same image of another size.
 
     r = old pixels / new pixels,  mu <- r resize(mu),  nu <- r^2 resize(nu)
 
@@ -341,7 +341,7 @@ def rescale_opt_state(
     frequency per pixel, moments scale a little more than by r, both by as much.
 
     Args:
-      opt_state: a state with ``optax.ScaleByAdamState`` anywhere in it, of a picture of
+      opt_state: a state with ``optax.ScaleByAdamState`` anywhere in it, of an image of
         ``old_shape``.
       old_shape, new_shape: height and width before and after.
 

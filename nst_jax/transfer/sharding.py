@@ -1,14 +1,14 @@
-"""Several devices: meshes, one picture divided by rows, and a batch divided among devices.
+"""Several devices: meshes, one image divided by rows, and a batch divided among devices.
 
-One picture: arrays are placed by rows, and ``solver.run`` runs on them as it is. XLA's partitioner
+One image: arrays are placed by rows, and ``solver.run`` runs on them as it is. XLA's partitioner
 gives every convolution the row beyond its own from each neighbour (collective-permute) and adds up
 the sums over pixels (all-reduce), so that loss and gradient are those of one device, and no device
 ever has all of a layer's features. The kernels are on every device.
 
-A batch: its pictures need nothing of each other, so that every device runs the loop on its own part
+A batch: its images need nothing of each other, so that every device runs the loop on its own part
 (``shard_map``), with no communication and its own end.
 
-Contract: images are ``[H, W, 3]``, or with a leading axis of lanes ``[B, H, W, 3]``, see
+Contract: images are ``[H, W, 3]``, or with a batch axis ``[B, H, W, 3]``, see
 ``batch_programs.batch_solver``. A mesh has the axis ``"data"`` for a batch, ``"rows"`` for rows, or
 both, ``"data"`` first.
 """
@@ -30,53 +30,55 @@ from nst_jax.optim.solver import run
 from nst_jax.types import Array, Info, Solver, State, Targets, Variables
 
 
-def rows_mesh(devices: Sequence[Any] | None = None, *, lanes: int = 1) -> Mesh:
-    """A mesh that divides pictures by rows.
+def rows_mesh(devices: Sequence[Any] | None = None, *, groups: int = 1) -> Mesh:
+    """A mesh that divides images by rows.
 
     Args:
       devices: by default all of this process.
-      lanes: parts of a batch; the devices are divided among them and each part's pictures by rows
+      groups: parts of a batch; the devices are divided among them and each part's images by rows
         among its devices.
 
     Returns:
-      A mesh of the axis ``"rows"``, for several lanes of ``"data"`` and ``"rows"``.
+      A mesh of the axis ``"rows"``, for several groups of ``"data"`` and ``"rows"``.
 
     Raises:
-      InputError: where the lanes do not divide the devices.
+      InputError: where the groups do not divide the devices.
     """
     chosen = np.array(jax.local_devices() if devices is None else devices)
-    if lanes < 1 or chosen.size % lanes:
+    if groups < 1 or chosen.size % groups:
         raise InputError(
-            f"{chosen.size} devices for {lanes} lanes: expected a multiple of the lanes"
+            f"{chosen.size} devices for {groups} groups: expected a multiple of the groups"
         )
     # Not jax.make_mesh, whose axes are Explicit: there Gram matrices of divided rows are refused.
     return (
-        Mesh(chosen, ("rows",)) if lanes == 1 else Mesh(chosen.reshape(lanes, -1), ("data", "rows"))
+        Mesh(chosen, ("rows",))
+        if groups == 1
+        else Mesh(chosen.reshape(groups, -1), ("data", "rows"))
     )
 
 
 def divides_rows(mesh: Mesh | None) -> bool:
-    """Whether a mesh is one that divides pictures by rows."""
+    """Whether a mesh is one that divides images by rows."""
     return mesh is not None and "rows" in mesh.axis_names
 
 
 def check_rows(
     height: int, width: int, *, mesh: Mesh, config: Config, layers: Sequence[str] = ()
 ) -> None:
-    """Check that pictures can be divided by rows without loss.
+    """Check that images can be divided by rows without loss.
 
     Every device needs whole rows of the deepest layer. Other heights would give the same numbers,
     but XLA then gathers the features of layers that do not divide on every device.
 
     Args:
-      height, width: of the picture.
+      height, width: of the image.
       mesh: see ``rows_mesh``.
       config: settings.
       layers: taps of an objective of one's own, in place of the config's.
 
     Raises:
       InputError: for a height that the mesh does not divide, with the nearest size; for a mesh of
-        other axes; for settings that need whole pictures on a device.
+        other axes; for settings that need whole images on a device.
     """
     if mesh.axis_names not in (("rows",), ("data", "rows")) or set(mesh.axis_types) != {
         AxisType.Auto
@@ -87,24 +89,24 @@ def check_rows(
         )
     if config.preconditioner == "spectral":
         raise InputError(
-            "the spectral preconditioner transforms whole pictures, which are divided by rows "
+            "the spectral preconditioner transforms whole images, which are divided by rows "
             "here: use preconditioner none, or one device"
         )
     if config.execution.convolution == "winograd":
         raise InputError(
-            "winograd convolution gathers whole layers on every device where pictures are divided "
+            "winograd convolution gathers whole layers on every device where images are divided "
             "by rows: use convolution direct or auto"
         )
     if isinstance(config.execution.tile, int):
         raise InputError(
-            f"tile is {config.execution.tile}, but tiles are cut out of whole pictures, which are "
+            f"tile is {config.execution.tile}, but tiles are cut out of whole images, which are "
             "divided by rows here: use tile off, or divide the tiles among the devices (a mesh of "
             "make_mesh)"
         )
     if config.optimizer.name == "lbfgs-linesearch" and mesh.shape.get("data", 1) > 1:
         raise InputError(
-            "line searches of several pictures gather whole layers where these are divided by "
-            "rows: use lbfgs or adam, or a mesh of rows alone, one picture after another"
+            "line searches of several images gather whole layers where these are divided by "
+            "rows: use lbfgs or adam, or a mesh of rows alone, one image after another"
         )
     tap = deepest(tuple(layers) or config.loss.aligned_layers)
     devices, longer = mesh.shape["rows"], max(height, width)
@@ -116,7 +118,7 @@ def check_rows(
         fitting = [size for size in sizes if heights[size] and heights[size] % step == 0]
         size = min(fitting, key=lambda size: abs(size - longer))
         raise InputError(
-            f"the picture is {width}x{height} px, but divided by rows over {devices} devices layer "
+            f"the image is {width}x{height} px, but divided by rows over {devices} devices layer "
             f"{tap} needs a multiple of {step} px for the height: choose a longer side of {size} "
             f"px (height {heights[size]} px), crop it, or use fewer devices or shallower layers"
         )
@@ -130,29 +132,29 @@ def _sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*names))
 
 
-def picture_sharding(mesh: Mesh, *, lanes: bool = False) -> NamedSharding:
-    """Where a picture ``[H, W, ...]`` is, or lanes of them ``[B, H, W, ...]``."""
-    return _sharding(mesh, *["data"] * lanes, "rows")
+def image_sharding(mesh: Mesh, *, batched: bool = False) -> NamedSharding:
+    """Where an image ``[H, W, ...]`` is, or a batch of them ``[B, H, W, ...]``."""
+    return _sharding(mesh, *["data"] * batched, "rows")
 
 
 def state_shardings(state: State, *, mesh: Mesh) -> State:
     """A ``NamedSharding`` for every leaf of a solver's state.
 
-    All that is as large as the picture is divided by rows, with leading axes as of L-BFGS's memory
+    All that is as large as the image is divided by rows, with leading axes as of L-BFGS's memory
     ``[m, H, W, 3]``; the rest is small and everywhere.
 
     Args:
-      state: arrays or their shapes; of lanes, each leaf has a leading axis.
+      state: arrays or their shapes; of a batch, each leaf has a leading axis.
       mesh: see ``rows_mesh``.
     """
     *batch, height, width, channels = state.image.shape
-    lanes = ["data"] * len(batch)
+    batch_axes = ["data"] * len(batch)
 
     def of_leaf(leaf: Any) -> NamedSharding:
-        between = len(leaf.shape) - len(lanes) - 3
+        between = len(leaf.shape) - len(batch_axes) - 3
         if between < 0 or leaf.shape[-3:] != (height, width, channels):
-            return _sharding(mesh, *lanes)
-        return _sharding(mesh, *lanes, *[None] * between, "rows")
+            return _sharding(mesh, *batch_axes)
+        return _sharding(mesh, *batch_axes, *[None] * between, "rows")
 
     return jax.tree.map(of_leaf, state)
 
@@ -165,14 +167,14 @@ def targets_shardings(targets: Targets, *, mesh: Mesh, own: Sequence[str] = ()) 
     Args:
       targets: arrays or their shapes.
       mesh: see ``rows_mesh``.
-      own: fields that have a leading axis of lanes, see ``batch_programs.own_fields``.
+      own: fields that have a batch axis, see ``batch_programs.own_fields``.
     """
     axes: Targets = jax.tree.map(lambda _: PartitionSpec(), targets)
     axes = over_maps(axes, lambda _, step, axis: PartitionSpec(*[None] * axis, "rows"))  # type: ignore[arg-type]
 
     def place(field: str) -> Any:
-        lanes = ["data"] * (field in own)
-        return jax.tree.map(lambda spec: _sharding(mesh, *lanes, *spec), getattr(axes, field))
+        batch_axes = ["data"] * (field in own)
+        return jax.tree.map(lambda spec: _sharding(mesh, *batch_axes, *spec), getattr(axes, field))
 
     return Targets(*map(place, Targets._fields))
 

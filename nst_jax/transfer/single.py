@@ -1,6 +1,6 @@
-"""From pictures to a picture: check, plan the scales, run each, finish.
+"""From images to an image: check, plan the scales, run each, finish.
 
-Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. Pictures are taken at the size that they
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. Images are taken at the size that they
 have; the result is neither clipped nor rounded.
 """
 
@@ -84,7 +84,7 @@ class Carried(NamedTuple):
       timing: seconds so far.
       ended: the scales so far.
       histories: diagnostics so far, pieces of one entry a step.
-      recoveries: how often the run went back to its best picture.
+      recoveries: how often the run went back to its best image.
       status: as in ``Result``; ``"done"`` while it goes on.
       image: what the next scale begins with, or None at the first.
       opt_state: the optimiser's state that it begins with, or None for a fresh one.
@@ -119,20 +119,20 @@ def stylize(
     callback: Callable[[Progress], bool | None] | Callback | None = None,
     execution: Execution = Execution(),
 ) -> Result:
-    """Give a content picture the style of others (Gatys, Ecker and Bethge 2016).
+    """Give a content image the style of others (Gatys, Ecker and Bethge 2016).
 
-    Where the loss or its gradient is not finite the run goes on from its best picture with a fresh
+    Where the loss or its gradient is not finite the run goes on from its best image with a fresh
     optimiser and a quarter of the learning rate, three times at most.
 
     Args:
       variables: VGG-19's variables, from ``load_weights``.
       content: ``[H, W, 3]`` in [0, 1]; without content layers only its size matters.
-      styles: one picture or a sequence, ``[h, w, 3]`` each, of any sizes; none without style
+      styles: one image or a sequence, ``[h, w, 3]`` each, of any sizes; none without style
         layers.
       config: settings; a preset's, or one's own.
       guidance: which style holds where, and what of the content is left as it is.
       key: PRNG key of the noise, by default ``jax.random.key(0)``.
-      init: initial picture ``[H, W, 3]`` in place of ``config.initial.init``. Or where an earlier
+      init: initial image ``[H, W, 3]`` in place of ``config.initial.init``. Or where an earlier
         run with the same other arguments stood, from the ``Progress.position`` of its callback: on
         CPUs on the same number of threads the result is that of one run, bit for bit. The arrays
         of its ``state`` are taken out of it, so that they are not in memory twice.
@@ -145,7 +145,7 @@ def stylize(
       A ``Result``; also where the loss diverged.
 
     Raises:
-      InputError: before the first step, for pictures and masks that do not fit, and for layers or a
+      InputError: before the first step, for images and masks that do not fit, and for layers or a
         pooling that slim weights have not learned.
 
     Example:
@@ -188,7 +188,7 @@ def run_inputs(
 
     Args:
       inputs: from ``problem.check_inputs`` with the same ``config`` and ``execution.mesh``.
-      position: where an earlier run stood, in place of the initial picture.
+      position: where an earlier run stood, in place of the initial image.
       variables, config, key, custom, callback, execution: as for ``stylize``; they have passed
         ``problem.check_run``.
 
@@ -231,7 +231,7 @@ def plan_scales(
     """
     mesh = execution.mesh
     if mesh is not None and divides_rows(mesh) and mesh.shape.get("data", 1) > 1:
-        raise InputError("a mesh with lanes is for stylize_batch: leave out lanes for one picture")
+        raise InputError("a mesh with groups is for stylize_batch: leave out groups for one image")
     layers = TAPS if custom.loss else ()  # an objective of one's own may ask for any
     scales = make_scales(inputs.content.shape, config=config, mesh=mesh, layers=layers)
     if position is not None:
@@ -239,7 +239,7 @@ def plan_scales(
             raise InputError(
                 f"the position is at scale {position.scale} of a run of {len(scales)}: begin anew"
             )
-        return scales, execution._replace(plan=position.last_choice, free=position.free)
+        return scales, execution._replace(plan=position.last_plan, free=position.free)
     if execution.free is None:
         # Once, for what a scale leaves free stays with the process.
         execution = execution._replace(free=free_bytes(jax.local_devices()[0]))
@@ -293,7 +293,7 @@ def _make_problem(constants: Constants, carried: Carried) -> Problem:
         own = own.but(memory_size=min(PAIRS, scale.steps))
     plan = constants.execution.plan if last else None
     if carried.saved is not None:
-        plan = carried.saved.choice
+        plan = carried.saved.execution_plan
     try:
         return make_problem(
             constants.variables,
@@ -351,12 +351,12 @@ def _reporting(constants: Constants, carried: Carried, problem: Problem) -> Call
                 step=step,
                 scale=number,
                 ended=carried.ended,
-                choice=problem.choice,
+                execution_plan=problem.execution_plan,
                 recoveries=progress.recoveries,
                 timing=add_timing(carried.timing, seconds),
                 state=flatten(progress.state),
                 history=flatten(jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)),
-                last_choice=constants.execution.plan,
+                last_plan=constants.execution.plan,
                 free=constants.execution.free,
             )
 
@@ -383,14 +383,14 @@ def _carry_on(constants: Constants, carried: Carried, problem: Problem, one: Run
     recoveries, status, spoilt = one.recoveries, one.status, one.status == "diverged"
     at_end = not last and steps == scale.steps
     if spoilt and at_end and may_recover(state, times=recoveries + 1):
-        # At the last step of a coarse scale: the next one begins from the best picture.
+        # At the last step of a coarse scale: the next one begins from the best image.
         recoveries, status = recoveries + 1, "done"
     if status == "done" and one.stopped and not last:
         status = "stopped"  # between two scales
     after = Carried(
         started=time.perf_counter(),
         timing=add_timing(carried.timing, one.timing),
-        ended=(*carried.ended, EndedScale(scale.shape, steps, problem.choice)),
+        ended=(*carried.ended, EndedScale(scale.shape, steps, problem.execution_plan)),
         histories=histories,
         recoveries=recoveries,
         status=status,

@@ -32,7 +32,7 @@ def first_state(
 
     Args:
       problem: what to run.
-      image: the picture to start from.
+      image: the image to start from.
       opt_state: the optimiser's state of a scale before, or None.
       config: where the learning rate is, or None with an optimiser of one's own.
       mesh: as of ``Execution``.
@@ -55,7 +55,7 @@ def first_state(
 
 
 def may_recover(state: State, *, times: int) -> bool:
-    """Whether a run can go on from its best picture for the given time, from 1."""
+    """Whether a run can go on from its best image for the given time, from 1."""
     return times <= RECOVERIES and bool(np.isfinite(jax.device_get(state.best_loss)))
 
 
@@ -68,10 +68,10 @@ def begin_again(
     mesh: Mesh | None = None,
     times: int,
 ) -> State | None:
-    """A state that goes on from the best picture after a loss or gradient that was not finite.
+    """A state that goes on from the best image after a loss or gradient that was not finite.
 
     The optimiser forgets what it knows, and where it has a learning rate that is 1/4 of what it
-    was, of 1/4 each time. An average goes on as if all pictures had been the best one.
+    was, of 1/4 each time. An average goes on as if all images had been the best one.
 
     Args:
       state: frozen; used up.
@@ -82,7 +82,7 @@ def begin_again(
       times: which time it is, from 1.
 
     Returns:
-      The state with its count, or None where no picture had a finite loss, or often enough.
+      The state with its count, or None where no image had a finite loss, or often enough.
     """
     if not may_recover(state, times=times):
         return None
@@ -105,7 +105,7 @@ def begin_again(
 
 
 def outcome(state: State, *, config: Config) -> Array:
-    """The picture that a scale ends with; after a divergence an average is of no use."""
+    """The image that a scale ends with; after a divergence an average is of no use."""
     if config.averaging and not state.frozen:
         return averaged(state, averaging=config.averaging)
     return state.best_image

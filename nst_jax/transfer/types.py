@@ -14,13 +14,13 @@ from nst_jax.types import Array, Guidance, Info, Loss, State
 
 
 class Inputs(NamedTuple):
-    """Pictures and masks of a run, checked; of NumPy or on the device.
+    """Images and masks of a run, checked; of NumPy or on the device.
 
     Attributes:
-      content: the content picture, ``[H, W, 3]``.
-      styles: the style pictures, ``[h, w, 3]`` each.
+      content: the content image, ``[H, W, 3]``.
+      styles: the style images, ``[h, w, 3]`` each.
       guidance: which style holds where, see ``guides.check_guidance``.
-      init: the initial picture in place of the config's, ``[H, W, 3]``, or None.
+      init: the initial image in place of the config's, ``[H, W, 3]``, or None.
     """
 
     content: Any
@@ -33,8 +33,8 @@ class ExecutionPlan(NamedTuple):
     """How a run is computed.
 
     Attributes:
-      tile: longest side of a tile, or 0 for the whole picture.
-      remat: whether the whole picture's activations are computed twice, block by block.
+      tile: longest side of a tile, or 0 for the whole image.
+      remat: whether the whole image's activations are computed twice, block by block.
       recompute_content: whether the content's features are computed again at every step.
       memory_size: pairs that L-BFGS remembers; None for the optimiser's own default.
       memory_dtype: their type, see ``lbfgs``.
@@ -54,13 +54,13 @@ class Execution(NamedTuple):
       plan: how the last scale is computed, of a ``MemoryPlan``; by default as
         ``config.execution`` and the free memory have it.
       free: bytes of memory that plans are made for; by default measured at the start.
-      mesh: several devices. For one picture: a mesh of ``sharding.rows_mesh`` divides it by rows,
+      mesh: several devices. For one image: a mesh of ``sharding.rows_mesh`` divides it by rows,
         with 1 / n of the memory on each; with any other, of ``sharding.make_mesh``, each device has
-        the whole picture and computes its share of the tiles. For a batch: its pictures are
+        the whole image and computes its share of the tiles. For a batch: its images are
         spread over the devices, their number need not divide; one of ``sharding.rows_mesh`` divides
-        each picture by rows, and with ``lanes`` above 1 the pictures among so many parts of the
+        each image by rows, and with ``groups`` above 1 the images among so many parts of the
         devices.
-      together: of a batch, whether all pictures take each step together; by default not on CPUs,
+      together: of a batch, whether all images take each step together; by default not on CPUs,
         but always where they are divided by rows.
     """
 
@@ -71,7 +71,7 @@ class Execution(NamedTuple):
 
 
 class LoopMemory(NamedTuple):
-    """What the compiled loop of one picture takes, in bytes.
+    """What the compiled loop of one image takes, in bytes.
 
     Attributes:
       network, state, targets: its arguments.
@@ -85,7 +85,7 @@ class LoopMemory(NamedTuple):
 
     @property
     def own(self) -> int:
-        """All but the network, which pictures of one run share."""
+        """All but the network, which images of one run share."""
         return self.state + self.targets + self.scratch
 
 
@@ -93,13 +93,13 @@ class MemoryPlan(NamedTuple):
     """What a run will need.
 
     Attributes:
-      choice: how it is computed.
+      execution_plan: how it is computed.
       needs: what the compiled loop takes.
       free: bytes that were free for it, or None where that is not known.
-      whole: bytes of the whole picture's run as the settings have it, where it does not fit.
+      whole: bytes of the whole image's run as the settings have it, where it does not fit.
     """
 
-    choice: ExecutionPlan
+    execution_plan: ExecutionPlan
     needs: LoopMemory
     free: int | None
     whole: int | None = None
@@ -124,11 +124,11 @@ class Progress(NamedTuple):
     Attributes:
       step, steps: steps done and asked for.
       info: diagnostics of the last step, host numbers.
-      image: the current picture, ``[H, W, 3]``, on the device.
+      image: the current image, ``[H, W, 3]``, on the device.
       seconds_per_step: of the last chunk, without compilation.
       compile_s: seconds before the first step: targets and compilation.
       scale, scales: the scale of a run from coarse to fine, from 1, and how many there are.
-      recoveries: how often the loss was not finite and the run went back to its best picture.
+      recoveries: how often the loss was not finite and the run went back to its best image.
       state: the current state, which the next chunk uses up: copy what is to be kept.
       history: diagnostics so far, pieces of one entry a step.
       steps_s: seconds of all steps of this scale, without compilation.
@@ -178,15 +178,15 @@ class EndedScale(NamedTuple):
     Attributes:
       shape: height and width.
       steps: how many it took.
-      choice: how it was computed.
+      execution_plan: how it was computed.
     """
 
     shape: tuple[int, int]
     steps: int
-    choice: ExecutionPlan
+    execution_plan: ExecutionPlan
 
 
-RECOVERIES = 3  # how often a run goes back to its best picture
+RECOVERIES = 3  # how often a run goes back to its best image
 
 Arrays = dict[str, np.ndarray]
 
@@ -198,24 +198,24 @@ class Position(NamedTuple):
       step: steps done, over all scales.
       scale: the scale that it is at, from 1.
       ended: what it did at the scales before.
-      choice: how this scale is computed.
-      recoveries: how often it went back to its best picture, see ``single.stylize``.
+      execution_plan: how this scale is computed.
+      recoveries: how often it went back to its best image, see ``single.stylize``.
       timing: seconds so far, as in ``Result``.
       state: the leaves of this scale's ``State``.
       history: the leaves of ``Info`` with one entry for each step so far.
-      last_choice: how the last scale is to be computed, where that is known before.
+      last_plan: how the last scale is to be computed, where that is known before.
       free: bytes that the device had free at the start, or None; coarser scales follow it.
     """
 
     step: int
     scale: int
     ended: tuple[EndedScale, ...]
-    choice: ExecutionPlan
+    execution_plan: ExecutionPlan
     recoveries: int
     timing: dict[str, float]
     state: Arrays
     history: Arrays
-    last_choice: ExecutionPlan | None = None
+    last_plan: ExecutionPlan | None = None
     free: int | None = None
 
 
@@ -223,11 +223,11 @@ class Result(NamedTuple):
     """What ``stylize`` and ``stylize_batch`` return.
 
     Attributes:
-      image: the evaluated picture of lowest loss, ``[H, W, 3]``, not clipped; after that with the
+      image: the evaluated image of lowest loss, ``[H, W, 3]``, not clipped; after that with the
         content's colours and the parts that are preserved, where these were asked for.
-        With ``averaging`` it is the average of the pictures, but after a divergence. Where a run
+        With ``averaging`` it is the average of the images, but after a divergence. Where a run
         ended before its last scale it is enlarged.
-      loss: the lowest loss, of the picture as it was evaluated, at the size where the run ended.
+      loss: the lowest loss, of the image as it was evaluated, at the size where the run ended.
       state: the last state, for ``run``; after a divergence its optimiser's part is of no use.
         None with ``averaging``.
       history: ``Info`` of arrays with one entry a step.
@@ -235,10 +235,10 @@ class Result(NamedTuple):
         gradient became infinite or NaN; ``image`` is the best before that).
       timing: seconds: ``compile_s``, ``steps_s``.
       scales: of a run from ``stylize`` what it did at each size, coarsest first.
-      recoveries: how often it went back to its best picture because the loss or its gradient was
+      recoveries: how often it went back to its best image because the loss or its gradient was
         not finite; 0 in a batch.
 
-    Of several pictures, from ``stylize_batch``, ``image``, ``loss``, ``status`` and ``recoveries``
+    Of several images, from ``stylize_batch``, ``image``, ``loss``, ``status`` and ``recoveries``
     have an entry for each, as have the leaves of ``history`` on their second axis, and ``state`` is
     None.
     """

@@ -63,20 +63,20 @@ class Normalization:
     """How weights were scaled to a mean activation of 1, by `normalize_weights`.
 
     Attributes:
-      pictures: over how many pictures the means were taken.
+      images: over how many images the means were taken.
       pooling: with which pooling; with another the means are others.
       inactive: layer -> number of its channels that were not active, and are as they were.
     """
 
-    pictures: int
+    images: int
     pooling: str
     inactive: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.pooling.isprintable() or len(self.pooling) > 40:
             raise InputError("activations normalised with no pooling: expected its name")
-        if self.pictures < 1:
-            raise InputError(f"activations normalised over {self.pictures} pictures: expected some")
+        if self.images < 1:
+            raise InputError(f"activations normalised over {self.images} images: expected some")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,11 +225,11 @@ def parse_header(header: Mapping[str, str]) -> Record:
 def describe_normalization(normalized: Normalization) -> str:
     """One line of what was done.
 
-    >>> describe_normalization(Normalization(pictures=2, pooling="max", inactive={"relu5_4": 3}))
-    'mean activations 1 over 2 pictures with max pooling, but of 3 inactive channels'
+    >>> describe_normalization(Normalization(images=2, pooling="max", inactive={"relu5_4": 3}))
+    'mean activations 1 over 2 images with max pooling, but of 3 inactive channels'
     """
-    pictures, inactive = normalized.pictures, sum(normalized.inactive.values())
-    line = f"mean activations 1 over {pictures} picture{'s' * (pictures > 1)} with "
+    images, inactive = normalized.images, sum(normalized.inactive.values())
+    line = f"mean activations 1 over {images} image{'s' * (images > 1)} with "
     line += f"{normalized.pooling} pooling"
     return line + f", but of {inactive} inactive channel{'s' * (inactive > 1)}" * bool(inactive)
 
@@ -251,14 +251,16 @@ def parse_normalization(header: Mapping[str, str]) -> Normalization | None:
         entry = json.loads(header["normalized"])
         inactive = {str(layer): int(count) for layer, count in entry["inactive"].items()}
         return Normalization(
-            pictures=int(entry["pictures"]), pooling=str(entry["pooling"]), inactive=inactive
+            images=int(entry.get("images", entry.get("pictures"))),  # the latter until 0.1
+            pooling=str(entry["pooling"]),
+            inactive=inactive,
         )
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"the header's entry of normalised activations is wrong ({error!r}), expected "
-            "pictures, pooling and inactive: normalise the original again"
+            "images, pooling and inactive: normalise the original again"
         ) from error
 
 

@@ -8,7 +8,7 @@ Two trained VGG-19 are in use. "caffe" is the original of Simonyan and Zisserman
 Keras, MatConvNet and Gatys distribute too; it takes BGR in 0-255 minus a mean. "torchvision" was
 trained anew and takes RGB with the mean and deviation of ImageNet. Their arrays look alike, and
 the same network is stored for RGB or for BGR; a wrong pairing of weights and preprocessing gives
-pictures that are only a little worse, so it is settled by the first filter. Only where the network
+images that are only a little worse, so it is settled by the first filter. Only where the network
 is neither of these does the file's form settle its layout.
 """
 
@@ -345,7 +345,7 @@ def check_shapes(
     """
     if {name.split("/")[0] for name in shapes} == _VGG16:
         raise InputError("this is VGG-16 (13 convolutions), expected VGG-19 (16): use that file")
-    lifts = find_lifts(shapes)
+    lifts = find_projections(shapes)
     names = expected_shapes(CHANNELS, lifts=lifts)
     missing = [name for name in names if name not in shapes]
     if missing:
@@ -366,7 +366,7 @@ def check_shapes(
             )
 
 
-def find_lifts(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+def find_projections(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """The pairs (pooling, layer) that slim weights have learned, in the network's order."""
     pairs = {tuple(parts[1:3]) for name in names if len(parts := name.split("/")) == 4}
     return tuple(pair for pair in itertools.product(("max", "average"), TAPS) if pair in pairs)

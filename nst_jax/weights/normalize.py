@@ -1,9 +1,9 @@
 """Weights scaled so that every channel's mean activation is 1, the network otherwise the same.
 
-    m_l[c]      = mean of relu_l[..., c] over all pictures and positions
+    m_l[c]      = mean of relu_l[..., c] over all images and positions
     K_l[..i,o] <- K_l[..i,o] m_(l-1)[i] / m_l[o],    b_l[o] <- b_l[o] / m_l[o]
 
-K_l and b_l are kernel and bias of the l-th convolution; m_0 = 1, for pictures are not scaled. Every
+K_l and b_l are kernel and bias of the l-th convolution; m_0 = 1, for images are not scaled. Every
 feature becomes the original one over its channel's mean: the ReLU and every pooling here (max,
 average, l2, scaled or not) are positively homogeneous, pool(c x) = c pool(x) for c > 0, and work on
 each channel alone, so the factor passes through them and is taken back by the next kernel. That
@@ -12,7 +12,7 @@ holds with any pooling and padding; only the mean of 1 is of the pooling that it
 Gatys, Ecker and Bethge 2016, section 2, who scaled over the validation set of ImageNet; Gatys et
 al. 2017, "Controlling Perceptual Factors in Neural Style Transfer".
 
-Contract: pictures are float32 RGB in [0, 1], ``[H, W, 3]``.
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ from nst_jax.config.loss import Pooling
 from nst_jax.errors import InputError
 from nst_jax.models.projection import dense, map_shape
 from nst_jax.models.vgg import network_features
-from nst_jax.types import Variables, as_picture, check_picture
+from nst_jax.types import Variables, as_image, check_image
 from nst_jax.weights.canonical import Normalization, Weights, WeightsInfo, describe_normalization
 
 RELUS = tuple(conv.replace("conv", "relu") for conv in CONVS)
@@ -36,23 +36,23 @@ LEAST_SHARE = 1e-6  # of the layer's mean; of a channel with less there is hardl
 
 
 def normalize_weights(
-    weights: Weights, pictures: Iterable[ArrayLike], *, pooling: Pooling = "max"
+    weights: Weights, images: Iterable[ArrayLike], *, pooling: Pooling = "max"
 ) -> Weights:
-    """Scale weights so that every channel's mean activation over some pictures is 1.
+    """Scale weights so that every channel's mean activation over some images is 1.
 
     The module's text has the formula and its sources.
 
     Args:
       weights: of the full VGG-19, as ``load_weights`` gives them.
-      pictures: ``[H, W, 3]`` in [0, 1] each, of any sizes; taken one after another.
+      images: ``[H, W, 3]`` in [0, 1] each, of any sizes; taken one after another.
       pooling: with which the mean is to be 1.
 
     Returns:
       The weights, with ``info.normalized`` set; ``info.form`` is "memory" until they are saved.
-      Channels that are not active in these pictures are as they were, see ``inactive_channels``.
+      Channels that are not active in these images are as they were, see ``inactive_channels``.
 
     Raises:
-      InputError: for weights that are normalised already or slim, no picture, or one that cannot
+      InputError: for weights that are normalised already or slim, no image, or one that cannot
         be used.
     """
     check_not_normalized(weights.info)
@@ -60,15 +60,15 @@ def normalize_weights(
 
     def counted() -> Iterable[ArrayLike]:
         nonlocal count
-        for count, picture in enumerate(pictures, start=1):
-            yield picture
+        for count, image in enumerate(images, start=1):
+            yield image
 
     means = mean_activations(weights.variables, counted(), pooling=pooling)
     inactive = {layer: len(channels) for layer, channels in inactive_channels(means).items()}
     info = replace(
         weights.info,
         name=f"{weights.info.name}-normalized",
-        normalized=Normalization(pictures=count, pooling=pooling, inactive=inactive),
+        normalized=Normalization(images=count, pooling=pooling, inactive=inactive),
         form="memory",
         sha256="",
         path="",
@@ -92,20 +92,20 @@ def check_not_normalized(info: WeightsInfo) -> None:
 
 
 def mean_activations(
-    variables: Variables, pictures: Iterable[ArrayLike], *, pooling: Pooling = "max"
+    variables: Variables, images: Iterable[ArrayLike], *, pooling: Pooling = "max"
 ) -> dict[str, np.ndarray]:
-    """Mean of every channel over all pictures and positions; each position counts the same.
+    """Mean of every channel over all images and positions; each position counts the same.
 
     Args:
       variables: of a full network, see ``VGG19``.
-      pictures: ``[H, W, 3]`` each, of any sizes; taken one after another.
+      images: ``[H, W, 3]`` each, of any sizes; taken one after another.
       pooling: of the network, see ``Config``.
 
     Returns:
       ``reluB_I`` -> ``[C]``, float64.
 
     Raises:
-      InputError: for slim weights, no picture, what is none or too small for the deepest layer,
+      InputError: for slim weights, no image, what is none or too small for the deepest layer,
         and activations that are not finite.
     """
     if "lift" in variables:
@@ -115,14 +115,14 @@ def mean_activations(
         )
     sums: dict[str, np.ndarray] = {}
     positions = dict.fromkeys(RELUS, 0)
-    for number, picture in enumerate(pictures, start=1):
-        picture = as_picture(picture)
-        check_picture(f"picture {number}", picture)
-        check_large_enough(*picture.shape[:2], what=f"picture {number}")
-        # A row's sum is exact enough in float32; that of all rows and pictures would not be.
+    for number, image in enumerate(images, start=1):
+        image = as_image(image)
+        check_image(f"image {number}", image)
+        check_large_enough(*image.shape[:2], what=f"image {number}")
+        # A row's sum is exact enough in float32; that of all rows and images would not be.
         found = network_features(
             variables,
-            picture,
+            image,
             layers=RELUS,
             pooling=pooling,
             reduce=lambda _, features: (dense(features).sum(-2), map_shape(features)),
@@ -131,19 +131,19 @@ def mean_activations(
             sums[layer] = sums.get(layer, 0) + np.asarray(rows, np.float64).sum(0)
             positions[layer] += height * width
     if not sums:
-        raise InputError("there is no picture: expected at least one to measure activations on")
+        raise InputError("there is no image: expected at least one to measure activations on")
     means = {layer: sums[layer] / positions[layer] for layer in RELUS}
     for layer, mean in means.items():
         if not np.isfinite(mean).all():
             raise InputError(
-                f"the activations of {layer} are not finite: expected trained weights and pictures "
+                f"the activations of {layer} are not finite: expected trained weights and images "
                 "in [0, 1]"
             )
     return means
 
 
 def check_large_enough(height: int, width: int, *, what: str) -> None:
-    """Check that every layer has a feature of a picture of this size.
+    """Check that every layer has a feature of an image of this size.
 
     Raises:
       InputError: where the last one has none.

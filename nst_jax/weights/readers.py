@@ -42,7 +42,7 @@ from nst_jax.weights.torch import open_pth
 
 CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue, of pixels in 0-255
 
-_MAX_AVERAGE = 3 * 2**20  # numbers in the mean picture, which has 224 x 224 x 3
+_MAX_AVERAGE = 3 * 2**20  # numbers in the mean image, which has 224 x 224 x 3
 
 _KERAS_NAME = re.compile(
     r"(?:^|/)block(\d)_conv(\d)/(?:.+/)?(?:block\d_conv\d_)?(W|b|kernel|bias)(?:_1)?(?::0)?$"
@@ -250,7 +250,7 @@ def _check_chunks(name: str, dataset: Any, filters: list[int]) -> None:
 def open_matconvnet(path: Path) -> Iterator[OpenedWeights]:
     """Open MatConvNet's .mat file, of either released generation.
 
-    The older has ``normalization.averageImage`` as a whole picture and, at first, ``filters`` and
+    The older has ``normalization.averageImage`` as a whole image and, at first, ``filters`` and
     ``biases`` instead of ``load``; the newer has ``meta.normalization``.
     """
     with damaged_is_input_error(path, "MatConvNet .mat"):
@@ -277,9 +277,9 @@ def _flat(stored: Stored) -> Stored:
 def _check_average(average: Stored) -> None:
     if math.prod(average.shape) == 0:
         return
-    # A whole picture [224, 224, 3], or one colour in any of the shapes of a vector.
+    # A whole image [224, 224, 3], or one colour in any of the shapes of a vector.
     if math.prod(average.shape) > _MAX_AVERAGE:
-        raise InputError(f"the mean picture has the shape {average.shape}, expected (224, 224, 3)")
+        raise InputError(f"the mean image has the shape {average.shape}, expected (224, 224, 3)")
     with np.errstate(all="ignore"):  # of values that are no colours
         mean = average.read().reshape(-1, 3, order="F").mean(0)
     if not np.allclose(mean, CAFFE_MEAN, atol=0.1):

@@ -8,7 +8,7 @@ import numpy as np
 from nst_jax.errors import InputError
 from nst_jax.system.files import expanded, file_digest
 from nst_jax.weights.canonical import Preprocessing, describe_normalization
-from nst_jax.weights.convert import Converted, convert, find_lifts, recognise
+from nst_jax.weights.convert import Converted, convert, find_projections, recognise
 from nst_jax.weights.fetch import SOURCES
 from nst_jax.weights.readers import find_form
 
@@ -46,7 +46,7 @@ def verify_weights(path: str | Path) -> list[Check]:
     kernels = {n: a for n, a in converted.arrays.items() if a.ndim == 4}
     widest = max(array.shape[-1] for array in kernels.values())
     arrays = f"{len(kernels)} convolutions of VGG-19 with {kernel.shape[3]} to {widest} channels"
-    if lifts := find_lifts(converted.arrays):
+    if lifts := find_projections(converted.arrays):
         poolings, layers = (list(dict.fromkeys(part)) for part in zip(*lifts, strict=True))
         arrays += f", slim, trained for {' and '.join(poolings)} pooling, {', '.join(layers)}"
     arrays += ", all finite"
@@ -76,7 +76,7 @@ def _check_checksum(path: Path, converted: Converted) -> Check:
         detail = f"md5 is {md5}, expected {' or '.join(published)} of the published file"
         return Check("checksum", False, detail)
     known = "none of the published files"
-    if find_lifts(converted.arrays):
+    if find_projections(converted.arrays):
         known = f"{record.name}, {record.source}, {record.licence}"
     return Check("checksum", True, f"{known}; sha256 is {converted.sha256}")
 

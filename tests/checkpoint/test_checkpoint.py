@@ -15,7 +15,7 @@ from nst_jax.checkpoint.store import held
 from nst_jax.cli.checkpoints import check_checkpoints
 from nst_jax.errors import InputError
 
-COPIES = {"checkpoint-inputs/00.png": b"a picture", "checkpoint-inputs/01.jpeg": b""}
+COPIES = {"checkpoint-inputs/00.png": b"an image", "checkpoint-inputs/01.jpeg": b""}
 
 
 def arrays(step):

@@ -72,12 +72,12 @@ CHOICES = [(0, -1), (0, 10**19), (1, 0), (3, -1), (3, 0), (3, 10**19), (4, "x"),
 COUNTS = (-1, -(10**400), 2**63, 10**400, True, 1.0, "1")
 DEEP = json.loads("[" * 400 + "]" * 400)
 POSITIONS = [
-    *(put("position", "choice", at, value=value) for at, value in CHOICES),
+    *(put("position", "execution_plan", at, value=value) for at, value in CHOICES),
     *(put("position", "recoveries", value=value) for value in (-1000, 4, 10**400)),
     *(put("position", "free", value=value) for value in COUNTS),
     *(put("position", "step", value=value) for value in (0, 1, "2", None)),
     *(put("position", "timing", value=value) for value in (None, {}, {"steps_s": "1"})),
-    put("position", "last_choice", value=[-1, False, False, None, None]),
+    put("position", "last_plan", value=[-1, False, False, None, None]),
 ]
 PLANS = [
     *(put("plan", 0, at, value=value) for at, value in CHOICES),
@@ -95,7 +95,7 @@ ENDED = [
     put("position", "ended", 0, 2, 0, value=-1),
     put("position", "ended", 0, 0, value=[10, "18"]),
 ]
-CALLS = [put("arguments", 0, value="stylize"), put("kind", value="picture"), put("kind", value=[])]
+CALLS = [put("arguments", 0, value="stylize"), put("kind", value="image"), put("kind", value=[])]
 HOSTILE = {"adam": POSITIONS + PLANS, "lbfgs": POSITIONS + ENDED, "batch": CALLS}
 
 

@@ -1,4 +1,4 @@
-"""The command ``batch``: pictures as made alone, restarts, failures, several processes."""
+"""The command ``batch``: images as made alone, restarts, failures, several processes."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK, smooth_picture
+from conftest import QUICK, smooth_image
 from helpers.commands import (
     Run,
     acting,
@@ -42,7 +42,7 @@ from nst_jax.cli.batch_run import choose_width, even_width, prepare_group, read
 from nst_jax.cli.progress import job_display
 from nst_jax.errors import InputError
 from nst_jax.images import save_image, to_uint8
-from nst_jax.images.read import load_picture
+from nst_jax.images.read import load_rgba
 from nst_jax.transfer.plan import USABLE
 from nst_jax.transfer.types import LoopMemory
 
@@ -84,17 +84,17 @@ def one_device(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def desk(tmp_path, monkeypatch):
-    """A folder with pictures, three contents of one size in ``in``."""
+    """A folder with images, three contents of one size in ``in``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
     use_devices(monkeypatch, 2)
     (tmp_path / "in").mkdir()
     for seed, name in enumerate("abc"):
-        save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed))
-    save_image("style.png", smooth_picture(32, 26, seed=11))
-    save_image("two.png", smooth_picture(20, 32, seed=12))
-    save_image("three.png", smooth_picture(32, 26, seed=13))
+        save_image(f"in/{name}.png", smooth_image(24, 32, seed=seed))
+    save_image("style.png", smooth_image(32, 26, seed=11))
+    save_image("two.png", smooth_image(20, 32, seed=12))
+    save_image("three.png", smooth_image(32, 26, seed=13))
     return tmp_path
 
 
@@ -138,7 +138,7 @@ def statuses(path=MANIFEST):
 
 
 def outputs(folder="out"):
-    """Names of the pictures, each of which is whole; what else there is are manifests."""
+    """Names of the images, each of which is whole; what else there is are manifests."""
     names = sorted(os.listdir(folder))
     others = [name for name in names if not name.endswith(".png")]
     assert all(re.fullmatch(r"manifest(-\d-of-\d)?\.jsonl", name) for name in others)
@@ -150,7 +150,7 @@ def outputs(folder="out"):
 
 
 def stamps(folder="out"):
-    """Which file each picture is, and when it was written."""
+    """Which file each image is, and when it was written."""
     stats = {path.name: path.stat() for path in Path(folder).glob("[!.]*.png")}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
 
@@ -167,8 +167,8 @@ def check_same(names, alone, *, content="in/{}.png", style="style.png", **option
     for name in names:
         source, chosen = name.removesuffix(".png").split("__")
         chosen = " ".join(f"{style}.png" for style in chosen.split("+"))
-        picture, loss = alone(content.format(source), chosen, **options)
-        np.testing.assert_array_equal(pixels(f"out/{name}"), picture)
+        image, loss = alone(content.format(source), chosen, **options)
+        np.testing.assert_array_equal(pixels(f"out/{name}"), image)
         assert found[name]["final_loss"] == loss
 
 
@@ -229,21 +229,21 @@ class TestResults:
 
     def test_transparency(self, run, alone):
         alpha = np.linspace(0.1, 1, 24 * 32).reshape(24, 32)
-        save_image("in/b.png", smooth_picture(24, 32, seed=1), alpha=alpha)
+        save_image("in/b.png", smooth_image(24, 32, seed=1), alpha=alpha)
         assert run().code == 0
         check_same(NAMES, alone)
         assert [pixels(f"out/{name}").shape[-1] for name in NAMES] == [3, 4, 3]
-        expected = to_uint8(load_picture("in/b.png", size=SIZE).alpha)
+        expected = to_uint8(load_rgba("in/b.png", size=SIZE).alpha)
         np.testing.assert_array_equal(pixels("out/b__style.png")[..., 3], expected)
 
     def test_several_sizes(self, run, alone):
         """In one job, in the order of the command line or not, some of them scaled."""
         shapes = {"d": (32, 24), "e": (24, 32), "f": (48, 64), "g": (40, 30), "h": (20, 32)}
         for seed, (name, shape) in enumerate(shapes.items()):
-            save_image(f"in/{name}.png", smooth_picture(*shape, seed=seed + 20))
+            save_image(f"in/{name}.png", smooth_image(*shape, seed=seed + 20))
         assert run(batch_size=2).code == 0
         check_same([f"{name}__style.png" for name in "abcdefgh"], alone)
-        sizes = {name[0]: tuple(found["picture"].values()) for name, found in records().items()}
+        sizes = {name[0]: tuple(found["image"].values()) for name, found in records().items()}
         assert sizes == dict.fromkeys("abcef", (32, 24)) | dict.fromkeys("dg", (24, 32)) | {
             "h": (32, 20)
         }
@@ -251,22 +251,22 @@ class TestResults:
     @pytest.mark.parametrize("batch_size", [1, 2, 3, "auto"])
     def test_batch_size(self, run, alone, batch_size, monkeypatch):
         for name, seed in zip("de", (4, 5)):
-            save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed))
+            save_image(f"in/{name}.png", smooth_image(24, 32, seed=seed))
         use_devices(monkeypatch, 4)
         widths = spy_widths(monkeypatch)
         assert run(batch_size=batch_size).code == 0
         check_same([f"{name}__style.png" for name in "abcde"], alone)
-        # On CPUs one picture for each of four devices, and batches of even sizes.
+        # On CPUs one image for each of four devices, and batches of even sizes.
         assert widths == {1: [1] * 5, 2: [2, 2, 1], 3: [3, 2], "auto": [3, 2]}[batch_size]
 
 
 def spy_widths(monkeypatch):
-    """How many pictures were computed at once."""
+    """How many images were computed at once."""
     widths, run_batch = [], batch_run.run_batch
 
-    def spy(lanes, **options):
-        widths.append(len(lanes))
-        return run_batch(lanes, **options)
+    def spy(elements, **options):
+        widths.append(len(elements))
+        return run_batch(elements, **options)
 
     monkeypatch.setattr(batch_run, "run_batch", spy)
     return widths
@@ -274,7 +274,7 @@ def spy_widths(monkeypatch):
 
 class TestManifest:
     def test_records(self, one_device, run, desk):
-        save_image("in/b.png", smooth_picture(20, 32, seed=1))
+        save_image("in/b.png", smooth_image(20, 32, seed=1))
         before = set(listing(desk))
         assert run(seed=3, tv_weight=0.5).code == 0
         assert set(listing(desk)) - before == {"out", MANIFEST, *(f"out/{n}" for n in NAMES)}
@@ -290,8 +290,8 @@ class TestManifest:
             with Image.open(f"out/{name}") as image:
                 assert json.loads(image.text["nst_jax"]) == found
                 assert image.text["Software"].startswith("nst_jax ")
-                assert dict(zip(("width", "height"), image.size)) == found["picture"]
-        assert records()["b__style.png"]["picture"] == {"width": 32, "height": 20}
+                assert dict(zip(("width", "height"), image.size)) == found["image"]
+        assert records()["b__style.png"]["image"] == {"width": 32, "height": 20}
         assert len({found["job"] for found in records().values()}) == 3
 
     def test_names_of_styles(self, one_device, run):
@@ -300,12 +300,12 @@ class TestManifest:
 
 
 def many(count, *shapes):
-    """A folder ``many`` of so many pictures of each size."""
+    """A folder ``many`` of so many images of each size."""
     Path("many").mkdir()
     for number in range(count):
         for height, width in shapes:
-            picture = smooth_picture(height, width, seed=number)
-            save_image(f"many/p{number:02d}-{height}.png", picture)
+            image = smooth_image(height, width, seed=number)
+            save_image(f"many/p{number:02d}-{height}.png", image)
 
 
 class TestCompilation:
@@ -327,7 +327,7 @@ class TestCompilation:
 
     @pytest.mark.parametrize("pair", [None, True], ids=["one-style", "pairs"])
     def test_a_short_last_batch_has_the_same_program(self, run, alone, monkeypatch, pair):
-        """As on accelerators, where the pictures of a batch advance together."""
+        """As on accelerators, where the images of a batch advance together."""
         many(10, (18, 24))
         style = " ".join([*["style.png"] * 8, "three.png", "three.png"]) if pair else "style.png"
         run_batch = batch_run.run_batch
@@ -344,9 +344,9 @@ class TestCompilation:
         found = records()
         assert len(found) == len(outputs()) == 10
         for name in ("p00-18__style.png", f"p09-18__{'three' if pair else 'style'}.png"):
-            picture, loss = alone(f"many/{name[:6]}.png", found[name]["styles"][0], **self.SMALL)
+            image, loss = alone(f"many/{name[:6]}.png", found[name]["styles"][0], **self.SMALL)
             assert found[name]["final_loss"] == pytest.approx(loss, rel=1e-5)
-            assert np.abs(pixels(f"out/{name}").astype(int) - picture).max() <= 1
+            assert np.abs(pixels(f"out/{name}").astype(int) - image).max() <= 1
 
 
 # A real process that is killed at a moment, as by the system's lack of memory or of power.
@@ -373,8 +373,8 @@ def killing(module, name):
 
 module, name = {
     "before a batch": (batch_run, "run_batch"),
-    "before a picture": (batch_records, "save_image"),
-    "within a picture": (files.os, "replace"),
+    "before an image": (batch_records, "save_image"),
+    "within an image": (files.os, "replace"),
     "before a record": (batch_records, "append_record"),
     "in a line": (batch_records, "append_record"),
 }[moment]
@@ -489,10 +489,10 @@ class TestRestart:
         [
             pytest.param(("before a batch", 1), [], 0, marks=pytest.mark.slow),
             pytest.param(("before a batch", 3), None, 0, marks=pytest.mark.slow),
-            pytest.param(("before a picture", 2), NAMES[:1], 0, marks=pytest.mark.slow),
+            pytest.param(("before an image", 2), NAMES[:1], 0, marks=pytest.mark.slow),
             pytest.param(("before a record", 1), NAMES[:1], 0, marks=pytest.mark.slow),
-            pytest.param(("within a picture", 2), NAMES[:1], 0, marks=pytest.mark.optimized),
-            pytest.param(("within a picture", 4), NAMES, 1, marks=pytest.mark.slow),  # manifest
+            pytest.param(("within an image", 2), NAMES[:1], 0, marks=pytest.mark.optimized),
+            pytest.param(("within an image", 4), NAMES, 1, marks=pytest.mark.slow),  # manifest
             (("in a line", 2), NAMES[:2], 0),
         ],
     )
@@ -546,11 +546,11 @@ class TestRestart:
         # What a killed process has left of b is removed, the other is nobody's.
         check_restart(run, there=[NAMES[0], NAMES[2]], made=1, temporaries=1)
 
-    def test_more_pictures(self, done, run):
-        save_image("in/d.png", smooth_picture(24, 32, seed=9))
+    def test_more_images(self, done, run):
+        save_image("in/d.png", smooth_image(24, 32, seed=9))
         check_restart(run, there=NAMES, made=1)
 
-    def test_torn_picture(self, done, run, desk):
+    def test_torn_image(self, done, run, desk):
         """As it is left by a disk that lost what was written, or by a copy cut off."""
         data = Path("out/b__style.png").read_bytes()
         Path("out/b__style.png").write_bytes(data[:-20])
@@ -572,7 +572,7 @@ class TestRestart:
 
     @pytest.mark.parametrize("options", CHANGES)
     def test_other_settings(self, one_device, done, run, desk, options):
-        match = "out/a__style.png exists and is of other pictures or settings: .*--overwrite"
+        match = "out/a__style.png exists and is of other images or settings: .*--overwrite"
         check_refused(desk, match, lambda: run(**options))
         before = stamps()
         code, _, err = run(overwrite=True, **options)
@@ -591,9 +591,9 @@ class TestRestart:
             save_weights(Path("other.safetensors"), Weights(variables, info))
         else:
             shape = pixels(name).shape
-            save_image(name, smooth_picture(*shape[:2], seed=77))
+            save_image(name, smooth_image(*shape[:2], seed=77))
         changed = ["b__style.png"] if name == "in/b.png" else NAMES
-        match = f"out/{changed[0]} exists and is of other pictures"
+        match = f"out/{changed[0]} exists and is of other images"
         check_refused(desk, match, lambda: run(**options))
         before = stamps()
         assert run(overwrite=True, **options).code == 0
@@ -604,18 +604,18 @@ class TestRestart:
     def test_other_blend(self, one_device, run, desk):
         options = {"style": "style.png two.png"}
         assert run(style_blend="1 2", **options).code == 0
-        match = "exists and is of other pictures or settings"
+        match = "exists and is of other images or settings"
         check_refused(desk, match, lambda: run(style_blend="1 3", **options))
 
-    def test_foreign_picture_in_the_place(self, run, desk):
+    def test_foreign_image_in_the_place(self, run, desk):
         (desk / "out").mkdir()
-        save_image("out/b__style.png", smooth_picture(24, 32, seed=3))
-        check_refused(desk, "out/b__style.png exists and is damaged, or no picture of this", run)
+        save_image("out/b__style.png", smooth_image(24, 32, seed=3))
+        check_refused(desk, "out/b__style.png exists and is damaged, or no image of this", run)
         assert run(overwrite=True).code == 0
         assert statuses() == dict.fromkeys(NAMES, "done")
 
     def test_renamed_contents(self, done, run):
-        """Pictures and outputs that got other names together are known by their new ones."""
+        """Images and outputs that got other names together are known by their new ones."""
         os.rename("in/b.png", "in/x.png")
         os.rename("out/b__style.png", "out/x__style.png")
         code, _, err = run()
@@ -659,7 +659,7 @@ class TestInterrupt:
     @pytest.mark.slow
     def test_before_the_first_step(self, start):
         process = start("in")
-        assert any("pictures at once" in line for line in process.stderr)
+        assert any("images at once" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         assert ended(process) == (130, "", "nst-jax: interrupted\n")
         assert not os.path.exists("out")
@@ -678,23 +678,23 @@ class TestInterrupt:
 
 def cut_jpeg(name):
     """A JPEG with a good header that is cut off within its pixels."""
-    Image.fromarray((smooth_picture(24, 32, seed=5) * 255).astype(np.uint8)).save("whole.jpg")
+    Image.fromarray((smooth_image(24, 32, seed=5) * 255).astype(np.uint8)).save("whole.jpg")
     data = Path("whole.jpg").read_bytes()
     os.unlink("whole.jpg")
     Path(name).write_bytes(data[: -len(data) // 4])
 
 
 def spoil_some():
-    """Put pictures that cannot be made among the others; what is said of each."""
+    """Put images that cannot be made among the others; what is said of each."""
     cut_jpeg("in/cut.jpg")
-    Path("in/text.png").write_text("no picture\n" * 50)
+    Path("in/text.png").write_text("no image\n" * 50)
     Path("in/zero.png").touch()
-    save_image("in/flat.png", smooth_picture(1, 32, seed=1))
+    save_image("in/flat.png", smooth_image(1, 32, seed=1))
     return {
-        "cut__style.png": "cannot read the picture in/cut.jpg .*truncated",
-        "text__style.png": "in/text.png is no picture in a known format",
+        "cut__style.png": "cannot read the image in/cut.jpg .*truncated",
+        "text__style.png": "in/text.png is no image in a known format",
         "zero__style.png": "in/zero.png is empty",
-        "flat__style.png": "the content picture is 32x1 px, but layer relu2_1 needs",
+        "flat__style.png": "the content image is 32x1 px, but layer relu2_1 needs",
     }
 
 
@@ -731,9 +731,9 @@ def loaded_of(item, shape):
 
 
 class TestFailures:
-    def test_bad_pictures_are_left_out(self, run, alone, monkeypatch):
+    def test_bad_images_are_left_out(self, run, alone, monkeypatch):
         bad = spoil_some() | {"gone__style.png": "in/gone.png does not exist"}
-        save_image("in/gone.png", smooth_picture(24, 32, seed=8))
+        save_image("in/gone.png", smooth_image(24, 32, seed=8))
         with monkeypatch.context() as patch:
             let_vanish(patch, "in/gone.png")
             code, out, err = run(batch_size=2)
@@ -756,7 +756,7 @@ class TestFailures:
         assert stamps() == before
         os.unlink("in/cut.jpg")
         for seed, name in enumerate(("text", "zero", "flat", "gone", "cut")):
-            save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed + 30))
+            save_image(f"in/{name}.png", smooth_image(24, 32, seed=seed + 30))
         code, _, err = run()
         assert code == 0 and err.splitlines()[-1] == "nst-jax: 5 made, 3 there before"
         assert {name: stamps()[name] for name in before} == before
@@ -766,7 +766,7 @@ class TestFailures:
 
     def test_content_of_too_many_pixels(self, run, alone):
         """Left out until the limit is raised; what was made before is not made anew."""
-        save_image("in/large.png", smooth_picture(48, 64, seed=8))
+        save_image("in/large.png", smooth_image(48, 64, seed=8))
         code, _, err = run(max_megapixels=0.002)
         assert code == 1 and err.splitlines()[-1] == "nst-jax: 3 made, 1 left out"
         reason = (
@@ -781,7 +781,7 @@ class TestFailures:
         check_same([*NAMES, "large__style.png"], alone)
 
     def test_style_of_too_many_pixels(self, run, desk):
-        save_image("large.png", smooth_picture(48, 64, seed=8))
+        save_image("large.png", smooth_image(48, 64, seed=8))
         check_refused(
             desk,
             "large.png has 0.003072 megapixels",
@@ -825,14 +825,14 @@ class TestFailures:
     def test_style_that_cannot_be_read(self, run, desk, traced_work, kind):
         cut_jpeg("bad.jpg")
         if kind == "text":
-            Path("bad.jpg").write_text("no picture\n" * 50)
+            Path("bad.jpg").write_text("no image\n" * 50)
         elif kind == "zero":
             os.truncate("bad.jpg", 0)
         elif kind == "gone":
             os.unlink("bad.jpg")
         check_refused(desk, "bad.jpg", lambda: run(style="style.png bad.jpg", grid=True))
 
-    def test_a_picture_that_diverges(self, run, alone):
+    def test_a_image_that_diverges(self, run, alone):
         # A style weight with which the largest of three losses overflows and the others do not.
         options = dict(content_weight=0, tv_weight=0, steps=1)
         losses = [alone(f"in/{name}.png", style_weight=1, **options)[1] for name in "abc"]
@@ -855,13 +855,13 @@ class TestFailures:
         assert (code, err) == (1, "nst-jax: 2 there before, 1 there before but diverged\n")
         assert listing(Path("out")) == before
 
-    def test_a_picture_that_recovers_is_told(self, run):
+    def test_a_image_that_recovers_is_told(self, run):
         code, _, err = run("in/a.png", learning_rate=1e30, steps=4)
         told = "nst-jax: a__style.png: the loss or its gradient was not finite: went on from"
         assert code == 1 and any(line.startswith(told) for line in err.splitlines())
 
-    def test_a_picture_that_diverges_is_made_once_more_alone(self, run, alone):
-        """As ``stylize`` makes it, from its best picture."""
+    def test_a_image_that_diverges_is_made_once_more_alone(self, run, alone):
+        """As ``stylize`` makes it, from its best image."""
         options = dict(learning_rate=1e30, steps=4)
         code, _, err = run(batch_size=2, **options)
         again = [line for line in err.splitlines() if line.endswith("making it once more alone")]
@@ -881,18 +881,18 @@ class TestFailures:
 
 BAD_INPUT = [
     # What to read.
-    (["empty"], {}, "the folder empty holds no content picture"),
-    (["none.png"], {}, "none.png does not exist: expected a content picture, a folder"),
+    (["empty"], {}, "the folder empty holds no content image"),
+    (["none.png"], {}, "none.png does not exist: expected a content image, a folder"),
     (["in/*.bmp"], {}, "no file matches in/.*.bmp"),
     (["in", "in/a.png"], {}, "in/a.png is asked for twice"),
     (["in/a.png", "other/a.jpg"], {}, "would both be written to a__style.png"),
     (["in/a.png", "other/A.png"], {}, "would both be written to A__style.png"),
     (["none.txt"], {}, "none.txt does not exist"),
     (["lost.txt"], {}, "the list lost.txt, line 2: .*x.png does not exist"),
-    (["void.txt"], {}, "the list void.txt names no content picture"),
+    (["void.txt"], {}, "the list void.txt names no content image"),
     (["binary.txt"], {}, "the list binary.txt is no text in UTF-8"),
-    (["in"], {"style": "none.png"}, "none.png does not exist: expected a style picture"),
-    (["in"], {"style": ""}, "no style picture"),
+    (["in"], {"style": "none.png"}, "none.png does not exist: expected a style image"),
+    (["in"], {"style": ""}, "no style image"),
     (["in"], {"style": "style.png style.png", "grid": True}, "asked for twice"),
     # What to make.
     (["in"], {"pair": True}, "1 styles for 3 contents: to pair them, give"),
@@ -903,13 +903,13 @@ BAD_INPUT = [
     (["in"], {"seed": -1}, "seed is -1: expected 0 to 4294967295"),
     (["in"], {"seed": 2**32}, "seed is 4294967296"),
     (["in"], {"size": 0}, "size is 0: expected 1 to 100000"),
-    (["in"], {"size": 1}, "content picture is 1x1 px|style picture is 1x1 px"),
+    (["in"], {"size": 1}, "content image is 1x1 px|style image is 1x1 px"),
     (["in"], {"style_layers": "relu1_1 relu5_1", "size": 20}, "px, but layer relu5_1"),
-    (["in"], {"style": "strip.png"}, "style picture is 32x1 px, but layer relu2_1 needs"),
+    (["in"], {"style": "strip.png"}, "style image is 32x1 px, but layer relu2_1 needs"),
     (["in"], {"padding": "circular", "size": 31}, "with circular padding layer relu2_1"),
     (["in"], {"style_layers": "relu6_1"}, "unknown layer 'relu6_1'"),
-    (["in"], {"init": "two.png"}, "init two.png has no meaning for many pictures"),
-    (["in"], {"init": "none.png"}, "init none.png has no meaning for many pictures"),
+    (["in"], {"init": "two.png"}, "init two.png has no meaning for many images"),
+    (["in"], {"init": "none.png"}, "init none.png has no meaning for many images"),
     (["in"], {"style_mixing": "sum"}, "style_mixing sum has no effect with one style"),
     (["in"], {"style_mixing": "sum", "style": "style.png two.png", "grid": True}, "style_mixing"),
     (["in"], {"style_blend": "1 2"}, "2 blend factors for 1 styles"),
@@ -984,7 +984,7 @@ class TestBadInput:
         with Image.open("in/b.png") as image:
             image.save("other/a.jpg")
         shutil.copy("in/b.png", "taken/a__style.png")
-        save_image("strip.png", smooth_picture(1, 32, seed=5))
+        save_image("strip.png", smooth_image(1, 32, seed=5))
         if contents[0].startswith("nnn"):
             shutil.copy("in/b.png", contents[0])
         (desk / "lost.txt").write_text("in/a.png\nx.png\n")
@@ -1035,15 +1035,15 @@ class TestMemory:
 
     @pytest.fixture
     def limit(self, monkeypatch):
-        """Let the work fail where pictures are too many or too large."""
+        """Let the work fail where images are too many or too large."""
         run_batch, widths = batch_run.run_batch, []
 
         def limit(fits):
-            def limited(lanes, **options):
-                widths.append(len(lanes))
-                if not fits(lanes):
+            def limited(elements, **options):
+                widths.append(len(elements))
+                if not fits(elements):
                     raise jax.errors.JaxRuntimeError(self.OUT_OF_MEMORY)
-                return run_batch(lanes, **options)
+                return run_batch(elements, **options)
 
             monkeypatch.setattr(batch_run, "run_batch", limited)
             return widths
@@ -1055,13 +1055,13 @@ class TestMemory:
         before = listing(desk)
         code, out, err = run()
         assert (code, out) == (2, "") and len(err.splitlines()) == 1
-        numbers = r"a picture of 32x24 px needs about \S+ MiB, 0.00098 MiB are free: choose a small"
+        numbers = r"an image of 32x24 px needs about \S+ MiB, 0.00098 MiB are free: choose a small"
         assert re.match(f"nst-jax: error: {numbers}", err)
         assert set(listing(desk)) - set(before) <= {"out"}  # and it is empty
 
     @pytest.mark.parametrize("fit, width", [(1, 1), (2, 2), (99, 3)])
     def test_as_many_as_fit(self, fit, width):
-        """On four CPU devices: five pictures take two batches at least, which are made even."""
+        """On four CPU devices: five images take two batches at least, which are made even."""
         free = int((fit + 0.5) * 2**30 / USABLE)
         most = self.choose(LoopMemory(0, 2**30, 0, 0), free)
         assert most == min(fit, 4) and even_width(most, count=5) == width
@@ -1077,23 +1077,23 @@ class TestMemory:
 
     def test_what_is_told(self, one_device, run):
         _, _, err = run("in/a.png")
-        assert re.search("^nst-jax: 32x24 px: about .* of .*; the whole picture$", err, re.M)
+        assert re.search("^nst-jax: 32x24 px: about .* of .*; the whole image$", err, re.M)
 
-    def test_fewer_pictures_after_an_error(self, run, alone, limit, monkeypatch):
+    def test_fewer_images_after_an_error(self, run, alone, limit, monkeypatch):
         for seed, name in enumerate("defg"):
-            save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed + 20))
+            save_image(f"in/{name}.png", smooth_image(24, 32, seed=seed + 20))
         use_devices(monkeypatch, 4)
-        widths = limit(lambda lanes: len(lanes) == 1)
+        widths = limit(lambda elements: len(elements) == 1)
         code, _, err = run()
         assert code == 0 and widths == [4, 2] + [1] * 7
         said = re.findall("^nst-jax: out of memory, going on by (.)$", err, re.MULTILINE)
         assert said == ["2", "1"] and err.splitlines()[-1] == "nst-jax: 7 made"
         check_same([f"{name}__style.png" for name in "abcdefg"], alone)
 
-    def test_one_picture_is_too_much(self, one_device, run, limit):
+    def test_one_image_is_too_much(self, one_device, run, limit):
         """What was made before stays."""
-        save_image("in/b.png", smooth_picture(20, 32, seed=4))
-        limit(lambda lanes: lanes[0].problem.shape[:2] == (24, 32))
+        save_image("in/b.png", smooth_image(20, 32, seed=4))
+        limit(lambda elements: elements[0].problem.shape[:2] == (24, 32))
         code, out, err = run(batch_size=1)
         assert (code, out) == (2, "") and "Traceback" not in err
         assert err.splitlines()[-1].startswith("nst-jax: error: out of memory at 32x20 px: choose")
@@ -1175,7 +1175,7 @@ def port():
 class TestDistributed:
     @pytest.fixture
     def pair(self, start):
-        """Start two processes that share the pictures."""
+        """Start two processes that share the images."""
 
         def pair(*contents, killed=None, **options):
             place = {"distributed": True, "coordinator": f"localhost:{port()}", "process_count": 2}
@@ -1194,7 +1194,7 @@ class TestDistributed:
         return pair
 
     def check_whole(self, run, *contents, **options):
-        """Check pictures and manifest against those of one process."""
+        """Check images and manifest against those of one process."""
         assert run(*contents, output_dir="whole", **options).code == 0
         assert all_pixels() == all_pixels("whole")
         expected = records("whole/manifest.jsonl")
@@ -1204,7 +1204,7 @@ class TestDistributed:
         assert list(records()) == list(expected) and set(statuses().values()) == {"done"}
 
     @pytest.mark.slow
-    def test_two_processes_share_the_pictures(self, run, pair):
+    def test_two_processes_share_the_images(self, run, pair):
         many(6, (18, 24))
         cut_jpeg("many/p05-18.jpg")
         os.unlink("many/p05-18.png")
@@ -1222,7 +1222,7 @@ class TestDistributed:
         # One process alone goes on where several have ended.
         before = stamps()
         os.unlink("many/p05-18.jpg")
-        save_image("many/p05-18.png", smooth_picture(18, 24, seed=5))
+        save_image("many/p05-18.png", smooth_image(18, 24, seed=5))
         os.unlink("out/p01-18__style.png")
         code, _, err = run("many")
         assert code == 0 and err.splitlines()[-1] == "nst-jax: 2 made, 4 there before"
@@ -1232,7 +1232,7 @@ class TestDistributed:
         self.check_whole(run, "many")
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("killed", [("before a picture", 2), ("within a picture", 2)])
+    @pytest.mark.parametrize("killed", [("before an image", 2), ("within an image", 2)])
     @pytest.mark.parametrize("again", ["all", "one"])
     def test_one_is_killed(self, run, pair, killed, again):
         many(6, (18, 24))
@@ -1259,7 +1259,7 @@ class TestDistributed:
         place = batch.Membership(index, count)
         monkeypatch.setattr(batch, "join", lambda **_: place)
 
-    def test_more_processes_than_pictures(self, run, monkeypatch):
+    def test_more_processes_than_images(self, run, monkeypatch):
         for index in range(4):
             self.place(monkeypatch, index, 4)
             code, out, err = run(distributed=True)
@@ -1293,7 +1293,7 @@ class TestDistributed:
         second = run(distributed=True)
         assert sorted([first.code, second.code]) == [0, 1]
         assert statuses()[NAMES[2]] == "failed"
-        save_image("in/c.png", smooth_picture(24, 32, seed=2))
+        save_image("in/c.png", smooth_image(24, 32, seed=2))
         for index in range(3):
             self.place(monkeypatch, index, 3)
             assert run(distributed=True).code == 0
@@ -1347,7 +1347,7 @@ class TestReadAhead:
 
     @pytest.mark.parametrize("side, ahead", [(2**14, 2), (2**11, 8), (16, 64)])
     def test_the_command_keeps_few(self, side, ahead):
-        """While a picture is computed, the fewer of the next are in memory the larger they are."""
+        """While an image is computed, the fewer of the next are in memory the larger they are."""
         items = [Item(Path(f"{number}.png"), (0,), Path("x")) for number in range(100)]
         reader = Reader(loaded_of(item, (side, side)) for item in items)
         coming = read(None, dict.fromkeys(items, (side, side)), reader, fail=None)
@@ -1356,7 +1356,7 @@ class TestReadAhead:
             assert reader.asked == ahead + number
 
     def test_the_command_writes_behind(self, run, monkeypatch):
-        """A slow disk does not hold the next pictures up, but not all of them wait for it."""
+        """A slow disk does not hold the next images up, but not all of them wait for it."""
         many(12, (24, 32))
         write, written, seen = batch_run.write, [], []
         run_batch = batch_run.run_batch
@@ -1367,9 +1367,9 @@ class TestReadAhead:
             write(*args)
             written.append(None)
 
-        def computing(lanes, **options):
+        def computing(elements, **options):
             seen.append(len(written))
-            return run_batch(lanes, **options)
+            return run_batch(elements, **options)
 
         monkeypatch.setattr(batch_run, "write", writing)
         monkeypatch.setattr(batch_run, "run_batch", computing)
@@ -1385,10 +1385,10 @@ class TestProgress:
     def shown(self):
         """Show what is done at given seconds; what was printed."""
 
-        def shown(pictures, reports, *, terminal=False):
+        def shown(images, reports, *, terminal=False):
             now, file = 100.0, StringIO()
             console = Console(file=file, force_terminal=terminal, width=100, color_system=None)
-            with job_display(pictures, console=console, clock=lambda: now) as show:
+            with job_display(images, console=console, clock=lambda: now) as show:
                 for seconds, done in reports:
                     now = 100.0 + seconds
                     show(done)
@@ -1399,29 +1399,29 @@ class TestProgress:
     def test_lines(self, shown):
         reports = [(0, 0.25), (1, 0.5), (2, 1.0), (10, 3.0), (12, 3.5), (20, 8.0)]
         assert shown(8, reports).splitlines() == [
-            "0/8 pictures",
-            "1/8 pictures, 0.375 pictures/s, 19 s left",
-            "3/8 pictures, 0.275 pictures/s, 18 s left",
-            "8/8 pictures, 0.388 pictures/s, 0 s left",
+            "0/8 images",
+            "1/8 images, 0.375 images/s, 19 s left",
+            "3/8 images, 0.275 images/s, 18 s left",
+            "8/8 images, 0.388 images/s, 0 s left",
         ]
 
-    def test_lines_of_slow_pictures(self, shown):
+    def test_lines_of_slow_images(self, shown):
         reports = [(seconds, seconds / 200) for seconds in range(0, 101, 5)]
         assert shown(2, reports).splitlines() == [
-            "0/2 pictures",
-            "0/2 pictures, 0.005 pictures/s, 365 s left",
-            "0/2 pictures, 0.005 pictures/s, 330 s left",
+            "0/2 images",
+            "0/2 images, 0.005 images/s, 365 s left",
+            "0/2 images, 0.005 images/s, 330 s left",
         ]
 
     def test_rounding(self, shown):
         thirds = [(seconds, 1 / 3 + 1 / 3 + 1 / 3 - 1e-12) for seconds in (0, 1)]
-        assert shown(2, thirds).splitlines()[0] == "1/2 pictures"
+        assert shown(2, thirds).splitlines()[0] == "1/2 images"
 
     def test_bar(self, shown):
         text = shown(8, [(0, 0.25), (2, 1.0), (20, 8.0)], terminal=True)
-        assert "8/8 pictures, 0.388 pictures/s, 0 s left" in text
+        assert "8/8 images, 0.388 images/s, 0 s left" in text
 
     def test_of_a_job(self, run):
         _, _, err = run(batch_size=1)
-        lines = [line.split(",")[0] for line in err.splitlines() if "pictures" in line]
-        assert lines == [f"{done}/3 pictures" for done in range(4)]
+        lines = [line.split(",")[0] for line in err.splitlines() if "images" in line]
+        assert lines == [f"{done}/3 images" for done in range(4)]

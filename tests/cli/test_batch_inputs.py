@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nst_jax.cli.batch_files import PICTURE_SUFFIXES, Item, Source, expand, plan, share_of
+from nst_jax.cli.batch_files import IMAGE_SUFFIXES, Item, Source, expand, plan, share_of
 from nst_jax.errors import InputError
 
 FILES = [
@@ -60,7 +60,7 @@ class TestExpand:
     def test_one_argument(self, tree, argument, files, searched, absolute):
         base = f"{tree}/" if absolute else ""
         if files is None:
-            with pytest.raises(InputError, match="no file matches .*expected content pictures"):
+            with pytest.raises(InputError, match="no file matches .*expected content images"):
                 found(base + argument)
         else:
             assert found(base + argument) == ([base + file for file in files], {bool(searched)})
@@ -86,8 +86,8 @@ class TestExpand:
     @pytest.mark.parametrize(
         "data, message",
         [
-            (b"", "list.txt names no content picture"),
-            (b"# a.png\n\n", "list.txt names no content picture"),
+            (b"", "list.txt names no content image"),
+            (b"# a.png\n\n", "list.txt names no content image"),
             (b"a1.png\n\nno.png\n", "list.txt, line 3: no.png does not exist: expected a content"),
             (b"photos", "list.txt, line 1: photos is a directory"),
             (b"q*.png", r"list.txt, line 1: q\*.png does not exist"),
@@ -104,11 +104,11 @@ class TestExpand:
     @pytest.mark.parametrize(
         "arguments, message",
         [
-            ([], "there is no style picture: name files"),
-            (["empty"], "the folder empty holds no style picture: .*.png .jpg"),
-            (["a1.png", "no.png"], "no.png does not exist: expected a style picture, a folder"),
+            ([], "there is no style image: name files"),
+            (["empty"], "the folder empty holds no style image: .*.png .jpg"),
+            (["a1.png", "no.png"], "no.png does not exist: expected a style image, a folder"),
             (["no.txt"], "no.txt does not exist"),
-            (["photos/z*"], r"no file matches photos/z\*: expected style pictures"),
+            (["photos/z*"], r"no file matches photos/z\*: expected style images"),
             (["photos/in*"], r"no file matches photos/in\*"),  # a folder is no file
             (["photos/.h*/*"], "no file matches"),
             (["photos/dead.png"], "dead.png does not exist"),
@@ -131,7 +131,7 @@ class TestExpand:
 
     def test_suffixes_are_those_of_readable_formats(self):
         formats = Image.registered_extensions()
-        assert {formats[suffix] for suffix in PICTURE_SUFFIXES} <= set(Image.OPEN)
+        assert {formats[suffix] for suffix in IMAGE_SUFFIXES} <= set(Image.OPEN)
 
 
 def sources(*paths, searched=False):

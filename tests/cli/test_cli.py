@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.commands import (  # noqa: F401
     PLAIN,
     SHALLOW,
@@ -35,7 +35,7 @@ from nst_jax.cli import main, weights
 from nst_jax.config import PRESETS, Config, to_flat
 from nst_jax.config.config import flat_types
 from nst_jax.images import load_image, save_image, to_uint8
-from nst_jax.images.read import load_picture
+from nst_jax.images.read import load_rgba
 from nst_jax.models import convolution
 from nst_jax.transfer import problem
 from nst_jax.weights import load
@@ -59,12 +59,12 @@ class TestResult:
         code, out, err = run()
         assert (code, out) == (0, "out.png\n")
         plan, compiled, *steps = err.splitlines()
-        assert plan.startswith("nst-jax: 32x24 px: about ") and plan.endswith("; the whole picture")
+        assert plan.startswith("nst-jax: 32x24 px: about ") and plan.endswith("; the whole image")
         assert compiled.startswith("compiled in ")
         assert steps and all(line.startswith("step ") for line in steps)
         assert set(listing(desk)) == {"content.png", "style.png", "out.png", "out.json"}
 
-    def test_picture_is_the_best_of_the_run(self, run, variables):
+    def test_image_is_the_best_of_the_run(self, run, variables):
         run()
         np.testing.assert_array_equal(pixels("out.png"), to_uint8(reference(variables).image))
 
@@ -84,7 +84,7 @@ class TestResult:
         assert found["device"]["platform"] == jax.default_backend()
         digest = hashlib.sha256(tiny_weights_file.read_bytes()).hexdigest()
         assert found["weights"] == {"name": "tiny", "sha256": digest}
-        assert found["picture"] == {"width": 32, "height": 24}
+        assert found["image"] == {"width": 32, "height": 24}
         assert found["status"] == "done" and found["steps"] == found["evaluations"] == 5
 
         timing = found["timing"]
@@ -100,7 +100,7 @@ class TestResult:
         assert found["final_loss"] == min(history["total"]) < history["total"][0]
         assert history["content"][0] == 0 and min(history["tv"]) > 0  # started from the content
 
-    def test_settings_are_in_the_picture_too(self, run):
+    def test_settings_are_in_the_image_too(self, run):
         run()
         with Image.open("out.png") as image:
             texts = image.text
@@ -121,7 +121,7 @@ class TestResult:
         alpha = np.linspace(0.1, 1, content.size // 3).reshape(content.shape[:2])
         save_image("content.png", content, alpha=alpha)
         assert run(output=f"out{suffix}", save_every=2).code == 0
-        expected = to_uint8(load_picture("content.png", size=SIZE).alpha)
+        expected = to_uint8(load_rgba("content.png", size=SIZE).alpha)
         for name in (f"out{suffix}", f"out_00002{suffix}"):
             np.testing.assert_array_equal(pixels(name)[..., 3], expected)
 
@@ -208,10 +208,10 @@ SCALES = [
 ]
 # Settings that change how the same numbers are computed, and what is chosen then.
 SAME = [
-    ("tile", "off", "the whole picture"),
+    ("tile", "off", "the whole image"),
     ("tile", 16, "tiles of 16 px"),
-    ("remat", "off", "the whole picture"),
-    ("remat", "on", "the whole picture, activations computed twice"),
+    ("remat", "off", "the whole image"),
+    ("remat", "on", "the whole image, activations computed twice"),
 ]
 
 
@@ -288,7 +288,7 @@ class TestSettings:
         }
         content, style, tv = terms["bfloat16"] / terms["float32"] - 1
         assert 1e-5 < abs(content) < 0.02 and 1e-5 < abs(style) < 0.02
-        assert tv == 0  # of the picture itself, which is float32
+        assert tv == 0  # of the image itself, which is float32
 
     @pytest.mark.skipif(jax.default_backend() == "gpu", reason="GPUs have it")
     def test_tf32_is_for_gpus(self, run, desk):
@@ -298,7 +298,7 @@ class TestSettings:
     @pytest.mark.parametrize("name, value, computed", SAME)
     def test_how_it_is_computed_changes_rounding_only(self, run, name, value, computed):
         plain = self.terms(run, **PLAIN)
-        assert record()["scales"][0]["computed"] == "the whole picture"
+        assert record()["scales"][0]["computed"] == "the whole image"
         changed = self.terms(run, **PLAIN | {name: value})
         assert record()["scales"][0]["computed"] == computed
         np.testing.assert_allclose(changed, plain, rtol=1e-5)
@@ -324,7 +324,7 @@ class TestSettings:
         run(steps=2)
         run(steps=2, init="content.png", output="same.png")
         assert record("same.json")["history"] == record()["history"]
-        save_image("start.png", smooth_picture(72, 96, seed=3))  # is scaled to the content
+        save_image("start.png", smooth_image(72, 96, seed=3))  # is scaled to the content
         run(steps=2, init="start.png", output="other.png")
         assert record("other.json")["history"]["content"][0] > 0
         assert record("other.json")["settings"]["init"] == "start.png"
@@ -344,7 +344,7 @@ class TestStyles:
         return record()["history"]["total"]
 
     def test_blend(self, run):
-        save_image("two.png", smooth_picture(30, 44, seed=4))
+        save_image("two.png", smooth_image(30, 44, seed=4))
         one, two = self.total(run, "style.png"), self.total(run, "two.png")
         both = self.total(run, "style.png two.png")
         assert both[0] != pytest.approx(one[0], rel=1e-3)
@@ -462,12 +462,12 @@ class TestDiverged:
     @pytest.mark.parametrize(
         "options, steps",
         [
-            (dict(optimizer="adam", learning_rate=1e30), 8),  # every second picture overflows
+            (dict(optimizer="adam", learning_rate=1e30), 8),  # every second image overflows
             (dict(learning_rate=1e38), 8),
             (dict(style_weight=1e38), 1),  # the loss does at once
         ],
     )
-    def test_best_picture_is_written(self, run, variables, options, steps):
+    def test_best_image_is_written(self, run, variables, options, steps):
         extras = dict(save_every=1, animation="film.gif", plot="curve.png")
         code, out, err = run(steps=9, **options, **extras)
         assert (code, out) == (1, "out.png\n")
@@ -486,7 +486,7 @@ class TestDiverged:
 
 
 class TestInterrupt:
-    def test_keeps_the_best_picture(self, run, press, desk, variables):
+    def test_keeps_the_best_image(self, run, press, desk, variables):
         press(3)
         assert run(steps=9, save_every=1, animation="film.gif")[:2] == (130, "out.png\n")
         assert {f"out_0000{step}.png" for step in (1, 2, 3)} <= set(listing(desk))
@@ -504,7 +504,7 @@ class TestInterrupt:
 
 
 def spoil(kind, path):
-    """Put something in a picture's place."""
+    """Put something in an image's place."""
     data = path.read_bytes()
     path.unlink()
     if kind == "empty":
@@ -512,7 +512,7 @@ def spoil(kind, path):
     elif kind == "truncated":
         path.write_bytes(data[: len(data) // 2])
     elif kind == "text":
-        path.write_text("no picture\n" * 50)
+        path.write_text("no image\n" * 50)
     elif kind == "zero-sized":
         path.write_bytes(b"P6\n0 0\n255\n")
     elif kind == "directory":
@@ -521,12 +521,12 @@ def spoil(kind, path):
         assert kind == "missing"
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "missing": "bad.png does not exist",
     "empty": "bad.png is empty",
-    "truncated": "cannot read the picture bad.png .*truncated",
-    "text": "bad.png is no picture in a known format",
-    "zero-sized": "bad.png is no picture in a known format",
+    "truncated": "cannot read the image bad.png .*truncated",
+    "text": "bad.png is no image in a known format",
+    "zero-sized": "bad.png is no image in a known format",
     "directory": "bad.png is a directory",
 }
 
@@ -558,13 +558,13 @@ BAD_OPTIONS = [
         "learning_rate has no meaning for lbfgs-linesearch",
     ),
     ({"init": "nosuchfile"}, "nosuchfile does not exist"),
-    ({"init": "style.png"}, "initial picture style.png .*32x24 px: expected the same aspect"),
+    ({"init": "style.png"}, "initial image style.png .*32x24 px: expected the same aspect"),
     ({"style_blend": "1 2"}, "2 blend factors for 1 styles"),
     ({"style": "style.png style.png", "style_blend": "1"}, "1 blend factors for 2 styles"),
     ({"style_blend": "nan"}, "style_blend is .*nan.*finite"),
     ({"style_blend": "-1"}, "style_blend is .*-1"),
     ({"style_blend": "0"}, "style_blend is .*above 0"),
-    ({"style": ""}, "no style picture"),
+    ({"style": ""}, "no style image"),
     ({"save_every": 0}, "save_every is 0: expected 1 or more"),
     ({"save_every": 1, "steps": 10**9}, "save_every 1 makes 1000000000 previews: expected"),
     ({"save_every": 1, "steps": 10**20}, "steps is 10+: expected .*, at most 2147483647"),
@@ -573,14 +573,14 @@ BAD_OPTIONS = [
     ({"weights": "nowhere.h5"}, "nowhere.h5 .*do not exist"),
     ({"weights": "."}, "are no file"),
     # Too small for the deepest layer: 16 px a side for relu5_1, 8 px for conv4_1.
-    ({"size": 20}, "content picture is 20x15 px, but layer relu5_1 needs .* at least 16 px"),
+    ({"size": 20}, "content image is 20x15 px, but layer relu5_1 needs .* at least 16 px"),
     (
         {"size": 9, "style_layers": "relu1_1", "content_layers": "conv4_1"},
-        "content picture is 9x7 px, but layer conv4_1 needs .* at least 8 px",
+        "content image is 9x7 px, but layer conv4_1 needs .* at least 8 px",
     ),
-    ({"style": "strip.png"}, "style picture is 32x8 px, but layer relu5_1 needs .*at least 16 px"),
+    ({"style": "strip.png"}, "style image is 32x8 px, but layer relu5_1 needs .*at least 16 px"),
     # Outputs.
-    ({"output": "out"}, "out has no suffix of a known picture format: expected one of .png"),
+    ({"output": "out"}, "out has no suffix of a known image format: expected one of .png"),
     ({"output": "out.gif"}, "out.gif has no suffix"),
     ({"output": "nowhere/out.png"}, "nowhere of out.png does not exist"),
     ({"output": "style.png/out.png"}, "style.png of out.png does not exist"),
@@ -615,15 +615,15 @@ class TestBadInput:
         return refused
 
     @pytest.mark.parametrize("role", ["content", "style", "init"])
-    @pytest.mark.parametrize("kind", BAD_PICTURES)
-    def test_pictures(self, refused, desk, role, kind):
+    @pytest.mark.parametrize("kind", BAD_IMAGES)
+    def test_images(self, refused, desk, role, kind):
         shutil.copy("content.png", "bad.png")
         spoil(kind, desk / "bad.png")
-        refused(BAD_PICTURES[kind], **{role: "bad.png"})
+        refused(BAD_IMAGES[kind], **{role: "bad.png"})
 
     @pytest.mark.parametrize("role", ["content", "style", "init"])
-    def test_pictures_of_too_many_pixels(self, refused, role):
-        save_image("large.png", smooth_picture(48, 64, seed=5))
+    def test_images_of_too_many_pixels(self, refused, role):
+        save_image("large.png", smooth_image(48, 64, seed=5))
         message = "large.png has 0.003072 megapixels: expected at most 0.003; .*max_megapixels to 1"
         refused(message, max_megapixels=0.003, **{role: "large.png"})
 
@@ -634,7 +634,7 @@ class TestBadInput:
         shutil.copy("content.png", "old.png")
         (desk / "folder.png").mkdir()
         (desk / "link.png").symlink_to("content.png")
-        save_image("strip.png", smooth_picture(8, 32, seed=5))
+        save_image("strip.png", smooth_image(8, 32, seed=5))
         refused(message, **options)
 
     @pytest.mark.parametrize("kind", ["empty", "truncated", "text"])
@@ -647,14 +647,14 @@ class TestBadInput:
         monkeypatch.setenv("NST_JAX_WEIGHTS", "nowhere.h5")
         refused("nowhere.h5 .from NST_JAX_WEIGHTS.", weights=None)
 
-    def test_jpeg_for_a_transparent_picture(self, refused, content):
+    def test_jpeg_for_a_transparent_image(self, refused, content):
         save_image("content.png", content, alpha=np.full(content.shape[:2], 0.5))
         refused("transparent.*JPEG.*out.jpg .png", output="out.jpg")
 
     def test_names_with_line_breaks(self, capsys):
         assert main(["stylize", "a\nb.png", "--style", "style.png", "-o", "out.png"]) == 2
         assert capsys.readouterr().err.splitlines() == [
-            "nst-jax: error: a b.png does not exist: expected a picture file"
+            "nst-jax: error: a b.png does not exist: expected an image file"
         ]
 
     @pytest.mark.parametrize(

@@ -5,17 +5,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.commands import Run, check_refused, listing, pixels, record
+from helpers.records import stylize
 from PIL import Image
-from records import stylize
 
 from nst_jax.cli import main
 from nst_jax.color import MODES
 from nst_jax.config import Config
 from nst_jax.images import load_image, load_mask, save_image, to_uint8
 from nst_jax.images.masks import feather
-from nst_jax.images.read import load_picture
+from nst_jax.images.read import load_rgba
 from nst_jax.transfer.problem import initial_image
 from nst_jax.weights import load_weights
 
@@ -33,19 +33,19 @@ STYLE_MASKS = "top.png bottom.png"
 
 
 def save_colors(name, inside, color, other=BLACK):
-    """A picture of two colours."""
+    """An image of two colours."""
     Image.fromarray(np.where(inside[..., None], color, other).astype(np.uint8)).save(name)
 
 
 @pytest.fixture(autouse=True)
 def desk(tmp_path, monkeypatch, content, style):
-    """A folder with pictures, masks and label images."""
+    """A folder with images, masks and label images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
     save_image("content.png", content)
     save_image("style.png", style)
-    save_image("two.png", smooth_picture(40, 33, seed=4))
+    save_image("two.png", smooth_image(40, 33, seed=4))
     left = np.broadcast_to(np.arange(48) < 20, (36, 48))
     top = np.broadcast_to(np.arange(40)[:, None] < 16, (40, 33))
     for name, inside in (("left", left), ("right", ~left), ("top", top), ("bottom", ~top)):
@@ -268,7 +268,7 @@ class TestRegions:
         assert (code, out) == (0, "out.png\n")
         notes = [text for text in err.splitlines() if "stretched" in text]
         assert notes == [
-            "nst-jax: the mask square.png is 30x30 px, its picture 32x24 px: it is stretched"
+            "nst-jax: the mask square.png is 30x30 px, its image 32x24 px: it is stretched"
         ]
 
     def test_slim_network(self, run, reference, slim_file):
@@ -324,7 +324,7 @@ class TestRecord:
         masks = record()["settings"]["masks"]
         assert [mask["region"] for mask in masks] == ["left.png", "right.png"]
         assert [mask["kept"] for mask in masks] == [False, False]
-        shares = [mask["share_of_picture"] for mask in masks]
+        shares = [mask["share_of_image"] for mask in masks]
         assert shares == pytest.approx([20 / 48, 28 / 48], abs=0.01)
 
     def test_labels_are_listed_by_colour(self, run):
@@ -338,11 +338,11 @@ class TestRecord:
         assert "masks" not in record()["settings"]
 
 
-def lab(picture):
+def lab(image):
     """CIE L*a*b* with D65 of sRGB in [0, 1], by the standard's formulas in float64."""
-    picture = np.float64(picture)
-    curve = ((picture + 0.055) / 1.055) ** 2.4
-    linear = np.where(picture > 0.04045, curve, picture / 12.92)
+    image = np.float64(image)
+    curve = ((image + 0.055) / 1.055) ** 2.4
+    linear = np.where(image > 0.04045, curve, image / 12.92)
     matrix = np.array(
         [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     )
@@ -352,11 +352,11 @@ def lab(picture):
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 
-def chroma(picture, mode):
+def chroma(image, mode):
     if mode == "keep-lab":
-        return lab(picture)[..., 1:]
+        return lab(image)[..., 1:]
     # Of both YIQ and YCbCr: differences of colours.
-    return 255 * np.stack([picture[..., i] - picture[..., 1] for i in (0, 2)], -1)
+    return 255 * np.stack([image[..., i] - image[..., 1] for i in (0, 2)], -1)
 
 
 class TestColor:
@@ -431,7 +431,7 @@ class TestTexture:
     def test_width_and_height(self, run, texture):
         assert run("texture", size="32 24", seed=5).code == 0
         assert pixels("out.png").shape == (24, 32, 3)
-        assert record()["picture"] == {"width": 32, "height": 24}
+        assert record()["image"] == {"width": 32, "height": 24}
         same(texture(shape=(24, 32), seed=5))
 
     def test_tileable(self, run, texture):
@@ -449,7 +449,7 @@ class TestTexture:
         assert total("texture", style_size=20)[0] != pytest.approx(plain[0], rel=1e-4)
 
     def test_init_from_a_file(self, run, texture):
-        start = smooth_picture(SIZE, SIZE, seed=8)
+        start = smooth_image(SIZE, SIZE, seed=8)
         save_image("start.png", start)
         assert run("texture", init="start.png").code == 0
         same(texture(init=load_image("start.png")))
@@ -494,7 +494,7 @@ class TestReconstruct:
         alpha = np.linspace(0.1, 1, content.size // 3).reshape(content.shape[:2])
         save_image("content.png", content, alpha=alpha)
         assert run("reconstruct", save_every=2).code == 0
-        expected = to_uint8(load_picture("content.png", size=SIZE).alpha)
+        expected = to_uint8(load_rgba("content.png", size=SIZE).alpha)
         for name in ("out.png", "out_00002.png"):
             np.testing.assert_array_equal(pixels(name)[..., 3], expected)
 
@@ -504,10 +504,10 @@ class TestReconstruct:
 
 
 class TestInitOfAnotherSize:
-    """The rounding of sizes may differ by a pixel; another picture's aspect ratio does not fit."""
+    """The rounding of sizes may differ by a pixel; another image's aspect ratio does not fit."""
 
     def test_an_earlier_smaller_run_goes_on(self, run):
-        save_image("wide.png", smooth_picture(67, 100, seed=6))
+        save_image("wide.png", smooth_image(67, 100, seed=6))
         options = dict(style="style.png", steps=1, style_layers="relu1_1", content_layers="relu1_1")
         assert run("stylize", "wide.png", **options, size=24).code == 0
         assert pixels("out.png").shape == (16, 24, 3)
@@ -517,9 +517,9 @@ class TestInitOfAnotherSize:
         assert pixels("large.png").shape == (34, 50, 3)
 
     def test_another_aspect_ratio_is_refused(self, refused):
-        save_image("wide.png", smooth_picture(67, 100, seed=6))
-        save_image("square.png", smooth_picture(24, 24, seed=6))
-        message = "initial picture square.png is 24x24 px, the result 50x34 px: expected the same a"
+        save_image("wide.png", smooth_image(67, 100, seed=6))
+        save_image("square.png", smooth_image(24, 24, seed=6))
+        message = "initial image square.png is 24x24 px, the result 50x34 px: expected the same a"
         refused(message, "stylize", "wide.png", init="square.png", size=50)
         refused("expected the same aspect ratio", "texture", size="32 24", init="square.png")
 
@@ -566,7 +566,7 @@ BAD_REGIONS = [
         dict(
             style_labels="style_labels.png", region_styles="keep keep", labels="labels.png", **ONE
         ),
-        "style_labels has no effect where every region is kept|all of the picture is kept",
+        "style_labels has no effect where every region is kept|all of the image is kept",
     ),
     # Weights and edges of regions.
     (dict(region_weights="1 2"), "region_weights needs regions"),
@@ -585,8 +585,8 @@ BAD_REGIONS = [
     (dict(feather=-1, **REGIONS), "feather is -1.0: expected 0 or more"),
     (dict(feather="nan", **REGIONS), "feather is nan"),
     (dict(feather="inf", **REGIONS), "feather is inf"),
-    (dict(feather=33, **REGIONS), "feather radius is 33.0: expected 0 to the picture's 32 pixels"),
-    (dict(feather=33, **LABELS), "feather radius is 33.0: expected 0 to the picture's 32 pixels"),
+    (dict(feather=33, **REGIONS), "feather radius is 33.0: expected 0 to the image's 32 pixels"),
+    (dict(feather=33, **LABELS), "feather radius is 33.0: expected 0 to the image's 32 pixels"),
     # Settings that have no effect.
     (dict(guides="inside"), "guides inside needs masks"),
     (dict(guides="all"), "guides all needs masks"),
@@ -625,17 +625,17 @@ BAD_REGIONS = [
     (dict(region_styles="1 keep", **LABELS), "style 2 is used nowhere"),
     (
         dict(region_styles="mix 1", style_mask=STYLE_MASKS, **REGIONS),
-        "a region with style 'mix' takes from several pictures",
+        "a region with style 'mix' takes from several images",
     ),
     # Everything kept.
-    (dict(region_styles="keep", content_mask="white.png"), "all of the picture is kept as it is"),
-    (dict(region_styles="keep keep", **REGIONS), "all of the picture is kept as it is"),
-    (dict(region_styles="keep keep", **LABELS), "all of the picture is kept as it is"),
+    (dict(region_styles="keep", content_mask="white.png"), "all of the image is kept as it is"),
+    (dict(region_styles="keep keep", **REGIONS), "all of the image is kept as it is"),
+    (dict(region_styles="keep keep", **LABELS), "all of the image is kept as it is"),
     (
         dict(region_styles="keep keep keep", labels="three.png"),
-        "all of the picture is kept as it is",
+        "all of the image is kept as it is",
     ),
-    (dict(region_styles="keep keep", feather=2, **REGIONS), "all of the picture is kept as it is"),
+    (dict(region_styles="keep keep", feather=2, **REGIONS), "all of the image is kept as it is"),
     # Files.
     (dict(content_mask="left.png black.png"), "black.png marks nothing: expected white"),
     (dict(style_mask="top.png black.png"), "black.png marks nothing"),
@@ -643,10 +643,10 @@ BAD_REGIONS = [
     (dict(style_mask="top.png none.png"), "none.png does not exist"),
     (dict(labels="none.png"), "none.png does not exist"),
     (dict(labels="labels.png", style_labels="none.png", **ONE), "none.png does not exist"),
-    (dict(content_mask="left.png bad.png"), "cannot read the picture bad.png"),
-    (dict(style_mask="top.png bad.png"), "cannot read the picture bad.png"),
-    (dict(labels="bad.png"), "cannot read the picture bad.png"),
-    (dict(content_mask="left.png text.png"), "text.png is no picture in a known format"),
+    (dict(content_mask="left.png bad.png"), "cannot read the image bad.png"),
+    (dict(style_mask="top.png bad.png"), "cannot read the image bad.png"),
+    (dict(labels="bad.png"), "cannot read the image bad.png"),
+    (dict(content_mask="left.png text.png"), "text.png is no image in a known format"),
     (dict(output="left.png", overwrite=True, **REGIONS), "left.png is an input"),
     (dict(output="top.png", overwrite=True, style_mask=STYLE_MASKS), "top.png is an input"),
     (dict(output="labels.png", overwrite=True, **LABELS), "labels.png is an input"),
@@ -686,7 +686,7 @@ BAD_REGIONS = [
     ),
     (dict(padding="circular", style_layers="relu3_1", size=36), "36x27 px, .* multiples of 4 px"),
     (dict(size=0), "size is 0"),
-    (dict(style=""), "no style picture"),
+    (dict(style=""), "no style image"),
     # Layers.
     (dict(style_layers="geometric relu1_1=2"), "'relu1_1=2' contradicts the scheme geometric"),
     (dict(style_layers="geometric,relu1_1=2"), "'relu1_1=2' contradicts the scheme geometric"),
@@ -718,7 +718,7 @@ BAD_TEXTURES = [
         dict(tileable=True, size=33),
         "33x33 px, .* multiples of 2 px: choose a longer side of 32 px",
     ),
-    (dict(size="32 1"), "picture is 32x1 px, but layer relu2_1 needs"),
+    (dict(size="32 1"), "image is 32x1 px, but layer relu2_1 needs"),
     (dict(style_layers=""), "no layers"),
     (dict(style_layers="geometric relu1_1=2"), "contradicts the scheme geometric"),
     (dict(output="style.png", overwrite=True), "style.png is an input"),
@@ -741,7 +741,7 @@ BAD_RECONSTRUCTIONS = [
     (dict(init="content"), "init content has no meaning for a reconstruction"),
     (dict(init="blend"), "init blend has no meaning for a reconstruction"),
     (dict(size=0), "size is 0"),
-    (dict(layer="relu5_1", size=20), "content picture is 20x15 px, but layer relu5_1 needs"),
+    (dict(layer="relu5_1", size=20), "content image is 20x15 px, but layer relu5_1 needs"),
     (dict(output="content.png", overwrite=True), "content.png is an input"),
 ]
 
@@ -765,8 +765,8 @@ class TestRefused:
         Image.fromarray(three.astype(np.uint8)).save("three.png")
         data = Path("left.png").read_bytes()
         Path("bad.png").write_bytes(data[: len(data) // 2])
-        Path("text.png").write_text("no picture\n" * 50)
-        save_image("large.png", smooth_picture(48, 64, seed=5))
+        Path("text.png").write_text("no image\n" * 50)
+        save_image("large.png", smooth_image(48, 64, seed=5))
 
     @pytest.mark.parametrize("options, message", BAD_REGIONS)
     def test_stylize(self, refused, options, message):
@@ -783,7 +783,7 @@ class TestRefused:
         refused(message, "reconstruct", **options)
 
     def test_a_texture_is_no_content(self, refused):
-        """A person who makes a texture has given no content picture."""
+        """A person who makes a texture has given no content image."""
         message = "nst-jax: error: the (?!content)[a-z ]*is 32x1 px"
         refused(message, "texture", size="32 1")
 
@@ -825,5 +825,5 @@ class TestRefused:
         )
 
     @pytest.mark.parametrize("command", ["stylize", "texture", "reconstruct"])
-    def test_a_missing_picture(self, refused, command):
+    def test_a_missing_image(self, refused, command):
         refused("none.png does not exist", command, "none.png")

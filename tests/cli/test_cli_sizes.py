@@ -1,4 +1,4 @@
-"""Large pictures on the command line: estimates, tiles, coarse to fine, several devices."""
+"""Large images on the command line: estimates, tiles, coarse to fine, several devices."""
 
 # ruff: noqa: F401, F811
 
@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.commands import (
     PLAIN,
     SHALLOW,
@@ -33,7 +33,7 @@ from nst_jax.cli import checks, main, planning
 from nst_jax.cli import estimate as estimate_command
 from nst_jax.cli import run as job_run
 from nst_jax.images import save_image
-from nst_jax.images.read import load_picture
+from nst_jax.images.read import load_rgba
 from nst_jax.system.memory import host_bytes, own_memory
 from nst_jax.transfer import planner
 
@@ -64,7 +64,7 @@ def command(capsys, tiny_weights_file):
 
 
 def same(one, other):
-    """Check that two pictures are the same to rounding."""
+    """Check that two images are the same to rounding."""
     apart = abs(pixels(one).astype(int) - pixels(other)) > 1
     # Where a derivative is that of rounding Adam's step has its sign.
     assert apart.mean() < 1e-3
@@ -94,16 +94,16 @@ class TestEstimate:
         assert (code, err) == (0, "") and listing(desk) == before
         figures, (head, last) = gib(out)
         assert head.startswith("150x112 px with tiny on ")
-        assert last == "computed as: the whole picture"
+        assert last == "computed as: the whole image"
         parts = ["program, compiled", "network's kernels", "content and style"]
-        parts += ["picture and optimiser", "activations"]
+        parts += ["image and optimiser", "activations"]
         assert list(figures) == [*parts, "together", "of"]
         total = sum(figures[part] for part in parts)
         assert figures["together"] == pytest.approx(total, rel=0.06)
         assert figures["program, compiled"] > 0.1
         pixel_bytes = 150 * 112 * 12 / GIB
-        pictures = 204 if not config else 4  # the image, the best, and the optimiser's
-        assert figures["picture and optimiser"] == pytest.approx(pictures * pixel_bytes, rel=0.06)
+        images = 204 if not config else 4  # the image, the best, and the optimiser's
+        assert figures["image and optimiser"] == pytest.approx(images * pixel_bytes, rel=0.06)
 
     @pytest.mark.optimized
     def test_it_tells_what_a_run_finds(self, estimate, run):
@@ -112,7 +112,7 @@ class TestEstimate:
         run(**options)
         found = record()["memory"]["estimated_bytes"]
         names = {"network's kernels": "network", "content and style": "targets"}
-        names |= {"picture and optimiser": "state", "activations": "scratch"}
+        names |= {"image and optimiser": "state", "activations": "scratch"}
         for name, recorded in names.items():
             assert figures[name] == pytest.approx(found[recorded] / GIB, rel=0.06)
 
@@ -128,15 +128,15 @@ class TestEstimate:
         assert code == 0
         assert figures["of"] == pytest.approx(0.09, rel=0.06)
         assert re.fullmatch("the settings' own way would need .*iB; chosen instead:", others[1])
-        assert others[2] == "computed as: the whole picture, L-BFGS remembers 30 pairs"
+        assert others[2] == "computed as: the whole image, L-BFGS remembers 30 pairs"
         code, out, _ = estimate(memory=0.03, **options)
         figures, others = gib(out)
         assert code == 0 and re.match("computed as: tiles of 256 px, .*L-BFGS", others[2])
-        names = ("content and style", "picture and optimiser", "activations")
+        names = ("content and style", "image and optimiser", "activations")
         assert sum(figures[name] for name in names) <= 0.87 * 0.03
         adam = {"optimizer": "adam", "learning_rate": 1}
         code, out, _ = estimate(memory=0.03, **adam, **options)
-        assert code == 0 and gib(out)[1][-1] == "computed as: the whole picture"
+        assert code == 0 and gib(out)[1][-1] == "computed as: the whole image"
 
     @pytest.mark.slow
     def test_the_program_takes_its_part(self, estimate, desk):
@@ -164,7 +164,7 @@ class TestEstimate:
             ({"memory": "inf"}, "memory is inf"),
             ({"content": "nowhere.png"}, "nowhere.png does not exist"),
             ({"size": 0}, "size is 0: expected"),
-            ({"size": 1}, "content picture is 1x1 px, but layer"),
+            ({"size": 1}, "content image is 1x1 px, but layer"),
             ({"memory_size": 10**19}, "memory_size is 10+: expected .*, at most 2147483647"),
             ({"weights": "nowhere.h5"}, "nowhere.h5"),
             ({"min_size": 16, "scale_steps": "1 2 3 4 5 6"}, "scale_steps has 6 numbers"),
@@ -188,17 +188,17 @@ class TestEstimate:
 
     def test_what_the_settings_fix(self, estimate):
         assert gib(estimate(tile=16).out)[1][-1] == "computed as: tiles of 16 px"
-        words = "computed as: the whole picture, activations computed twice"
+        words = "computed as: the whole image, activations computed twice"
         assert gib(estimate(remat="on").out)[1][-1] == words
 
 
 class TestWays:
     @pytest.mark.slow
-    def test_tiles_give_the_same_picture(self, run):
+    def test_tiles_give_the_same_image(self, run):
         ways = {
-            "off": ({"tile": "off"}, "the whole picture"),
+            "off": ({"tile": "off"}, "the whole image"),
             "tiles": ({"tile": 64}, "tiles of 64 px"),
-            "twice": ({"remat": "on"}, "the whole picture, activations computed twice"),
+            "twice": ({"remat": "on"}, "the whole image, activations computed twice"),
         }
         for name, (options, computed) in ways.items():
             code, _, err = run(size=150, output=f"{name}.png", **ADAM, **options)
@@ -206,7 +206,7 @@ class TestWays:
             (scale,) = record(f"{name}.json")["scales"]
             assert scale == {"width": 150, "height": 112, "steps": 2, "computed": computed}
             same(f"{name}.png", "off.png")
-        assert (pixels("off.png") != load_picture("content.png", size=150).rgb).any()
+        assert (pixels("off.png") != load_rgba("content.png", size=150).rgb).any()
 
     @pytest.mark.parametrize("free, computed", [(0.08, "the whole.*30 pairs"), (0.03, "tiles of")])
     def test_with_less_memory(self, run, monkeypatch, free, computed):
@@ -272,8 +272,8 @@ class TestScales:
         with Image.open("film.gif") as image:
             assert image.size == (32, 24) and image.n_frames == 1 + 7 + 1
         assert record()["scales"] == [
-            {"width": 16, "height": 12, "steps": 4, "computed": "the whole picture"},
-            {"width": 32, "height": 24, "steps": 3, "computed": "the whole picture"},
+            {"width": 16, "height": 12, "steps": 4, "computed": "the whole image"},
+            {"width": 32, "height": 24, "steps": 3, "computed": "the whole image"},
         ]
         assert record()["steps"] == 7
         said = [line for line in err.splitlines() if line.startswith("scale ")]
@@ -301,7 +301,7 @@ class TestScales:
         ],
     )
     def test_previews_of_all_scales_are_checked(self, command, name, desk, capsys, traced_work):
-        save_image("content.png", smooth_picture(24, 32, seed=1))
+        save_image("content.png", smooth_image(24, 32, seed=1))
         (desk / name).write_text("old")
         names = {
             "stylize": ["stylize", "content.png", "--style", "style.png", "--size", "32"],
@@ -340,20 +340,19 @@ class TestScales:
         code, out, err = run(**ADAM | COARSE | {"scale_steps": 4}, save_every=1)
         assert (code, out) == (130, "out.png\n")
         assert err.splitlines()[-1] == (
-            f"nst-jax: stopped at step {step}: wrote the best picture so far, enlarged from "
-            "16x12 px"
+            f"nst-jax: stopped at step {step}: wrote the best image so far, enlarged from 16x12 px"
         )
         assert pixels("out.png").shape == (24, 32, 3)
         found = record()
         assert (found["status"], found["steps"]) == ("stopped", step)
         (scale,) = found["scales"]
         assert (scale["width"], scale["height"], scale["steps"]) == (16, 12, step)
-        assert found["picture"] == {"width": 32, "height": 24}
+        assert found["image"] == {"width": 32, "height": 24}
 
     def test_stopped_at_the_last_scale(self, run, press):
         press(5)
         code, _, err = run(**ADAM | COARSE | {"scale_steps": 4}, save_every=1)
-        assert code == 130 and err.endswith("step 5: wrote the best picture so far\n")
+        assert code == 130 and err.endswith("step 5: wrote the best image so far\n")
         assert [scale["steps"] for scale in record()["scales"]] == [4, 1]
 
     @pytest.mark.parametrize("step, scaled", [(2, ", enlarged from 16x12 px"), (5, "")])
@@ -371,7 +370,7 @@ class TestScales:
 
     @pytest.mark.slow
     def test_a_tileable_texture(self, command):
-        save_image("style.png", smooth_picture(32, 32, seed=2))
+        save_image("style.png", smooth_image(32, 32, seed=2))
         options = {"style_layers": "relu1_1 relu2_1", "optimizer": "adam", "steps": 2, **COARSE}
         code, *_ = command(
             "texture", "style.png", output="t.png", size=36, tileable=True, **options
@@ -414,7 +413,7 @@ class TestStyleScale:
         assert (pixels("2.png") != plain).any() and (pixels("0.7.png") != plain).any()
 
     def test_it_is_a_larger_style(self, run):
-        save_image("large.png", smooth_picture(64, 48, seed=4))
+        save_image("large.png", smooth_image(64, 48, seed=4))
         assert run(**ADAM, style="large.png", style_scale=2).code == 0
         losses = record()["history"]["style"]
         # The style as it is, in a result of its own size, has the same statistics.
@@ -435,7 +434,7 @@ class TestStyleScale:
         check_refused(desk, match, lambda: run(size=1000, style_scale=99))
 
     def test_too_small_for_the_layers(self, run, desk):
-        match = "style picture is .* px, but layer"
+        match = "style image is .* px, but layer"
         check_refused(desk, match, lambda: run(style_scale=0.1))
 
 
@@ -443,13 +442,13 @@ class TestSpread:
     @pytest.mark.parametrize("spread", ["rows", "tiles"])
     def test_one_device(self, run, desk, monkeypatch, spread):
         use_devices(monkeypatch, 1)
-        match = f"spread {spread} divides a picture among several devices.*: leave it out"
+        match = f"spread {spread} divides an image among several devices.*: leave it out"
         check_refused(desk, match, lambda: run(spread=spread))
 
     @pytest.mark.parametrize("spread", ["rows", "tiles"])
     def test_four_devices(self, run, spread):
         height, size = (64, 80) if spread == "rows" else (160, 200)
-        save_image("content.png", smooth_picture(height, size, seed=1))
+        save_image("content.png", smooth_image(height, size, seed=1))
         assert run(size=size, **ADAM, output="alone.png").code == 0
         code, out, err = run(size=size, **ADAM, spread=spread)
         assert (code, out) == (0, "out.png\n") and "compiled in" in err
@@ -458,11 +457,11 @@ class TestSpread:
         assert found["settings"]["spread"] == spread
         assert found["memory"]["estimated_bytes"] is None and found["timing"]["plan_s"] == 0
         (scale,) = found["scales"]
-        computed = {"rows": "the whole picture", "tiles": "tiles of 128 px"}
+        computed = {"rows": "the whole image", "tiles": "tiles of 128 px"}
         assert scale["computed"] == computed[spread]
 
     def test_heights_that_rows_do_not_divide(self, run, desk):
-        save_image("content.png", smooth_picture(60, 80, seed=1))
+        save_image("content.png", smooth_image(60, 80, seed=1))
         code, out, err = run(size=76, **ADAM, spread="rows")
         assert (code, out) == (2, "") and err.count("\n") == 1
         size, height = re.search(r"a longer side of (\d+) px \(height (\d+) px\)", err).groups()
@@ -479,7 +478,7 @@ class TestSpread:
         ],
     )
     def test_what_does_not_go_together(self, run, desk, options, match):
-        save_image("content.png", smooth_picture(64, 80, seed=1))
+        save_image("content.png", smooth_image(64, 80, seed=1))
         before = listing(desk)
         code, out, err = run(size=80, **ADAM, **options)
         assert (code, out) == (2, "") and listing(desk) == before
@@ -499,7 +498,7 @@ class TestSpread:
         check_refused(desk, match, lambda: run(**ADAM, spread="tiles", **options))
 
     def test_coarse_to_fine_by_rows(self, run, desk):
-        save_image("content.png", smooth_picture(64, 80, seed=1))
+        save_image("content.png", smooth_image(64, 80, seed=1))
         options = {**ADAM, "size": 80, "min_size": 38, "scale_factor": 2, "spread": "rows"}
         code, _, err = run(**options, save_every=1)
         assert code == 0
@@ -513,7 +512,7 @@ class TestSpread:
 
     @pytest.mark.slow
     def test_as_a_person_runs_it(self, desk, tiny_weights_file):
-        save_image("content.png", smooth_picture(64, 80, seed=1))
+        save_image("content.png", smooth_image(64, 80, seed=1))
         environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
         for name, spread in (("alone.png", None), ("rows.png", "rows")):
             given = {"size": 80, "weights": tiny_weights_file, **ADAM, "output": name}

@@ -38,8 +38,10 @@ def test_the_next_smaller_way(most, asked):
 
 def test_no_way_is_left():
     attempt, ways = fits(0)
-    with pytest.raises(InputError, match="out of memory at 4x3 px: choose .*, fewer --lanes, or"):
-        with_fallback(attempt, 4, smaller=halves, shape=(3, 4), advice="fewer --lanes, ")
+    with pytest.raises(
+        InputError, match="out of memory at 4x3 px: choose .*, fewer --batch-size, or"
+    ):
+        with_fallback(attempt, 4, smaller=halves, shape=(3, 4), advice="fewer --batch-size, ")
     assert ways == [4, 2, 1]
 
 
@@ -83,4 +85,4 @@ def test_once_more_alone(signal, capsys):
     assert again.state is None and again.status == "done"
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("nst-jax: a.png: ") and first.endswith("making it once more alone")
-    assert second.endswith("went on from the best picture with a smaller step (2 of 3)")
+    assert second.endswith("went on from the best image with a smaller step (2 of 3)")

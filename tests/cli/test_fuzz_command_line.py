@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.fuzzing import check_ended, command, listing, time_limit
 from helpers.lines import lines
 from hypothesis import HealthCheck, Phase, given, settings
@@ -21,17 +21,17 @@ from nst_jax.images import save_image
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch, tiny_weights_file):
-    """A folder with pictures and other things."""
+    """A folder with images and other things."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
     desk = tmp_path / "desk"
     (desk / "empty").mkdir(parents=True)
     monkeypatch.chdir(desk)
-    save_image("content.png", smooth_picture(12, 16, seed=1))
-    save_image("style.png", smooth_picture(16, 14, seed=2))
+    save_image("content.png", smooth_image(12, 16, seed=1))
+    save_image("style.png", smooth_image(16, 14, seed=2))
     save_image("mask.png", np.ones((12, 16, 3), np.float32) / 2)
-    Path("text.png").write_text("no picture")
+    Path("text.png").write_text("no image")
     shutil.copy(tiny_weights_file, "small.safetensors")
     return desk
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints and pictures, and random command lines, given to processes of their own."""
+"""Damaged checkpoints and images, and random command lines, given to processes of their own."""
 
 import os
 import random
@@ -8,9 +8,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.checkpoints import bases, damage, take_base  # noqa: F401
-from helpers.damage import FORMATS, damaged, picture_bytes
+from helpers.damage import FORMATS, damaged, image_bytes
 from helpers.fuzzing import Ended, check_ended, listing
 from helpers.lines import lines
 from hypothesis import HealthCheck, Phase, given, settings
@@ -33,16 +33,16 @@ def run(line, folder):
     return Ended(done.returncode, done.stderr)
 
 
-def picture_case(folder, number, weights):
-    """A picture that is damaged, as content or style."""
+def image_case(folder, number, weights):
+    """An image that is damaged, as content or style."""
     folder.mkdir()
-    save_image(folder / "content.png", smooth_picture(18, 24, seed=1))
-    data = damaged(picture_bytes(FORMATS[number % len(FORMATS)]), seed=number)
+    save_image(folder / "content.png", smooth_image(18, 24, seed=1))
+    data = damaged(image_bytes(FORMATS[number % len(FORMATS)]), seed=number)
     (folder / "damaged").write_bytes(data)
-    pictures = ["content.png", "damaged"][:: random.Random(number).choice((1, -1))]
+    images = ["content.png", "damaged"][:: random.Random(number).choice((1, -1))]
     layers = "--content-layers relu2_1 --style-layers relu1_1 --preset neural-style".split()
     sizes = ["--size", "24", "--steps", "1", "--weights", str(weights), "-o", "out.png"]
-    return ["stylize", pictures[0], "--style", pictures[1], *layers, *sizes]
+    return ["stylize", images[0], "--style", images[1], *layers, *sizes]
 
 
 def checkpoint_case(folder, number, bases):  # noqa: F811
@@ -76,8 +76,8 @@ def line_case(folder, line, weights):
     folder.mkdir()
     (folder / "empty").mkdir()
     for seed, name in enumerate(("content", "style", "mask")):
-        save_image(folder / f"{name}.png", smooth_picture(12, 16, seed=seed))
-    (folder / "text.png").write_text("no picture")
+        save_image(folder / f"{name}.png", smooth_image(12, 16, seed=seed))
+    (folder / "text.png").write_text("no image")
     shutil.copy(weights, folder / "small.safetensors")
     return line
 
@@ -91,7 +91,7 @@ def line_case(folder, line, weights):
 )
 def test_as_processes(bases, tmp_path, tiny_weights_file, count):  # noqa: F811
     cases = [(checkpoint_case, number, bases) for number in range(900, 900 + count)]
-    cases += [(picture_case, number, tiny_weights_file) for number in range(count)]
+    cases += [(image_case, number, tiny_weights_file) for number in range(count)]
     cases += [(line_case, line, tiny_weights_file) for line in line_cases(count)]
 
     def one(numbered):

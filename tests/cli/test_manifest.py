@@ -1,4 +1,4 @@
-"""Records of a batch: lines that survive crashes, records within pictures, merging at any time."""
+"""Records of a batch: lines that survive crashes, records within images, merging at any time."""
 
 import hashlib
 import json
@@ -137,7 +137,7 @@ def saved(path, text, **options):
     Image.fromarray((PIXELS * 255).astype(np.uint8)).save(path, pnginfo=info, **options)
 
 
-class TestPictures:
+class TestImages:
     def test_round_trip(self, tmp_path):
         path, text = tmp_path / "a.png", {"output": "a.png", "name": "é", "n": [1, None]}
         metadata = {"Software": "s", "nst_jax": json.dumps(text, ensure_ascii=False)}

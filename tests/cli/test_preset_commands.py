@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 
 from nst_jax.cli import main
 from nst_jax.cli.checks import check_preset_fits, network_of
@@ -22,7 +22,7 @@ SMALL = "--size 16 --steps 1".split()
 def desk(tmp_path, monkeypatch, variables):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "style.png"):
-        save_image(name, smooth_picture(16, 16, seed=len(name)))
+        save_image(name, smooth_image(16, 16, seed=len(name)))
     numbers = {"mean": jnp.array([0.485, 0.456, 0.406]), "std": jnp.array([0.229, 0.224, 0.225])}
     others = {"params": variables["params"], "preprocessing": numbers}
     for kind, tree in (("caffe", variables), ("torchvision", others)):
@@ -65,7 +65,7 @@ def test_nothing_is_told_of_its_own_weights(capsys, command):
 
 
 def test_networks_have_the_presets_names():
-    scaled = Normalization(pictures=2, pooling="max")
+    scaled = Normalization(images=2, pooling="max")
     infos = [
         WeightsInfo(name="any", preprocessing=kind, normalized=normalized)
         for kind in ("caffe", "torchvision", "mine")
@@ -88,7 +88,7 @@ def test_networks_have_the_presets_names():
     ],
 )
 @pytest.mark.parametrize("command", ["batch", "sweep"])
-def test_what_is_for_one_picture_names_the_flags_that_go_on(capsys, command, preset, flags):
+def test_what_is_for_one_image_names_the_flags_that_go_on(capsys, command, preset, flags):
     line = [*COMMANDS[command], *SMALL, "--weights", "caffe.safetensors", "--preset", preset]
     assert main(line) == 2
     out, err = capsys.readouterr()

@@ -120,7 +120,7 @@ ACCEPTED = {
         at(styles=1, regions=2, region_styles=["mix", "1"]),
         ([], [0, 1], [(0, None)], everywhere([[1], [1]])),
     ),
-    # A style picture counts once for each region that it serves with a part of its own.
+    # A style image counts once for each region that it serves with a part of its own.
     "style masks, one style for several regions": (
         at(styles=1, regions=2, style_masks=2),
         ([], [0, 1], [(0, 0), (0, 1)], everywhere([[1, 0], [0, 1]])),
@@ -265,12 +265,12 @@ REFUSED = [
     ),
     (
         at(styles=2, regions=2, style_masks=2, region_styles=["mix", "1"]),
-        "a region with style 'mix' takes from several pictures, so that a style mask has no "
-        "picture: leave out the style masks, or give each region its style's number",
+        "a region with style 'mix' takes from several images, so that a style mask has no "
+        "image: leave out the style masks, or give each region its style's number",
     ),
     (
         at(styles=2, regions=1, style_masks=1),
-        "a region with style 'mix' takes from several pictures",
+        "a region with style 'mix' takes from several images",
     ),
 ]
 

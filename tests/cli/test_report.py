@@ -1,4 +1,4 @@
-"""What lies beside a picture, and the progress on the terminal."""
+"""What lies beside an image, and the progress on the terminal."""
 
 import importlib.metadata
 import json

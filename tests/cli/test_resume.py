@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.commands import (  # noqa: F401
     Run,
     at_step,
@@ -37,7 +37,7 @@ from nst_jax.cli.outputs import not_written_words
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
-from nst_jax.images import write as picture_output
+from nst_jax.images import write as image_output
 from nst_jax.optim import run as solver_run
 from nst_jax.transfer import Callback, single, stylize
 
@@ -118,18 +118,18 @@ RUNS = {
 @pytest.mark.parametrize(
     "name", [pytest.param("adam", marks=pytest.mark.optimized), *list(RUNS)[1:]]
 )
-def test_a_resumed_run_writes_the_same_picture(run, kill, name):
+def test_a_resumed_run_writes_the_same_image(run, kill, name):
     compare(run, kill, words(**RUNS[name]))
 
 
 @pytest.mark.slow
 def test_with_all_that_is_written_and_read(run, kill, style):
-    """Previews, an animation, masks, transparency, an initial picture; the inputs may be gone."""
+    """Previews, an animation, masks, transparency, an initial image; the inputs may be gone."""
     mask = np.zeros((36, 48, 3), np.float32)
     mask[:, :24] = 1
     save_image("mask.png", mask)
-    save_image("init.png", smooth_picture(36, 48, seed=4))
-    save_image("clear.png", smooth_picture(36, 48, seed=1), alpha=mask[..., 0])
+    save_image("init.png", smooth_image(36, 48, seed=4))
+    save_image("clear.png", smooth_image(36, 48, seed=1), alpha=mask[..., 0])
     given = dict(ADAM, steps=6, content="clear.png", init="init.png")
     given |= dict(content_mask="mask.png", region_styles="1", save_every=2, animation="film.gif")
     outputs = ("out.png", "out_00004.png", "out_00006.png", "film.gif")
@@ -138,7 +138,7 @@ def test_with_all_that_is_written_and_read(run, kill, style):
 
 @pytest.mark.slow
 def test_needs_nothing_else(run, kill, desk):  # noqa: F811
-    """Neither the pictures nor the folder where the run began."""
+    """Neither the images nor the folder where the run began."""
     line = words(steps=5)
     run(line)
     expected = pixels("out.png")
@@ -178,7 +178,7 @@ def test_killed_again_and_again(run, kill):
     np.testing.assert_array_equal(pixels("out.png"), expected)
 
 
-def test_a_run_that_ended_writes_its_picture_again(run):
+def test_a_run_that_ended_writes_its_image_again(run):
     run([*words(steps=3), "--checkpoint", "kept"])
     before = pixels("out.png")
     os.unlink("out.png")
@@ -267,7 +267,7 @@ def test_a_copy_that_is_changed(run):
     assert code == 2 and "the checksum of checkpoint-inputs/00" in err
 
 
-def test_pictures_that_are_others_by_now(run, kill, style):
+def test_images_that_are_others_by_now(run, kill, style):
     """The copies count."""
     line = words(steps=5)
     run(line)
@@ -295,7 +295,7 @@ def test_other_devices_are_told(run):
 @pytest.mark.parametrize("spread", ["rows", "tiles"])
 @pytest.mark.slow
 def test_on_several_devices(run, kill, spread):
-    save_image("content.png", smooth_picture(32, 48, seed=1))
+    save_image("content.png", smooth_image(32, 48, seed=1))
     options = dict(size=48, steps=4, spread=spread, convolution="direct", style_layers="relu1_1")
     compare(run, kill, words(content_layers="relu2_1", **options), afters=(2,))
 
@@ -372,7 +372,7 @@ class TestFaults:
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
             return take()
 
-        save_image("content.png", smooth_picture(300, 400, seed=1))
+        save_image("content.png", smooth_image(300, 400, seed=1))
         line = words(size=400, steps=4, content_layers="relu2_1", style_layers="relu1_1", **ADAM)
         line += ["--save-every", "1"]
         wrapped(wrapper)
@@ -382,7 +382,7 @@ class TestFaults:
         assert result.code == 0, result.err
         step = f"step {when - 1}" if keep and when > 1 else "the beginning"
         assert f"nst-jax: out of memory, going on from {step}, " in result.err
-        assert record()["scales"][0]["computed"] != "the whole picture"
+        assert record()["scales"][0]["computed"] != "the whole image"
         assert record()["steps"] == 4
 
     @pytest.mark.slow
@@ -406,7 +406,7 @@ class TestFaults:
         wrapped(wrapper)
         code, _, err = run([*words(steps=6, **ADAM), "--save-every", "1"])
         assert code == 0
-        assert "not finite at step 2: going on from the best picture with a fresh optimiser" in err
+        assert "not finite at step 2: going on from the best image with a fresh optimiser" in err
         assert record()["status"] == "done" and record()["recoveries"] == 1
 
     def test_a_full_disk_at_a_checkpoint(self, run, at_step):
@@ -441,17 +441,17 @@ class TestFaults:
             assert run(["resume", "kept"]).code == 0 and Path("made/out.png").exists()
         else:
             (kept,) = (tmp_path / "tmp").glob("nst-jax-*/out.png")
-            assert last.endswith(f"the picture is kept as {kept}, move it to where you want it")
+            assert last.endswith(f"the image is kept as {kept}, move it to where you want it")
             at_step(-1, None)
             run(line)
             np.testing.assert_array_equal(pixels(kept), pixels("made/out.png"))
 
     @pytest.mark.parametrize("name", ["out.json", "film.gif"])
-    def test_what_stands_beside_the_picture_cannot_be_written(self, run, at_step, name):
+    def test_what_stands_beside_the_image_cannot_be_written(self, run, at_step, name):
         at_step(2, lambda: os.mkdir(name))
         code, out, err = run([*words(steps=2), "--animation", "film.gif"])
         assert (code, out) == (2, "") and Path("out.png").exists()
-        assert err.endswith(f"{name} (Is a directory): the picture is written as out.png\n")
+        assert err.endswith(f"{name} (Is a directory): the image is written as out.png\n")
         assert Path("out.json").is_file() == (name == "film.gif")
 
     @pytest.mark.parametrize("keep", [True, False])
@@ -463,8 +463,8 @@ class TestFaults:
                 raise ValueError("encoding error 5:\nof 16384 pixels")
             return encode(*arguments, format=format, **options)
 
-        encode = picture_output.encode
-        monkeypatch.setattr(picture_output, "encode", fail)
+        encode = image_output.encode
+        monkeypatch.setattr(image_output, "encode", fail)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         line = [*words(steps=2, save_every=1, output="out.webp")]
         code, out, err = run([*line, *(["--checkpoint", "kept"] if keep else [])])
@@ -476,7 +476,7 @@ class TestFaults:
         (kept,) = tmp_path.glob("nst-jax-*/out.png")
         assert last == (
             "nst-jax: error: cannot write out.webp (encoding error 5: of 16384 pixels): the "
-            f"picture is kept as {kept}, move it to where you want it"
+            f"image is kept as {kept}, move it to where you want it"
         )
 
     def test_an_error_without_words(self):
@@ -493,7 +493,7 @@ class TestFaults:
         with small_files(16_384):
             code, _, err = run([*words(steps=2, output="made/out.png"), "--checkpoint", "kept"])
         assert code == 2 and err.count("(File too large), going on with the one before") == 1
-        assert "the picture is kept as " in err.splitlines()[-1]
+        assert "the image is kept as " in err.splitlines()[-1]
         assert list(tmp_path.glob("nst-jax-*/out.png"))
 
     @pytest.mark.parametrize(
@@ -543,10 +543,10 @@ class TestFaults:
 
 class TestBatch:
     @pytest.fixture(autouse=True)
-    def pictures(self, desk, monkeypatch):  # noqa: F811
+    def images(self, desk, monkeypatch):  # noqa: F811
         (desk / "in").mkdir()
         for seed, name in enumerate("abcde"):
-            save_image(f"in/{name}.png", smooth_picture(24, 32, seed=seed))
+            save_image(f"in/{name}.png", smooth_image(24, 32, seed=seed))
         use_devices(monkeypatch, 2)
 
     def line(self, **options):
@@ -566,7 +566,7 @@ class TestBatch:
         return {path.name: path.read_bytes() for path in sorted(Path("out").glob("*.png"))}
 
     def kill_batch(self, run, monkeypatch, *, after):
-        """A batch that is killed when it has written so many pictures."""
+        """A batch that is killed when it has written so many images."""
         write, left = batch_run.write, after
 
         def writing(*args):
@@ -595,8 +595,8 @@ class TestBatch:
             code, _, err = run(["resume", "moved"])
         assert code == 0 and f"nst-jax: {5 - after} made" in err, err
         assert self.outputs().keys() == expected[0]
-        for name, picture in expected[1].items():
-            np.testing.assert_array_equal(pixels(f"out/{name}"), picture)
+        for name, image in expected[1].items():
+            np.testing.assert_array_equal(pixels(f"out/{name}"), image)
         code, _, err = run(["resume", "elsewhere/moved"])
         assert code == 0 and "nst-jax: 5 there before" in err
 

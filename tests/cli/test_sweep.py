@@ -1,4 +1,4 @@
-"""Sweeps: combinations, what shares a program, lanes against single runs, the command."""
+"""Sweeps: combinations, what shares a program, elements against single runs, the command."""
 
 import os
 import re
@@ -7,15 +7,15 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.commands import Run, acting, check_refused, ctrl_c, listing, pixels, record
+from helpers.records import make_problem, run_batch, stylize
 from helpers.traces import count_traces
 from PIL import Image
-from records import make_problem, run_batch, stylize
 
 from nst_jax.cli import main, sweep
-from nst_jax.cli.planning import picture_memory
-from nst_jax.cli.sweep import MAX_COMBINATIONS, combinations, groups, tell_of_lanes
+from nst_jax.cli.planning import image_memory
+from nst_jax.cli.sweep import MAX_COMBINATIONS, combinations, groups, log_batch_memory
 from nst_jax.config import Config, to_flat
 from nst_jax.config.config import flat_types
 from nst_jax.errors import InputError
@@ -221,10 +221,10 @@ class TestCombinations:
 
     def test_too_many(self):
         values = ",".join(map(str, range(MAX_COMBINATIONS // 2 + 1)))
-        with pytest.raises(InputError, match="asks for 202 pictures: expected at most 200; leave"):
+        with pytest.raises(InputError, match="asks for 202 images: expected at most 200; leave"):
             combinations([f"style_weight={values}", "tv_weight=0,1"], config=BASE, seed=0)
         longest = ",".join(map(str, range(200)))
-        with pytest.raises(InputError, match="asks for 8000000 pictures"):
+        with pytest.raises(InputError, match="asks for 8000000 images"):
             combinations(
                 [f"{name}={longest}" for name in ("style_weight", "tv_weight", "seed")],
                 config=BASE,
@@ -301,7 +301,7 @@ class TestGroups:
         assert names == set(flat_types())
 
     @pytest.mark.parametrize(
-        "count, lanes, sizes",
+        "count, batch_size, sizes",
         [
             (1, 8, [1]),
             (8, 8, [8]),
@@ -312,30 +312,30 @@ class TestGroups:
             (3, 1, [1, 1, 1]),
         ],
     )
-    def test_sizes(self, count, lanes, sizes):
+    def test_sizes(self, count, batch_size, sizes):
         items = combinations(
             [f"style_weight={','.join(map(str, range(count)))}"], config=BASE, seed=0
         )
-        found = groups(items, lanes=lanes)
+        found = groups(items, batch_size=batch_size)
         assert [len(group) for group in found] == sizes
         assert sum(found, []) == list(range(count))
 
     def test_each_structure_for_itself(self):
         items = combinations(["style_weight=1,2,3", "pooling=max,average"], config=BASE, seed=0)
-        assert groups(items, lanes=8) == [[0, 2, 4], [1, 3, 5]]
-        assert groups(items, lanes=2) == [[0, 2], [4], [1, 3], [5]]
+        assert groups(items, batch_size=8) == [[0, 2, 4], [1, 3, 5]]
+        assert groups(items, batch_size=2) == [[0, 2], [4], [1, 3], [5]]
 
     def test_a_line_search_runs_alone(self):
         over = ["style_weight=1,2", "optimizer=lbfgs-linesearch,lbfgs"]
         items = combinations(over, config=BASE, seed=0)
-        assert groups(items, lanes=8) == [[0], [2], [1, 3]]
+        assert groups(items, batch_size=8) == [[0], [2], [1, 3]]
 
     def test_seeds_share_a_program(self):
         items = combinations(["seed=1,2,3"], config=NOISE, seed=0)
-        assert groups(items, lanes=8) == [[0, 1, 2]]
+        assert groups(items, batch_size=8) == [[0, 1, 2]]
 
 
-LANES = [
+ELEMENTS = [
     dict(),
     dict(style_weight=3.0, learning_rate=0.5),
     dict(content_weight=0.0, tv_weight=0.5, init="noise", noise_scale=0.2),
@@ -344,8 +344,8 @@ LANES = [
 ]
 
 
-def pictures():
-    return smooth_picture(24, 32, seed=1), [smooth_picture(32, 26, seed=2)]
+def photos():
+    return smooth_image(24, 32, seed=1), [smooth_image(32, 26, seed=2)]
 
 
 def before_it_diverged(result, *, steps):
@@ -359,19 +359,20 @@ def before_it_diverged(result, *, steps):
 def compare(variables, configs, *, seeds=None, inits=None, every=None, **controls):
     """Check that a batch gives what each run gives alone; return the batch's results.
 
-    Apart, as on CPUs, to the last bit; together as far as other rounding allows. Of a picture that
+    Apart, as on CPUs, to the last bit; together as far as other rounding allows. Of an image that
     diverges a run alone goes on from these very steps.
     """
-    content, styles = pictures()
+    content, styles = photos()
     keys = [jax.random.key(seed) for seed in seeds or [0] * len(configs)]
     problem = make_problem(variables, content, styles, config=configs[0], **controls)
     inits = inits or [None] * len(configs)
-    lanes = [Element(problem, *own) for own in zip(configs, keys, inits, strict=True)]
+    elements = [Element(problem, *own) for own in zip(configs, keys, inits, strict=True)]
     apart, together = (
-        each_result(run_batch(lanes, together=together, every=every)) for together in (False, True)
+        each_result(run_batch(elements, together=together, every=every))
+        for together in (False, True)
     )
-    for lane, exact, close in zip(lanes, apart, together, strict=True):
-        given = dict(config=lane.config, key=lane.key, init=lane.init) | controls
+    for element, exact, close in zip(elements, apart, together, strict=True):
+        given = dict(config=element.config, key=element.key, init=element.init) | controls
         alone = stylize(variables, content, styles, **given)
         assert exact.status == close.status
         if exact.status == "diverged":
@@ -395,9 +396,9 @@ class TestLanes:
     @pytest.mark.optimized
     @pytest.mark.parametrize("base", [ADAM, BASE], ids=["adam", "lbfgs"])
     def test_each_is_the_run_alone(self, variables, base):
-        configs = [changed(base, changes) for changes in LANES]
+        configs = [changed(base, changes) for changes in ELEMENTS]
         found = compare(variables, configs, seeds=[0, 1, 2, 3, 3])
-        assert len({float(result.history.loss[-1]) for result in found}) == len(LANES)
+        assert len({float(result.history.loss[-1]) for result in found}) == len(ELEMENTS)
 
     def test_with_regions_and_colours(self, variables):
         masks = np.stack([np.arange(32) < 12, np.arange(32) >= 20])[:, None].repeat(24, 1) * 1.0
@@ -411,12 +412,12 @@ class TestLanes:
             region_weights=[1.0, 2.0],
             preserve=keep,
         )
-        content, _ = pictures()
+        content, _ = photos()
         for result in found:
             np.testing.assert_allclose(result.image[:, 14:18], content[:, 14:18], atol=1e-6)
 
-    def test_initial_pictures(self, variables):
-        start = smooth_picture(24, 32, seed=9)
+    def test_initial_images(self, variables):
+        start = smooth_image(24, 32, seed=9)
         found = compare(variables, [ADAM] * 3, inits=[start, None, start * 0.5])
         assert found[1].history.terms.content[0] == 0
         assert len({float(result.history.loss[0]) for result in found}) == 3
@@ -430,13 +431,13 @@ class TestLanes:
     @pytest.mark.parametrize(
         "base, bad, steps",
         [
-            (ADAM, {"learning_rate": 1e30}, 2),  # the second picture overflows
+            (ADAM, {"learning_rate": 1e30}, 2),  # the second image overflows
             (ADAM, {"style_weight": 3.4e38}, 1),  # the loss does at once
             (BASE, {"learning_rate": 1e38}, 2),
             (BASE, {"tv_weight": 3e38}, 1),
         ],
     )
-    def test_a_lane_that_diverges_spoils_no_other(self, variables, base, bad, steps):
+    def test_a_element_that_diverges_spoils_no_other(self, variables, base, bad, steps):
         configs = [base, changed(base, bad), changed(base, {"style_weight": 3.0})]
         found = compare(variables, configs)
         assert [result.status for result in found] == ["done", "diverged", "done"]
@@ -445,7 +446,7 @@ class TestLanes:
             assert len(values) == steps
         finite = np.isfinite(found[1].history.loss)
         assert finite.tolist() == [True] * (steps - 1) + [False]
-        np.testing.assert_array_equal(found[1].image, pictures()[0])  # only the start had a loss
+        np.testing.assert_array_equal(found[1].image, photos()[0])  # only the start had a loss
 
     def test_all_diverge(self, variables):
         rates = (1e30, 1e31, 1e32)
@@ -461,17 +462,17 @@ class TestLanes:
     @pytest.mark.parametrize("together", [False, True])
     def test_one_trace_for_numbers(self, variables, monkeypatch, together):
         traces = count_traces(monkeypatch)
-        content, styles = pictures()
-        lanes = [changed(ADAM, changes) for changes in LANES[:3]]
-        again = [changed(config, {"tv_weight": 7.0, "learning_rate": 0.1}) for config in lanes]
-        for configs in (lanes, again):
+        content, styles = photos()
+        elements = [changed(ADAM, changes) for changes in ELEMENTS[:3]]
+        again = [changed(config, {"tv_weight": 7.0, "learning_rate": 0.1}) for config in elements]
+        for configs in (elements, again):
             problem = make_problem(variables, content, styles, config=configs[0])
             run_batch([Element(problem, config) for config in configs], together=together)
         assert len(traces) == 1
 
     @pytest.mark.parametrize("together", [False, True])
-    def test_the_callback_sees_all_lanes_and_may_stop(self, variables, together):
-        content, styles = pictures()
+    def test_the_callback_sees_all_elements_and_may_stop(self, variables, together):
+        content, styles = photos()
         problem = make_problem(variables, content, styles, config=ADAM)
         seen = []
 
@@ -480,7 +481,7 @@ class TestLanes:
             return False
 
         found = run_batch(
-            [Element(problem, ADAM)] * 3, together=together, callback=callback, with_pictures=True
+            [Element(problem, ADAM)] * 3, together=together, callback=callback, with_images=True
         )
         assert seen == [(1, (3, 24, 32, 3), (3,))]
         assert found.status == ("stopped",) * 3 and found.history.loss.shape == (1, 3)
@@ -492,14 +493,14 @@ MASKS = "left.png right.png"
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A folder with pictures and masks."""
+    """A folder with images and masks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
-    content, (style,) = pictures()
+    content, (style,) = photos()
     save_image("content.png", content)
     save_image("style.png", style)
-    save_image("two.png", smooth_picture(32, 26, seed=4))
+    save_image("two.png", smooth_image(32, 26, seed=4))
     left = np.broadcast_to(np.arange(32) < 14, (24, 32))
     for name, inside in (("left", left), ("right", ~left)):
         save_image(f"{name}.png", np.repeat(inside[..., None] * 1.0, 3, -1))
@@ -534,7 +535,7 @@ def run(desk, capsys, tiny_weights_file):
 
 @pytest.fixture
 def alone(variables):
-    """A picture by the library's function, of the files on the desk."""
+    """An image by the library's function, of the files on the desk."""
 
     def alone(styles="style.png", *, seed=0, controls={}, **changes):
         return stylize(
@@ -569,33 +570,33 @@ def press(at_step):
 
 
 def losses(name="out.json"):
-    return [picture["history"]["total"] for picture in record(name)["pictures"]]
+    return [photo["history"]["total"] for photo in record(name)["images"]]
 
 
 class TestMemory:
     @pytest.fixture
     def problem(self, variables):
-        content, styles = pictures()
+        content, styles = photos()
         return make_problem(variables, content, styles, config=ADAM)
 
-    @pytest.mark.parametrize("lanes", [1, 3])
-    def test_more_lanes_than_fit(self, problem, lanes):
-        one = picture_memory(problem)
+    @pytest.mark.parametrize("batch_size", [1, 3])
+    def test_more_elements_than_fit(self, problem, batch_size):
+        one = image_memory(problem)
         # On CPUs the targets and the scratch memory are there once.
         own = one.own - one.targets - one.scratch
-        free = int((one.own + (lanes - 0.5) * own) / USABLE)
-        tell_of_lanes(problem, lanes=lanes, free=free, process=0)
-        said = f"^{lanes + 1} pictures of 32x24 px at once need about .*: choose --lanes {lanes}$"
+        free = int((one.own + (batch_size - 0.5) * own) / USABLE)
+        log_batch_memory(problem, batch_size=batch_size, free=free, process=0)
+        said = f"^{batch_size + 1} images of 32x24 px .*: choose --batch-size {batch_size}$"
         with pytest.raises(InputError, match=said):
-            tell_of_lanes(problem, lanes=lanes + 1, free=free, process=0)
+            log_batch_memory(problem, batch_size=batch_size + 1, free=free, process=0)
 
     def test_not_even_one_fits(self, problem):
-        with pytest.raises(InputError, match="^a picture of 32x24 px needs about "):
-            tell_of_lanes(problem, lanes=2, free=100, process=0)
+        with pytest.raises(InputError, match="^an image of 32x24 px needs about "):
+            log_batch_memory(problem, batch_size=2, free=100, process=0)
 
     def test_unknown(self, problem, capsys):
-        tell_of_lanes(problem, lanes=2, free=None, process=0)
-        assert "32x24 px, 2 pictures at once: about " in capsys.readouterr().err
+        log_batch_memory(problem, batch_size=2, free=None, process=0)
+        assert "32x24 px, 2 images at once: about " in capsys.readouterr().err
 
 
 class TestCommand:
@@ -604,25 +605,25 @@ class TestCommand:
         code, out, err = run("style_weight=1,100,1e4")
         assert (code, out) == (0, "out.png\n")
         assert set(listing(desk)) - before == {"out.png", "out.json"}
-        told = r"nst-jax: 32x24 px, 3 pictures at once: about .* of .*GiB; the whole picture\n"
+        told = r"nst-jax: 32x24 px, 3 images at once: about .* of .*GiB; the whole image\n"
         assert re.match(told, err) and "compiled in " in err and "step 4/4" in err
         results = [alone(style_weight=weight) for weight in (1.0, 100.0, 1e4)]
         shows(results, ["style_weight 1", "style_weight 100", "style_weight 1e4"], 3)
         found = record()
-        assert [picture["values"] for picture in found["pictures"]] == [
+        assert [photo["values"] for photo in found["images"]] == [
             {"style_weight": word} for word in ("1", "100", "1e4")
         ]
-        for picture, result in zip(found["pictures"], results, strict=True):
-            assert (picture["status"], picture["steps"], picture["seed"]) == ("done", 4, 0)
-            assert set(picture["history"]) == {"total", "content", "style", "tv"}
-            history = picture["history"]["total"]
+        for photo, result in zip(found["images"], results, strict=True):
+            assert (photo["status"], photo["steps"], photo["seed"]) == ("done", 4, 0)
+            assert set(photo["history"]) == {"total", "content", "style", "tv"}
+            history = photo["history"]["total"]
             assert history == result.history.loss.tolist()
-            assert picture["final_loss"] == min(history) < history[0]
+            assert photo["final_loss"] == min(history) < history[0]
         settings = found["settings"]
-        assert settings["over"] == ["style_weight=1,100,1e4"] and settings["lanes"] == 8
+        assert settings["over"] == ["style_weight=1,100,1e4"] and settings["batch_size"] == 8
         assert settings["style"] == ["style.png"] and settings["size"] == SIZE
         assert settings["style_layers"] == {"relu1_1": 1, "relu2_1": 1}
-        assert found["picture"] == {"width": 32, "height": 24}
+        assert found["image"] == {"width": 32, "height": 24}
         assert found["weights"]["name"] == "tiny" and found["timing"]["total_s"] > 0
 
     def test_limit_of_pixels(self, run, desk):
@@ -639,22 +640,22 @@ class TestCommand:
         results = [alone(tv_weight=float(tv), style_weight=float(w)) for tv, w in values]
         labels = [f"tv_weight {tv}\nstyle_weight {weight}" for tv, weight in values]
         shows(results, labels, 3)
-        found = record()["pictures"]
-        assert [tuple(picture["values"].values()) for picture in found] == values
+        found = record()["images"]
+        assert [tuple(photo["values"].values()) for photo in found] == values
 
     def test_many_values_are_wrapped(self, run, alone):
         weights = [str(weight) for weight in range(1, 9)]
-        assert run(f"style_weight={','.join(weights)}", lanes=3, steps=1).code == 0
+        assert run(f"style_weight={','.join(weights)}", batch_size=3, steps=1).code == 0
         labels = [f"style_weight {weight}" for weight in weights]
         shows([alone(style_weight=float(w), steps=1) for w in weights], labels, 6)
 
-    def test_lanes_do_not_change_losses(self, run):
+    def test_batch_size_does_not_change_losses(self, run):
         found = {}
-        for lanes in (1, 2, 3):
-            assert run("style_weight=1,100,1e4", lanes=lanes, overwrite=True).code == 0
-            found[lanes] = losses()
-        for lanes in (1, 2):
-            assert found[lanes] == found[3]
+        for batch_size in (1, 2, 3):
+            assert run("style_weight=1,100,1e4", batch_size=batch_size, overwrite=True).code == 0
+            found[batch_size] = losses()
+        for batch_size in (1, 2):
+            assert found[batch_size] == found[3]
 
     def test_structures(self, run, alone):
         """Other layers and lengths beside each other, each in a program of its own."""
@@ -672,7 +673,7 @@ class TestCommand:
 
     def test_seeds(self, run, alone):
         assert run("seed=1,2", init="noise", noise_scale=0.2, seed=1).code == 0
-        assert [picture["seed"] for picture in record()["pictures"]] == [1, 2]
+        assert [photo["seed"] for photo in record()["images"]] == [1, 2]
         results = [alone(seed=seed, init="noise", noise_scale=0.2) for seed in (1, 2)]
         shows(results, ["seed 1", "seed 2"], 2)
         first, second = losses()
@@ -680,7 +681,7 @@ class TestCommand:
         assert first == results[0].history.loss.tolist()
 
     def test_init_from_a_file(self, run, alone):
-        save_image("start.png", smooth_picture(24, 32, seed=9))
+        save_image("start.png", smooth_image(24, 32, seed=9))
         assert run("style_weight=1,100", init="start.png").code == 0
         init = load_image("start.png")
         results = [alone(style_weight=w, controls={"init": init}) for w in (1.0, 100.0)]
@@ -688,8 +689,8 @@ class TestCommand:
 
     @pytest.mark.parametrize("base", ["noise", "start.png"])
     def test_files_among_the_values_of_init(self, run, alone, base):
-        save_image("start.png", smooth_picture(24, 32, seed=9))
-        save_image("large.png", smooth_picture(48, 64, seed=8))
+        save_image("start.png", smooth_image(24, 32, seed=9))
+        save_image("large.png", smooth_image(48, 64, seed=8))
         assert run("init=content,start.png,large.png", init=base).code == 0
         inits = [None, load_image("start.png"), load_image("large.png", size=32)]
         results = [alone(controls={"init": init}) for init in inits]
@@ -716,31 +717,31 @@ class TestCommand:
             expected = alone(TWO, style_layers=names, controls=controls).history.loss
             assert history == expected.tolist()
 
-    def test_a_picture_that_diverges(self, run, alone):
+    def test_a_image_that_diverges(self, run, alone):
         code, out, err = run("learning_rate=2,1e30")
         assert (code, out) == (1, "out.png\n")
         assert err.splitlines()[-1].startswith("nst-jax: diverged")
-        found = record()["pictures"]
-        assert [picture["status"] for picture in found] == ["done", "diverged"]
-        assert [picture["steps"] for picture in found] == [4, 4]
+        found = record()["images"]
+        assert [photo["status"] for photo in found] == ["done", "diverged"]
+        assert [photo["steps"] for photo in found] == [4, 4]
         assert found[1]["history"]["total"][-1] is None
         results = [alone(learning_rate=rate) for rate in (2.0, 1e30)]
         shows(results, ["learning_rate 2", "learning_rate 1e30\ndiverged"], 2)
-        assert [picture["recoveries"] for picture in found] == [0, results[1].recoveries]
+        assert [photo["recoveries"] for photo in found] == [0, results[1].recoveries]
         words = "learning_rate 1e30: the loss or its gradient was not finite: went on from the best"
         told = [line for line in err.splitlines() if words in line]
         assert len(told) == 1 and told[0].endswith(f"({results[1].recoveries} of 3)")
         assert results[1].recoveries > 0
 
-    def test_a_picture_that_diverges_at_its_last_step(self, run, alone):
+    def test_a_image_that_diverges_at_its_last_step(self, run, alone):
         assert run("learning_rate=1e37", steps=2).code == 1
-        (found,) = record()["pictures"]
+        (found,) = record()["images"]
         single = alone(learning_rate=1e37, steps=2)
         assert found["status"] == single.status == "diverged"
         assert (found["steps"], found["recoveries"]) == (2, 0)
 
     def test_losses_whose_sum_overflows(self, run):
-        """Their mean, which is shown on the way, is no fault of the lanes."""
+        """Their mean, which is shown on the way, is no fault of the elements."""
         assert (
             run("seed=1", init="noise", steps=1, content_weight=0, tv_weight=0, style_weight=1).code
             == 0
@@ -756,7 +757,7 @@ class TestCommand:
         assert run("seed=1", init="noise", output="out.jpg", overwrite=True).code == 0
         with Image.open("out.jpg") as image:
             assert image.format == "JPEG"
-        assert len(record()["pictures"]) == 1
+        assert len(record()["images"]) == 1
 
     def test_a_sheet_larger_than_its_format(self, run, desk):
         """As it will be, which is known before."""
@@ -777,7 +778,7 @@ class TestCommand:
         code, out, err = run("seed=1", init="noise", steps=1, output="sheets/out.png")
         (kept,) = tmp_path.glob("nst-jax-*/out.png")
         assert (code, out) == (2, "") and err.endswith(
-            "error: cannot write sheets/out.png (No such file or directory): the picture is kept "
+            "error: cannot write sheets/out.png (No such file or directory): the image is kept "
             f"as {kept}, move it to where you want it\n"
         )
         kept.rename("out.png")
@@ -794,13 +795,13 @@ class TestCommand:
 
 class TestInterrupt:
     def test_the_sheet_shows_what_there_is(self, run, press, alone):
-        press(5)  # the first step of the second picture, which is a chunk
-        code, out, err = run("style_weight=1,100,1e4", lanes=1)
+        press(5)  # the first step of the second image, which is a chunk
+        code, out, err = run("style_weight=1,100,1e4", batch_size=1)
         assert (code, out) == (130, "out.png\n")
         assert err.splitlines()[-1].startswith("nst-jax: stopped")
-        found = record()["pictures"]
-        assert [picture["status"] for picture in found] == ["done", "stopped", "not run"]
-        assert [picture.get("steps") for picture in found] == [4, 1, None]
+        found = record()["images"]
+        assert [photo["status"] for photo in found] == ["done", "stopped", "not run"]
+        assert [photo.get("steps") for photo in found] == [4, 1, None]
         assert found[2] == {"values": {"style_weight": "1e4"}, "seed": 0, "status": "not run"}
         results = [alone(style_weight=1.0), alone(style_weight=100.0, steps=1), None]
         labels = ["style_weight 1", "style_weight 100\nstopped", "style_weight 1e4\nnot run"]
@@ -808,13 +809,13 @@ class TestInterrupt:
 
     def test_between_two_groups(self, run, press):
         press(4)
-        assert run("style_weight=1,100", lanes=1).code == 130
-        assert [picture["status"] for picture in record()["pictures"]] == ["done", "not run"]
+        assert run("style_weight=1,100", batch_size=1).code == 130
+        assert [photo["status"] for photo in record()["images"]] == ["done", "not run"]
 
     def test_at_the_last_step_the_sweep_is_done(self, run, press):
         press(4)
         assert run("style_weight=1,100").code == 0
-        assert {picture["status"] for picture in record()["pictures"]} == {"done"}
+        assert {photo["status"] for photo in record()["images"]} == {"done"}
 
 
 class TestRefused:
@@ -836,18 +837,18 @@ class TestRefused:
             (["style_weight=1", "style_weight=2"], {}, "names style_weight twice"),
             (["style_weight=1,many"], {}, "'many' is no number"),
             (["steps=1,1.5"], {}, "'1.5' is no whole number"),
-            ([f"seed={','.join(map(str, range(201)))}"], {}, "asks for 201 pictures"),
+            ([f"seed={','.join(map(str, range(201)))}"], {}, "asks for 201 images"),
             (["noise_ratio=0.5,2"], {}, "noise_ratio is 2.0: expected 0 to 1"),
             (["memory_size=5,10"], {}, "memory_size has no meaning for adam"),
             (["steps=10000000000000000000"], {}, "steps is 10+: .* at most 2147483647"),
             (["seed=1,-1"], {}, "seed is -1"),
             (["style_layers=relu1_1,fc7"], {}, "unknown layer 'fc7'"),
-            (["tv_weight=1"], {"lanes": 0}, "lanes is 0: expected 1 or more"),
+            (["tv_weight=1"], {"batch_size": 0}, "batch_size is 0: expected 1 or more"),
             (["tv_weight=1"], {"size": 0}, "size is 0: expected 1 to 100000"),
             (["tv_weight=1"], {"seed": -1}, "seed is -1"),
             (["tv_weight=1"], {"output": "old.png"}, "old.png exists: .*--overwrite"),
             (["tv_weight=1"], {"output": "oldrecord.png"}, "oldrecord.json exists"),
-            (["tv_weight=1"], {"output": "out"}, "out has no suffix of a known picture format"),
+            (["tv_weight=1"], {"output": "out"}, "out has no suffix of a known image format"),
             (
                 ["tv_weight=1"],
                 {"output": "content.png", "overwrite": True},
@@ -885,7 +886,7 @@ class TestRefused:
             (
                 ["tv_weight=1,2"],
                 {"content_mask": MASKS, "region_styles": "keep keep"},
-                "all of the picture is kept",
+                "all of the image is kept",
             ),
             (
                 ["tv_weight=1,2"],
@@ -893,7 +894,7 @@ class TestRefused:
                 "feather is",
             ),
             (["init=content,none.png"], {}, "none.png does not exist"),
-            (["init=content,two.png"], {}, "initial picture two.png is 26x32 px, .* same aspect"),
+            (["init=content,two.png"], {}, "initial image two.png is 26x32 px, .* same aspect"),
             (
                 ["init=content,left.png"],
                 {"output": "left.png", "overwrite": True},

@@ -286,7 +286,7 @@ def test_plain_names_have_the_factor_1():
     ],
 )
 def test_words_of_tiles_in_the_program(settings, expected):
-    """What is left to the memory's room is the whole picture, computed once, without a plan."""
+    """What is left to the memory's room is the whole image, computed once, without a plan."""
     assert Config.of(**settings).execution.evaluation == expected
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 
 from nst_jax.config import CHANNELS, PRESETS
 from nst_jax.losses import loss_weights, make_loss
@@ -26,18 +26,18 @@ BGR_MEAN = (103.939, 116.779, 123.68)
 # Networks as the tools run them: features by name, [channels, height, width].
 
 
-def caffe_input(picture):
+def caffe_input(image):
     """BGR from 0 to 255, less the mean."""
-    return picture[..., ::-1] * 255 - np.array(BGR_MEAN)
+    return image[..., ::-1] * 255 - np.array(BGR_MEAN)
 
 
-def torchvision_input(picture):
-    return (picture - np.array(IMAGENET["mean"])) / np.array(IMAGENET["std"])
+def torchvision_input(image):
+    return (image - np.array(IMAGENET["mean"])) / np.array(IMAGENET["std"])
 
 
-def network(variables, picture, *, torchvision=False, pooling="max", edge=False):
+def network(variables, image, *, torchvision=False, pooling="max", edge=False):
     """Features before and after each ReLU; kernels for BGR where the input is."""
-    x = torchvision_input(picture) if torchvision else caffe_input(picture)
+    x = torchvision_input(image) if torchvision else caffe_input(image)
     taps = {}
     for name in CONVS:
         kernel, bias = (np.float64(variables["params"][name][key]) for key in ("kernel", "bias"))
@@ -80,7 +80,7 @@ def gram_chw(features):
     return gram(features) / features.size
 
 
-# Each formula takes the features of picture, content and style, and the picture; it gives the
+# Each formula takes the features of image, content and style, and the image; it gives the
 # content, style and total variation terms.
 
 
@@ -174,7 +174,7 @@ def course(x, c, s, image, layers=((0.2, name) for name in FIVE)):
     style = 0.0
     for proportion, name in layers:
         channels, height, width = x[name].shape
-        # The course has pictures of one size; a style of another counts as if tiled to it.
+        # The course has images of one size; a style of another counts as if tiled to it.
         tiled = gram(s[name]) * (height * width / flat(s[name]).shape[1])
         difference = ((tiled - gram(x[name])) ** 2).sum()
         style += proportion * difference / (4 * channels**2 * (height * width) ** 2)
@@ -274,9 +274,9 @@ def test_loss_is_the_tools_own(x64, variables, request, name):
     if name == "keras-tutorial":  # sums over channels, and sides that the strides divide
         variables, shapes = request.getfixturevalue("wide_variables"), [(32, 48)] * 3
     assert run.get("torchvision", False) == (preset.weights == "torchvision")
-    pictures = [np.float64(smooth_picture(*s, seed=i)) for i, s in enumerate(shapes, start=5)]
-    maps = [network(variables, picture, **run) for picture in pictures]
-    expected = np.array(FORMULAS[name](*maps, pictures[0]))
+    images = [np.float64(smooth_image(*s, seed=i)) for i, s in enumerate(shapes, start=5)]
+    maps = [network(variables, image, **run) for image in images]
+    expected = np.array(FORMULAS[name](*maps, images[0]))
     if name == "keras-tutorial":  # its content weight is for 600x400 pixels, and the sum grows
         expected[0] *= (25 * 37) / (2 * 3)
     numbers = IMAGENET if preset.weights == "torchvision" else None
@@ -286,7 +286,7 @@ def test_loss_is_the_tools_own(x64, variables, request, name):
     tree = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float64), tree, is_leaf=lambda x: isinstance(x, tuple)
     )
-    value, terms = value_and_terms(preset.config, tree, *pictures)
+    value, terms = value_and_terms(preset.config, tree, *images)
     np.testing.assert_allclose(terms, expected, rtol=1e-6)
     np.testing.assert_allclose(value, expected.sum(), rtol=1e-6)
     assert min(expected[:2]) > 0 and (expected[2] > 0) == (preset.config.loss.tv_weight > 0)

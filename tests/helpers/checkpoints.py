@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from faults_files import correct_manifest, edit_arrays
 
 from nst_jax.checkpoint import store
@@ -53,11 +53,11 @@ def bases(tmp_path_factory, tiny_weights_file):
         for name, words in RUNS.items():
             desk = folder / name
             (desk / "in").mkdir(parents=True)
-            save_image(desk / "content.png", smooth_picture(18, 24, seed=1))
-            save_image(desk / "style.png", smooth_picture(20, 16, seed=2))
+            save_image(desk / "content.png", smooth_image(18, 24, seed=1))
+            save_image(desk / "style.png", smooth_image(20, 16, seed=2))
             save_image(desk / "mask.png", np.ones((18, 24, 3), np.float32) / 2)
             for seed in (3, 4):
-                save_image(desk / "in" / f"{seed}.png", smooth_picture(18, 24, seed=seed))
+                save_image(desk / "in" / f"{seed}.png", smooth_image(18, 24, seed=seed))
             (desk / "victim.txt").write_text("of someone else")
             patch.chdir(desk)
             words = f"{words} --style style.png --size 24 --steps 6 --weights {tiny_weights_file}"

@@ -1,4 +1,4 @@
-"""Runs of the command line in a folder of small pictures, and what they leave."""
+"""Runs of the command line in a folder of small images, and what they leave."""
 
 import json
 import re
@@ -25,7 +25,7 @@ SHALLOW = dict(content_layers="relu2_1", style_layers="relu1_1 relu2_1")
 
 @pytest.fixture(autouse=True)
 def desk(tmp_path, monkeypatch, content, style):
-    """A folder with pictures, and no weights but those that a test names."""
+    """A folder with images, and no weights but those that a test names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
@@ -61,7 +61,7 @@ def run(capsys, tiny_weights_file):
 
 
 def record(name="out.json"):
-    """The JSON beside a picture, as the standard has it: without NaN and Infinity."""
+    """The JSON beside an image, as the standard has it: without NaN and Infinity."""
 
     def refuse(number):
         raise AssertionError(f"{number} is no JSON")

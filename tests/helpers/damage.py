@@ -1,4 +1,4 @@
-"""Sound picture files in eight formats, as bytes, and ways to damage them. Pure functions."""
+"""Sound image files in eight formats, as bytes, and ways to damage them. Pure functions."""
 
 import io
 import struct
@@ -31,7 +31,7 @@ def sample_pixels(*, height: int = 20, width: int = 30, channels: int = 3, seed:
     return ((ramp * 3 + noise) % 256).astype(np.uint8)
 
 
-def picture_bytes(format: str, *, seed: int = 1, profile: bytes | None = None) -> bytes:
+def image_bytes(format: str, *, seed: int = 1, profile: bytes | None = None) -> bytes:
     """A sound file of 30 x 20 pixels.
 
     Args:

@@ -1,4 +1,4 @@
-"""Parts of image files, and pictures whose pixels are known."""
+"""Parts of image files, and images whose pixels are known."""
 
 import struct
 import zlib

@@ -42,7 +42,7 @@ NEEDED = {
     "sweep": "--style style.png -o out.png --over style_weight=1,2 --style-layers relu1_1 "
     "--content-layers relu2_1",
 }
-PICTURES = ["content.png", "style.png", "mask.png", "text.png", "empty", "nowhere.png", "in/x.png"]
+IMAGES = ["content.png", "style.png", "mask.png", "text.png", "empty", "nowhere.png", "in/x.png"]
 OUTPUTS = ["o.png", "o.jpg", "o.gif", "o.txt", "content.png", "empty", "no/o.png", "\n.png", ""]
 # Between what is refused and what takes long; no sides and numbers of steps beyond what is quick.
 NUMBERS = st.sampled_from(["0", "-1", "1", "2", "7", "16", "1000000000000", "1.5", "x", ""])
@@ -60,7 +60,6 @@ SPECIAL = {
     "style_scale": st.sampled_from(["1", "0.1", "0", "-1", "nan", "inf", "1e30"]),
     "steps": st.sampled_from(["1", "2", "0", "-1", "x"]),
     "scale_steps": st.lists(st.sampled_from(["1", "2", "0", "x"]), max_size=3),
-    "lanes": st.sampled_from(["1", "2", "0", "-1", "x"]),
     "process_count": st.sampled_from(["0", "-1"]),
     "coordinator": st.just("x"),
     "distributed": st.nothing(),  # waits for others
@@ -100,7 +99,7 @@ def texts(name, hint):
         return st.lists(inner, max_size=3)
     if arguments:
         return st.one_of([texts("", one) for one in arguments])
-    simple = {int: NUMBERS, float: REALS, Path: st.sampled_from(PICTURES), bool: st.nothing()}
+    simple = {int: NUMBERS, float: REALS, Path: st.sampled_from(IMAGES), bool: st.nothing()}
     return st.just("None") if hint is type(None) else simple.get(hint, WORDS)
 
 

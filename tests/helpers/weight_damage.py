@@ -22,10 +22,12 @@ def damaged(data: bytes, *, seed: int, other: bytes) -> tuple[str, bytes]:
     def place(limit: int = size) -> int:
         """A position, of which half are near one of the ends, where the structure is."""
         near = min(limit, 2000)
-        choice = rng.integers(4)
-        if choice == 0:
+        execution_plan = rng.integers(4)
+        if execution_plan == 0:
             return int(rng.integers(near))
-        return int(rng.integers(limit - near, limit) if choice == 1 else rng.integers(limit))
+        return int(
+            rng.integers(limit - near, limit) if execution_plan == 1 else rng.integers(limit)
+        )
 
     if kind == "flip":
         for _ in range(rng.integers(1, 9)):

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from nst_jax.images import save_image
 from nst_jax.images.profiles import is_srgb, srgb_profile
-from nst_jax.images.read import load_numbers, load_picture
+from nst_jax.images.read import load_numbers, load_rgba
 
 D65 = (0.3127, 0.3290)
 SRGB = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
@@ -88,7 +88,7 @@ class TestConversion:
         values = RNG.integers(0, 256, (20, 30, channels)).astype(np.uint8)
         values[..., 3:] |= 1
         path = with_profile(tmp_path / name, values, profile_of(P3, 2.2))
-        found = load_picture(path)
+        found = load_rgba(path)
         np.testing.assert_allclose(found.rgb, from_p3(values[..., :3] / 255), atol=1.3 / 255)
         assert (found.alpha is None) == (channels == 3)
 
@@ -104,7 +104,7 @@ class TestConversion:
         else:
             given = values if name == "a.tif" else (values / 65535).astype(np.float32)
             tifffile.imwrite(tmp_path / name, given, photometric="rgb", iccprofile=profile)
-        found = load_picture(tmp_path / name).rgb
+        found = load_rgba(tmp_path / name).rgb
         np.testing.assert_allclose(found, from_p3(values / 65535), atol=1e-4)
         assert len(np.unique(found[..., 0])) > 550
 
@@ -115,7 +115,7 @@ class TestConversion:
         levels = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
         values = levels if deep else (levels // 257).astype(np.uint8)
         tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", iccprofile=profile)
-        found = load_picture(tmp_path / "a.tif").rgb
+        found = load_rgba(tmp_path / "a.tif").rgb
         expected = encoded((levels / 65535) ** gamma)[..., None]
         atol = 2e-4 if deep else 0.51 / 255
         np.testing.assert_allclose(found, np.repeat(expected, 3, -1), atol=atol)
@@ -127,7 +127,7 @@ class TestConversion:
             assert image.mode == "L"
             decoded = np.asarray(image) / 255
         expected = np.repeat(encoded(decoded)[..., None], 3, -1)
-        np.testing.assert_allclose(load_picture(path).rgb, expected, atol=1 / 255)
+        np.testing.assert_allclose(load_rgba(path).rgb, expected, atol=1 / 255)
 
     @pytest.mark.parametrize("kind", ["tif", "jpg", "deep"])
     def test_inks(self, tmp_path, kind):
@@ -147,14 +147,14 @@ class TestConversion:
             image.save(path, icc_profile=profile, **({"quality": 100} if kind == "jpg" else {}))
         expected = np.broadcast_to(grey_of(lightness)[None, :, None], (*ink.shape[:2], 3))
         atol = {"tif": 0.7 / 255, "jpg": 6 / 255, "deep": 1e-3}[kind]
-        np.testing.assert_allclose(load_picture(path).rgb, expected, atol=atol)
+        np.testing.assert_allclose(load_rgba(path).rgb, expected, atol=atol)
 
-    def test_large_pictures_are_converted_in_parts(self, tmp_path):
+    def test_large_images_are_converted_in_parts(self, tmp_path):
         values = RNG.integers(0, 256, (33, 10, 3)).astype(np.uint8)
-        small = load_picture(with_profile(tmp_path / "a.png", values, profile_of(P3, 2.2))).rgb
+        small = load_rgba(with_profile(tmp_path / "a.png", values, profile_of(P3, 2.2))).rgb
         repeats = (40, 110, 1)  # to 4.4 million samples, of which 2**22 are a part
         path = with_profile(tmp_path / "b.png", np.tile(values, repeats), profile_of(P3, 2.2))
-        np.testing.assert_array_equal(load_picture(path).rgb, np.tile(small, repeats))
+        np.testing.assert_array_equal(load_rgba(path).rgb, np.tile(small, repeats))
 
 
 class TestSrgb:
@@ -169,13 +169,13 @@ class TestSrgb:
         for profile in profiles:
             assert is_srgb(profile, "rgb")
             path = with_profile(tmp_path / "a.png", values, profile)
-            np.testing.assert_array_equal(load_picture(path).rgb, values / np.float32(255))
+            np.testing.assert_array_equal(load_rgba(path).rgb, values / np.float32(255))
 
     def test_deep_values_too(self, tmp_path):
         values = RNG.integers(0, 65536, (9, 8, 3)).astype(np.uint16)
         save_image(tmp_path / "a.png", values / 65535, bit_depth=16)
         expected = values / np.float32(65535)
-        np.testing.assert_array_equal(load_picture(tmp_path / "a.png").rgb, expected)
+        np.testing.assert_array_equal(load_rgba(tmp_path / "a.png").rgb, expected)
 
     @pytest.mark.parametrize("primaries, gamma", [(P3, 2.2), (SRGB, 1.8), (SRGB, 2.2)])
     def test_others_are_not(self, primaries, gamma):
@@ -205,12 +205,12 @@ class TestGammaOfPng:
         values = (RNG.random((20, 30, 3)) * top).astype(dtype)
         path = tmp_path / "a.png"
         self.write(path, values, gamma_chunks(1))
-        np.testing.assert_allclose(load_picture(path).rgb, encoded(values / top), atol=atol)
+        np.testing.assert_allclose(load_rgba(path).rgb, encoded(values / top), atol=atol)
         self.write(path, values, gamma_chunks(1 / 2.2, P3))
-        np.testing.assert_allclose(load_picture(path).rgb, from_p3(values / top), atol=atol)
+        np.testing.assert_allclose(load_rgba(path).rgb, from_p3(values / top), atol=atol)
         self.write(path, values[..., 0].copy(), gamma_chunks(1))
         expected = np.repeat(encoded(values[..., :1] / top), 3, axis=-1)
-        np.testing.assert_allclose(load_picture(path).rgb, expected, atol=atol)
+        np.testing.assert_allclose(load_rgba(path).rgb, expected, atol=atol)
 
     @pytest.mark.parametrize(
         "chunks",
@@ -223,13 +223,13 @@ class TestGammaOfPng:
     def test_that_says_srgb(self, tmp_path, chunks):
         self.write(tmp_path / "a.png", sample_pixels(), chunks)
         expected = sample_pixels() / np.float32(255)
-        np.testing.assert_array_equal(load_picture(tmp_path / "a.png").rgb, expected)
+        np.testing.assert_array_equal(load_rgba(tmp_path / "a.png").rgb, expected)
 
     @pytest.mark.parametrize("chunks", [gamma_chunks(0), gamma_chunks(0.5, (0, 0, 0, 0, 0, 0))])
     def test_that_is_none(self, tmp_path, chunks, caplog):
         self.write(tmp_path / "a.png", sample_pixels(), chunks)
         expected = sample_pixels() / np.float32(255)
-        np.testing.assert_array_equal(load_picture(tmp_path / "a.png").rgb, expected)
+        np.testing.assert_array_equal(load_rgba(tmp_path / "a.png").rgb, expected)
         assert "its colour profile is damaged" in caplog.text
 
 
@@ -246,7 +246,7 @@ class TestUnusable:
         }[what]
         values = sample_pixels().astype(np.uint16 if deep else np.uint8) * (257 if deep else 1)
         tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", iccprofile=profile)
-        found = load_picture(tmp_path / "a.tif").rgb
+        found = load_rgba(tmp_path / "a.tif").rgb
         np.testing.assert_allclose(found, sample_pixels() / 255, atol=1e-6)
         assert caplog.messages == [
             f"{tmp_path / 'a.tif'}: its colour profile is damaged, or of other colours, and left "

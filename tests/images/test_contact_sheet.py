@@ -1,4 +1,4 @@
-"""The labelled grid of pictures. Where the pictures lie is found by searching for their pixels."""
+"""The labelled grid of images. Where the images lie is found by searching for their pixels."""
 
 import numpy as np
 import pytest
@@ -9,31 +9,31 @@ from nst_jax.images import contact_sheet, load_image, save_image
 LONG = "iteration 100, style weight 1e3, content weight 5, total variation 0.01 " * 3
 
 
-def pictures(count, height, width):
+def images(count, height, width):
     """Random ones without a white or a grey pixel."""
     values = np.random.default_rng(0).random((count, height, width, 3), np.float32)
     return list(values * np.float32([0.2, 0.5, 0.8]) + np.float32([0, 0.2, 0]))
 
 
-def place(sheet, picture):
-    """Top and left of the only place where a sheet shows a picture, unchanged."""
-    height, width, _ = picture.shape
-    corners = np.argwhere((sheet == picture[0, 0]).all(-1))
+def place(sheet, image):
+    """Top and left of the only place where a sheet shows an image, unchanged."""
+    height, width, _ = image.shape
+    corners = np.argwhere((sheet == image[0, 0]).all(-1))
     found = [
         (top, left)
         for top, left in corners.tolist()
-        if np.array_equal(sheet[top : top + height, left : left + width], picture)
+        if np.array_equal(sheet[top : top + height, left : left + width], image)
     ]
     assert len(found) == 1
     return found[0]
 
 
 def without(sheet, shown):
-    """The sheet with its pictures painted white: what is left is text."""
+    """The sheet with its images painted white: what is left is text."""
     text = sheet.copy()
-    for picture in shown:
-        top, left = place(sheet, picture)
-        text[top : top + picture.shape[0], left : left + picture.shape[1]] = 1
+    for image in shown:
+        top, left = place(sheet, image)
+        text[top : top + image.shape[0], left : left + image.shape[1]] = 1
     return text
 
 
@@ -48,18 +48,18 @@ class TestGeometry:
     @pytest.mark.parametrize("height, width", [(90, 120), (8, 8), (30, 500), (70, 1)])
     @pytest.mark.parametrize("title", [None, "A title"])
     def test_grid(self, count, columns, height, width, title):
-        shown = pictures(count, height, width)
+        shown = images(count, height, width)
         labels = [f"number {index}" for index in range(count)]
         sheet = contact_sheet(shown, labels=labels, columns=columns, title=title)
         assert sheet.dtype == np.float32 and sheet.min() >= 0 and sheet.max() == 1
-        places = [place(sheet, picture) for picture in shown]
+        places = [place(sheet, image) for image in shown]
         used = min(columns, count)
         tops, lefts = [top for top, _ in places], [left for _, left in places]
         margin = lefts[0]
         assert margin >= 8
         for index, (top, left) in enumerate(places):
             assert top == tops[index // used * used] and left == lefts[index % used]
-        # Steps from one to the next are even, and cells are as wide as their pictures or wider.
+        # Steps from one to the next are even, and cells are as wide as their images or wider.
         assert len(set(np.diff(lefts[:used]))) <= 1 and len(set(np.diff(tops[::used]))) <= 1
         step = lefts[1] - lefts[0] if used > 1 else sheet.shape[1] - margin
         assert step >= width + margin
@@ -76,17 +76,17 @@ class TestGeometry:
         assert left >= margin - 1 and right <= sheet.shape[1] - margin
 
     def test_no_texts_take_no_room(self):
-        shown = pictures(4, 20, 100)
+        shown = images(4, 20, 100)
         sheet = contact_sheet(shown, labels=[""] * 4, columns=2)
         (top, left), (below, _) = place(sheet, shown[0]), place(sheet, shown[2])
         assert below - top == 20 + left and sheet.shape == (40 + 3 * left, 200 + 3 * left, 3)
         assert (without(sheet, shown) == 1).all()
 
     def test_a_row_is_as_high_as_its_longest_label(self):
-        shown = pictures(6, 40, 120)
+        shown = images(6, 40, 120)
         labels = ["a\nb\nc\nd", "a", "a", "a", "a", "a"]
         sheet = contact_sheet(shown, labels=labels, columns=2)
-        tops = [place(sheet, picture)[0] for picture in shown]
+        tops = [place(sheet, image)[0] for image in shown]
         assert tops[1] == tops[0] and tops[2] - tops[0] > tops[4] - tops[2] + 30
 
     def test_colours_are_clipped(self):
@@ -95,17 +95,17 @@ class TestGeometry:
         assert place(contact_sheet([wild], labels=["wild"], columns=1), tame)
 
     def test_is_written(self, tmp_path):
-        shown = [np.rint(picture * 255) / np.float32(255) for picture in pictures(3, 30, 40)]
+        shown = [np.rint(image * 255) / np.float32(255) for image in images(3, 30, 40)]
         sheet = contact_sheet(shown, labels=["a", "b", "c"], columns=2, title="Three")
         save_image(tmp_path / "sheet.png", sheet)
         written = load_image(tmp_path / "sheet.png")
         np.testing.assert_allclose(written, sheet, atol=1e-6)
-        assert [place(written, picture) for picture in shown]
+        assert [place(written, image) for image in shown]
 
 
 class TestTexts:
-    def test_each_label_is_beneath_its_picture(self):
-        shown = pictures(4, 50, 130)
+    def test_each_label_is_beneath_its_image(self):
+        shown = images(4, 50, 130)
         blank = contact_sheet(shown, labels=["x", "", "x", ""], columns=2)
         labelled = contact_sheet(shown, labels=["x", "second", "x", ""], columns=2)
         top, left = place(labelled, shown[1])
@@ -115,7 +115,7 @@ class TestTexts:
         assert rows.max() < place(labelled, shown[3])[0] and columns.max() < left + 130
 
     def test_texts_differ(self):
-        shown = pictures(1, 50, 130)
+        shown = images(1, 50, 130)
         one, two = (contact_sheet(shown, labels=[text], columns=1) for text in ("1e3", "1e4"))
         assert one.shape == two.shape and (one != two).any()
         one, two = (
@@ -124,21 +124,21 @@ class TestTexts:
         assert one.shape == two.shape and (one != two).any()
 
     def test_are_dark_grey(self):
-        shown = pictures(1, 50, 600)
+        shown = images(1, 50, 600)
         text = without(contact_sheet(shown, labels=["HHH"], columns=1), shown)
         assert 0.2 < text.min() < 0.35 and (text == text[..., :1]).all()
 
     @pytest.mark.parametrize("width, least, most", [(8, 7, 9), (300, 8, 12), (5000, 17, 23)])
     def test_size_follows_the_width(self, width, least, most):
         """A capital is about 0.7 of the size, which is from 11 to 28."""
-        shown = pictures(1, 4, width)
+        shown = images(1, 4, width)
         top, bottom, _, _ = extent(without(contact_sheet(shown, labels=["H"], columns=1), shown))
         assert least <= bottom - top <= most
 
     @pytest.mark.parametrize("height, width", [(40, 120), (8, 8), (40, 700)])
     @pytest.mark.parametrize("text", [LONG, "overlong" * 40, "W" * 200, "/a/b" * 60, "jÅ|ß_" * 50])
     def test_long_ones_are_wrapped(self, height, width, text):
-        shown = pictures(2, height, width)
+        shown = images(2, height, width)
         short = contact_sheet(shown, labels=["a", "a"], columns=2)
         sheet = contact_sheet(shown, labels=[text, ""], columns=2)
         assert sheet.shape[1] == short.shape[1] and sheet.shape[0] > short.shape[0]
@@ -155,18 +155,18 @@ class TestTexts:
         """Wrapped, it has as much ink as on one line."""
         ink = []
         for width in (100, 230):
-            shown = pictures(1, 10, width)  # both have text of 11 pixels
+            shown = images(1, 10, width)  # both have text of 11 pixels
             text = without(
                 contact_sheet(shown, labels=["one two three four " * 2], columns=1), shown
             )
             ink.append((1 - text).sum())
-        shown = pictures(1, 10, 100)
+        shown = images(1, 10, 100)
         text = without(contact_sheet(shown, labels=["onetwothreefour" * 2], columns=1), shown)
         assert ink[0] == pytest.approx(ink[1], rel=0.02)
         assert (1 - text).sum() == pytest.approx(ink[0], rel=0.05)
 
     def test_pillows_limit_of_files_does_not_hold(self):
-        shown, options = pictures(2, 20, 30), {"labels": ["one", "two"], "columns": 2}
+        shown, options = images(2, 20, 30), {"labels": ["one", "two"], "columns": 2}
         expected = contact_sheet(shown, title=LONG, **options)
         for limit in (10, None):
             Image.MAX_IMAGE_PIXELS = limit
@@ -174,7 +174,7 @@ class TestTexts:
             assert Image.MAX_IMAGE_PIXELS == limit
 
     def test_lines_are_kept(self):
-        shown = pictures(1, 10, 200)
+        shown = images(1, 10, 200)
         sheets = [
             contact_sheet(shown, labels=[text], columns=1) for text in ("a", "a\nb", "a\n\nb")
         ]
@@ -183,17 +183,17 @@ class TestTexts:
 
     @pytest.mark.parametrize("text", ["\udc80.png", "a\0b", "日本", "\t", "\r\n", "\u0301"])
     def test_odd_ones(self, text):
-        assert len(contact_sheet(pictures(1, 8, 8), labels=[text], columns=1, title=text))
+        assert len(contact_sheet(images(1, 8, 8), labels=[text], columns=1, title=text))
 
 
 @pytest.mark.parametrize(
     "shown, labels, columns, message",
     [
-        ([], [], 1, "0 pictures"),
-        (pictures(2, 4, 4), ["a"], 1, "2 pictures, 1 labels"),
-        (pictures(1, 4, 4), ["a", "b"], 1, "1 pictures, 2 labels"),
-        (pictures(1, 4, 4), ["a"], 0, "0 columns"),
-        (pictures(1, 4, 4) + pictures(1, 4, 5), ["a", "b"], 1, "one shape"),
+        ([], [], 1, "0 images"),
+        (images(2, 4, 4), ["a"], 1, "2 images, 1 labels"),
+        (images(1, 4, 4), ["a", "b"], 1, "1 images, 2 labels"),
+        (images(1, 4, 4), ["a"], 0, "0 columns"),
+        (images(1, 4, 4) + images(1, 4, 5), ["a", "b"], 1, "one shape"),
         ([np.zeros((4, 4))], ["a"], 1, "one shape"),
         ([np.zeros((4, 4, 4))], ["a"], 1, "one shape"),
     ],

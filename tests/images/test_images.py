@@ -1,4 +1,4 @@
-"""Reading, scaling and writing pictures. Files are made by Pillow or by hand, expected values by
+"""Reading, scaling and writing images. Files are made by Pillow or by hand, expected values by
 NumPy."""
 
 import math
@@ -14,7 +14,7 @@ from PIL import Image, features
 
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, save_image, to_uint8
-from nst_jax.images.read import limit_pixels, load_picture, picture_shape, resize_longer
+from nst_jax.images.read import image_shape, limit_pixels, load_rgba, resize_longer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)  # asymmetrical
 ALPHA = np.linspace(0, 255, 35).astype(np.uint8).reshape(5, 7)
@@ -33,7 +33,7 @@ class TestDecoding:
     @pytest.mark.parametrize("value", [np.nan, -0.1, 255])
     def test_floats_of_an_unknown_range_are_refused(self, tmp_path, value):
         Image.fromarray(np.full((4, 4), value, np.float32)).save(tmp_path / "a.tif")
-        with pytest.raises(InputError, match="a.tif is a picture of floats outside of 0 to 1"):
+        with pytest.raises(InputError, match="a.tif is an image of floats outside of 0 to 1"):
             load_image(tmp_path / "a.tif")
 
 
@@ -42,7 +42,7 @@ class TestTransparency:
     def test_is_shown_over_white_and_kept(self, tmp_path, mode):
         image = Image.fromarray(np.dstack([PIXELS[..., :1].repeat(3, 2), ALPHA])).convert(mode)
         image.save(tmp_path / "a.png")
-        rgb, alpha = load_picture(tmp_path / "a.png")
+        rgb, alpha = load_rgba(tmp_path / "a.png")
         share = ALPHA / 255
         np.testing.assert_array_equal(alpha, share.astype(np.float32))
         straight = np.where(share > 0, PIXELS[..., 0] / 255, 1)
@@ -55,7 +55,7 @@ class TestTransparency:
         """What is partly transparent is not mixed with white a second time."""
         pixels = np.dstack([PIXELS, ALPHA])
         Image.fromarray(pixels).save(tmp_path / "a.png")
-        rgb, alpha = load_picture(tmp_path / "a.png")
+        rgb, alpha = load_rgba(tmp_path / "a.png")
         save_image(tmp_path / "b.png", rgb, alpha=alpha)
         again = np.asarray(Image.open(tmp_path / "b.png"))
         np.testing.assert_array_equal(again[ALPHA > 0], pixels[ALPHA > 0])
@@ -65,21 +65,21 @@ class TestTransparency:
         pixels = np.zeros((8, 8, 4), np.uint8)
         pixels[:, :4], pixels[:, 4:] = (255, 0, 0, 255), (0, 255, 0, 0)
         Image.fromarray(pixels).save(tmp_path / "a.png")
-        rgb, alpha = load_picture(tmp_path / "a.png", size=3)
+        rgb, alpha = load_rgba(tmp_path / "a.png", size=3)
         assert 0 < alpha[1, 1] < 1
         np.testing.assert_allclose(rgb[alpha > 0], [[1, 0, 0]] * 6, atol=1e-5)
 
     def test_a_full_channel_is_none(self, tmp_path):
         opaque = np.full((5, 7), 255, np.uint8)
         Image.fromarray(np.dstack([PIXELS, opaque])).save(tmp_path / "a.png")
-        rgb, alpha = load_picture(tmp_path / "a.png")
+        rgb, alpha = load_rgba(tmp_path / "a.png")
         assert alpha is None
         np.testing.assert_array_equal(rgb, PIXELS / np.float32(255))
 
-    def test_is_scaled_with_the_picture(self, tmp_path):
+    def test_is_scaled_with_the_image(self, tmp_path):
         alpha = np.repeat([[0, 255]], [3, 3], axis=1).repeat(4, axis=0).astype(np.uint8)
         Image.fromarray(np.dstack([np.zeros((4, 6, 3), np.uint8), alpha])).save(tmp_path / "a.png")
-        rgb, scaled = load_picture(tmp_path / "a.png", size=12)
+        rgb, scaled = load_rgba(tmp_path / "a.png", size=12)
         assert rgb.shape == (8, 12, 3) and scaled.shape == (8, 12)
         assert (scaled[:, :5] == 0).all() and (scaled[:, -5:] == 1).all()
 
@@ -178,7 +178,7 @@ def png_of_size(width, height):
 
 
 def encoded(folder, kind):
-    """A sound picture file, as bytes; "16" is a PNG of 16-bit grey."""
+    """A sound image file, as bytes; "16" is a PNG of 16-bit grey."""
     pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     if kind == "16":
         pixels, kind = pixels[..., 0].astype(np.uint16) * 257, "png"
@@ -196,10 +196,10 @@ class TestBadFiles:
         [
             (None, "does not exist"),
             (b"", "is empty"),
-            (b"a text, no picture\n" * 9, "is no picture"),
-            (bytes(500), "is no picture"),
-            (png_of_size(0, 5), "is no picture"),
-            (png_of_size(5, 5), "cannot read the picture .* truncated"),
+            (b"a text, no image\n" * 9, "is no image"),
+            (bytes(500), "is no image"),
+            (png_of_size(0, 5), "is no image"),
+            (png_of_size(5, 5), "cannot read the image .* truncated"),
             (png_of_size(50_000, 50_000), "a.png has 2500 megapixels: .*max_megapixels to 2500"),
         ],
     )
@@ -208,18 +208,18 @@ class TestBadFiles:
         if data is not None:
             path.write_bytes(data)
         with pytest.raises(InputError, match=message) as caught:
-            load_picture(path)
+            load_rgba(path)
         assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
     def test_a_directory(self, tmp_path):
         with pytest.raises(InputError, match="is a directory"):
-            load_picture(tmp_path)
+            load_rgba(tmp_path)
 
     @pytest.mark.parametrize("name", ["a.png/b.png", "x" * 300])
     def test_a_path_that_cannot_be(self, tmp_path, name):
         (tmp_path / "a.png").write_bytes(b"")
         with pytest.raises(InputError, match="does not exist"):
-            load_picture(tmp_path / name)
+            load_rgba(tmp_path / name)
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
@@ -227,18 +227,18 @@ class TestBadFiles:
         data = encoded(tmp_path, kind)
         (tmp_path / "cut").write_bytes(data[: int(share * len(data))])
         with pytest.raises(InputError, match="cut"):
-            load_picture(tmp_path / "cut")
+            load_rgba(tmp_path / "cut")
 
 
 class TestLimit:
-    def test_picture_that_compresses_well(self, tmp_path):
+    def test_image_that_compresses_well(self, tmp_path):
         """A small file of many pixels is refused before they are decoded: these cannot be."""
         path = tmp_path / "a.png"
         Image.new("1", (10_000, 10_000)).save(path)
         data = path.read_bytes()
         assert len(data) < 50_000
         path.write_bytes(data[: len(data) // 2])
-        for read in (load_picture, load_image, picture_shape):
+        for read in (load_rgba, load_image, image_shape):
             with pytest.raises(InputError) as caught:
                 read(path)
             assert str(caught.value) == (
@@ -247,19 +247,19 @@ class TestLimit:
             )
         for limit in (10**8, None):
             Image.MAX_IMAGE_PIXELS = limit
-            assert picture_shape(path, size=20) == (20, 20)
+            assert image_shape(path, size=20) == (20, 20)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_of_the_pixels(self, tmp_path, kind):
-        path = tmp_path / "picture"
+        path = tmp_path / "image"
         path.write_bytes(encoded(tmp_path, kind))  # 600 pixels
-        expected = picture_shape(path)
+        expected = image_shape(path)
         for megapixels in (0.0006, 0.0007, 89.5, 1e6, 1e300):
             limit_pixels(megapixels)
-            assert picture_shape(path) == load_picture(path).rgb.shape[:2] == expected
+            assert image_shape(path) == load_rgba(path).rgb.shape[:2] == expected
         for megapixels in (0.000599, 0.0003, 0.000299, 0.0001, 1e-9):
             limit_pixels(megapixels)
-            for read in (picture_shape, load_picture):
+            for read in (image_shape, load_rgba):
                 with pytest.raises(InputError, match="has 0.0006 megapixels: .*megapixels to 1"):
                     read(path)
 
@@ -273,10 +273,10 @@ class TestLimit:
         assert tuple(data[6:8]) == (40, 30)
         data[6:8] = (16, 16)
         path.write_bytes(data)
-        assert load_picture(path).rgb.shape == (30, 40, 3)
+        assert load_rgba(path).rgb.shape == (30, 40, 3)
         limit_pixels(megapixels)
         with pytest.raises(InputError, match="a.ico has .* megapixels: expected at most 0.00"):
-            load_picture(path)
+            load_rgba(path)
 
     @pytest.mark.parametrize("megapixels", [0, -1, math.nan, math.inf, -math.inf, 1e308])
     def test_is_a_positive_number(self, megapixels):
@@ -294,26 +294,26 @@ ORIENTED = {"png", "jpg", "webp", "tif", "avif"}
 class TestShape:
     @pytest.mark.parametrize("kind", HEADERS)
     @pytest.mark.parametrize("height, width", [(20, 31), (64, 3), (1, 50), (33, 33)])
-    def test_is_that_of_the_picture(self, tmp_path, kind, height, width):
+    def test_is_that_of_the_image(self, tmp_path, kind, height, width):
         path = tmp_path / f"a.{kind}"
         for number in STORED if kind in ORIENTED else [None]:
             options = {} if number is None else {"exif": orientation(number)}
             Image.new("RGB", (width, height)).save(path, **options)
             for size in (None, 1, 7, 20, 31, 100):
-                expected = load_picture(path, size=size).rgb.shape[:2]
-                assert picture_shape(path, size=size) == expected, (number, size)
+                expected = load_rgba(path, size=size).rgb.shape[:2]
+                assert image_shape(path, size=size) == expected, (number, size)
 
     @pytest.mark.parametrize("height, width, size", SIZES)
     def test_is_rounded_as_in_resize(self, tmp_path, height, width, size):
         Image.new("L", (width, height)).save(tmp_path / "a.png")
         scaled = resize_longer(np.zeros((height, width, 1), np.float32), size=size)
-        assert picture_shape(tmp_path / "a.png", size=size) == scaled.shape[:2]
+        assert image_shape(tmp_path / "a.png", size=size) == scaled.shape[:2]
 
     @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK", "F"])
     def test_of_any_mode(self, tmp_path, mode):
         path = tmp_path / ("a.tif" if mode in ("CMYK", "F") else "a.png")
         Image.new(mode, (9, 4)).save(path, exif=orientation(6))
-        assert picture_shape(path) == load_picture(path).rgb.shape[:2] == (9, 4)
+        assert image_shape(path) == load_rgba(path).rgb.shape[:2] == (9, 4)
 
     @pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
     @pytest.mark.parametrize("number", [1, 6])
@@ -334,7 +334,7 @@ class TestShape:
         start = data.index(place) - 4
         path.write_bytes(data[:start] + added + data[start:])
         expected = (4, 9) if number == 1 or kind == "other" else (9, 4)
-        assert picture_shape(path) == load_picture(path).rgb.shape[:2] == expected
+        assert image_shape(path) == load_rgba(path).rgb.shape[:2] == expected
 
     @pytest.mark.parametrize("kind, number", [("png", 6), ("png", None), ("jpg", 6), ("jpg", None)])
     def test_pixels_are_not_decoded(self, tmp_path, kind, number):
@@ -344,23 +344,23 @@ class TestShape:
         data = (tmp_path / f"a.{kind}").read_bytes()
         (tmp_path / "cut").write_bytes(data[: int(0.9 * len(data))])
         with pytest.raises(InputError, match="truncated"):
-            load_picture(tmp_path / "cut")
+            load_rgba(tmp_path / "cut")
         expected = (20, 30) if number is None else (30, 20)
         for path in (tmp_path / "cut", tmp_path / f"a.{kind}"):
-            assert picture_shape(path) == expected
-            assert picture_shape(path, size=60) == (2 * expected[0], 2 * expected[1])
+            assert image_shape(path) == expected
+            assert image_shape(path, size=60) == (2 * expected[0], 2 * expected[1])
 
     @pytest.mark.parametrize(
         "data",
-        [None, b"", b"a text, no picture\n" * 9, png_of_size(0, 5), png_of_size(50_000, 50_000)]
+        [None, b"", b"a text, no image\n" * 9, png_of_size(0, 5), png_of_size(50_000, 50_000)]
         + [png_of_size(10_000, 10_000), png_of_size(5, 5)[:20]],
     )
-    def test_is_refused_as_the_picture_is(self, tmp_path, data):
+    def test_is_refused_as_the_image_is(self, tmp_path, data):
         path = tmp_path / "a.png"
         if data is not None:
             path.write_bytes(data)
         messages = []
-        for read in (load_picture, picture_shape):
+        for read in (load_rgba, image_shape):
             with pytest.raises(InputError) as caught:
                 read(path)
             messages.append(str(caught.value))
@@ -369,6 +369,6 @@ class TestShape:
     def test_arguments(self, tmp_path):
         Image.new("L", (5, 4)).save(tmp_path / "a.png")
         with pytest.raises(InputError, match="size is 0"):
-            picture_shape(tmp_path / "a.png", size=0)
+            image_shape(tmp_path / "a.png", size=0)
         with pytest.raises(InputError, match="is a directory"):
-            picture_shape(tmp_path)
+            image_shape(tmp_path)

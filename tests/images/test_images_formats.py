@@ -1,4 +1,4 @@
-"""Pictures of every format, mode, depth and orientation, against what was written into them.
+"""Images of every format, mode, depth and orientation, against what was written into them.
 
 Files are made by hand, Pillow or tifffile; the expected values are the arrays they were made of, or
 a second decoder's where the format loses something.
@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, features
 
 from nst_jax.errors import InputError
 from nst_jax.images import read_texts, save_image
-from nst_jax.images.read import load_picture, picture_shape
+from nst_jax.images.read import image_shape, load_rgba
 from nst_jax.images.write import check_output_sides
 
 RNG = np.random.default_rng(3)
@@ -104,8 +104,8 @@ PNG_CASES += [f"{mode}-16" for mode in ("rgb", "grey_alpha", "rgba", "rgb_key")]
 def check(path, expected, *, atol=1e-6):
     """What is read is expected; where nothing is to be seen any colour is right."""
     colors, alpha = expected
-    found = load_picture(path)
-    assert picture_shape(path) == found.rgb.shape[:2] == colors.shape[:2]
+    found = load_rgba(path)
+    assert image_shape(path) == found.rgb.shape[:2] == colors.shape[:2]
     assert found.rgb.dtype == np.float32
     if alpha is None or (alpha == 1).all():
         assert found.alpha is None
@@ -130,7 +130,7 @@ class TestPng:
     def test_16_bits_are_not_8(self, tmp_path):
         values = np.full((2, 2, 3), 257 * 100 + 50)
         (tmp_path / "a.png").write_bytes(png(values, depth=16, kind=2))
-        np.testing.assert_allclose(load_picture(tmp_path / "a.png").rgb, values / 65535, atol=1e-7)
+        np.testing.assert_allclose(load_rgba(tmp_path / "a.png").rgb, values / 65535, atol=1e-7)
 
     def test_chunks_that_libpng_would_complain_of(self, tmp_path, capfd, caplog):
         bad = chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(200)))
@@ -229,13 +229,13 @@ class TestTiff:
     def test_numbers_of_an_unknown_range_are_refused(self, tmp_path, dtype):
         tiff(tmp_path / "a.tif", np.ones((4, 5), dtype), photometric="minisblack")
         with pytest.raises(InputError, match="a.tif .*of type.* is not read: export it as PNG"):
-            load_picture(tmp_path / "a.tif")
+            load_rgba(tmp_path / "a.tif")
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
     def test_lab_is_refused(self, tmp_path, dtype):
         path = tmp_path / "a.tif"
         tiff(path, RGB.astype(dtype), photometric="cielab", planarconfig="contig")
-        for read in (load_picture, picture_shape):
+        for read in (load_rgba, image_shape):
             with pytest.raises(
                 InputError, match="in (CIE)?L(ab|AB), which is not read: .*PNG.*TIFF"
             ):
@@ -260,7 +260,7 @@ class TestTiff:
             last = counts.valueoffset + (counts.valuebytecount - 2)
             (tmp_path / "b.tif").write_bytes(data[:last] + change + data[last + 2 :])
             with pytest.raises(InputError, match="a part of its pixels is missing"):
-                load_picture(tmp_path / "b.tif")
+                load_rgba(tmp_path / "b.tif")
 
     def test_more_pixels_than_the_limit(self, tmp_path):
         """A small file that claims many is refused before anything is decoded."""
@@ -275,14 +275,14 @@ class TestTiff:
             size = 2 if int(code) == 3 else 4
             data[place : place + size] = (20_000).to_bytes(size, "little")
         (tmp_path / "a.tif").write_bytes(data)
-        for read in (load_picture, picture_shape):
+        for read in (load_rgba, image_shape):
             with pytest.raises(InputError, match="has 400 megapixels: expected at most 89"):
                 read(tmp_path / "a.tif")
 
-    def test_a_cameras_preview_is_not_the_picture(self, tmp_path):
+    def test_a_cameras_preview_is_not_the_image(self, tmp_path):
         tiff(tmp_path / "a.tif", RGB.astype(np.uint8), photometric="rgb", subfiletype=1)
         data = (tmp_path / "a.tif").read_bytes()
-        assert load_picture(tmp_path / "a.tif").rgb.shape == (5, 7, 3)
+        assert load_rgba(tmp_path / "a.tif").rgb.shape == (5, 7, 3)
         sub = io.BytesIO()
         with tifffile.TiffWriter(sub) as writer:
             options = {"photometric": "rgb", "metadata": None}
@@ -291,7 +291,7 @@ class TestTiff:
         for data in (sub.getvalue(), b"II*\0\x10\0\0\0CR\2\0" + bytes(90)):
             (tmp_path / "a.tif").write_bytes(data)
             with pytest.raises(InputError, match="a camera's raw format, which is not read"):
-                load_picture(tmp_path / "a.tif")
+                load_rgba(tmp_path / "a.tif")
 
 
 def saved(image, format, **options):
@@ -382,9 +382,9 @@ class TestOthers:
         check(tmp_path / "a.ppm", (values / top, None))
         (tmp_path / "a.ppm").write_bytes(head + values.astype(">u2").tobytes()[:-1])
         with pytest.raises(InputError, match="it is cut off"):
-            load_picture(tmp_path / "a.ppm")
+            load_rgba(tmp_path / "a.ppm")
         (tmp_path / "a.ppm").write_bytes(b"P6 20000 20000 65535\n" + bytes(99))
-        for read in (load_picture, picture_shape):
+        for read in (load_rgba, image_shape):
             with pytest.raises(InputError, match="has 400 megapixels"):
                 read(tmp_path / "a.ppm")
 
@@ -398,8 +398,8 @@ class TestOthers:
         check(path, (values / top, None))
         for text in (head + "\n".join(lines[:-1]), head + "1.5 " * 105, head + "-5 " * 105):
             path.write_text(text)
-            with pytest.raises(InputError, match="cannot read the picture"):
-                load_picture(path)
+            with pytest.raises(InputError, match="cannot read the image"):
+                load_rgba(path)
 
     @pytest.mark.parametrize("kind, channels", [(1, 1), (3, 3), (4, 4)])
     def test_psd(self, tmp_path, kind, channels):
@@ -414,7 +414,7 @@ class TestOthers:
         if channels == 4:
             expected = expected[..., :3] * expected[..., 3:]
         check(tmp_path / f"{channels}.psd", colors_and_alpha(expected))
-        for read in (load_picture, picture_shape):
+        for read in (load_rgba, image_shape):
             with pytest.raises(InputError, match="psd is a PSD with an alpha channel .*PNG.*TIFF"):
                 read(tmp_path / f"{channels + 1}.psd")
 
@@ -428,13 +428,13 @@ class TestOthers:
                 tiff(path, stack, photometric="rgb")
             else:
                 frames[0].save(path, save_all=True, append_images=frames[1:], **lossless)
-            found = load_picture(path).rgb
+            found = load_rgba(path).rgb
             atol = 0.2 if name == "a.gif" else 1e-6  # which has 256 colours
             np.testing.assert_allclose(found, sample_pixels() / 255, atol=atol)
-            assert caplog.messages == [f"{path} holds several pictures: the first is read"]
+            assert caplog.messages == [f"{path} holds several images: the first is read"]
             frames[0].save(path)
             caplog.clear()
-            load_picture(path)
+            load_rgba(path)
             assert not caplog.records
 
     @pytest.mark.parametrize("shape", [(1, 1), (1, 16_000), (16_000, 1)])
@@ -445,13 +445,13 @@ class TestOthers:
             (tmp_path / name).write_bytes(imagecodecs.png_encode(values.astype(np.uint16) * 257))
         else:
             Image.fromarray(values).save(tmp_path / name)
-        assert load_picture(tmp_path / name).rgb.shape[:2] == shape
-        assert picture_shape(tmp_path / name) == shape
+        assert load_rgba(tmp_path / name).rgb.shape[:2] == shape
+        assert image_shape(tmp_path / name) == shape
         if name in ("a.png", "a.tif", "a.bmp", "deep"):
             check(tmp_path / name, (values / 255, None))
-        scaled = load_picture(tmp_path / name, size=64).rgb.shape
+        scaled = load_rgba(tmp_path / name, size=64).rgb.shape
         assert scaled == (64 if shape[0] >= shape[1] else 1, 64 if shape[1] >= shape[0] else 1, 3)
-        assert picture_shape(tmp_path / name, size=64) == scaled[:2]
+        assert image_shape(tmp_path / name, size=64) == scaled[:2]
 
     @pytest.mark.parametrize(
         "data, format",
@@ -467,7 +467,7 @@ class TestOthers:
     )
     def test_formats_that_are_known_by_name_only(self, tmp_path, data, format):
         (tmp_path / "a.png").write_bytes(data)
-        for read in (load_picture, picture_shape):
+        for read in (load_rgba, image_shape):
             with pytest.raises(InputError) as caught:
                 read(tmp_path / "a.png")
             assert str(caught.value) == (
@@ -519,7 +519,7 @@ class TestOutputs:
         levels = np.repeat(levels, 3, axis=-1).astype(np.float32)
         for name in ("a.png", "a.tif"):
             save_image(tmp_path / name, levels, bit_depth=bits)
-            np.testing.assert_array_equal(load_picture(tmp_path / name).rgb, levels)
+            np.testing.assert_array_equal(load_rgba(tmp_path / name).rgb, levels)
 
     @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif"])
     @pytest.mark.parametrize("bits", [8, 16])
@@ -543,13 +543,13 @@ class TestOutputs:
 
     @pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
     def test_quality(self, tmp_path, name):
-        picture = sample_pixels(height=64, width=64) / 255
+        photo = sample_pixels(height=64, width=64) / 255
         sizes, errors = [], []
         for quality in (5, 60, 100):
-            save_image(tmp_path / name, picture, quality=quality)
+            save_image(tmp_path / name, photo, quality=quality)
             sizes.append((tmp_path / name).stat().st_size)
             found = second_reading(tmp_path / name)[..., :3] / 255
-            errors.append(np.abs(found - picture).mean())
+            errors.append(np.abs(found - photo).mean())
         assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
 
     @pytest.mark.parametrize("name, most", [("a.webp", 16383), ("a.JPG", 65500), ("a.gif", 65535)])
@@ -591,7 +591,7 @@ class TestOutputs:
 
     @pytest.mark.parametrize("bits", [8, 16])
     @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.jpg"])
-    def test_equal_pictures_are_equal_files(self, tmp_path, name, bits):
+    def test_equal_images_are_equal_files(self, tmp_path, name, bits):
         if bits == 16 and name in ("a.jpg", "a.webp"):
             return
         for folder in ("x", "y"):

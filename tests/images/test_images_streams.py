@@ -1,4 +1,4 @@
-"""Standard input and output as pictures, odd file names, and flags of the outputs."""
+"""Standard input and output as images, odd file names, and flags of the outputs."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from PIL import Image
 from nst_jax.cli import main
 from nst_jax.errors import InputError
 from nst_jax.images import load_image, read_texts, save_image
-from nst_jax.images.read import load_picture
+from nst_jax.images.read import load_rgba
 from nst_jax.system.streams import check_standard_output, standard_input
 
 SHALLOW = ["--style-layers", "relu1_1", "--content-layers", "relu1_1"]
@@ -87,13 +87,13 @@ class TestStandardInput:
         given(b"")
         refused(run(*stylize("-")), "standard input is empty")
 
-    def test_is_no_picture(self, run, given):
+    def test_is_no_image(self, run, given):
         given(b"a text")
-        refused(run(*stylize("-")), "standard input is no picture in a known format")
+        refused(run(*stylize("-")), "standard input is no image in a known format")
 
     def test_is_cut(self, run, given, desk):
         given((desk / "content.png").read_bytes()[:500])
-        refused(run(*stylize("-")), "cannot read the picture standard input (")
+        refused(run(*stylize("-")), "cannot read the image standard input (")
 
     @pytest.mark.parametrize("stream", [None, SimpleNamespace(closed=True)])
     def test_is_closed(self, run, monkeypatch, stream):
@@ -122,13 +122,13 @@ class TestStandardInput:
 
     def test_of_batch_is_refused(self, run, desk):
         options = ["--style", "style.png", "-o", "results", "--size", "32"]
-        refused(run("batch", "-", *options), "- stands for one picture")
+        refused(run("batch", "-", *options), "- stands for one image")
         options[1] = "-"
-        refused(run("batch", "content.png", *options), "- stands for one picture")
+        refused(run("batch", "content.png", *options), "- stands for one image")
 
 
 class TestStandardOutput:
-    def test_is_the_picture_and_nothing_else(self, run, given, desk):
+    def test_is_the_image_and_nothing_else(self, run, given, desk):
         code, out, _ = run(*stylize())
         assert (code, out) == (0, b"out.png\n")
         before = {path.name for path in desk.iterdir()}
@@ -243,23 +243,23 @@ class TestNames:
     def test_odd_ones(self, run, desk, name):
         (desk / "content.png").rename(desk / name)
         code, out, _ = run(*stylize(name, output="out " + name.removeprefix("./")))
-        assert code == 0 and load_picture(desk / out.decode().rstrip("\n")).rgb.shape == (24, 32, 3)
+        assert code == 0 and load_rgba(desk / out.decode().rstrip("\n")).rgb.shape == (24, 32, 3)
 
     def test_one_that_lies(self, run, desk, content):
         save_image("a.jpg", content)
         (desk / "a.jpg").rename("a.png")
         assert run(*stylize("a.png"))[0] == 0
 
-    def test_what_is_told_of_a_picture(self, run, desk):
+    def test_what_is_told_of_a_image(self, run, desk):
         frames = [Image.new("L", (24, 24), 90 * index) for index in range(3)]
         frames[0].save("film.gif", save_all=True, append_images=frames[1:])
-        (desk / "style.png").write_bytes(b"no picture")
+        (desk / "style.png").write_bytes(b"no image")
         code, _, err = run(*stylize("film.gif"))
         told, error = err.splitlines()
-        assert code == 2 and error.startswith("nst-jax: error: style.png is no picture")
-        assert told == "nst-jax: film.gif holds several pictures: the first is read"
+        assert code == 2 and error.startswith("nst-jax: error: style.png is no image")
+        assert told == "nst-jax: film.gif holds several images: the first is read"
 
-    def test_a_device_is_no_picture(self, run):
+    def test_a_device_is_no_image(self, run):
         refused(run(*stylize("/dev/zero")), "/dev/zero is no regular file", "- for standard input")
 
 
@@ -300,7 +300,7 @@ class TestFlags:
         ],
     )
     def test_what_a_format_cannot_do_is_refused_at_first(self, run, options, message):
-        refused(run(*stylize("missing.png", **options)), message)  # before any picture is read
+        refused(run(*stylize("missing.png", **options)), message)  # before any image is read
 
     @pytest.mark.parametrize(
         "outputs, most",
@@ -330,4 +330,4 @@ class TestFlags:
         assert imagecodecs.png_decode(path.read_bytes()).dtype == np.uint16
         code, _, err = run(*line, "16")
         assert code == 0 and "1 there before" in err
-        refused(run(*line, "8"), "is of other pictures or settings")
+        refused(run(*line, "8"), "is of other images or settings")

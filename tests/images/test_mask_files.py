@@ -213,7 +213,7 @@ class TestAspect:
     @pytest.mark.parametrize("height, width", [(60, 40), (100, 159), (100, 142), (40, 40)])
     def test_another(self, tmp_path, height, width):
         path = save(tmp_path / "a.png", np.zeros((40, 60)))
-        expected = f"the mask {path} is 60x40 px, its picture {width}x{height} px: it is stretched"
+        expected = f"the mask {path} is 60x40 px, its image {width}x{height} px: it is stretched"
         assert mask_aspect_note(path, shape=(height, width)) == expected
 
     @pytest.mark.parametrize("number", STORED)
@@ -230,12 +230,12 @@ class TestAspect:
         assert mask_aspect_note(path, shape=(40, 60)) is None
 
     @pytest.mark.parametrize("data", [None, b"", b"a text"])
-    def test_no_picture(self, tmp_path, data):
+    def test_no_image(self, tmp_path, data):
         if data is not None:
             (tmp_path / "a.png").write_bytes(data)
         with pytest.raises(InputError) as caught:
             mask_aspect_note(tmp_path / "a.png", shape=(4, 4))
-        one_line(caught, "a.png", "picture")
+        one_line(caught, "a.png", "image")
 
 
 def test_a_mask_of_zeros_and_ones_out_of_255_is_told(tmp_path):
@@ -252,9 +252,9 @@ def test_labels_with_soft_edges_are_told(tmp_path):
     hard[10:30, 10:40] = 200
     soft = hard.copy()
     soft[10, 10:13], soft[10, 13:16] = 50, 120  # two further colours of a few pixels
-    for name, picture, told in (("hard", hard, False), ("soft", soft, True)):
+    for name, image, told in (("hard", hard, False), ("soft", soft, True)):
         path = tmp_path / f"{name}.png"
-        Image.fromarray(np.repeat(picture[..., None], 3, -1)).save(path)
+        Image.fromarray(np.repeat(image[..., None], 3, -1)).save(path)
         _, masks = load_labels(path, shape=(40, 60))
         note = soft_edges_note(path, masks)
         assert bool(note) == told

@@ -35,7 +35,7 @@ REFERENCE = colourful(20, 17, seed=2)
 UNIT = np.random.default_rng(3).uniform(size=(24, 31, 3)).astype(np.float32)
 OTHER = np.random.default_rng(4).uniform(size=(24, 31, 3)).astype(np.float32)
 GREY = np.repeat(UNIT[..., :1], 3, axis=-1)
-PICTURES = {
+IMAGES = {
     "colourful": IMAGE,
     "grey": GREY,
     "nearly grey": GREY + 1e-3 * (OTHER - 0.5),
@@ -175,19 +175,19 @@ def test_the_symmetric_map_moves_colours_least(x64):
 
 @pytest.mark.parametrize("method", LINEAR)
 def test_float32_is_close_to_double_precision(method):
-    for own, wanted in itertools.permutations(PICTURES, 2):
-        actual = match_color(PICTURES[own], PICTURES[wanted], method=method)
-        expected = numpy_match(PICTURES[own], PICTURES[wanted], method)
+    for own, wanted in itertools.permutations(IMAGES, 2):
+        actual = match_color(IMAGES[own], IMAGES[wanted], method=method)
+        expected = numpy_match(IMAGES[own], IMAGES[wanted], method)
         # A quarter of 1/255, where differences of colours of 1e-3 are raised a hundredfold.
         np.testing.assert_allclose(actual, expected, atol=1e-3, err_msg=f"{own} to {wanted}")
 
 
 def test_histogram_match_is_finite():
-    for own, wanted in itertools.permutations(PICTURES.values(), 2):
+    for own, wanted in itertools.permutations(IMAGES.values(), 2):
         assert np.isfinite(match_color(own, wanted, method="histogram")).all()
 
 
-def test_the_symmetric_map_of_nearly_grey_pictures(x64):
+def test_the_symmetric_map_of_nearly_grey_images(x64):
     # The formula in float32 is off by 0.1 here.
     generator = np.random.default_rng(5)
     image, reference = (
@@ -200,41 +200,41 @@ def test_the_symmetric_map_of_nearly_grey_pictures(x64):
 
 @pytest.mark.optimized
 @pytest.mark.parametrize("method", color.MATCHES)
-def test_a_picture_matched_to_itself_stays(variant, method):
+def test_a_image_matched_to_itself_stays(variant, method):
     def function(image):
         return match_color(image, image, method=method)
 
     # Symmetric is the one whose W is computed.
     tolerance = 2e-6 if method == "symmetric" else 0
-    for name, picture in PICTURES.items():
-        actual = variant(function, picture)
-        np.testing.assert_allclose(actual, picture, rtol=0, atol=tolerance, err_msg=name)
+    for name, photo in IMAGES.items():
+        actual = variant(function, photo)
+        np.testing.assert_allclose(actual, photo, rtol=0, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("method", LINEAR)
-def test_a_large_picture_matched_to_itself_stays(method):
-    for picture in (colourful(600, 700, seed=6), np.full((600, 700, 3), 0.3, np.float32)):
-        actual = match_color(picture, picture.copy(), method=method)
-        np.testing.assert_allclose(actual, picture, atol=2e-6)
+def test_a_large_image_matched_to_itself_stays(method):
+    for photo in (colourful(600, 700, seed=6), np.full((600, 700, 3), 0.3, np.float32)):
+        actual = match_color(photo, photo.copy(), method=method)
+        np.testing.assert_allclose(actual, photo, atol=2e-6)
 
 
 @pytest.mark.parametrize("method", color.MATCHES)
-def test_a_constant_picture_takes_the_references_middle(variant, method):
+def test_a_constant_image_takes_the_references_middle(variant, method):
     def function(image, reference):
         return match_color(image, reference, method=method)
 
     middle = np.median if method == "histogram" else np.mean
     for name in ("constant", "black"):
-        actual = variant(function, PICTURES[name], REFERENCE)
+        actual = variant(function, IMAGES[name], REFERENCE)
         expected = np.broadcast_to(middle(REFERENCE, axis=(0, 1)), actual.shape)
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", color.MATCHES)
 def test_a_constant_reference_takes_all_colour(method):
-    actual = match_color(IMAGE, PICTURES["constant"], method=method)
+    actual = match_color(IMAGE, IMAGES["constant"], method=method)
     # The linear maps leave the standard deviation sqrt(EPS).
-    np.testing.assert_allclose(actual, PICTURES["constant"], atol=6e-3)
+    np.testing.assert_allclose(actual, IMAGES["constant"], atol=6e-3)
     assert np.std(actual, axis=(0, 1)).max() < 1.1e-3
 
 
@@ -301,9 +301,9 @@ def test_lab_of_known_colours(x64):
 
 
 def test_lab(variant):
-    picture = 2 * UNIT - 0.5
-    actual = lab_of_roots(variant(color._cube_roots, picture))
-    np.testing.assert_allclose(actual, numpy_lab(picture), atol=3e-4)
+    photo = 2 * UNIT - 0.5
+    actual = lab_of_roots(variant(color._cube_roots, photo))
+    np.testing.assert_allclose(actual, numpy_lab(photo), atol=3e-4)
 
 
 def test_transfer_luminance_in_lab(variant):
@@ -326,29 +326,29 @@ def test_transfer_luminance_in_lab_in_double_precision(x64):
 
 
 @pytest.mark.parametrize("space", color.SPACES)
-def test_the_luminance_of_the_same_picture_changes_nothing(variant, space):
+def test_the_luminance_of_the_same_image_changes_nothing(variant, space):
     def function(image):
         return color.transfer_luminance(image, image, space="yiq")
 
-    for picture in (UNIT, 2 * UNIT - 0.5, np.linspace(0, 1, 768, dtype=np.float32)):
-        picture = picture.reshape(-1, 8, 3)
+    for photo in (UNIT, 2 * UNIT - 0.5, np.linspace(0, 1, 768, dtype=np.float32)):
+        photo = photo.reshape(-1, 8, 3)
         # In Lab a dark channel beside bright ones has their rounding, times the curve's 12.92.
-        np.testing.assert_allclose(variant(function, picture), picture, atol=1e-5)
+        np.testing.assert_allclose(variant(function, photo), photo, atol=1e-5)
 
 
 @pytest.mark.parametrize("space", color.SPACES)
-def test_the_luminance_of_the_same_picture_in_double_precision(x64, space):
-    picture = np.float64(2 * UNIT - 0.5)
-    actual = color.transfer_luminance(picture, picture, space="yiq")
-    np.testing.assert_allclose(actual, picture, rtol=0, atol=1e-13)
+def test_the_luminance_of_the_same_image_in_double_precision(x64, space):
+    photo = np.float64(2 * UNIT - 0.5)
+    actual = color.transfer_luminance(photo, photo, space="yiq")
+    np.testing.assert_allclose(actual, photo, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("space", color.SPACES)
 def test_extreme_values_stay_finite(space):
     values = np.array([-1.5, -0.04045, -1e-9, -0.0, 0.0, 1e-30, 0.04045, 1.0, 2.5], np.float32)
-    pictures = np.array(list(itertools.product(values, repeat=3)), np.float32)[None]
-    for other in (pictures[:, ::-1], np.zeros_like(pictures), np.ones_like(pictures)):
-        for pair in ((pictures, other), (other, pictures)):
+    photos = np.array(list(itertools.product(values, repeat=3)), np.float32)[None]
+    for other in (photos[:, ::-1], np.zeros_like(photos), np.ones_like(photos)):
+        for pair in ((photos, other), (other, photos)):
             assert np.isfinite(color.transfer_luminance(*pair, space="yiq")).all()
             gradient = jax.grad(lambda *x: color.transfer_luminance(*x, space="yiq").sum())(*pair)
             assert np.isfinite(gradient).all()
@@ -372,13 +372,13 @@ def test_match_luminance(variant):
     np.testing.assert_allclose(color.luminance(actual).mean(), wanted.mean(), rtol=1e-4)
 
 
-def test_match_luminance_of_constant_pictures(variant):
+def test_match_luminance_of_constant_images(variant):
     for name in ("constant", "black"):
-        for reference in (REFERENCE, *PICTURES.values()):
-            actual = variant(color.match_luminance, PICTURES[name], reference)
+        for reference in (REFERENCE, *IMAGES.values()):
+            actual = variant(color.match_luminance, IMAGES[name], reference)
             mean = (reference @ np.array([0.299, 0.587, 0.114])).mean()
             np.testing.assert_allclose(actual, np.full(actual.shape, mean), atol=1e-6)
-    actual = variant(color.match_luminance, IMAGE, PICTURES["constant"])
+    actual = variant(color.match_luminance, IMAGE, IMAGES["constant"])
     np.testing.assert_allclose(actual, np.full(actual.shape, 0.512), atol=1e-6)
 
 

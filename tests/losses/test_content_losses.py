@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from nst_jax.losses import laplacian, self_similarity_loss
 from nst_jax.losses.content import GRID, grid_positions, laplacian_sum, sample, similarity
-from nst_jax.models import Lifted, dense
+from nst_jax.models import ProjectedFeatures, dense
 
 rng = np.random.default_rng(0)
 FEATURES = np.abs(rng.normal(size=(13, 5)))
@@ -43,7 +43,7 @@ def test_grid_is_regular_and_inside(length):
 def test_samples_are_features_at_the_crossings(x64, lifted):
     features, mask = rng.normal(size=(6, 9, 4)), rng.uniform(size=(6, 9))
     if lifted:
-        features = Lifted(features, rng.normal(size=(4, 7)), rng.normal(size=7))
+        features = ProjectedFeatures(features, rng.normal(size=(4, 7)), rng.normal(size=7))
     rows, columns, every = np.array([0, 3, 5]), np.array([1, 8]), np.asarray(dense(features))
     picked = np.stack([every[y, x] for y in rows for x in columns])
     np.testing.assert_allclose(sample(features, rows, columns), picked, rtol=1e-12)
@@ -59,12 +59,12 @@ def test_samples_of_windows_add_up_to_those_of_the_whole(x64, lifted):
     rows, columns = np.array([0, 4, 5, 9]), np.array([2, 6])
     whole, total = features, 0
     if lifted:
-        whole = Lifted(features, rng.normal(size=(4, 6)), rng.normal(size=6))
+        whole = ProjectedFeatures(features, rng.normal(size=(4, 6)), rng.normal(size=6))
     for first, last, owned in ((0, 7, (0, 5)), (3, 10, (5, 10))):
         part = features[first:last]
         mask = np.zeros(part.shape[:2])
         mask[owned[0] - first : owned[1] - first] = 1
-        window = whole._replace(own=part) if isinstance(whole, Lifted) else part
+        window = whole._replace(own=part) if isinstance(whole, ProjectedFeatures) else part
         total += sample(window, rows - first, columns, mask=jnp.asarray(mask))
     np.testing.assert_allclose(total, sample(whole, rows, columns), rtol=1e-12)
 
@@ -114,7 +114,7 @@ def dead_sums(features):
     return (1 - directions @ directions.T).sum(0)
 
 
-def test_gradient_is_0_where_the_picture_is_the_content(x64):
+def test_gradient_is_0_where_the_image_is_the_content(x64):
     """At the kink of every |x| at once."""
     value, gradient = jax.value_and_grad(loss_between)(FEATURES, FEATURES)
     assert value == 0 and not np.any(gradient)
@@ -146,7 +146,7 @@ def test_self_similarity_is_finite_where_something_is_missing(x64, dtype):
 
 
 def numpy_laplacian(image, pool, mode):
-    """SciPy's Laplacian of each colour of the averaged picture, summed."""
+    """SciPy's Laplacian of each colour of the averaged image, summed."""
     height, width = image.shape[0] // pool, image.shape[1] // pool
     small = np.zeros((height, width, 3))
     for y in range(height):

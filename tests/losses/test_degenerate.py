@@ -1,4 +1,4 @@
-"""Objectives of all losses at once on pictures in which there is nothing to compare."""
+"""Objectives of all losses at once on images in which there is nothing to compare."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.sampled
 
 SIDE = 16  # one position in relu5_1
 NOISE = np.random.default_rng(0).uniform(size=(SIDE, SIDE, 3))
-PICTURES = {
+IMAGES = {
     "noise": NOISE,
     "black": np.zeros((SIDE, SIDE, 3)),
     "white": np.ones((SIDE, SIDE, 3)),
@@ -30,7 +30,7 @@ STRUCTURES = {
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_loss_and_gradient_are_finite(variables, structure):
-    """Each picture against each as the style, with itself or that style as the content."""
+    """Each image against each as the style, with itself or that style as the content."""
     config = Config.of(
         content_losses=list(CONTENT_LOSSES),
         style_losses=list(STYLE_LOSSES),
@@ -47,9 +47,9 @@ def test_loss_and_gradient_are_finite(variables, structure):
             has_aux=True,
         )(image)
 
-    pictures = {name: jnp.asarray(x, jnp.float32) for name, x in PICTURES.items()}
-    for name, image in pictures.items():
-        for style_name, style in pictures.items():
+    images = {name: jnp.asarray(x, jnp.float32) for name, x in IMAGES.items()}
+    for name, image in images.items():
+        for style_name, style in images.items():
             for content in (image, style):
                 (_, terms), gradient = evaluate(variables, image, content, style)
                 where = f"{name} in the style of {style_name}"

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.masks import as_float64, masks_of
-from records import guided
+from helpers.records import guided
 
 from nst_jax.config import Config, to_flat
 from nst_jax.config.factors import CONTENT_LOSSES, STYLE_LOSSES
@@ -38,8 +38,8 @@ LOW = Config.of(
     style_weight=1.0,
 )
 SIZE = (42, 51)  # no multiples of the stride 4
-CONTENT, IMAGE, OTHER = (smooth_picture(*SIZE, seed=seed) for seed in (1, 2, 3))
-STYLES = [smooth_picture(45, 38, seed=4), smooth_picture(34, 51, seed=5)]
+CONTENT, IMAGE, OTHER = (smooth_image(*SIZE, seed=seed) for seed in (1, 2, 3))
+STYLES = [smooth_image(45, 38, seed=4), smooth_image(34, 51, seed=5)]
 MASKS = masks_of(*SIZE, 2)
 STYLE_MASKS = [masks_of(45, 38, 1)[0], None]
 REGIONS = {"content_masks": MASKS, "style_masks": STYLE_MASKS, "region_weights": (0.5, 3.0)}
@@ -64,10 +64,10 @@ def apart(config, statistics, targets, loss):
 
 
 def evaluate(config, variables, images, *, styles=STYLES[:1], content=CONTENT, by="alone", **given):
-    """Values and gradients of every loss for each picture, ``{name: [B]}``, ``{name: [B, ...]}``.
+    """Values and gradients of every loss for each image, ``{name: [B]}``, ``{name: [B, ...]}``.
 
     Args:
-      by: ``"vmap"``, ``"map"`` for one picture after another, or ``"values"`` for these alone.
+      by: ``"vmap"``, ``"map"`` for one image after another, or ``"values"`` for these alone.
     """
     loss = make_loss(config.loss)
 
@@ -220,7 +220,7 @@ class Oracle:
                 distance[distance < 1e-14] = 0
                 matrices.append(distance / distance.sum(0, keepdims=True))
             total["self-similarity"] += factor * np.abs(matrices[0] - matrices[1]).sum(0).mean()
-        grey = [self.pooled_grey(picture) for picture in (image, self.content)]
+        grey = [self.pooled_grey(photo) for photo in (image, self.content)]
         total["laplacian4"] = np.mean((self.numpy_laplacian(grey[0] - grey[1])) ** 2)
         return total
 
@@ -334,10 +334,10 @@ def test_coarse_laplacians_by_tiles(x64, networks):
         content_layers={"relu1_1": 1}, style_layers=["relu1_1"], content_losses=["laplacian16"]
     )
     options = {
-        "content": smooth_picture(230, 250, seed=6),
+        "content": smooth_image(230, 250, seed=6),
         "styles": STYLES[:1],
     }
-    image = smooth_picture(230, 250, seed=7)
+    image = smooth_image(230, 250, seed=7)
     whole, gradient = evaluate(config, networks["full"], [image], **options)
     tiled, of_tiles = evaluate(config.but(tile=20), networks["full"], [image], **options)
     np.testing.assert_allclose(tiled["laplacian16"], whole["laplacian16"], rtol=1e-12)
@@ -345,7 +345,7 @@ def test_coarse_laplacians_by_tiles(x64, networks):
     assert np.abs(of_tiles["laplacian16"] - gradient["laplacian16"]).max() < 1e-12 * largest
 
 
-def test_pictures_without_a_square_are_refused():
+def test_images_without_a_square_are_refused():
     config = Config.of(
         content_layers={"relu1_1": 1}, style_layers=["relu1_1"], content_losses=["laplacian16"]
     )

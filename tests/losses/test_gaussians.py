@@ -174,7 +174,7 @@ def test_gradients(x64):
 
 
 def degenerate_features():
-    """Pictures' features ``[cases, 4, 4, 6]`` and masks of them, in which something is missing."""
+    """Images' features ``[cases, 4, 4, 6]`` and masks of them, in which something is missing."""
     plain = np.abs(rng.normal(size=(4, 4, 6))) + 0.1
     dead = plain * np.array([0, 0, 1, 1, 0, 1])
     same = np.broadcast_to(plain[:1, :1], plain.shape)

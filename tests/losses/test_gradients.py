@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from jax.test_util import check_grads
 
 from nst_jax.config import PRESETS, Config
@@ -34,7 +34,7 @@ def test_objective_to_second_order(x64, variables, content, style, name):
     """Through the whole small network; reverse mode, as the convolution has a custom rule."""
     as_float64 = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
     variables, content, style = map(as_float64, (variables, content[:20, :24], style[:20, :20]))
-    image = as_float64(smooth_picture(20, 24, seed=7))
+    image = as_float64(smooth_image(20, 24, seed=7))
 
     @jax.jit
     def value(image, variables, content, style):
@@ -57,7 +57,7 @@ def gradients(variables, content, style, image, dtype, *, convolution="direct"):
     """Gradient of the default objective per unit of [0, 1]: ours, and PyTorch's autograd."""
     reference = pytest.importorskip("torch_reference")
     torch_dtype = {"float32": reference.torch.float32, "float64": reference.torch.float64}[dtype]
-    to_torch = lambda picture: reference.to_torch(picture, dtype=torch_dtype)  # noqa: E731
+    to_torch = lambda photo: reference.to_torch(photo, dtype=torch_dtype)  # noqa: E731
     torch_objective = reference.NeuralStyle(
         reference.Vgg(variables, dtype=torch_dtype), to_torch(content), to_torch(style)
     )
@@ -85,7 +85,7 @@ def relative_error(actual, expected):
 
 
 def test_gradient_agrees_with_pytorch(variables, content, style):
-    image = smooth_picture(36, 48, seed=7)
+    image = smooth_image(36, 48, seed=7)
     assert relative_error(*gradients(variables, content, style, image, "float32")) < 1e-5
 
 
@@ -95,9 +95,9 @@ either_convolution = pytest.mark.parametrize("convolution", ["direct", "winograd
 @pytest.mark.weights
 @either_convolution
 def test_gradient_of_the_real_network_agrees_with_pytorch(vgg19_weights, convolution):
-    pictures = [smooth_picture(191, 255, seed=seed) for seed in (1, 2, 3)]
+    photos = [smooth_image(191, 255, seed=seed) for seed in (1, 2, 3)]
     actual, expected = gradients(
-        vgg19_weights.variables, *pictures, "float32", convolution=convolution
+        vgg19_weights.variables, *photos, "float32", convolution=convolution
     )
     # In float32 some ReLU or max-pooling is decided by rounding, in PyTorch as here, and moves
     # the gradient of the few pixels below it; all others agree.
@@ -110,7 +110,7 @@ def test_gradient_of_the_real_network_agrees_with_pytorch(vgg19_weights, convolu
 
 @pytest.mark.weights
 @either_convolution
-def test_gradient_on_real_pictures_agrees_with_pytorch(vgg19_weights, images_folder, convolution):
+def test_gradient_on_real_images_agrees_with_pytorch(vgg19_weights, images_folder, convolution):
     names = ("content/tubingen.jpg", "style/starry_night.jpg")
     content, style = (load_image(images_folder / name, size=256) for name in names)
     noise = np.random.default_rng(0).normal(scale=0.1, size=content.shape)
@@ -127,8 +127,8 @@ def test_gradient_on_real_pictures_agrees_with_pytorch(vgg19_weights, images_fol
 def test_gradient_of_the_real_network_agrees_with_pytorch_in_float64(
     vgg19_weights, x64, convolution
 ):
-    pictures = [smooth_picture(95, 127, seed=seed) for seed in (1, 2, 3)]
+    photos = [smooth_image(95, 127, seed=seed) for seed in (1, 2, 3)]
     actual, expected = gradients(
-        vgg19_weights.variables, *pictures, "float64", convolution=convolution
+        vgg19_weights.variables, *photos, "float64", convolution=convolution
     )
     assert relative_error(actual, expected) < 1e-5

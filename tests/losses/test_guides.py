@@ -191,7 +191,7 @@ def with_value(value):
 
 
 class TestCheckMasks:
-    def test_masks_become_arrays_of_the_pictures_type(self):
+    def test_masks_become_arrays_of_the_images_type(self):
         of_style = np.ones((20, 33), np.int32)
         found = checked(
             content_masks=[LEFT, LEFT == 0], style_masks=[of_style, None], preserve=KEPT.tolist()
@@ -222,7 +222,7 @@ class TestCheckMasks:
             ({"content_masks": []}, "no content mask: expected one for each region, or None"),
             (
                 {"content_masks": [LEFT, LEFT[:-1]]},
-                r"content mask 2 has shape \(31, 48\): expected its picture's \(32, 48\)",
+                r"content mask 2 has shape \(31, 48\): expected its image's \(32, 48\)",
             ),
             ({"content_masks": LEFT}, r"content mask 1 has shape \(48,\)"),
             ({"content_masks": np.float32(1)}, "content masks are one number: expected"),
@@ -239,7 +239,7 @@ class TestCheckMasks:
             ({"style_masks": [None] * 3}, "3 style masks for 2 styles"),
             (
                 {"style_masks": [None, np.ones((20, 33))]},
-                r"style mask 2 has shape \(20, 33\): expected its picture's \(16, 16\)",
+                r"style mask 2 has shape \(20, 33\): expected its image's \(16, 16\)",
             ),
             ({"style_masks": [np.full((20, 33), np.inf), None]}, "style mask 1 has values outside"),
             ({"style_masks": [None, np.zeros((16, 16))]}, "style mask 2 is 0 everywhere"),
@@ -249,7 +249,7 @@ class TestCheckMasks:
             ({"preserve": 0 * LEFT}, "mask of what is kept is 0 everywhere"),
             (
                 {"preserve": np.ones((32, 48))},
-                "all of the picture is kept as it is",
+                "all of the image is kept as it is",
             ),
         ],
     )
@@ -357,7 +357,7 @@ class TestKeptAndStyled:
     def test_all_of_it_kept(self):
         ones = np.ones((32, 48))
         for masks in (None, [LEFT]):
-            with pytest.raises(InputError, match="all of the picture is kept"):
+            with pytest.raises(InputError, match="all of the image is kept"):
                 checked(preserve=ones, content_masks=masks)
 
     def test_a_region_within_what_is_kept(self):

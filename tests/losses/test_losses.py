@@ -6,7 +6,7 @@ import pytest
 from jax.test_util import check_grads
 
 from nst_jax.losses import gram as losses
-from nst_jax.models import Lifted
+from nst_jax.models import ProjectedFeatures
 
 generator = np.random.default_rng(0)
 FEATURES = generator.normal(size=(5, 7, 3)).astype(np.float32)
@@ -41,7 +41,7 @@ def test_gram_matrix_sums_half_precision_features_in_float32():
 def test_gram_sum_of_half_precision_products_is_in_float32():
     """Those of a slim network, whose sums with the bias and number of positions count too."""
     own = jax.numpy.ones((64, 64, 2), jax.numpy.bfloat16)
-    lifted = Lifted(own, np.ones((2, 3), np.float32), np.ones(3, np.float32))
+    lifted = ProjectedFeatures(own, np.ones((2, 3), np.float32), np.ones(3, np.float32))
     mask = np.ones((64, 64), np.float32)
     mask[0, 0] = 0
     for given, count in (({}, 4096), ({"mask": mask}, 4095)):
@@ -58,7 +58,9 @@ def test_a_soft_mask_of_half_precision_features_is_not_rounded(lifted):
     kernel, bias = np.float32([[1, 2, -1], [3, 0, 1]]), np.float32([0.5, 1, 2])
 
     def gram(own, mask=None):
-        return losses.gram_matrix(Lifted(own, kernel, bias) if lifted else own, mask=mask)
+        return losses.gram_matrix(
+            ProjectedFeatures(own, kernel, bias) if lifted else own, mask=mask
+        )
 
     def changed(own, mask=None):
         return jax.jvp(lambda own: gram(own, mask), (own,), (jax.numpy.ones_like(own),))
@@ -75,7 +77,7 @@ def test_a_soft_mask_of_half_precision_features_is_not_rounded(lifted):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_mask_of_booleans_is_one_of_zeros_and_ones(dtype):
     features, mask = jax.numpy.asarray(FEATURES, dtype), generator.uniform(size=(5, 7)) < 0.5
-    for given in (features, Lifted(features, OTHER[0].T, OTHER[0, :, 0])):
+    for given in (features, ProjectedFeatures(features, OTHER[0].T, OTHER[0, :, 0])):
         found, expected = (losses.gram_sum(given, mask=m) for m in (mask, np.float32(mask)))
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-5)
     products = str(jax.make_jaxpr(lambda x: losses.gram_sum(x, mask=mask))(features))

@@ -13,14 +13,14 @@ from nst_jax.config import LossConfig
 from nst_jax.losses import gram as m
 from nst_jax.losses import mixed_losses, moment_loss
 from nst_jax.losses.style_term import layer_loss, region_moments, wanted_moments
-from nst_jax.models import Lifted, dense
+from nst_jax.models import ProjectedFeatures, dense
 from nst_jax.types import LossWeights, Moments, Regions, Targets
 
 pytestmark = pytest.mark.sampled
 
 rng = np.random.default_rng(0)
 PLAIN = rng.normal(size=(5, 7, 4)) + 1
-LIFTED = Lifted(rng.normal(size=(5, 7, 3)), rng.normal(size=(3, 4)), rng.normal(size=4))
+LIFTED = ProjectedFeatures(rng.normal(size=(5, 7, 3)), rng.normal(size=(3, 4)), rng.normal(size=4))
 MASKS = {
     "whole": None,
     "soft": rng.uniform(size=(5, 7)),
@@ -48,12 +48,12 @@ def numpy_sums(features, mask):
 @either
 @masked
 def test_sums_are_numpys(x64, variant, features, mask):
-    lifted = isinstance(features, Lifted)
+    lifted = isinstance(features, ProjectedFeatures)
     masks = () if mask is None else (mask,)
     parts = features[:3] if lifted else (features,)
 
     def sums(*given):
-        x = Lifted(*given[:3]) if lifted else given[0]
+        x = ProjectedFeatures(*given[:3]) if lifted else given[0]
         mask = given[-1] if masks else None
         return m.position_sum(x, mask=mask), m.moment_sums(x, wanted=ALL, mask=mask)
 
@@ -88,7 +88,9 @@ def test_sums_are_additive_over_pieces_and_masks(x64, features):
 def test_sums_of_half_precision_features_are_in_float32(lifted):
     """A soft mask is not rounded, and 4096 positions are counted."""
     own = jnp.ones((64, 64, 2), jnp.bfloat16)
-    features = Lifted(own, np.float32(np.eye(2)), np.zeros(2, np.float32)) if lifted else own
+    features = (
+        ProjectedFeatures(own, np.float32(np.eye(2)), np.zeros(2, np.float32)) if lifted else own
+    )
     for mask, count in ((None, 4096), (np.full((64, 64), 0.3, np.float32), 4096 * 0.3)):
         sums = m.moment_sums(features, wanted=ALL, mask=mask)
         for x in (*jax.tree.leaves(sums), m.position_sum(features, mask=mask)):
@@ -123,7 +125,7 @@ def of_features(features, mask=None):
     """Means of NumPy's sums, as the losses take them."""
     count, total, products = numpy_sums(features, mask)
     gram, mean = products / count, total / count  # in NumPy's double precision
-    if not isinstance(features, Lifted):
+    if not isinstance(features, ProjectedFeatures):
         return Moments(gram=gram, mean=mean, compact_gram=gram, compact_mean=mean)
     values, basis = np.linalg.eigh(features.kernel @ features.kernel.T)
     _, total, products = numpy_sums(features.own @ (basis * np.sqrt(values) @ basis.T), mask)
@@ -192,7 +194,7 @@ def test_mixed_losses_are_sums_of_losses_or_losses_of_averages(x64):
             expected = numpy_loss(loss, x, mixture)
             np.testing.assert_allclose(averaged[region], expected, rtol=1e-9)
         np.testing.assert_allclose(added[1], averaged[1], rtol=1e-9)  # of one style alone
-        if loss == "gram":  # a difference that the picture has no part in
+        if loss == "gram":  # a difference that the image has no part in
 
             def gap(x, distance=distance, of=of):
                 pair = [

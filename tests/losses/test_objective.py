@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.losses import loss_weights, make_loss
 from nst_jax.types import Guidance
 
-IMAGE = smooth_picture(36, 48, seed=5)
+IMAGE = smooth_image(36, 48, seed=5)
 
 
 def evaluate(config, variables, content, styles, *, blend=None, image=IMAGE):
@@ -37,12 +37,12 @@ def test_layer_factors_scale_their_layer(variables, content, style):
     np.testing.assert_allclose(actual, 0.5 * single["relu1_1"] + 3 * single["relu2_1"], rtol=1e-5)
 
 
-def test_content_is_free_at_the_content_picture(variables, content, style):
+def test_content_is_free_at_the_content_image(variables, content, style):
     terms = evaluate(Config(), variables, content, [style], image=content)[1]
     assert terms.content == 0 and terms.style > 0
 
 
-def test_style_is_free_at_the_style_picture(variables, content, style):
+def test_style_is_free_at_the_style_image(variables, content, style):
     terms = evaluate(Config(), variables, content, [IMAGE])[1]
     other = evaluate(Config(), variables, content, [style])[1]
     assert terms.style < 1e-6 * other.style and terms.content == other.content > 0
@@ -63,7 +63,7 @@ def test_two_copies_of_a_style_are_that_style(variables, content, style):
 
 def test_styles_of_different_sizes_are_blended_by_their_shares(variables, content, style):
     """The target is the blended Gram matrix, in the proportions of the factors."""
-    config, other = Config.of(style_layers=["relu2_1"]), smooth_picture(29, 50, seed=6)
+    config, other = Config.of(style_layers=["relu2_1"]), smooth_image(29, 50, seed=6)
     loss = make_loss(config.loss)
 
     def target(styles, blend):
@@ -76,14 +76,14 @@ def test_styles_of_different_sizes_are_blended_by_their_shares(variables, conten
         )
         return np.einsum("rs,sij->ij", found.shares["relu2_1"], found.style["relu2_1"].gram)
 
-    pictures = [jnp.asarray(style), jnp.asarray(other)]
-    first, second = (target([picture], None) for picture in pictures)
-    np.testing.assert_allclose(target(pictures, (1, 3)), 0.25 * first + 0.75 * second, rtol=1e-5)
-    np.testing.assert_allclose(target(pictures, None), 0.5 * first + 0.5 * second, rtol=1e-5)
+    images = [jnp.asarray(style), jnp.asarray(other)]
+    first, second = (target([image], None) for image in images)
+    np.testing.assert_allclose(target(images, (1, 3)), 0.25 * first + 0.75 * second, rtol=1e-5)
+    np.testing.assert_allclose(target(images, None), 0.5 * first + 0.5 * second, rtol=1e-5)
 
 
 def test_no_style_and_wrong_blend_are_refused(variables, content, style):
-    with pytest.raises(InputError, match="no style picture"):
+    with pytest.raises(InputError, match="no style image"):
         evaluate(Config(), variables, content, [])
     with pytest.raises(InputError, match="3 blend factors for 1 styles"):
         evaluate(Config(), variables, content, [style], blend=(1, 1, 1))

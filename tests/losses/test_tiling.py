@@ -1,4 +1,4 @@
-"""Pictures by tiles: the numbers of the whole picture, in the memory of one tile."""
+"""Images by tiles: the numbers of the whole image, in the memory of one tile."""
 
 from functools import partial
 from pathlib import Path
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.masks import as_float64, masks_of
+from helpers.records import guided, make_problem
 from jax.sharding import Mesh
-from records import guided, make_problem
 
 from nst_jax.config import Config, Evaluation
 from nst_jax.images import load_image
@@ -32,7 +32,7 @@ LOW = Config.of(
 generator = np.random.default_rng(0)
 
 
-STYLES = [smooth_picture(75, 66, seed=14), smooth_picture(48, 91, seed=15)]
+STYLES = [smooth_image(75, 66, seed=14), smooth_image(48, 91, seed=15)]
 
 
 def guidance(height, width):
@@ -48,7 +48,7 @@ def guidance(height, width):
 
 def evaluate(evaluation, config, variables, size, *, styles=STYLES[:1], mesh=None, **given):
     """Targets, loss with its terms, and gradient, in one program."""
-    content, image = (smooth_picture(*size, seed=seed) for seed in (11, 12))
+    content, image = (smooth_image(*size, seed=seed) for seed in (11, 12))
     masks = {name: given.pop(name) for name in list(given) if "mask" in name or name == "preserve"}
     loss = make_loss(config.loss, evaluation=evaluation, mesh=mesh)
 
@@ -84,8 +84,8 @@ def error_of_tiles(config, variables, size, *, tile, mesh=None, again=False, **g
     (whole, of_whole), of_targets = evaluate(Evaluation(), config, variables, size, **dict(given))
     assert np.abs(of_whole).max() > 0 and gradient.dtype == np.float64
     if again:
-        assert targets.content == {} and targets.picture is not None
-        targets = targets._replace(content=of_targets.content, picture=None)
+        assert targets.content == {} and targets.image is not None
+        targets = targets._replace(content=of_targets.content, image=None)
     return difference((value, gradient, targets), (whole, of_whole, of_targets))
 
 
@@ -110,7 +110,7 @@ CASES = {
         16,
         WITH_ALL | {"again": True},
     ),
-    "circular, windows wider than the picture": (
+    "circular, windows wider than the image": (
         LOW.but(padding="circular"),
         (8, 12),
         4,
@@ -192,7 +192,7 @@ def test_tiles_are_the_whole(x64, networks, case):
 
 @pytest.mark.parametrize("padding", ["zero", "reflect", "circular"])
 def test_large_styles_by_tiles(x64, networks, monkeypatch, padding):
-    """Of sides that are no multiples of the stride, while the picture itself is taken whole."""
+    """Of sides that are no multiples of the stride, while the image itself is taken whole."""
     config = LOW.but(padding=padding)
     given = {"styles": STYLES, "style_masks": [masks_of(*STYLES[0].shape[:2], 1)[0], None]}
     _, whole = evaluate(Evaluation(), config, networks["full"], (16, 16), **dict(given))
@@ -229,7 +229,7 @@ def test_tiles_of_a_slim_network(x64, networks):
     assert error_of_tiles(config, networks["slim"], (61, 70), tile=16, **given) < 1e-12
 
 
-def test_a_tile_as_large_as_the_picture_is_the_whole(x64, networks):
+def test_a_tile_as_large_as_the_image_is_the_whole(x64, networks):
     """The same program."""
 
     def program(tile):
@@ -246,18 +246,18 @@ def test_a_tile_as_large_as_the_picture_is_the_whole(x64, networks):
 
 
 @pytest.mark.slow
-def test_pictures_of_a_batch_by_tiles(x64, networks):
+def test_images_of_a_batch_by_tiles(x64, networks):
     """Under ``vmap``, each with a content of its own, against the whole of each alone."""
     variables, keeps = networks["full"], as_float64(masks_of(45, 50, 2))
     contents, images = (
-        as_float64(np.stack([smooth_picture(45, 50, seed=seed + i) for i in range(2)]))
+        as_float64(np.stack([smooth_image(45, 50, seed=seed + i) for i in range(2)]))
         for seed in (50, 60)
     )
 
     def gradient(tile):
         loss = make_loss(LOW.loss, evaluation=Evaluation(tile=tile))
 
-        def of_picture(variables, style, content, image, keep):
+        def of_image(variables, style, content, image, keep):
             weights = loss_weights(LOW)
             targets = loss.targets(
                 variables, content, [style], weights=weights, guidance=Guidance(preserve=keep)
@@ -267,7 +267,7 @@ def test_pictures_of_a_batch_by_tiles(x64, networks):
                 has_aux=True,
             )(image)
 
-        return of_picture
+        return of_image
 
     shared = variables, jnp.asarray(STYLES[0], float)
     batched = jax.jit(jax.vmap(gradient(16), in_axes=(None, None, 0, 0, 0)))
@@ -280,14 +280,14 @@ def test_pictures_of_a_batch_by_tiles(x64, networks):
 @pytest.mark.slow
 def test_a_run_that_sees_luminance_only(x64, networks):
     """Through ``make_problem``; a step of 1 down the gradient shows it."""
-    content, style, image = as_float64([smooth_picture(61, 58, seed=i) for i in (1, 2, 3)])
+    content, style, image = as_float64([smooth_image(61, 58, seed=i) for i in (1, 2, 3)])
     found = {}
     for tile in (16, "off"):
         config = LOW.but(color="luminance", tile=tile, convolution="direct")
         problem = make_problem(
             networks["full"], content, [style], config=config, optimizer=optax.sgd(1.0)
         )
-        assert problem.choice == ExecutionPlan(tile=16 if tile == 16 else 0)
+        assert problem.execution_plan == ExecutionPlan(tile=16 if tile == 16 else 0)
         state = problem.solver.init(image, problem.variables, problem.targets)
         step = jax.jit(problem.solver.step)
         state, info = step(state, problem.variables, problem.targets)
@@ -321,7 +321,7 @@ def test_tiles_divided_among_devices(x64, networks, devices, size, count):
 
 
 def temporary_bytes(evaluation, variables, side):
-    """Temporary memory of loss and gradient of a square picture, compiled only."""
+    """Temporary memory of loss and gradient of a square image, compiled only."""
     loss = make_loss(SMALL.loss, evaluation=evaluation)
     image = jax.ShapeDtypeStruct((side, side, 3), np.float32)
     targets = jax.eval_shape(
@@ -338,7 +338,7 @@ def temporary_bytes(evaluation, variables, side):
 @pytest.mark.slow
 @pytest.mark.optimized
 def test_memory_is_that_of_a_tile():
-    """Four times as large a picture takes less than its own size more, and the whole all again."""
+    """Four times as large an image takes less than its own size more, and the whole all again."""
     variables = jax.eval_shape(
         partial(init_variables, channels=(32, 32, 1, 1, 1)), jax.random.key(0)
     )
@@ -350,16 +350,16 @@ def test_memory_is_that_of_a_tile():
             Evaluation(tile=64, recompute_content=True),
         )
     )
-    picture = 4 * 3 * (512**2 - 256**2)
+    image = 4 * 3 * (512**2 - 256**2)
     assert 3.8 * whole[0] < whole[1] < 4.2 * whole[0] and tiled[1] < 0.2 * whole[1]
-    assert tiled[1] - tiled[0] < picture and again[1] - again[0] < picture
+    assert tiled[1] - tiled[0] < image and again[1] - again[0] < image
 
 
 @pytest.mark.weights
 @pytest.mark.optimized
 @pytest.mark.parametrize("network", ["full", "slim"])
 @pytest.mark.slow
-def test_tiles_of_real_pictures(vgg19_weights, images_folder, network):
+def test_tiles_of_real_images(vgg19_weights, images_folder, network):
     """With the real networks in float32."""
     config = Config().but(convolution="direct")
     content, style = (

@@ -1,4 +1,4 @@
-"""The maps between Gaussians, by products alone: against SciPy on features of real pictures."""
+"""The maps between Gaussians, by products alone: against SciPy on features of real images."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from records import make_problem
+from helpers.records import make_problem
 from scipy import linalg
 
 from nst_jax.config import get_preset
@@ -43,7 +43,7 @@ def test_each_stage_leads_to_the_next():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     """The demo's content at steps 0, 10 and 100 of the default preset, grey and flat; the style."""
     content = load_image(ROOT / "docs/images/demo_content.jpg", size=192)
     steps = [load_image(ROOT / f"tests/data/demo_step_{step}.png") for step in (10, 100)]
@@ -75,15 +75,15 @@ def scipys_loss(moments, features, *, little):
 
 @pytest.mark.parametrize("precision, bound", [("float32", 1e-4), ("float64", 1e-9)])
 @pytest.mark.parametrize("network", ["slim", pytest.param("full", marks=pytest.mark.weights)])
-def test_loss_and_gradient_of_real_features_are_scipys(network, precision, bound, pictures, x64):
-    """Of pictures on their way to a style, grey and flat ones, of styles alike and unlike."""
+def test_loss_and_gradient_of_real_features_are_scipys(network, precision, bound, images, x64):
+    """Of images on their way to a style, grey and flat ones, of styles alike and unlike."""
     slim = ROOT / "weights/vgg19-slim.safetensors"
     variables = load_weights(slim if network == "slim" else os.environ["NST_JAX_WEIGHTS"]).variables
     taps_of = jax.jit(partial(network_features, layers=LAYERS))
     ours = jax.jit(jax.value_and_grad(partial(wasserstein_loss, eps=EPS), argnums=(0, 1)))
     moments_of = jax.jit(lambda x: (jnp.mean(x, 0), gram_sum(x[None]) / len(x)))
     features = []
-    for image in pictures:
+    for image in images:
         taps = {name: dense(compact(tap)) for name, tap in taps_of(variables, image).items()}
         features.append(
             {n: np.asarray(x, precision).reshape(-1, x.shape[-1]) for n, x in taps.items()}
@@ -98,8 +98,8 @@ def test_loss_and_gradient_of_real_features_are_scipys(network, precision, bound
             little = LITTLE * float(np.finfo(precision).eps)
             expected, gradient = scipys_loss(exact, x, little=little)
             found = x.shape[1] * (by_mean + x @ (by_gram + by_gram.T)) / len(x)
-            what = f"{layer} of picture {own} and style {style}"
-            # Where covariances are singular, as of flat pictures and of fewer positions than
+            what = f"{layer} of image {own} and style {style}"
+            # Where covariances are singular, as of flat images and of fewer positions than
             # channels, the least eigenvalues are rounding, or 1e-4 in double precision, where
             # SciPy's answers by Cholesky's factors and by roots are 1e-8 apart, too.
             singular = 4 in (own, style) or len(x) < x.shape[1]

@@ -147,7 +147,7 @@ def test_total_variation_of_a_row_and_a_pixel(x64, shape):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradient_of_flat_pictures_is_0(dtype):
+def test_gradient_of_flat_images_is_0(dtype):
     """At the kink of |d| and of the gradient's length; beside it, it is finite."""
     gradients = jax.jit(jax.jacrev(every_form))
     flat = jnp.full((4, 5, 3), 0.3, dtype)

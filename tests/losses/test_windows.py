@@ -1,4 +1,4 @@
-"""Windows of a picture, and how far a feature sees, against a network's own receptive fields."""
+"""Windows of an image, and how far a feature sees, against a network's own receptive fields."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class TestSpans:
     @given(axes())
     @example((1, {"tile": 1, "halo": 1, "stride": 1}))
     @example((4 * 16 + 15, {"tile": 16, "halo": 16, "stride": 16}))
-    def test_of_a_picture_with_borders(self, axis):
+    def test_of_a_image_with_borders(self, axis):
         length, given = axis
         tile, beyond, step = given["tile"], given["halo"], given["stride"]
         size, starts, owned, wrapped = spans(length, **given)
@@ -43,7 +43,7 @@ class TestSpans:
         ends = starts + size
         assert starts[0] == 0 and ends[-1] == length and (ends <= length).all()
         assert not (starts % step).any() and (np.diff(starts) > 0).all()
-        # A halo on each side, or the picture's true border.
+        # A halo on each side, or the image's true border.
         assert ((owned[:, 0] - starts >= beyond) | (starts == 0)).all()
         assert ((ends - owned[:, 1] >= beyond) | (ends == length)).all()
         # No larger than a tile with its halos, and no more than needed of them.
@@ -56,7 +56,7 @@ class TestSpans:
     @quickly
     @given(axes(wrap=True))
     @example((16, {"tile": 8, "halo": 40, "stride": 8}))  # a window wider than the axis
-    def test_of_a_picture_whose_borders_meet(self, axis):
+    def test_of_a_image_whose_borders_meet(self, axis):
         length, given = axis
         tile, beyond, step = given["tile"], given["halo"], given["stride"]
         size, starts, owned, (before, behind) = spans(length, **given, wrap=True)
@@ -101,7 +101,7 @@ class TestPieces:
         np.testing.assert_array_equal(found, x[:, 2:5, 1:6])
 
     def test_ownership_at_a_layer(self):
-        """In pixels of the picture; a layer's feature belongs to who owns its first pixel."""
+        """In pixels of the image; a layer's feature belongs to who owns its first pixel."""
         start, owned = jnp.array([8, 4]), jnp.array([[8, 16], [12, 23]])
         window = ownership(start, owned, size=(18, 19), dtype=np.float32)
         assert window.rows.dtype == window.columns.dtype == np.float32
@@ -113,7 +113,7 @@ class TestPieces:
         assert pixels.shape == (18, 19) and pixels.sum() == 8 * 11
 
     def test_every_map_of_the_targets_is_transformed(self):
-        """And nothing else: Gram matrices, sizes and shares are of the whole picture."""
+        """And nothing else: Gram matrices, sizes and shares are of the whole image."""
         ones = jnp.ones
         targets = Targets(
             content={"relu2_1": ones((4, 4, 2)), "relu4_1": ones((1, 1, 5))},
@@ -123,7 +123,7 @@ class TestPieces:
             shares={"relu1_1": ones((1, 2))},
             regions=Regions({"relu3_1": ones((2, 2, 2))}, {"relu3_1": ones(2)}, ones(2)),
             keep=Keep(ones((8, 8)), ones((8, 8, 3))),
-            picture=ones((8, 8, 3)),
+            image=ones((8, 8, 3)),
             window=Window(ones(8), ones(8), ones(2)),
         )
         seen = []
@@ -151,7 +151,7 @@ class TestPieces:
             shares={"relu1_1": False},
             regions=Regions({"relu3_1": True}, {"relu3_1": False}, False),
             keep=Keep(True, True),
-            picture=True,
+            image=True,
             window=Window(False, False, False),
         )
         bare = Targets({}, {}, {}, LossWeights(1, 1, 1, {}, {}), {})
@@ -159,7 +159,7 @@ class TestPieces:
 
 
 def positive_network():
-    """Of positive kernels: of a positive picture no ReLU and no average hides a pixel."""
+    """Of positive kernels: of a positive image no ReLU and no average hides a pixel."""
     variables = init_variables(jax.random.key(0), channels=(1,) * 5)
     for layer in variables["params"].values():
         layer["kernel"] = jnp.ones_like(layer["kernel"]) / layer["kernel"].size

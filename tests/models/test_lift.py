@@ -10,7 +10,14 @@ from nst_jax.config import PRESETS, Config
 from nst_jax.errors import InputError
 from nst_jax.losses import gram_matrix, loss_weights, make_loss
 from nst_jax.losses.gram import gram_sum
-from nst_jax.models import Lifted, convolution, dense, features, network_features, prepare_kernels
+from nst_jax.models import (
+    ProjectedFeatures,
+    convolution,
+    dense,
+    features,
+    network_features,
+    prepare_kernels,
+)
 from nst_jax.models.projection import positions
 from nst_jax.transfer import stylize
 from nst_jax.types import Variables
@@ -26,7 +33,7 @@ CONFIG = Config.of(
 def product():
     rng = np.random.default_rng(3)
     shapes = (5, 4, 3), (3, 7), (7,)
-    return Lifted(*(jnp.asarray(rng.normal(size=shape)) for shape in shapes))
+    return ProjectedFeatures(*(jnp.asarray(rng.normal(size=shape)) for shape in shapes))
 
 
 def test_dense_is_the_product(x64, product):
@@ -41,7 +48,7 @@ def test_gram_sum_is_that_of_the_dense_features(x64):
     rng = np.random.default_rng(4)
     own, kernel, bias = (rng.normal(size=shape) for shape in ((6, 5, 4), (4, 9), (9,)))
     flat = own.reshape(-1, 4) @ kernel + bias
-    product = Lifted(jnp.asarray(own), jnp.asarray(kernel), jnp.asarray(bias))
+    product = ProjectedFeatures(jnp.asarray(own), jnp.asarray(kernel), jnp.asarray(bias))
     np.testing.assert_allclose(gram_sum(product), flat.T @ flat, rtol=1e-12)
     np.testing.assert_allclose(
         gram_matrix(product, normalization="chw"), flat.T @ flat / (30 * 9), rtol=1e-12
@@ -58,7 +65,7 @@ def test_gram_sum_is_that_of_the_dense_features(x64):
 
 def test_gram_sum_under_every_transformation(variant, product):
     product = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), product)
-    found = variant(lambda *parts: gram_sum(Lifted(*parts)), *product[:3])
+    found = variant(lambda *parts: gram_sum(ProjectedFeatures(*parts)), *product[:3])
     np.testing.assert_allclose(found, gram_sum(dense(product)), rtol=1e-5, atol=1e-5)
 
 
@@ -74,10 +81,10 @@ def test_objective_is_that_of_the_dense_features(
 ):
     config = CONFIG.but(pooling=pooling, gram_normalization=normalization)
     slim = as_float64(slim_variables)
-    pictures = as_float64((content, style))
+    photos = as_float64((content, style))
     loss = make_loss(config.loss)
-    targets = loss.targets(slim, pictures[0], pictures[1], weights=loss_weights(config))
-    image = pictures[0] ** 2
+    targets = loss.targets(slim, photos[0], photos[1], weights=loss_weights(config))
+    image = photos[0] ** 2
 
     def value(image):
         return loss.head(loss.statistics(slim, image, targets), targets)[0]
@@ -86,8 +93,8 @@ def test_objective_is_that_of_the_dense_features(
 
     def plain(image):
         of = {
-            name: features(slim, picture, layers=layers, pooling=pooling)
-            for name, picture in zip(("c", "s", "x"), (*pictures, image), strict=True)
+            name: features(slim, photo, layers=layers, pooling=pooling)
+            for name, photo in zip(("c", "s", "x"), (*photos, image), strict=True)
         }
         difference = of["x"]["relu2_2"] - of["c"]["relu2_2"]
         total = config.loss.content_weight * jnp.mean(jnp.square(difference))
@@ -104,14 +111,14 @@ def test_objective_is_that_of_the_dense_features(
 
 @pytest.mark.slow
 def test_gradient_of_the_objective(x64, slim_variables):
-    slim, picture = as_float64(slim_variables), jnp.full((8, 9, 3), 0.4)
-    picture += 0.1 * jax.random.normal(jax.random.key(1), picture.shape)
+    slim, photo = as_float64(slim_variables), jnp.full((8, 9, 3), 0.4)
+    photo += 0.1 * jax.random.normal(jax.random.key(1), photo.shape)
     config = CONFIG.but(pooling="average", style_weight=1e-3)
     loss = make_loss(config.loss)
-    targets = loss.targets(slim, picture, picture**2, weights=loss_weights(config))
+    targets = loss.targets(slim, photo, photo**2, weights=loss_weights(config))
     check_grads(
         lambda x: loss.head(loss.statistics(slim, x, targets), targets)[0],
-        (picture + 0.05,),
+        (photo + 0.05,),
         order=2,
         modes=("rev",),
     )

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
+from helpers.records import guided
 from jax.lax import Precision
-from records import guided
 
 from nst_jax.config import Config, Evaluation
 from nst_jax.errors import InputError
@@ -88,12 +88,12 @@ def test_what_is_asked_of_the_device(network, precision, computed):
     """Forward and backward, in every way to compute; Gram matrices are always exact."""
     options = {"whole": {}, "remat": {"remat": True}, "tile": {"tile": 4}}[computed]
     evaluation = Evaluation(precision=precision, **options)
-    picture = jax.ShapeDtypeStruct((33, 40, 3), np.float32)
+    photo = jax.ShapeDtypeStruct((33, 40, 3), np.float32)
     function = partial(evaluate, evaluation, LOW)
-    convolutions, products = operations(function, network, picture, picture, [picture])
+    convolutions, products = operations(function, network, photo, photo, [photo])
     expected = (OF_CONVOLUTIONS[precision],) * 2
     kind = "bfloat16" if precision == "bfloat16" else "float32"
-    # Content, style and picture forward, and then the gradient of the kernels and the pixels.
+    # Content, style and image forward, and then the gradient of the kernels and the pixels.
     assert convolutions.total() >= 4 * CONVOLUTIONS
     assert {pair for pair, _ in convolutions} == {expected}
     assert {name for _, types in convolutions for name in types} == {kind}
@@ -106,7 +106,7 @@ def test_what_is_asked_of_the_device(network, precision, computed):
 @pytest.mark.parametrize("precision", OF_CONVOLUTIONS)
 def test_prepared_kernels_do_not_change_it(variables, precision):
     kernels = prepare_kernels(variables, dtype="bfloat16" if precision == "bfloat16" else None)
-    picture = jax.ShapeDtypeStruct((16, 16, 3), np.float32)
+    photo = jax.ShapeDtypeStruct((16, 16, 3), np.float32)
 
     def gradient(variables, image):
         return jax.grad(lambda image: sums(variables, image))(image)
@@ -115,7 +115,7 @@ def test_prepared_kernels_do_not_change_it(variables, precision):
         taps = network_features(variables, image, layers=("relu3_1",), precision=precision)
         return jnp.sum(jnp.square(taps["relu3_1"]), dtype=jnp.float32)
 
-    assert operations(gradient, kernels, picture) == operations(gradient, variables, picture)
+    assert operations(gradient, kernels, photo) == operations(gradient, variables, photo)
 
 
 def test_kernels_in_half_of_the_memory(variables, content):
@@ -129,9 +129,9 @@ def test_kernels_in_half_of_the_memory(variables, content):
         flipped = np.float32(pair["backward"])[::-1, ::-1].swapaxes(2, 3)
         np.testing.assert_array_equal(flipped, np.float32(pair["forward"]))
     run = partial(evaluate, Evaluation(precision="bfloat16"), LOW)
-    pictures = content**2, content, [content[::-1]]
-    (value, gradient), _ = jax.jit(run)(prepared, *pictures)
-    (expected, of_plain), _ = jax.jit(run)(variables, *pictures)
+    photos = content**2, content, [content[::-1]]
+    (value, gradient), _ = jax.jit(run)(prepared, *photos)
+    (expected, of_plain), _ = jax.jit(run)(variables, *photos)
     np.testing.assert_allclose(value[0], expected[0], rtol=1e-5)
     np.testing.assert_allclose(gradient, of_plain, atol=1e-3 * np.abs(of_plain).max())
 
@@ -140,12 +140,12 @@ def test_kernels_in_half_of_the_memory(variables, content):
     "name, options",
     [("full", {"remat": True, "recompute_content": True}), ("slim", {"tile": 8})],
 )
-def test_bfloat16_keeps_sums_and_picture_in_float32(
+def test_bfloat16_keeps_sums_and_image_in_float32(
     variables, slim_variables, content, style, name, options
 ):
     network = {"full": variables, "slim": slim_variables}[name]
     evaluation = Evaluation(precision="bfloat16", **options)
-    mask = smooth_picture(36, 48, seed=4)[..., 0]
+    mask = smooth_image(36, 48, seed=4)[..., 0]
     arguments = network, content**2, content, [style]
     given = {"content_masks": np.stack([mask, 1 - mask]), "preserve": mask}
     (value, gradient), targets = jax.jit(partial(evaluate, evaluation, LOW))(*arguments, **given)
@@ -163,7 +163,7 @@ def test_bfloat16_keeps_sums_and_picture_in_float32(
 @pytest.mark.parametrize(
     "again, options", [(False, {}), (True, {}), (False, {"pooling": "l2", "padding": "reflect"})]
 )
-def test_bfloat16_of_constant_pictures_is_finite(network, again, options):
+def test_bfloat16_of_constant_images_is_finite(network, again, options):
     if "lift" in network and "pooling" in options:
         options = options | {"pooling": "average"}  # which it has learned
     evaluation = Evaluation(precision="bfloat16", recompute_content=again)
@@ -204,7 +204,7 @@ def test_tf32_is_for_gpus(variables, content, style, monkeypatch):
 @pytest.mark.parametrize("name", ["full", "slim"])
 @pytest.mark.slow
 def test_bfloat16_of_the_real_networks(vgg19_weights, images_folder, name):
-    """Near the content picture, from where runs start, and in its middle."""
+    """Near the content image, from where runs start, and in its middle."""
     jax.config.update("jax_disable_most_optimizations", False)
     variables = vgg19_weights.variables if name == "full" else load_weights(SLIM).variables
     content, style = (

@@ -13,13 +13,13 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from safetensors import safe_open
 
 from nst_jax.config import PRESETS, TAPS
 from nst_jax.images import load_image
 from nst_jax.losses import loss_weights, make_loss
-from nst_jax.models import Lifted, features, network_features
+from nst_jax.models import ProjectedFeatures, features, network_features
 from nst_jax.transfer import stylize
 from nst_jax.weights import load_weights, verify_weights
 from nst_jax.weights.convert import expected_shapes
@@ -63,7 +63,7 @@ def test_card_agrees_with_the_file(shipped, training):
     assert "-".join(map(str, CHANNELS)) in CARD
     assert "CC BY 4.0" in CARD and "Simonyan" in CARD
     assert f"{training['steps']:,} steps" in CARD
-    assert f"{training['stages'][-1]['real_pictures']} real" in CARD
+    assert f"{training['stages'][-1]['real_images']} real" in CARD
     for pair in training["figures"]["pairs"]:
         content, style = pair["pair"].split("__")
         row = re.search(rf"\| {content}, {style} \|.*\| ([\d.-]+) \|\n", CARD)
@@ -84,11 +84,11 @@ def test_header_tells_the_training(training):
 
 @pytest.mark.parametrize("pooling", ["max", "average"])
 def test_every_layer_is_lifted_to_vgg19(shipped, pooling):
-    picture = jnp.asarray(smooth_picture(37, 50, seed=3))
-    taps = network_features(shipped.variables, picture, layers=LAYERS, pooling=pooling)
+    image = jnp.asarray(smooth_image(37, 50, seed=3))
+    taps = network_features(shipped.variables, image, layers=LAYERS, pooling=pooling)
     wide = {1: 64, 2: 128, 3: 256, 4: 512, 5: 512}
     for layer, tap in taps.items():
-        assert isinstance(tap, Lifted) and tap.kernel.shape[1] == wide[int(layer[4])]
+        assert isinstance(tap, ProjectedFeatures) and tap.kernel.shape[1] == wide[int(layer[4])]
         assert tap.own.shape[-1] == CHANNELS[int(layer[4]) - 1] and bool(
             jnp.isfinite(tap.own).all()
         )
@@ -98,14 +98,14 @@ def test_every_layer_is_lifted_to_vgg19(shipped, pooling):
 @pytest.mark.slow
 def test_presets_run(shipped, preset):
     config = PRESETS[preset].config.but(steps=6)
-    content, style = smooth_picture(32, 48, seed=1), smooth_picture(48, 32, seed=2)
+    content, style = smooth_image(32, 48, seed=1), smooth_image(48, 32, seed=2)
     result = stylize(shipped.variables, content, style, config=config)
     assert result.status == "done" and result.loss < result.history.loss[0]
 
 
 @pytest.mark.weights
 def test_features_are_close_to_the_full_networks(shipped, vgg19_weights):
-    """Relative errors over the demo's pictures, which were not trained on."""
+    """Relative errors over the demo's images, which were not trained on."""
     names = ("demo_content.jpg", "demo_style.jpg")
     errors = {}
     for layer in ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu4_2"):
@@ -125,15 +125,15 @@ def test_features_are_close_to_the_full_networks(shipped, vgg19_weights):
 
 @pytest.mark.slow
 @pytest.mark.weights
-def test_picture_is_good_under_the_full_network(shipped, vgg19_weights, images_folder):
+def test_image_is_good_under_the_full_network(shipped, vgg19_weights, images_folder):
     """At least half of the full network's way down, see scripts/slim_quality.py for all pairs."""
     config = PRESETS["neural-style"].config.but(steps=50)
     content = load_image(images_folder / "content" / "tubingen.jpg", size=160)
     style = load_image(images_folder / "style" / "starry_night.jpg", size=160)
     full, slim = vgg19_weights.variables, shipped.variables
     loss = make_loss(config.loss)
-    pictures = jnp.asarray(content), jnp.asarray(style)
-    targets = loss.targets(full, *pictures, weights=loss_weights(config))
+    images = jnp.asarray(content), jnp.asarray(style)
+    targets = loss.targets(full, *images, weights=loss_weights(config))
 
     def value(image):
         return float(loss.head(loss.statistics(full, jnp.asarray(image), targets), targets)[0])

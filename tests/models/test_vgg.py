@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_CHANNELS, smooth_picture
+from conftest import TINY_CHANNELS, smooth_image
 from jax.test_util import check_grads
 
 from nst_jax.config import CONVS, TAPS, stride
@@ -160,11 +160,11 @@ def test_winograd_changes_rounding_only(variables, content, x64, monkeypatch, op
     prepared = convolution.prepare_kernels(wide, convolution="winograd")
     sides = {name: kernels["forward"].shape[0] for name, kernels in prepared["prepared"].items()}
     assert sides["conv2_2"] == 3 and sides["conv3_1"] == 6 and set(sides) == set(CONVS)
-    picture = content.astype(np.float64)
+    image = content.astype(np.float64)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max()),
-        value_and_grad(prepared, picture, **options),
-        value_and_grad(wide, picture, **options),
+        value_and_grad(prepared, image, **options),
+        value_and_grad(wide, image, **options),
     )
 
 
@@ -202,7 +202,7 @@ def test_unknown_layer_is_refused(variables, content):
 
 
 @pytest.mark.parametrize("padding, least", [("zero", 16), ("replicate", 16), ("reflect", 32)])
-def test_too_small_a_picture_is_refused(variables, padding, least):
+def test_too_small_a_image_is_refused(variables, padding, least):
     """A mirror shows what lies next to the border, and a map of one row has nothing there."""
     layers = ("relu1_1", "relu5_1")
     take = partial(vgg.features, variables, layers=layers, padding=padding)
@@ -221,7 +221,7 @@ MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap", "zero": 
 def test_paddings_are_those_of_numpy(x64, variables, padding):
     """Of two layers and maps as small as they come, one or several under ``vmap``."""
     variables = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
-    images = np.stack([smooth_picture(2, 5, seed=seed) for seed in (1, 2)]).astype(np.float64)
+    images = np.stack([smooth_image(2, 5, seed=seed) for seed in (1, 2)]).astype(np.float64)
     modes = ["edge", "constant"] if padding == "replicate-input" else [MODES[padding]] * 2
     x = (images - variables["preprocessing"]["mean"]) / variables["preprocessing"]["std"]
     for name, mode in zip(("conv1_1", "conv1_2"), modes, strict=True):
@@ -257,7 +257,7 @@ def worst_relative_error(variables, image, **options):
 @pytest.mark.parametrize("pooling", ["max", "average"])
 @pytest.mark.parametrize("shape", [(48, 64), (37, 51)])
 def test_every_tap_agrees_with_pytorch(variables, shape, pooling):
-    image = smooth_picture(*shape, seed=3)
+    image = smooth_image(*shape, seed=3)
     assert worst_relative_error(variables, image, pooling=pooling) < 1e-5
 
 
@@ -275,7 +275,7 @@ def test_every_tap_and_the_gradient_agree_with_pytorch(x64, variables, pooling, 
     """In double precision, and with many pixels at a border in every layer."""
     reference = pytest.importorskip("torch_reference")
     options = {"pooling": pooling, "padding": padding}
-    image = smooth_picture(37, 51, seed=3).astype(np.float64)
+    image = smooth_image(37, 51, seed=3).astype(np.float64)
     variables = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
     pixels = reference.to_torch(image, dtype=reference.torch.float64).requires_grad_()
     network = reference.Vgg(variables, dtype=reference.torch.float64, **options)
@@ -306,6 +306,6 @@ def test_every_tap_and_the_gradient_agree_with_pytorch(x64, variables, pooling, 
 @pytest.mark.parametrize("shape", [(192, 256), (191, 253)])
 @pytest.mark.slow
 def test_every_tap_of_the_real_network_agrees_with_pytorch(vgg19_weights, shape, pooling, padding):
-    image = smooth_picture(*shape, seed=3)
+    image = smooth_image(*shape, seed=3)
     options = {"pooling": pooling, "padding": padding}
     assert worst_relative_error(vgg19_weights.variables, image, **options) < 1e-5

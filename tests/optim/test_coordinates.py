@@ -14,7 +14,7 @@ pytestmark = pytest.mark.sampled
 SHAPES = [(8, 12, 3), (7, 9, 3), (1, 5, 3), (6, 1, 3)]
 
 
-def picture(shape, seed=0):
+def photo(shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
@@ -32,7 +32,7 @@ def plain_spectral(image):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_transform(x64, shape):
-    image, other = picture(shape), picture(shape, 1)
+    image, other = photo(shape), photo(shape, 1)
     transformed = _spectral(1.0)(jnp.asarray(image))
     np.testing.assert_allclose(transformed, plain_spectral(image), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(_spectral(-1.0)(transformed), image, rtol=1e-10, atol=1e-12)
@@ -50,7 +50,7 @@ def smooth(x):
 def test_steps_are_those_in_z(x64, inner):
     """x = T z takes the steps that the plain optimiser takes on f(T z)."""
     wrapped = in_spectral_coordinates(inner)
-    x = jnp.asarray(picture((6, 8, 3)))
+    x = jnp.asarray(photo((6, 8, 3)))
     z = _spectral(-1.0)(x)
     state, z_state = wrapped.init(x), inner.init(z)
     for _ in range(6):
@@ -64,7 +64,7 @@ def test_steps_are_those_in_z(x64, inner):
 @pytest.mark.parametrize("name", ["lbfgs", "lbfgs-linesearch", "adam"])
 def test_every_optimiser_descends(x64, name):
     optimizer = make_optimizer(name, preconditioner="spectral", pixel_range=1.0)
-    x = jnp.asarray(picture((6, 8, 3)))
+    x = jnp.asarray(photo((6, 8, 3)))
     state = optimizer.init(x)
     if name == "adam":
         state = optax.tree.set(state, learning_rate=0.1)
@@ -81,14 +81,14 @@ def test_every_optimiser_descends(x64, name):
 
 def test_first_step_and_gain(x64):
     """The first update has the given size; the second is the two-loop recursion's with 2 gamma."""
-    x, gradient = jnp.asarray(picture((4, 4, 3))), jnp.asarray(picture((4, 4, 3), 1))
+    x, gradient = jnp.asarray(photo((4, 4, 3))), jnp.asarray(photo((4, 4, 3), 1))
     optimizer = scale_by_torch_lbfgs(5, first_step=0.02, gain=2.0)
     first, state = optimizer.update(gradient, optimizer.init(x), x)
     np.testing.assert_allclose(np.sqrt(np.mean(first**2)), 0.02, rtol=1e-12)
     np.testing.assert_allclose(first / gradient, (first / gradient)[0, 0, 0], rtol=1e-9)
 
     s = -first
-    y = 3 * s + 0.01 * picture((4, 4, 3), 2)
+    y = 3 * s + 0.01 * photo((4, 4, 3), 2)
     second, _ = optimizer.update(gradient + y, state, x + s)
     rho, gamma = 1 / np.vdot(s, y), np.vdot(s, y) / np.vdot(y, y)
     alpha = rho * np.vdot(s, gradient + y)

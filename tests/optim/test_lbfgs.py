@@ -98,7 +98,7 @@ def test_first_step_is_capped_by_the_absolute_sum():
 
 @pytest.mark.optimized
 def test_batch_is_bit_equal_to_singles():
-    """Also where lanes have remembered different numbers of pairs."""
+    """Also where batch elements have remembered different numbers of pairs."""
     starts = np.float32([START, START * 0.1, START[::-1]])
     optimizer = scale_by_torch_lbfgs(3)
 

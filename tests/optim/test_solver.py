@@ -20,7 +20,7 @@ OPTIMIZERS = ("lbfgs", "lbfgs-linesearch", "adam")
 
 
 def quadratic():
-    """A loss whose targets are the picture to reach."""
+    """A loss whose targets are the image to reach."""
 
     def statistics(variables, image, targets):
         return jnp.sum(jnp.square(image - targets))
@@ -95,7 +95,7 @@ def test_the_loss_falls(variables, content, problem, name):
     np.testing.assert_allclose(sum(info.terms), info.loss, rtol=1e-6)
 
 
-def test_the_best_picture_has_the_best_loss(variables, content, problem):
+def test_the_best_image_has_the_best_loss(variables, content, problem):
     loss, targets = problem
     solver = make_solver(loss, make_optimizer("lbfgs"))
     state, info = run(
@@ -135,7 +135,7 @@ def test_a_run_freezes_where_the_loss_is_not_finite():
     np.testing.assert_array_equal(again.image, image)
 
 
-def test_a_frozen_picture_does_not_spoil_its_batch():
+def test_a_frozen_image_does_not_spoil_its_batch():
     solver = make_solver(quadratic(), optax.sgd(0.25))
     target = jnp.zeros((3, 2, 2, 3))
     images = jnp.stack([jnp.full((2, 2, 3), value) for value in (1.0, np.nan, 2.0)])
@@ -196,7 +196,7 @@ def test_the_compiled_loop_reuses_the_state_s_memory(variables, content, problem
 
 
 class TestAveraging:
-    def test_is_the_decaying_mean_of_the_pictures_after_each_step(self, x64):
+    def test_is_the_decaying_mean_of_the_images_after_each_step(self, x64):
         decay, target = 0.7, jnp.full((2, 3, 3), 0.3)
         solver = make_solver(quadratic(), optax.sgd(0.2), averaging=decay)
         state, iterates = start(solver, np.ones((2, 3, 3)), {}, target), []
@@ -226,8 +226,8 @@ class TestAveraging:
         without = states[1]._replace(average=None)
         jax.tree.map(np.testing.assert_array_equal, states[0], without)
 
-    def test_of_a_frozen_picture_is_finite(self):
-        """The picture that stays takes the place of the one that a step would have made."""
+    def test_of_a_frozen_image_is_finite(self):
+        """The image that stays takes the place of the one that a step would have made."""
         decay, target = 0.5, jnp.zeros((2, 2, 3))
         solver = make_solver(quadratic(), optax.sgd(1e20), averaging=decay)
         state = start(solver, jnp.ones((2, 2, 3)), {}, target)

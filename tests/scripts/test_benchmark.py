@@ -24,7 +24,7 @@ def test_flops_of_a_step():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_settings_are_those_of_the_preset_in_whole_pictures(precision):
+def test_settings_are_those_of_the_preset_in_whole_images(precision):
     for optimizer in ("lbfgs", "adam"):
         config = steps.neural_style(optimizer=optimizer, precision=precision)
         given = dict(optimizer=optimizer, precision=precision, tile="off", remat="off")
@@ -47,13 +47,13 @@ def test_candidates_of_each_precision(variables, content, style, monkeypatch):
 
     loop = steps.run
     monkeypatch.setattr(steps, "run", run)
-    pictures = jnp.asarray(content), jnp.asarray(style)
+    images = jnp.asarray(content), jnp.asarray(style)
     names = {"float32": {"nst_jax", "nst_jax from Python", "nst_jax direct"}}
     names["bfloat16"] = names["float32"] - {"nst_jax direct"}
     for precision, expected in names.items():
         config = steps.neural_style(optimizer="adam", precision=precision)
         config = config.but(content_layers=("relu2_1",), style_layers=("relu1_1",))
-        found = steps.jax_candidates(variables, *pictures, config=config, steps=2)
+        found = steps.jax_candidates(variables, *images, config=config, steps=2)
         assert set(found) == expected
         for one in found.values():
             one.steps()
@@ -63,7 +63,7 @@ def test_candidates_of_each_precision(variables, content, style, monkeypatch):
     assert 1e-5 < abs(narrow / plain - 1) < 0.05
     config = steps.neural_style(optimizer="adam", precision="tf32")
     with pytest.raises(InputError, match="precision tf32 is one of NVIDIA GPUs"):
-        steps.jax_candidates(variables, *pictures, config=config, steps=2)
+        steps.jax_candidates(variables, *images, config=config, steps=2)
 
 
 def candidate(*, sound=True, error=None):
@@ -117,8 +117,8 @@ def test_a_small_run(tmp_path):
 @pytest.mark.optimized
 def test_workers():
     """Both in processes of their own, PyTorch's without JAX; ours stops where it has that loss."""
-    pictures = [benchmark.PICTURES / f"demo_{name}.jpg" for name in ("content", "style")]
-    found = benchmark.process.time_to_loss(*pictures, size=48, evaluations=12)
+    images = [benchmark.IMAGES / f"demo_{name}.jpg" for name in ("content", "style")]
+    found = benchmark.process.time_to_loss(*images, size=48, evaluations=12)
     assert found["PyTorch"]["steps"] == 12 and 0 < found["fast"]["steps"] <= 24
     assert found["fast"]["seconds"] is None or found["fast"]["loss"] <= found["loss"]
     assert found["PyTorch"]["memory_mb"] > 100 and not found["PyTorch"]["has_jax"]

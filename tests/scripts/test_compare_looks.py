@@ -29,8 +29,8 @@ def arguments(tmp_path, monkeypatch, tiny_weights_file, slim_file, content, styl
     preset = replace(get_preset("neural-style"), config=PLAIN)
     monkeypatch.setattr(look_settings, "get_preset", lambda name: preset)
     monkeypatch.setattr(look_settings, "PILOT_STEPS", 2)
-    for name, picture in (("photo", content), ("tall", style), ("wide", content[::-1])):
-        save_image(tmp_path / f"{name}.png", picture)
+    for name, image in (("photo", content), ("tall", style), ("wide", content[::-1])):
+        save_image(tmp_path / f"{name}.png", image)
     files = [str(tmp_path / f"{name}.png") for name in ("photo", "tall", "wide")]
     words = f"--contents {files[0]} --styles {files[1]} {files[2]} --size 32 --rounds 1"
     words += f" --output {tmp_path / 'out'} --weights {tiny_weights_file} --slim {slim_file}"
@@ -82,13 +82,13 @@ def test_what_a_comparison_writes(arguments, monkeypatch, tmp_path):
     record = json.loads((out / "looks.json").read_text())
     assert record["judge"]["network"] == "full" and record["notes"] == []
     results = record["results"]
-    keys = {(r["style_picture"], r["network"], r["setting"]) for r in results}
+    keys = {(r["style_image"], r["network"], r["setting"]) for r in results}
     assert len(results) == len(keys) == 2 * 2 * 2
     for found in results:
         assert found["status"] == "done" and found["steps"] >= 1
         assert 0 < found["style"] and 0 < found["content_change"]
-        with Image.open(out / found["picture"]) as picture:
-            assert picture.size == (32, 24)
+        with Image.open(out / found["image"]) as image:
+            assert image.size == (32, 24)
     assert len(list(out.glob("sheet_photo__*.png"))) == 2
     first = record["summary"][0]
     group = [r for r in results if (r["network"], r["setting"]) == ("full", "plain")]

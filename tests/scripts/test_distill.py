@@ -1,20 +1,20 @@
-"""The training of slim weights: its loss, its pictures, and a run that is interrupted."""
+"""The training of slim weights: its loss, its images, and a run that is interrupted."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import distill
-import distill_pictures
+import distill_images
 import distillation
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import training_pictures as pictures
+import training_images as images
 from conftest import TINY_CHANNELS
 from PIL import Image
-from procedural_pictures import KINDS, draw_picture
+from procedural_images import KINDS, draw_image
 
 from nst_jax.config import block_of, get_preset
 from nst_jax.errors import InputError
@@ -140,7 +140,7 @@ def test_schedule():
 
 
 @pytest.mark.parametrize("draw", KINDS)
-def test_procedural_pictures(draw):
+def test_procedural_images(draw):
     found = draw(np.random.default_rng(3), 48)
     assert found.shape == (48, 48, 3) and found.std() > 0.01
     assert found.min() > -1e-6 and found.max() < 1 + 1e-6
@@ -148,12 +148,12 @@ def test_procedural_pictures(draw):
 
 
 def test_crops():
-    picture = draw_picture(np.random.default_rng(0), side=100)
-    assert picture.dtype == np.uint8
+    image = draw_image(np.random.default_rng(0), side=100)
+    assert image.dtype == np.uint8
     crops = [
-        pictures.crop_picture(np.random.default_rng(seed), source, side=32)
+        images.crop_image(np.random.default_rng(seed), source, side=32)
         for seed in range(20)
-        for source in (picture, picture.astype(np.float32) / 255)
+        for source in (image, image.astype(np.float32) / 255)
     ]
     assert all(crop.shape == (32, 32, 3) and crop.dtype == np.float32 for crop in crops)
     assert min(crop.min() for crop in crops) >= -0.31 and max(c.max() for c in crops) <= 1.31
@@ -162,13 +162,13 @@ def test_crops():
     assert len({crop.tobytes() for crop in crops}) > 19
 
 
-def test_a_crop_keeps_straight_pictures_straight(monkeypatch):
+def test_a_crop_keeps_straight_images_straight(monkeypatch):
     """Without a turn a ramp stays a ramp, mirrored or not, at any scale."""
-    monkeypatch.setattr(pictures, "vary_colours", lambda rng, crop: crop)
+    monkeypatch.setattr(images, "vary_colours", lambda rng, crop: crop)
     ramp = np.broadcast_to(np.linspace(0, 1, 120)[None, :, None], (90, 120, 3))
     straight = 0
     for seed in range(30):
-        crop = pictures.crop_picture(np.random.default_rng(seed), ramp, side=24)[2:-2, 2:-2, 0]
+        crop = images.crop_image(np.random.default_rng(seed), ramp, side=24)[2:-2, 2:-2, 0]
         steps = np.diff(crop, axis=1)
         if np.abs(np.diff(crop, axis=0)).max() < 1e-3:
             straight += 1
@@ -176,17 +176,17 @@ def test_a_crop_keeps_straight_pictures_straight(monkeypatch):
     assert straight >= 10
 
 
-def test_reading_pictures(tmp_path):
+def test_reading_images(tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     Image.new("RGB", (1000, 300)).save(folder / "b.png")
     Image.new("L", (70, 70)).save(folder / "a.png")
     Image.new("RGB", (20, 300)).save(folder / "thin.png")
-    found = pictures.read_pictures([folder])
-    assert [picture.shape for picture in found] == [(70, 70, 3), (240, 800, 3)]
+    found = images.read_images([folder])
+    assert [image.shape for image in found] == [(70, 70, 3), (240, 800, 3)]
     with pytest.raises(InputError, match="does not exist"):
-        pictures.read_pictures([tmp_path / "nowhere"])
+        images.read_images([tmp_path / "nowhere"])
 
 
 @pytest.mark.campaign
@@ -194,15 +194,15 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path, tiny_weights_file
     monkeypatch.setattr(convert, "CHANNELS", TINY_CHANNELS)
     monkeypatch.setattr(distill, "CHANNELS", TINY_CHANNELS)
     real = tmp_path / "real.png"
-    Image.fromarray(draw_picture(np.random.default_rng(8), side=200)).save(real)
-    monkeypatch.setattr(distill_pictures, "packaged_pictures", lambda: [])
+    Image.fromarray(draw_image(np.random.default_rng(8), side=200)).save(real)
+    monkeypatch.setattr(distill_images, "packaged_images", lambda: [])
 
     def train(name, **options):
         return distill.distill(
             distill.Options(
                 folder=tmp_path / name,
                 teacher=tiny_weights_file,
-                pictures=(real,),
+                images=(real,),
                 batch=4,
                 crop=32,
                 procedural=2,
@@ -281,18 +281,18 @@ def test_a_narrow_network_is_no_teacher(tmp_path, tiny_weights_file):
 
 
 @pytest.mark.slow
-def test_pictures_of_optimisations_do_not_depend_on_the_clock(monkeypatch, slim_variables):
-    """However long a step takes, the same pictures are kept."""
-    drawn = [draw_picture(np.random.default_rng(k), side=100) for k in range(2)]
+def test_images_of_optimisations_do_not_depend_on_the_clock(monkeypatch, slim_variables):
+    """However long a step takes, the same images are kept."""
+    drawn = [draw_image(np.random.default_rng(k), side=100) for k in range(2)]
     config = get_preset("neural-style").config
     config = config.but(content_layers=(("relu2_2", 1.0),), style_layers=(("relu3_1", 1.0),))
     preset = replace(get_preset("neural-style"), config=config)
-    monkeypatch.setattr(distill_pictures, "get_preset", lambda name: preset)
+    monkeypatch.setattr(distill_images, "get_preset", lambda name: preset)
     options = distill.Options(folder=Path(), teacher=Path(), crop=32, policy_runs=1)
     found = []
     for seconds in (1e-9, 100.0):
         monkeypatch.setattr(loop, "CHUNK_SECONDS", seconds)
-        gathered = distill_pictures.Pictures(drawn, drawn)
-        found.append(distill_pictures.policy_pictures(options, gathered, slim_variables, number=3))
+        gathered = distill_images.Images(drawn, drawn)
+        found.append(distill_images.policy_images(options, gathered, slim_variables, number=3))
     assert len(found[0]) in (2, 3) and found[0][0].shape == (48, 48, 3)
     np.testing.assert_array_equal(found[0], found[1])

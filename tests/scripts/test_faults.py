@@ -63,8 +63,8 @@ class TestTheChecks:
 
     def test_another_result_is_seen(self, tmp_path):
         one, other = (self.make(tmp_path / name) for name in "ab")
-        for folder, picture in ((one, "content.png"), (other, "style.png")):
-            (folder / "out.png").write_bytes((folder / picture).read_bytes())
+        for folder, image in ((one, "content.png"), (other, "style.png")):
+            (folder / "out.png").write_bytes((folder / image).read_bytes())
         check_same(one, results(one))
         with pytest.raises(Unexpected, match="out.png is another one"):
             check_same(one, results(other))

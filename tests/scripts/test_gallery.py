@@ -1,4 +1,4 @@
-"""The gallery page shows every control, with commands that parse and pictures that are there."""
+"""The gallery page shows every control, with commands that parse and images that are there."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import gallery_looks
 import numpy as np
 import pytest
 from gallery import CONTROLS, NAMES, Options, draw, page, shell_lines
-from gallery_pictures import INPUTS, content_masks
+from gallery_images import INPUTS, content_masks
 from look_report import summary
 from PIL import Image
 
@@ -41,15 +41,15 @@ def test_the_page_names_every_control():
             assert re.search(rf"(?<![\w-]){value}(?![\w-])", PAGE), f"{name} {value}"
 
 
-def test_every_picture_is_there_and_linked_once():
+def test_every_image_is_there_and_linked_once():
     links = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", PAGE)
     assert links == [f"images/gallery/{name}.jpg" for name in NAMES]
     assert {DOCS / link for link in links} == set((DOCS / "images" / "gallery").iterdir())
     total = 0
     for link in links:
         total += (DOCS / link).stat().st_size
-        with Image.open(DOCS / link) as picture:
-            assert picture.format == "JPEG" and picture.width < 1500
+        with Image.open(DOCS / link) as image:
+            assert image.format == "JPEG" and image.width < 1500
     assert total < 2_500_000
 
 
@@ -90,7 +90,7 @@ def test_masks_of_the_content_are_a_partition():
 
 @pytest.fixture
 def comparison(tmp_path):
-    """A folder as compare_looks.py leaves it; each picture has a grey of its own."""
+    """A folder as compare_looks.py leaves it; each image has a grey of its own."""
     folder = tmp_path / "looks"
     (folder / "inputs").mkdir(parents=True)
     results = []
@@ -99,11 +99,11 @@ def comparison(tmp_path):
             save_image(folder / "inputs" / f"{name}.png", np.full((300, 400, 3), 0.95))
         for setting in gallery_looks.SHOWN:
             grey = (len(results) + 1) / 20
-            found = {"content": content, "style_picture": style, "setting": setting}
+            found = {"content": content, "style_image": style, "setting": setting}
             found |= {"network": "full", "steps": 10 + len(results), "seconds": 2.0}
             found |= {"status": "done", "style": grey, "content_change": 0.5}
-            results.append(found | {"picture": f"{len(results)}.png"})
-            save_image(folder / results[-1]["picture"], np.full((300, 400, 3), grey))
+            results.append(found | {"image": f"{len(results)}.png"})
+            save_image(folder / results[-1]["image"], np.full((300, 400, 3), grey))
     judge = {"network": "full"}
     record = {"size": 400, "seconds": 2.0, "judge": judge, "device": {"platform": "cpu"}}
     record |= {"settings": {name: name for name in gallery_looks.SHOWN}, "versions": {}}
@@ -136,7 +136,7 @@ def test_a_look_without_its_comparison_is_refused(comparison, tmp_path):
         gallery_looks.draw_looks(comparison / "inputs")
     record = json.loads((comparison / "looks.json").read_text())
     (comparison / "looks.json").write_text(json.dumps(record | {"results": record["results"][:-1]}))
-    with pytest.raises(InputError, match="has no picture of lake, fields, wasserstein by the full"):
+    with pytest.raises(InputError, match="has no image of lake, fields, wasserstein by the full"):
         gallery_looks.draw_looks(comparison)
 
 

@@ -64,7 +64,7 @@ def test_sliced_wasserstein_sees_values_and_not_places():
     vectors = directions(5)
     shuffled = RNG.permutation(ONE.reshape(-1, 5)).reshape(7, 6, 5)
     assert sliced_wasserstein(ONE, shuffled, vectors) == pytest.approx(0, abs=1e-12)
-    twice = np.concatenate([ONE, ONE])  # as of a picture laid out twice
+    twice = np.concatenate([ONE, ONE])  # as of an image laid out twice
     assert sliced_wasserstein(ONE, twice, vectors) == pytest.approx(0, abs=1e-12)
     # All features moved by one vector: the distance is its mean length along the projections.
     move = np.array([1.0, -2.0, 0.5, 0.0, 3.0])
@@ -115,8 +115,8 @@ def test_content_change_sees_places_and_not_channels():
     assert content_change([other], [ONE], [other]) == 1
 
 
-def test_judge_of_pictures_between_content_and_style(variables, content, style):
-    """The more of a picture is the style's, the less its one measure and the more the other.
+def test_judge_of_images_between_content_and_style(variables, content, style):
+    """The more of an image is the style's, the less its one measure and the more the other.
 
     Parts of both and no mean of pixels, which has less contrast than either.
     """

@@ -57,7 +57,7 @@ def test_figures_and_their_way_into_a_file(options, tmp_path, capsys):
     assert summary["worst"] == pytest.approx(max(shares)) and summary["speedup"] > 0
     assert (options.output / "sheet.png").exists()
 
-    # Kept pictures of the full network are taken, and not those of other settings.
+    # Kept images of the full network are taken, and not those of other settings.
     kept = sorted(options.output.glob("*.npy"))
     assert len(kept) == 2
     again = slim_quality.compare(replace(options, speed_size=0))

@@ -18,7 +18,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("old", [None, "old"])
 @pytest.mark.parametrize("error", [Interrupted, KeyboardInterrupt])
 def test_a_failing_write_changes_nothing(tmp_path, old, error):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     if old is not None:
         path.write_text(old)
     before = {file.name: file.read_text() for file in tmp_path.iterdir()}
@@ -30,7 +30,7 @@ def test_a_failing_write_changes_nothing(tmp_path, old, error):
 
 @pytest.mark.parametrize("old", [None, "old"])
 def test_the_file_appears_at_the_end(tmp_path, old):
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     if old is not None:
         path.write_text(old)
     with atomic_write(path) as temporary:
@@ -38,7 +38,7 @@ def test_the_file_appears_at_the_end(tmp_path, old):
         temporary.write_text("new")
         assert (path.read_text() if path.exists() else None) == old
     assert path.read_text() == "new"
-    assert os.listdir(tmp_path) == ["picture.png"]
+    assert os.listdir(tmp_path) == ["image.png"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -1,4 +1,4 @@
-"""Batches: each picture as the run alone, whatever its neighbours do, on one device or several."""
+"""Batches: each image as the run alone, whatever its neighbours do, on one device or several."""
 
 from dataclasses import replace
 from functools import partial
@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
+from helpers.records import run_batch, stylize, stylize_batch
 from helpers.traces import count_traces
-from records import run_batch, stylize, stylize_batch
 
 from nst_jax.cli import app
 from nst_jax.config import Config
@@ -34,11 +34,11 @@ SPECTRAL = LBFGS.but(preconditioner="spectral")
 SLIM = ADAM.but(content_layers=["relu3_1"], style_layers={"relu1_1": 1.0, "relu2_2": 0.5})
 SEARCH = Config.of(steps=3, optimizer="lbfgs-linesearch", **SHALLOW)
 CONFIGS = {"adam": ADAM, "lbfgs": LBFGS, "spectral": SPECTRAL, "search": SEARCH}
-CONTENTS = np.stack([smooth_picture(24, 32, seed=seed) for seed in (1, 2, 3)])
+CONTENTS = np.stack([smooth_image(24, 32, seed=seed) for seed in (1, 2, 3)])
 STYLES = [
-    smooth_picture(32, 26, seed=11),
-    smooth_picture(20, 40, seed=12),
-    smooth_picture(32, 26, seed=13),
+    smooth_image(32, 26, seed=11),
+    smooth_image(20, 40, seed=12),
+    smooth_image(32, 26, seed=13),
 ]
 CASES = {
     "all": dict(contents=CONTENTS, styles=STYLES[0]),
@@ -50,7 +50,7 @@ each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def of_each(contents, styles, *, pairing="all", blend=None):
-    """The pictures of a case by hand: content, styles and options of each."""
+    """The images of a case by hand: content, styles and options of each."""
     if pairing == "pairs":
         return [(content, [style], {}) for content, style in zip(contents, styles, strict=True)]
     if pairing == "grid":
@@ -60,8 +60,8 @@ def of_each(contents, styles, *, pairing="all", blend=None):
 
 def singles(variables, case, *, configs, **each):
     """The runs alone; ``each`` has lists of what differs between them."""
-    pictures = of_each(**case)
-    configs = [configs] * len(pictures) if isinstance(configs, Config) else configs
+    images = of_each(**case)
+    configs = [configs] * len(images) if isinstance(configs, Config) else configs
     return [
         stylize(
             variables,
@@ -71,12 +71,12 @@ def singles(variables, case, *, configs, **each):
             **options,
             **{name: values[index] for name, values in each.items()},
         )
-        for index, (content, styles, options) in enumerate(pictures)
+        for index, (content, styles, options) in enumerate(images)
     ]
 
 
 def assert_same(found, expected):
-    """Check every bit of several pictures against runs alone."""
+    """Check every bit of several images against runs alone."""
     assert found.image.shape == (len(expected), *expected[0].image.shape) and found.state is None
     for one, other in zip(each_result(found), expected, strict=True):
         assert one.status == other.status and one.loss == other.loss
@@ -86,7 +86,7 @@ def assert_same(found, expected):
 
 
 def assert_close(found, expected, *, rtol):
-    """Check numbers against runs alone, and pictures to a twentieth of a grey value."""
+    """Check numbers against runs alone, and images to a twentieth of a grey value."""
     assert found.image.shape == (len(expected), *expected[0].image.shape) and found.state is None
     for one, other in zip(each_result(found), expected, strict=True):
         assert one.status == other.status
@@ -103,8 +103,8 @@ def wide(tree):
 
 
 def wide_case(case):
-    pictures = {name: wide(case[name]) for name in ("contents", "styles")}
-    return case | pictures
+    images = {name: wide(case[name]) for name in ("contents", "styles")}
+    return case | images
 
 
 def devices_mesh(count):
@@ -182,7 +182,7 @@ class TestApart:
 
     @pytest.mark.slow
     def test_where_things_are_does_not_matter(self, variables):
-        """Pictures and network may be on other devices than those of the mesh."""
+        """Images and network may be on other devices than those of the mesh."""
         first, _, *others = jax.devices()
         here, there = jax.device_put((CONTENTS, STYLES[0]), first)
         mesh = make_mesh(devices=others)
@@ -253,13 +253,13 @@ class TestTogether:
         assert_close(found, singles(slim_variables, CASES["all"], configs=SLIM), rtol=1e-5)
 
 
-def picture_grid(contents, styles):
+def image_grid(contents, styles):
     styles = [STYLES[index % 3][:, ::-1] if index > 2 else STYLES[index] for index in range(styles)]
     return dict(contents=CONTENTS[:contents], styles=styles, pairing="grid")
 
 
 class TestSpread:
-    """Together on several devices, of whose number that of the pictures is no multiple."""
+    """Together on several devices, of whose number that of the images is no multiple."""
 
     @pytest.mark.parametrize(
         "case, devices",
@@ -267,13 +267,11 @@ class TestSpread:
             pytest.param(CASES["all"], 2, id="all-2"),
             pytest.param(CASES["all"], 4, id="all-4"),
             pytest.param(CASES["pairs"], 2, id="pairs-2"),
-            pytest.param(picture_grid(1, 4), 2, id="1x4-2"),
-            pytest.param(picture_grid(3, 2), 2, id="3x2-2"),
-            pytest.param(
-                picture_grid(3, 2), 4, id="3x2-4"
-            ),  # neither axis divides: filled along one
-            pytest.param(picture_grid(2, 3), 2, id="2x3-2"),
-            pytest.param(picture_grid(2, 3), 4, id="2x3-4"),  # nor here: along the other
+            pytest.param(image_grid(1, 4), 2, id="1x4-2"),
+            pytest.param(image_grid(3, 2), 2, id="3x2-2"),
+            pytest.param(image_grid(3, 2), 4, id="3x2-4"),  # neither axis divides: filled along one
+            pytest.param(image_grid(2, 3), 2, id="2x3-2"),
+            pytest.param(image_grid(2, 3), 4, id="2x3-4"),  # nor here: along the other
         ],
     )
     def test_each_is_the_run_alone(self, variables, case, devices):
@@ -294,7 +292,7 @@ class TestSpread:
         assert_close(found, singles(variables, CASES["grid"], configs=SEARCH), rtol=1e-5)
 
     def test_after_fifty_steps_of_adam(self, variables):
-        """In float32: losses to a thousandth, pictures to a twentieth of a grey value."""
+        """In float32: losses to a thousandth, images to a twentieth of a grey value."""
         config = ADAM.but(steps=50)
         options = dict(config=config, mesh=devices_mesh(4), together=True)
         found = stylize_batch(variables, **CASES["all"], **options)
@@ -308,8 +306,8 @@ class TestSpread:
         found = stylize_batch(wide(variables), **case, **options)
         expected = singles(wide(variables), case, configs=config)
         assert_close(found, expected, rtol=1e-5)
-        for lane, result in enumerate(expected):
-            losses = found.history.loss[:6, lane], result.history.loss[:6]
+        for element, result in enumerate(expected):
+            losses = found.history.loss[:6, element], result.history.loss[:6]
             np.testing.assert_allclose(*losses, rtol=1e-9)
 
     @pytest.mark.parametrize("together", [False, True])
@@ -323,12 +321,12 @@ class TestSpread:
 
 
 class TestRows:
-    """Together, each picture divided by rows, and on 2x2 devices the pictures, too."""
+    """Together, each image divided by rows, and on 2x2 devices the images, too."""
 
     @pytest.mark.parametrize(
         "name, case, parts",
         [
-            ("adam", "all", 2),  # three pictures, filled up to four
+            ("adam", "all", 2),  # three images, filled up to four
             ("adam", "grid", 2),
             ("adam", "pairs", 1),
             ("search", "all", 1),
@@ -337,7 +335,7 @@ class TestRows:
     @pytest.mark.slow
     def test_each_is_the_run_alone(self, variables, name, case, parts):
         """Each has its own numbers, so that none can stand for another."""
-        case, mesh = CASES[case], rows_mesh(lanes=parts)
+        case, mesh = CASES[case], rows_mesh(groups=parts)
         configs = [
             CONFIGS[name].but(style_weight=50.0 + 20 * index)
             for index in range(len(of_each(**case)))
@@ -348,7 +346,7 @@ class TestRows:
     @pytest.mark.slow
     def test_lbfgs_in_double_precision(self, x64, variables):
         case = wide_case(CASES["pairs"])
-        found = stylize_batch(wide(variables), **case, config=LBFGS, mesh=rows_mesh(lanes=2))
+        found = stylize_batch(wide(variables), **case, config=LBFGS, mesh=rows_mesh(groups=2))
         assert_close(found, singles(wide(variables), case, configs=LBFGS), rtol=1e-8)
 
     @pytest.mark.parametrize("color", ["keep-yiq", "match-symmetric"])
@@ -360,7 +358,7 @@ class TestRows:
             **case,
             config=config,
             keys=keys,
-            mesh=rows_mesh(lanes=2),
+            mesh=rows_mesh(groups=2),
             callback=seen.append,
         )
         assert_close(found, singles(variables, case, configs=config, key=keys), rtol=1e-5)
@@ -369,7 +367,7 @@ class TestRows:
     @pytest.mark.slow
     def test_neighbours_do_not_notice_a_divergence(self, variables):
         configs = [ADAM, ADAM.but(learning_rate=1e30), ADAM]
-        found = stylize_batch(variables, **CASES["all"], config=configs, mesh=rows_mesh(lanes=2))
+        found = stylize_batch(variables, **CASES["all"], config=configs, mesh=rows_mesh(groups=2))
         assert found.status == ("done", "diverged", "done")
         calm = singles(variables, CASES["all"], configs=ADAM)
         for index in (0, 2):
@@ -378,9 +376,9 @@ class TestRows:
 
     @pytest.mark.parametrize("parts", [1, 2])
     def test_where_things_are(self, variables, taken, parts):
-        """Each device has its part of the pictures and of their features."""
+        """Each device has its part of the images and of their features."""
         config = ADAM.but(steps=1)
-        stylize_batch(variables, **CASES["grid"], config=config, mesh=rows_mesh(lanes=parts))
+        stylize_batch(variables, **CASES["grid"], config=config, mesh=rows_mesh(groups=parts))
         given = taken[0].keywords
         features = given["targets"].content["relu2_1"]
         assert features.shape == (6, 12, 16, 6)
@@ -395,7 +393,7 @@ class TestRows:
         def compiled():
             caplog.clear()
             with jax.log_compiles():
-                stylize_batch(variables, contents, STYLES[0], config=ADAM, mesh=rows_mesh(lanes=2))
+                stylize_batch(variables, contents, STYLES[0], config=ADAM, mesh=rows_mesh(groups=2))
             messages = [record.getMessage() for record in caplog.records]
             return sum("XLA compilation of jit(run) " in message for message in messages)
 
@@ -407,13 +405,13 @@ class TestRows:
         [
             (dict(together=False), "take each step together: leave out together"),
             (dict(contents=CONTENTS[:, :22]), "32x22 px, but divided by rows over 2 devices"),
-            (dict(config=SEARCH), "line searches of several pictures"),
+            (dict(config=SEARCH), "line searches of several images"),
             (dict(config=SPECTRAL), "spectral"),
             (dict(mesh=jax.make_mesh((4,), ("rows",))), "make it by rows_mesh"),
         ],
     )
     def test_what_is_refused(self, variables, options, message):
-        given = dict(contents=CONTENTS, styles=STYLES[:1], config=ADAM, mesh=rows_mesh(lanes=2))
+        given = dict(contents=CONTENTS, styles=STYLES[:1], config=ADAM, mesh=rows_mesh(groups=2))
         with pytest.raises(InputError, match=message):
             stylize_batch(variables, **given | options)
 
@@ -466,7 +464,7 @@ class TestSharing:
     def test_what_differs_is_divided_among_devices(self, variables, taken, shape, content, style):
         config = ADAM.but(steps=1)
         mesh = devices_mesh(2)
-        case = picture_grid(*shape)
+        case = image_grid(*shape)
         stylize_batch(variables, **case, config=config, mesh=mesh, together=True)
         targets = taken[0].keywords["targets"]
         for field, axis in (
@@ -523,8 +521,8 @@ class TestSharing:
     def test_few_styles_are_kept(self, variables):
         """Where there are more than a job keeps, they are computed again, and right."""
         expected = singles(variables, CASES["grid"], configs=ADAM)
-        pictures = [(content, style) for content in CASES["grid"]["contents"] for style in STYLES]
-        elements = make_elements(variables, pictures, names=[0, 1, 2] * 2, keep=2)
+        images = [(content, style) for content in CASES["grid"]["contents"] for style in STYLES]
+        elements = make_elements(variables, images, names=[0, 1, 2] * 2, keep=2)
         assert_same(run_batch(elements), expected)
         assert_close(run_batch(elements, together=True), expected, rtol=1e-5)
 
@@ -554,7 +552,7 @@ class TestDivergence:
         results, expected = each_result(found), singles(variables, case, configs=configs)
         assert [len(result.history.loss) for result in results] == lengths
         for one, alone, length in zip(results, expected, lengths, strict=True):
-            # Alone a run would go on from the best picture of these very steps.
+            # Alone a run would go on from the best image of these very steps.
             losses = one.history.loss, alone.history.loss[:length]
             if not together:
                 np.testing.assert_array_equal(*losses)
@@ -575,9 +573,11 @@ class TestDivergence:
         found = stylize_batch(variables, **CASES["all"], config=configs, together=together)
         assert found.status == ("done", "diverged", "done")
         calm = stylize_batch(variables, **CASES["all"], config=ADAM, together=together)
-        for lane in (0, 2):
-            np.testing.assert_array_equal(found.image[lane], calm.image[lane])
-            np.testing.assert_array_equal(found.history.loss[:, lane], calm.history.loss[:, lane])
+        for element in (0, 2):
+            np.testing.assert_array_equal(found.image[element], calm.image[element])
+            np.testing.assert_array_equal(
+                found.history.loss[:, element], calm.history.loss[:, element]
+            )
         np.testing.assert_array_equal(found.image[1], CONTENTS[1])  # only the start had a loss
 
     @pytest.mark.parametrize("together", [False, True])
@@ -598,7 +598,7 @@ class TestDivergence:
         np.testing.assert_array_equal(found.image, CONTENTS)
 
     @pytest.mark.parametrize("together", [False, True])
-    def test_what_the_callback_sees_of_an_ended_picture(self, variables, together):
+    def test_what_the_callback_sees_of_an_ended_image(self, variables, together):
         """Its last numbers, as in the history, and no others."""
         seen = []
         found = stylize_batch(
@@ -618,7 +618,7 @@ class TestDivergence:
 
 class TestPrograms:
     @pytest.mark.parametrize("together", [False, True])
-    def test_numbers_and_pictures_do_not_recompile(self, variables, monkeypatch, together):
+    def test_numbers_and_images_do_not_recompile(self, variables, monkeypatch, together):
         traces = count_traces(monkeypatch)
         for weight in (10.0, 20.0):
             config = LBFGS.but(style_weight=weight, steps=int(weight) // 5)
@@ -630,7 +630,7 @@ class TestPrograms:
         other = jax.tree.map(lambda x: x * 1.01, variables)
         stylize_batch(other, **CASES["all"], config=LBFGS, together=together)
         assert len(traces) == 1
-        if not together:  # one program for all numbers of pictures, and for stylize
+        if not together:  # one program for all numbers of images, and for stylize
             stylize_batch(variables, CONTENTS[:2], STYLES, config=LBFGS, pairing="grid")
             stylize(variables, CONTENTS[0], STYLES[2], config=LBFGS)
             assert len(traces) == 1
@@ -658,7 +658,7 @@ class TestPrograms:
     @pytest.mark.parametrize("devices", [1, 2])
     @pytest.mark.slow
     def test_a_filled_batch_has_the_program_of_a_full_one(self, variables, monkeypatch, devices):
-        """``distinct`` gives one whose lanes share a field the program of others."""
+        """``distinct`` gives one whose elements share a field the program of others."""
         expected = singles(variables, CASES["pairs"], configs=ADAM)
         traces = count_traces(monkeypatch)
         four = np.concatenate([CONTENTS, CONTENTS[:1, ::-1]])
@@ -682,20 +682,20 @@ class TestPrograms:
         assert len(traces) == 1
 
 
-def make_elements(variables, pictures, config=ADAM, *, names=range(100), keep=None):
+def make_elements(variables, images, config=ADAM, *, names=range(100), keep=None):
     """An element for each content and style, which has this name."""
     make = batch.problem_maker(variables, config=config, keep=keep)
     return [
         Element(make(check_inputs(content, style, config=config), [name]), config)
-        for name, (content, style) in zip(names, pictures)
+        for name, (content, style) in zip(names, images)
     ]
 
 
 class TestCallback:
     @pytest.mark.parametrize("together", [False, True])
     @pytest.mark.parametrize("devices", [1, 4])
-    def test_it_sees_finished_pictures(self, variables, together, devices):
-        """In the order of the pictures, with the contents' colours."""
+    def test_it_sees_finished_images(self, variables, together, devices):
+        """In the order of the images, with the contents' colours."""
         seen, config = [], ADAM.but(color="keep-yiq", steps=3)
         found = stylize_batch(
             variables,
@@ -739,27 +739,27 @@ class TestCallback:
     [
         (dict(contents=CONTENTS[0]), "shape .24, 32, 3.: expected .batch, height, width, 3."),
         (dict(contents=CONTENTS[:0]), "shape .0, 24, 32, 3."),
-        (dict(contents=CONTENTS[..., :2]), "content picture has shape .24, 32, 2."),
-        (dict(contents=[CONTENTS[0], CONTENTS[1][1:]]), "content pictures"),
+        (dict(contents=CONTENTS[..., :2]), "content image has shape .24, 32, 2."),
+        (dict(contents=[CONTENTS[0], CONTENTS[1][1:]]), "content images"),
         (dict(contents=np.uint8(CONTENTS * 255)), "type uint8: expected floats"),
-        (dict(contents=CONTENTS * np.nan), "content picture has NaN"),
-        (dict(styles=[STYLES[0] * 255]), "style picture has values from"),
-        (dict(styles=np.stack([STYLES[0], STYLES[2]])), "style picture has shape .2, 32, 26, 3."),
+        (dict(contents=CONTENTS * np.nan), "content image has NaN"),
+        (dict(styles=[STYLES[0] * 255]), "style image has values from"),
+        (dict(styles=np.stack([STYLES[0], STYLES[2]])), "style image has shape .2, 32, 26, 3."),
         (dict(pairing="pairs", styles=STYLES[:2]), "2 styles for 3 contents"),
         (dict(pairing="each"), "pairing is 'each': expected all, pairs or grid"),
         (dict(pairing="grid", blend=[1.0]), "blend is for pairing 'all'"),
         (dict(pairing="pairs", styles=STYLES, blend=[1.0]), "blend is for pairing 'all'"),
         (dict(blend=[1.0, 2.0]), "2 blend factors for 1 styles"),
-        (dict(keys=[jax.random.key(0)]), "1 keys for 3 pictures"),
+        (dict(keys=[jax.random.key(0)]), "1 keys for 3 images"),
         (dict(pairing="grid", styles=STYLES, keys=[jax.random.key(0)] * 3), "3 keys for 9 pict"),
-        (dict(config=[LBFGS]), "1 configs for 3 pictures"),
-        (dict(config=[]), "0 configs for 3 pictures"),
-        (dict(inits=[None]), "1 initial pictures for 3 pictures"),
-        (dict(inits=[None, None, CONTENTS[0, 1:]]), "initial picture has shape"),
+        (dict(config=[LBFGS]), "1 configs for 3 images"),
+        (dict(config=[]), "0 configs for 3 images"),
+        (dict(inits=[None]), "1 initial images for 3 images"),
+        (dict(inits=[None, None, CONTENTS[0, 1:]]), "initial image has shape"),
         (dict(config=[LBFGS, LBFGS, LBFGS.but(steps=9)]), "config 3 differs .* in steps"),
         (dict(config=[LBFGS, SPECTRAL, LBFGS]), "config 2 differs .* in preconditioner"),
-        (dict(styles=[]), "no style picture"),
-        (dict(styles=[], pairing="grid"), "no style picture|0 styles"),
+        (dict(styles=[]), "no style image"),
+        (dict(styles=[], pairing="grid"), "no style image|0 styles"),
     ],
 )
 def test_unfit_input_is_refused(variables, options, message):
@@ -771,11 +771,9 @@ def test_unfit_input_is_refused(variables, options, message):
 @pytest.mark.parametrize(
     "change", [{"min_size": 16}, {"averaging": 0.9}], ids=["scales", "average"]
 )
-def test_what_is_for_single_pictures_is_refused_before_any_work(
-    variables, change, tmp_path, capsys
-):
+def test_what_is_for_single_images_is_refused_before_any_work(variables, change, tmp_path, capsys):
     config, (name,) = ADAM.but(**change), change
-    message = f"{name} is for stylize, one picture at a time: leave it out"
+    message = f"{name} is for stylize, one image at a time: leave it out"
     with pytest.raises(InputError, match=message):
         stylize_batch(variables, **CASES["all"], config=[ADAM, ADAM, config])
 
@@ -819,8 +817,8 @@ def test_the_real_network(vgg19_weights, images_folder):
     from nst_jax.images import load_image
 
     names = ["content/tubingen.jpg", "style/starry_night.jpg", "style/shipwreck.jpg"]
-    pictures = [load_image(images_folder / name, size=96)[:56, :64] for name in names]
-    case = dict(contents=np.stack(pictures), styles=pictures[1])
+    images = [load_image(images_folder / name, size=96)[:56, :64] for name in names]
+    case = dict(contents=np.stack(images), styles=images[1])
     config = Config(steps=10)
     expected = singles(vgg19_weights.variables, case, configs=config)
     mesh = devices_mesh(2)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
+from helpers.records import stylize
 from helpers.traces import count_traces
-from records import stylize
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
@@ -36,10 +36,10 @@ SCALES = dict(min_size=16, scale_factor=2.0, scale_steps=(4,), steps=5)
 LBFGS = Config.of(memory_size=4, **SHALLOW, **SCALES)
 ADAM = Config.of(optimizer="adam", **SHALLOW, **SCALES)
 SHAPES, STEPS = [(12, 16), (24, 32)], [4, 5]
-CONTENT = smooth_picture(24, 32, seed=1)
-STYLES = [smooth_picture(32, 26, seed=11), smooth_picture(20, 40, seed=12)]
-INIT = smooth_picture(24, 32, seed=9) * 1.6 - 0.3
-SOFT = smooth_picture(24, 32, seed=5)
+CONTENT = smooth_image(24, 32, seed=1)
+STYLES = [smooth_image(32, 26, seed=11), smooth_image(20, 40, seed=12)]
+INIT = smooth_image(24, 32, seed=9) * 1.6 - 0.3
+SOFT = smooth_image(24, 32, seed=5)
 HALF = (np.arange(32) < np.full((24, 1), 15)).astype(np.float32)
 CONTROLS = dict(
     content_masks=[SOFT[..., 0], SOFT[..., 1]], style_masks=[None, np.ones((20, 40))], preserve=HALF
@@ -83,7 +83,7 @@ def by_hand(variables, config, *, content=CONTENT, styles=STYLES[:1], init=None,
 def test_what_does_not_fit_ends_before_the_first_scale(variables):
     seen = []
     config = ADAM.but(min_size=8, scale_factor=2.0)
-    with pytest.raises(InputError, match="^a picture of 32x24 px needs about"):
+    with pytest.raises(InputError, match="^an image of 32x24 px needs about"):
         options = dict(config=config, callback=seen.append, free=200_000)
         stylize(variables, CONTENT, STYLES[:1], **options)
     assert not seen
@@ -107,8 +107,8 @@ def test_coarse_scales_have_no_memory_for_more_pairs_than_steps(variables, monke
 
 
 def test_a_mesh_of_lanes_is_for_batches(variables):
-    with pytest.raises(InputError, match="lanes is for stylize_batch"):
-        stylize(variables, CONTENT, STYLES[:1], config=alone(ADAM), mesh=rows_mesh(lanes=2))
+    with pytest.raises(InputError, match="groups is for stylize_batch"):
+        stylize(variables, CONTENT, STYLES[:1], config=alone(ADAM), mesh=rows_mesh(groups=2))
 
 
 CASES = {
@@ -263,7 +263,7 @@ def test_after_a_divergence_at_the_end_of_a_scale_the_next_begins_from_the_best(
 
 
 def loss_of(variables, image, config):
-    """The loss at a picture of the size of one of the scales."""
+    """The loss at an image of the size of one of the scales."""
     inputs = at_scale(Inputs(CONTENT, STYLES[:1]), shape=image.shape[:2], config=config)
     problem = make_problem(variables, inputs, config=alone(config))
     loss, targets = make_loss(config.loss), problem.targets
@@ -271,22 +271,22 @@ def loss_of(variables, image, config):
 
 
 class TestAveraging:
-    def average(self, pictures, decay):
-        weights = decay ** np.arange(len(pictures))[::-1]
-        return np.einsum("n,nijk->ijk", weights / weights.sum(), np.float64(pictures))
+    def average(self, images, decay):
+        weights = decay ** np.arange(len(images))[::-1]
+        return np.einsum("n,nijk->ijk", weights / weights.sum(), np.float64(images))
 
     def test_of_each_scale(self, variables):
         config = ADAM.but(averaging=0.8)
         result, seen = watched(variables, config, every=1)
         assert len(seen) == 9
-        pictures = [progress.image for progress in seen]
-        np.testing.assert_allclose(result.image, self.average(pictures[4:], 0.8), atol=1e-6)
+        images = [progress.image for progress in seen]
+        np.testing.assert_allclose(result.image, self.average(images[4:], 0.8), atol=1e-6)
         expected = loss_of(variables, result.image, config)
         assert result.loss == pytest.approx(float(expected), rel=1e-5)
         assert result.loss not in result.history.loss and len(result.history.loss) == 9
         assert result.state is None and result.status == "done"
         # The second scale starts from the first's average.
-        first = resize(jnp.float32(self.average(pictures[:4], 0.8)), shape=SHAPES[1])
+        first = resize(jnp.float32(self.average(images[:4], 0.8)), shape=SHAPES[1])
         expected = loss_of(variables, first, config)
         assert result.history.loss[4] == pytest.approx(float(expected), rel=1e-5)
 
@@ -300,11 +300,11 @@ class TestAveraging:
         assert result.loss == pytest.approx(float(expected), rel=1e-5) and result.state is None
 
     def test_in_colours(self, variables):
-        """The average gets the content's colours as any picture does."""
+        """The average gets the content's colours as any image does."""
         config = ADAM.but(averaging=0.8, color="keep-yiq")
         result, seen = watched(variables, config, every=1)
-        pictures = [progress.image for progress in seen[4:]]
-        np.testing.assert_allclose(result.image, self.average(pictures, 0.8), atol=1e-6)
+        images = [progress.image for progress in seen[4:]]
+        np.testing.assert_allclose(result.image, self.average(images, 0.8), atol=1e-6)
 
 
 class TestOwn:
@@ -345,7 +345,7 @@ class TestPrograms:
     def test_nothing_is_compiled_twice(self, variables, caplog, make):
         """Neither for moments that are carried, nor for the loss of an average."""
         config = ADAM.but(averaging=0.5, **({"tile": 16} if make is make_mesh else {}))
-        content = smooth_picture(40, 28, seed=1)
+        content = smooth_image(40, 28, seed=1)
         coarse = (16, 11) if make is rows_mesh else (20, 14)  # for four devices a multiple of 8
 
         def compiled():
@@ -364,22 +364,22 @@ class TestPrograms:
 class TestDevices:
     @pytest.mark.slow
     def test_rows(self, variables):
-        content = smooth_picture(32, 40, seed=1)
+        content = smooth_image(32, 40, seed=1)
         config = ADAM.but(steps=3, scale_steps=(3,))
         result = stylize(variables, content, STYLES[:1], config=config, mesh=rows_mesh())
         expected = stylize(variables, content, STYLES[:1], config=config)
         assert [scale.shape for scale in result.scales] == [(16, 20), (32, 40)]
         np.testing.assert_allclose(result.history.loss, expected.history.loss, rtol=1e-5)
         np.testing.assert_allclose(result.image, expected.image, atol=1e-4)
-        pictures = [leaf for leaf in jax.tree.leaves(result.state) if leaf.ndim == 3]
-        assert len(pictures) == 4
-        for leaf in pictures:  # also moments, which were carried
+        images = [leaf for leaf in jax.tree.leaves(result.state) if leaf.ndim == 3]
+        assert len(images) == 4
+        for leaf in images:  # also moments, which were carried
             assert {shard.data.shape for shard in leaf.addressable_shards} == {(8, 40, 3)}
 
     def test_heights_that_rows_do_not_divide(self, variables):
-        """Coarse scales are made to fit, the picture is not."""
+        """Coarse scales are made to fit, the image is not."""
         message = "32x28 px, but .* 4 devices .* choose a longer side of 28 px .height 24 px."
-        content = smooth_picture(28, 32, seed=1)
+        content = smooth_image(28, 32, seed=1)
         for config in (ADAM, alone(ADAM)):
             options = dict(config=config, mesh=rows_mesh(), callback=never)
             with pytest.raises(InputError, match=message):
@@ -387,7 +387,7 @@ class TestDevices:
 
     @pytest.mark.slow
     def test_tiles(self, variables):
-        content = smooth_picture(64, 80, seed=1)
+        content = smooth_image(64, 80, seed=1)
         config = ADAM.but(min_size=40, steps=3, scale_steps=(2,), tile=32)
         result = stylize(variables, content, STYLES[:1], config=config, mesh=make_mesh())
         # The coarse scale is no larger than a tile with its halo.
@@ -427,12 +427,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "options, message",
         [
-            (dict(content=np.zeros(5)), "content picture has shape"),
+            (dict(content=np.zeros(5)), "content image has shape"),
             (dict(content=np.uint8(CONTENT * 255)), "expected floats"),
             (dict(content_masks=[HALF[1:]]), "content mask 1 has shape .23, 32."),
             (dict(style_masks=[HALF]), "style mask 1 has shape .24, 32."),
             (dict(preserve=HALF + 1), "values outside of .0, 1."),
-            (dict(init=INIT[1:]), "initial picture has shape .23, 32, 3."),
+            (dict(init=INIT[1:]), "initial image has shape .23, 32, 3."),
             (dict(config=ADAM.but(scale_steps=(1, 2))), "scale_steps has 2 numbers"),
             (dict(config=ADAM.but(min_size=1, scale_steps=())), "choose a larger min_size"),
         ],

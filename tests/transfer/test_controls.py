@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from helpers.guides import numpy_guide
+from helpers.records import guided, stylize
 from helpers.traces import count_traces
 from jax.test_util import check_grads
-from records import guided, stylize
 
 from nst_jax.color import MODES
 from nst_jax.config import Config, deepest, stride
 from nst_jax.errors import InputError
 from nst_jax.losses import gram as losses
 from nst_jax.losses import loss_weights, make_loss, mixed_losses, total_variation
-from nst_jax.models import Lifted, features
+from nst_jax.models import ProjectedFeatures, features
 from nst_jax.transfer import problem
 from nst_jax.types import Guidance
 
@@ -44,9 +44,9 @@ def soft_masks(count, height, width):
     return generator.uniform(0.05, 1, size=(count, height, width)).astype(np.float32)
 
 
-CONTENT, IMAGE, OTHER_IMAGE = (smooth_picture(16, 24, seed=seed) for seed in (11, 12, 13))
-STYLES = [smooth_picture(18, 17, seed=14), smooth_picture(12, 27, seed=15)]
-THIRD = smooth_picture(18, 17, seed=16)
+CONTENT, IMAGE, OTHER_IMAGE = (smooth_image(16, 24, seed=seed) for seed in (11, 12, 13))
+STYLES = [smooth_image(18, 17, seed=14), smooth_image(12, 27, seed=15)]
+THIRD = smooth_image(18, 17, seed=16)
 MASKS = soft_masks(2, 16, 24)
 STYLE_MASKS = [soft_masks(1, *style.shape[:2])[0] for style in STYLES]
 KEEP = soft_masks(1, 16, 24)[0]
@@ -56,16 +56,14 @@ KEEP[:5], KEEP[5:8] = 1, 0
 COMPUTED = {}
 
 
-def flat_features(variables, picture, config, *, padding="zero"):
-    """Features as arrays of positions by channels, computed once for each picture."""
+def flat_features(variables, photo, config, *, padding="zero"):
+    """Features as arrays of positions by channels, computed once for each image."""
     layers = config.loss.content_names + config.loss.style_names
-    picture = np.asarray(picture)
-    key = (id(variables), picture.shape, picture.tobytes(), layers, config.loss.pooling, padding)
+    photo = np.asarray(photo)
+    key = (id(variables), photo.shape, photo.tobytes(), layers, config.loss.pooling, padding)
     if key not in COMPUTED:
         COMPUTED[key] = jax.device_get(
-            features(
-                variables, picture, layers=layers, pooling=config.loss.pooling, padding=padding
-            )
+            features(variables, photo, layers=layers, pooling=config.loss.pooling, padding=padding)
         )
     return {name: tap.reshape(-1, tap.shape[-1]) for name, tap in COMPUTED[key].items()}
 
@@ -96,9 +94,7 @@ def numpy_terms(
     if preserve is not None:
         alpha = np.float64(preserve)[..., None]
         image = alpha * content + (1 - alpha) * image
-    if (
-        config.loss.padding == "circular"
-    ):  # opposite borders of styles meet, as those of the picture
+    if config.loss.padding == "circular":  # opposite borders of styles meet, as those of the image
         step = stride(deepest(config.loss.style_names))
         styles, style_masks = (
             [
@@ -107,8 +103,8 @@ def numpy_terms(
             ]
             for given in (styles, style_masks or [None] * len(styles))
         )
-    # All pictures with the same padding: the network answers to a border too.
-    picture, wanted, *grams = (
+    # All images with the same padding: the network answers to a border too.
+    photo, wanted, *grams = (
         flat_features(variables, x, config, padding=config.loss.padding)
         for x in (image, content, *styles)
     )
@@ -134,7 +130,7 @@ def numpy_terms(
             for flat, mask in zip(grams, of_styles, strict=True)
         ]
         for mask, weight, row in zip(masks, weights, shares, strict=True):
-            own = gram(picture[name], guide_of(mask, name, picture[name]))
+            own = gram(photo[name], guide_of(mask, name, photo[name]))
             if config.loss.style_mixing == "sum":
                 loss = sum(b * np.mean((own - a) ** 2) for b, a in zip(row, targets, strict=True))
             else:
@@ -142,7 +138,7 @@ def numpy_terms(
                 loss = np.mean((own - mixed) ** 2)
             style += factor * weight * loss
     difference = sum(
-        factor * np.mean((picture[name] - wanted[name]) ** 2)
+        factor * np.mean((photo[name] - wanted[name]) ** 2)
         for name, factor in config.loss.content_layers
     )
     z = config.loss.pixel_range * np.float64(image)
@@ -165,7 +161,7 @@ def terms_of(config, variables, image, content, styles, **given):
 
 
 def targets_of(config, variables, content, styles, **given):
-    """Pictures and masks in float64, as ``check_masks`` gives them."""
+    """Images and masks in float64, as ``check_masks`` gives them."""
     given = {
         name: as_float64(value) if "mask" in name or name == "preserve" else value
         for name, value in given.items()
@@ -216,12 +212,12 @@ def test_every_term_has_its_value(
         mse_factor=0.25,
     )
     variables = networks[network]
-    pictures, styles = as_float64(((IMAGE, CONTENT), [*STYLES, THIRD]))
+    photos, styles = as_float64(((IMAGE, CONTENT), [*STYLES, THIRD]))
     given = dict(FULL)
     if guides == "inside":
         given["blend"] = [[1, 0, 1], [0.5, 2, 0]]
-    value, terms = terms_of(config, variables, *pictures, styles, **given)
-    expected = numpy_terms(config, variables, *pictures, styles, **given)
+    value, terms = terms_of(config, variables, *photos, styles, **given)
+    expected = numpy_terms(config, variables, *photos, styles, **given)
     assert value.dtype == np.float64 and min(expected) > 0
     np.testing.assert_allclose(terms, expected, rtol=1e-9)
     np.testing.assert_allclose(value, sum(expected), rtol=1e-9)
@@ -235,8 +231,8 @@ class TestInvariances:
         self.variables = networks["full"]
 
     def terms(self, config=BASE, *, image=IMAGE, content=CONTENT, styles=STYLES, **given):
-        pictures = as_float64((image, content, styles))
-        return terms_of(config, self.variables, *pictures, **given)
+        photos = as_float64((image, content, styles))
+        return terms_of(config, self.variables, *photos, **given)
 
     def same(self, first, second, rtol=1e-12):
         for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
@@ -312,7 +308,7 @@ class TestInvariances:
         return make_loss(config.loss).statistics(self.variables, image, targets).style
 
     @pytest.mark.parametrize("masked", [False, True])
-    def test_a_texture_s_own_picture_is_free(self, masked):
+    def test_a_texture_s_own_image_is_free(self, masked):
         config = BASE.but(content_layers=(), tv_weight=0.0)
         given = {"content_masks": MASKS[:1], "style_masks": MASKS[:1]} if masked else {}
         value, _ = self.terms(config, image=IMAGE, styles=[IMAGE], **given)
@@ -344,9 +340,9 @@ class TestInvariances:
                     b * np.mean((a - mixed) ** 2) for b, a in zip(row, grams, strict=True)
                 )
         found = []
-        for picture in (IMAGE, OTHER_IMAGE):
+        for photo in (IMAGE, OTHER_IMAGE):
             total, average = (
-                self.terms(BASE.but(style_mixing=mixing), image=picture, **given)[1].style
+                self.terms(BASE.but(style_mixing=mixing), image=photo, **given)[1].style
                 for mixing in ("sum", "average")
             )
             found.append(total - average)
@@ -363,8 +359,8 @@ class TestInvariances:
 
     def terms_of_array(self, config, image, **given):
         given = {"content_masks": MASKS, "blend": [[1, 3], [2, 0.5]]} | given
-        pictures = as_float64((CONTENT, STYLES))
-        return terms_of(config, self.variables, image, *pictures, **given)[0]
+        photos = as_float64((CONTENT, STYLES))
+        return terms_of(config, self.variables, image, *photos, **given)[0]
 
     def test_what_is_kept_has_no_gradient(self):
         def value(image):
@@ -388,16 +384,16 @@ class TestInvariances:
         config = config.but(padding="circular")
         given = {"content_masks": MASKS, "preserve": KEEP}
 
-        def rolled(picture, axes):
-            return np.roll(picture, shift, axes)
+        def rolled(photo, axes):
+            return np.roll(photo, shift, axes)
 
         moved = {"content_masks": rolled(MASKS, (1, 2)), "preserve": rolled(KEEP, (0, 1))}
-        pictures = {"image": rolled(IMAGE, (0, 1)), "content": rolled(CONTENT, (0, 1))}
+        photos = {"image": rolled(IMAGE, (0, 1)), "content": rolled(CONTENT, (0, 1))}
         for guides in ("simple", "inside", "all"):
             config = config.but(guides=guides)
-            self.same(self.terms(config, **given), self.terms(config, **pictures, **moved))
+            self.same(self.terms(config, **given), self.terms(config, **photos, **moved))
         plain = config.but(padding="zero")
-        values = [self.terms(plain)[0], self.terms(plain, **pictures)[0]]
+        values = [self.terms(plain)[0], self.terms(plain, **photos)[0]]
         assert abs(values[0] - values[1]) > 1e-5 * values[0]
 
     @pytest.mark.parametrize("pooling", ["max", "average"])
@@ -405,9 +401,9 @@ class TestInvariances:
         """32 px are more than relu3_1 sees to either side."""
         layers = ("conv1_1", "relu1_2", "relu2_2", "relu3_1")
         of = partial(features, layers=layers, pooling=pooling)
-        picture = jnp.asarray(smooth_picture(32, 36, seed=17), jnp.float64)
-        found = jax.jit(partial(of, padding="circular"))(self.variables, picture)
-        whole = jax.jit(of)(self.variables, jnp.tile(picture, (3, 3, 1)))
+        photo = jnp.asarray(smooth_image(32, 36, seed=17), jnp.float64)
+        found = jax.jit(partial(of, padding="circular"))(self.variables, photo)
+        whole = jax.jit(of)(self.variables, jnp.tile(photo, (3, 3, 1)))
         for name in layers:
             height, width = found[name].shape[:2]
             middle = whole[name][height : 2 * height, width : 2 * width]
@@ -457,7 +453,9 @@ class TestGradients:
         own, mask = generator.normal(size=(5, 4, 3)), generator.uniform(size=(5, 4))
         kernel, bias = generator.normal(size=(3, 6)), generator.normal(size=6)
         self.check(lambda own: losses.gram_sum(own, mask=mask), own)
-        self.check(lambda own: losses.gram_sum(Lifted(own, kernel, bias), mask=mask), own)
+        self.check(
+            lambda own: losses.gram_sum(ProjectedFeatures(own, kernel, bias), mask=mask), own
+        )
 
     @pytest.mark.parametrize("mixing", ["average", "sum"])
     def test_mixed_style_loss(self, x64, mixing):
@@ -579,7 +577,7 @@ YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5
 
 
 def finished(image, color):
-    """What is shown of an optimised picture: the content's chroma, and what is kept."""
+    """What is shown of an optimised image: the content's chroma, and what is kept."""
     image, content, alpha = np.float64(image), np.float64(CONTENT), np.float64(KEEP)[..., None]
     if color in ("luminance", "keep-yiq"):
         yiq = np.concatenate([(image @ YIQ.T)[..., :1], (content @ YIQ.T)[..., 1:]], -1)

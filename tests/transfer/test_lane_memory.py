@@ -1,4 +1,4 @@
-"""How many pictures fit at once, and what they are told to take, on a small network."""
+"""How many images fit at once, and what they are told to take, on a small network."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from records import make_problem
+from helpers.records import make_problem
 
-from nst_jax.cli.planning import batch_that_fits, picture_memory, pictures_in_words, refusal, times
+from nst_jax.cli.planning import batch_that_fits, image_memory, images_in_words, refusal, times
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.optim import run
@@ -50,20 +50,20 @@ CONFIG = Config().but(
 
 
 @pytest.mark.optimized
-class TestPictureMemory:
+class TestImageMemory:
     def measure(self, variables, content, style, **settings):
         problem = make_problem(variables, content, [style], config=CONFIG.but(**settings))
-        return problem, picture_memory(problem)
+        return problem, image_memory(problem)
 
     def test_the_parts_are_counted(self, variables, content, style):
         problem, found = self.measure(variables, content, style, memory_size=7)
         assert found.network == sum(x.nbytes for x in jax.tree.leaves(problem.variables))
         targets = sum(x.nbytes for x in jax.tree.leaves(problem.targets))
-        # The picture, the best one, and L-BFGS's pairs and its last picture and gradient.
+        # The image, the best one, and L-BFGS's pairs and its last image and gradient.
         assert found.own > content.nbytes * (2 + 2 * 7 + 2) + targets
         assert found.own < 100 * content.nbytes
 
-    def test_a_pair_more_costs_two_pictures_more(self, variables, content, style):
+    def test_a_pair_more_costs_two_images_more(self, variables, content, style):
         one, more = (
             self.measure(variables, content, style, memory_size=size)[1].own for size in (5, 25)
         )
@@ -91,7 +91,7 @@ class TestPictureMemory:
         silent = SimpleNamespace(memory_analysis=lambda: None)
         lowered = SimpleNamespace(compile=lambda: silent)
         monkeypatch.setattr(plan, "run", SimpleNamespace(lower=lambda *a, **k: lowered))
-        assert picture_memory(problem) is None
+        assert image_memory(problem) is None
 
 
 class TestTogether:
@@ -105,12 +105,10 @@ class TestTogether:
         config = CONFIG.but(tile=16)
         problem = make_problem(variables, content, [style], config=config)
         height, width, _ = content.shape
-        words = pictures_in_words(
-            problem, times(self.one, 4), free=2**33, process=2**28, pictures=4
-        )
+        words = images_in_words(problem, times(self.one, 4), free=2**33, process=2**28, images=4)
         assert words == (
-            f"{width}x{height} px, 4 pictures at once: about 4.8 GiB (program 0.25 GiB, network "
-            "1.0 GiB, targets 0.5 GiB, picture and optimiser 1.0 GiB, activations 2.0 GiB) of "
+            f"{width}x{height} px, 4 images at once: about 4.8 GiB (program 0.25 GiB, network "
+            "1.0 GiB, targets 0.5 GiB, image and optimiser 1.0 GiB, activations 2.0 GiB) of "
             "8.2 GiB; tiles of 16 px"
         )
 

@@ -93,7 +93,7 @@ def init(image, variables, targets):
 
 
 def step(state, variables, targets):
-    """Digits: the picture's number, the content's, the style's, the network's and the element's."""
+    """Digits: the image's number, the content's, the style's, the network's and the element's."""
     own = targets.content["l"][0, 0] + targets.style["l"][0, 0, 0] + variables
     loss = state.image[0] + own + targets.weights.tv * 1e4
     return state._replace(count=state.count + 1), Info(loss, {}, loss, state.count)

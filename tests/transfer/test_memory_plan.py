@@ -7,20 +7,20 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from records import stylize
+from helpers.records import stylize
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.losses.tiling import make_grid
 from nst_jax.models import init_variables
 from nst_jax.transfer import ExecutionPlan, planner
-from nst_jax.transfer.plan import USABLE, Task, choice_in_words, plan_in_words
+from nst_jax.transfer.plan import USABLE, Task, execution_in_words, plan_in_words
 from nst_jax.transfer.planner import (
     Meter,
     choose,
     evaluation,
     fits_surely,
-    given_choice,
+    given_plan,
     kernel_options,
     measure,
 )
@@ -40,10 +40,10 @@ BFLOAT16 = "bfloat16"
 
 def make_task(variables, size, config=SHALLOW, *, regions=0):
     height, width = size
-    picture = jax.ShapeDtypeStruct((height, width, 3), "float32")
+    image = jax.ShapeDtypeStruct((height, width, 3), "float32")
     masks = jax.ShapeDtypeStruct((regions, height, width), "float32")
     guidance = Guidance(content_masks=masks if regions else None)
-    return Task(variables, picture, [picture], config, guidance)
+    return Task(variables, image, [image], config, guidance)
 
 
 def limit_of(free):
@@ -59,37 +59,39 @@ def just_enough(needed):
 
 
 class Figures:
-    """Made-up needs: pictures and pairs as they are, and scratch memory of the windows' pixels."""
+    """Made-up needs: images and pairs as they are, and scratch memory of the windows' pixels."""
 
     known: dict = {}  # bytes of states, which do not change
 
     def __init__(self, off=1.0, remat=0.8):
         self.off, self.remat, self.calls = off, remat, []
 
-    def __call__(self, task, choice):
-        self.calls.append(choice)
+    def __call__(self, task, execution_plan):
+        self.calls.append(execution_plan)
         height, width, _ = task.content.shape
-        picture = 12 * height * width
-        pixels = height * width * (self.remat if choice.remat else 1)
-        if choice.tile:
-            grid = make_grid((height, width), layers=LAYERS, tile=choice.tile)
+        image = 12 * height * width
+        pixels = height * width * (self.remat if execution_plan.remat else 1)
+        if execution_plan.tile:
+            grid = make_grid((height, width), layers=LAYERS, tile=execution_plan.tile)
             pixels = grid.size[0] * grid.size[1]
-        beside = (6 if task.config.optimizer.name.startswith("lbfgs") else 2) * picture
-        scratch = int(2000 * pixels) + beside * bool(choice.tile)
-        if choice.tile or choice.remat:
+        beside = (6 if task.config.optimizer.name.startswith("lbfgs") else 2) * image
+        scratch = int(2000 * pixels) + beside * bool(execution_plan.tile)
+        if execution_plan.tile or execution_plan.remat:
             scratch = int(self.off * scratch)
-        return LoopMemory(50_000, self.state(task, choice), self.targets(task, choice), scratch)
+        return LoopMemory(
+            50_000, self.state(task, execution_plan), self.targets(task, execution_plan), scratch
+        )
 
-    def state(self, task, choice):
-        key = task.content.shape, task.config, choice
+    def state(self, task, execution_plan):
+        key = task.content.shape, task.config, execution_plan
         if key not in self.known:
-            self.known[key] = Meter().state(task, choice)
+            self.known[key] = Meter().state(task, execution_plan)
         return self.known[key]
 
-    def targets(self, task, choice):
+    def targets(self, task, execution_plan):
         """A content's features are larger than the content."""
         height, width, _ = task.content.shape
-        return 4 * height * width * (3 if choice.recompute_content else 30)
+        return 4 * height * width * (3 if execution_plan.recompute_content else 30)
 
     def choose(self, task, *, free):
         return choose(task, free=free, meter=Meter(self, self.state, self.targets))
@@ -137,9 +139,9 @@ class TestOrder:
         for way in WAYS:
             free = just_enough(sum(figures(task, way)))
             plan = figures.chosen(task, free)
-            reached.append(plan.choice)
-            assert plan.choice == self.first(figures, task, WAYS, free)
-            assert (plan.whole is None) == (plan.choice == ExecutionPlan())
+            reached.append(plan.execution_plan)
+            assert plan.execution_plan == self.first(figures, task, WAYS, free)
+            assert (plan.whole is None) == (plan.execution_plan == ExecutionPlan())
             if plan.whole:
                 assert plan.whole == sum(figures(task, ExecutionPlan()))
         kinds = {(way.remat, bool(way.tile), way.memory_size) for way in reached}
@@ -151,23 +153,23 @@ class TestOrder:
         task, figures = make_task(variables, SIZE, SHALLOW.but(steps=steps)), figures()
         for way in (ExecutionPlan(memory_size=steps), ExecutionPlan(tile=256, memory_size=steps)):
             free = just_enough(sum(figures(task, way)))
-            assert figures.chosen(task, free).choice == way
-            assert figures.chosen(task, free - 2).choice != way
+            assert figures.chosen(task, free).execution_plan == way
+            assert figures.chosen(task, free - 2).execution_plan != way
 
     @pytest.mark.parametrize("tile", [1024, 768, 512, 384, 256])
     def test_tiles_are_the_largest_that_fit(self, variables, figures, tile):
         task, figures = make_task(variables, SIZE, ADAM), figures()
         free = just_enough(sum(figures(task, ExecutionPlan(tile=tile))))
-        assert figures.chosen(task, free).choice == ExecutionPlan(tile=tile)
+        assert figures.chosen(task, free).execution_plan == ExecutionPlan(tile=tile)
 
     def test_the_contents_features_are_computed_again_at_the_last(self, variables, figures):
         task, figures = make_task(variables, SIZE, ADAM), figures()
         least = sum(figures(task, ExecutionPlan(tile=256)))
-        assert figures.chosen(task, just_enough(least)).choice == ExecutionPlan(tile=256)
+        assert figures.chosen(task, just_enough(least)).execution_plan == ExecutionPlan(tile=256)
         plan = figures.chosen(task, just_enough(least) - 2)
-        assert plan.choice.recompute_content and plan.choice.tile
+        assert plan.execution_plan.recompute_content and plan.execution_plan.tile
         none = make_task(variables, SIZE, ADAM.but(content_layers=()))
-        assert figures.chosen(none, just_enough(least)).choice == ExecutionPlan(tile=256)
+        assert figures.chosen(none, just_enough(least)).execution_plan == ExecutionPlan(tile=256)
         with pytest.raises(InputError):
             figures.choose(none, free=just_enough(least) - 2)
 
@@ -191,17 +193,17 @@ class TestOrder:
     def test_what_the_settings_fix_stays(self, variables, figures, changes, given, config):
         config, figures = config.but(**changes), figures()
         task = make_task(variables, SIZE, config)
-        needed = sum(figures(task, given_choice(task)))
+        needed = sum(figures(task, given_plan(task)))
         found = set()
         for share in np.geomspace(0.02, 1.1, 400):
             try:
-                choice = figures.chosen(task, int(share * needed / USABLE)).choice
+                execution_plan = figures.chosen(task, int(share * needed / USABLE)).execution_plan
             except InputError:
                 continue
-            found.add(choice)
-            assert given == {name: getattr(choice, name) for name in given}
+            found.add(execution_plan)
+            assert given == {name: getattr(execution_plan, name) for name in given}
         sizes = {None} if config.optimizer.name == "adam" else {None, 40, 20, 10, 5}
-        assert {choice.memory_size for choice in found} == sizes
+        assert {execution_plan.memory_size for execution_plan in found} == sizes
 
     @pytest.mark.parametrize("optimizer", ["adam", "lbfgs-linesearch"])
     def test_others_have_no_memory_to_shrink(self, variables, figures, optimizer):
@@ -211,7 +213,7 @@ class TestOrder:
         ways = set()
         for share in np.geomspace(0.02, 1.1, 100):
             try:
-                ways.add(figures.chosen(task, int(share * needed / USABLE)).choice)
+                ways.add(figures.chosen(task, int(share * needed / USABLE)).execution_plan)
             except InputError:
                 pass
         assert {(way.memory_size, way.memory_dtype) for way in ways} == {(None, None)}
@@ -224,7 +226,9 @@ class TestOrder:
         sizes = set()
         for share in np.geomspace(0.02, 1.1, 100):
             try:
-                sizes.add(figures.chosen(task, int(share * needed / USABLE)).choice.memory_size)
+                sizes.add(
+                    figures.chosen(task, int(share * needed / USABLE)).execution_plan.memory_size
+                )
             except InputError:
                 pass
         assert sizes == {None, 12, 10, 5}
@@ -232,7 +236,7 @@ class TestOrder:
     @pytest.mark.parametrize("off", [0.6, 0.9, 1.3, 2.5])
     @pytest.mark.parametrize("config", [SHALLOW, ADAM], ids=["lbfgs", "adam"])
     def test_what_is_chosen_fits_whatever_was_expected(self, variables, figures, off, config):
-        """Also where a way takes more or less scratch memory than its share of the picture."""
+        """Also where a way takes more or less scratch memory than its share of the image."""
         task, figures = make_task(variables, SIZE, config), figures(off=off, remat=1.0)
         needed = sum(figures(task, ExecutionPlan()))
         refused = []
@@ -245,7 +249,7 @@ class TestOrder:
                 assert min(sum(figures(task, way)) for way in ways) > limit_of(free)
                 refused.append(share)
                 continue
-            assert plan.needs == figures(task, plan.choice)
+            assert plan.needs == figures(task, plan.execution_plan)
             assert share > max(refused, default=0)
         assert refused
 
@@ -255,7 +259,7 @@ class TestOrder:
     ):
         task, figures = make_task(variables, SIZE, ADAM), figures(remat=remat)
         free = just_enough(sum(figures(task, ExecutionPlan(remat=True))))
-        assert figures.chosen(task, free).choice == ExecutionPlan(remat=True)
+        assert figures.chosen(task, free).execution_plan == ExecutionPlan(remat=True)
 
     def test_few_are_measured(self, variables, figures):
         """Each is a compilation."""
@@ -263,7 +267,7 @@ class TestOrder:
         for way in (WAYS[1], WAYS[2], WAYS[7]):
             free = just_enough(sum(figures(task, way)))
             figures.calls.clear()
-            assert figures.chosen(task, free).choice == way
+            assert figures.chosen(task, free).execution_plan == way
             assert len(figures.calls) <= (1 if not way.tile else 4)
 
     @pytest.mark.slow
@@ -272,9 +276,9 @@ class TestOrder:
         plain = Figures(off=1.3)  # so that some are measured before without that
 
         class Converting(Figures):
-            def __call__(self, task, choice):
-                found = plain(task, choice)
-                more = found.state * bool(choice.memory_dtype)
+            def __call__(self, task, execution_plan):
+                found = plain(task, execution_plan)
+                more = found.state * bool(execution_plan.memory_dtype)
                 return found._replace(scratch=found.scratch + more)
 
         figures = Converting()
@@ -285,7 +289,7 @@ class TestOrder:
                 plan = figures.chosen(task, int(share * needed / USABLE))
             except InputError:
                 continue
-            assert sum(figures(task, plan.choice)) <= limit_of(plan.free)
+            assert sum(figures(task, plan.execution_plan)) <= limit_of(plan.free)
 
     @pytest.mark.parametrize(
         "config, share",
@@ -320,15 +324,15 @@ class TestOrder:
         tiles = " even in tiles of 256 px" in str(caught.value)
         assert tiles == ("remat" not in changes and changes.get("tile") != "off")
 
-    def test_a_small_whole_picture_is_advised_where_tiles_take_more(self, variables, figures):
-        """A tile of 256 px with what it sees around it is more than a picture of 150 px."""
+    def test_a_small_whole_image_is_advised_where_tiles_take_more(self, variables, figures):
+        """A tile of 256 px with what it sees around it is more than an image of 150 px."""
         figures = figures()
         task = make_task(variables, SIZE, ADAM)
         with pytest.raises(InputError) as caught:
             figures.choose(task, free=40_000_000)
         size = int(re.search(r"about (\d+) px would fit", str(caught.value))[1])
         plan = figures.chosen(make_task(variables, (round(size * 0.75), size), ADAM), 40_000_000)
-        assert not plan.choice.tile and sum(plan.needs) > 0.8 * limit_of(plan.free)
+        assert not plan.execution_plan.tile and sum(plan.needs) > 0.8 * limit_of(plan.free)
 
     def test_refusal_where_no_size_would(self, variables, figures):
         figures = figures()
@@ -336,7 +340,7 @@ class TestOrder:
             figures.choose(make_task(variables, SIZE), free=60_000)
 
     def test_a_backend_that_does_not_tell(self, variables):
-        silent = Meter(loop=lambda task, choice: None)
+        silent = Meter(loop=lambda task, execution_plan: None)
         assert choose(make_task(variables, SIZE), free=2**30, meter=silent) is None
 
 
@@ -346,10 +350,10 @@ class Compiled:
     def __init__(self):
         self.known = {}
 
-    def __call__(self, task, choice):
-        key = task.content.shape, task.config, choice, len(task.variables["params"])
+    def __call__(self, task, execution_plan):
+        key = task.content.shape, task.config, execution_plan, len(task.variables["params"])
         if key not in self.known:
-            self.known[key] = measure(task, choice)
+            self.known[key] = measure(task, execution_plan)
         return self.known[key]
 
     def choose(self, task, *, free):
@@ -388,8 +392,8 @@ class TestCompiled:
             needed = (needed + sum(compiled(task, ExecutionPlan()))) // 2
         free = int(1.001 * just_enough(needed))
         plan = compiled.chosen(task, free)
-        assert plan.choice == way
-        again = measure(task, plan.choice)
+        assert plan.execution_plan == way
+        again = measure(task, plan.execution_plan)
         np.testing.assert_allclose(again, plan.needs, rtol=1e-3)
         assert sum(again) <= limit_of(free) * 1.001
 
@@ -403,7 +407,7 @@ class TestCompiled:
             plan = compiled.chosen(task, free)
         except InputError:
             return
-        assert sum(measure(task, plan.choice)) <= 1.02 * limit_of(free)
+        assert sum(measure(task, plan.execution_plan)) <= 1.02 * limit_of(free)
 
     @pytest.mark.slow
     def test_refusal_names_a_size_that_fits(self, variables, compiled):
@@ -413,7 +417,7 @@ class TestCompiled:
             compiled.choose(task, free=free)
         size = int(re.search(r"about (\d+) px would fit", str(caught.value))[1])
         assert 100 < size < 400
-        # A few percent less, for the last windows' sizes do not shrink with the picture.
+        # A few percent less, for the last windows' sizes do not shrink with the image.
         size = int(0.95 * size)
         compiled.chosen(make_task(variables, (round(size * 0.75), size), ADAM), free)
 
@@ -483,9 +487,9 @@ class TestRuns:
     @staticmethod
     def run(variables, content, style):
         @cache
-        def run(choice):
+        def run(execution_plan):
             config = SHALLOW.but(steps=5)
-            return stylize(variables, content, style, config=config, choice=choice)
+            return stylize(variables, content, style, config=config, execution_plan=execution_plan)
 
         return run
 
@@ -498,7 +502,7 @@ class TestRuns:
         assert found.state.opt_state.inner_state[0].s.shape[0] == 5
 
     @pytest.mark.parametrize(
-        "choice",
+        "execution_plan",
         [
             ExecutionPlan(remat=True),
             ExecutionPlan(tile=16),
@@ -507,19 +511,19 @@ class TestRuns:
         ],
         ids=str,
     )
-    def test_the_first_loss(self, run, choice):
-        found, expected = run(choice), run(ExecutionPlan())
+    def test_the_first_loss(self, run, execution_plan):
+        found, expected = run(execution_plan), run(ExecutionPlan())
         assert found.history.loss[0] == pytest.approx(expected.history.loss[0], rel=1e-5)
-        assert found.scales[-1].choice == choice
+        assert found.scales[-1].execution_plan == execution_plan
 
 
 class TestWords:
     @pytest.mark.parametrize(
-        "choice, words",
+        "execution_plan, words",
         [
-            (ExecutionPlan(), "the whole picture"),
-            (ExecutionPlan(memory_size=40), "the whole picture, L-BFGS remembers 40 pairs"),
-            (ExecutionPlan(remat=True), "the whole picture, activations computed twice"),
+            (ExecutionPlan(), "the whole image"),
+            (ExecutionPlan(memory_size=40), "the whole image, L-BFGS remembers 40 pairs"),
+            (ExecutionPlan(remat=True), "the whole image, activations computed twice"),
             (ExecutionPlan(tile=256), "tiles of 256 px"),
             (
                 ExecutionPlan(256, False, True, 5, BFLOAT16),
@@ -528,22 +532,22 @@ class TestWords:
             ),
         ],
     )
-    def test_choice(self, choice, words):
-        assert choice_in_words(choice) == words
+    def test_choice(self, execution_plan, words):
+        assert execution_in_words(execution_plan) == words
 
     def test_plan(self):
         gib = 2**30
         needs = LoopMemory(network=gib, state=2 * gib, targets=0, scratch=gib // 2)
         plan = MemoryPlan(ExecutionPlan(tile=512), needs, 10 * gib, whole=12 * gib)
         assert plan_in_words(plan, shape=(600, 800, 3), process=gib // 4) == (
-            "800x600 px: about 3.8 GiB (program 0.25 GiB, network 1.0 GiB, picture and optimiser "
+            "800x600 px: about 3.8 GiB (program 0.25 GiB, network 1.0 GiB, image and optimiser "
             "2.0 GiB, activations 0.5 GiB) of 10.2 GiB; tiles of 512 px, as the usual way would "
             "need 12.2 GiB"
         )
         plan = MemoryPlan(ExecutionPlan(), needs, None)
         assert plan_in_words(plan, shape=(600, 800, 3)) == (
-            "800x600 px: about 3.5 GiB (network 1.0 GiB, picture and optimiser 2.0 GiB, "
-            "activations 0.5 GiB); the whole picture"
+            "800x600 px: about 3.5 GiB (network 1.0 GiB, image and optimiser 2.0 GiB, "
+            "activations 0.5 GiB); the whole image"
         )
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
+from helpers.records import make_problem
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from records import make_problem
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
@@ -75,7 +75,7 @@ class Batch:
         ]
         self.variables = self.problems[0].variables
         self.targets = [problem.targets for problem in self.problems]
-        self.images = jnp.stack([smooth_picture(24, 32, seed=40 + lane) for lane in range(4)])
+        self.images = jnp.stack([smooth_image(24, 32, seed=40 + element) for element in range(4)])
         self.rates = jnp.asarray(rates, jnp.float32)
 
     def spread(self, mesh, steps):
@@ -97,8 +97,8 @@ class Batch:
 
 @pytest.fixture(scope="module")
 def four(variables):
-    contents = [smooth_picture(24, 32, seed=seed) for seed in (1, 2, 3, 4)]
-    styles = [smooth_picture(32, 26, seed=seed) for seed in (11, 12, 13, 14)]
+    contents = [smooth_image(24, 32, seed=seed) for seed in (1, 2, 3, 4)]
+    styles = [smooth_image(32, 26, seed=seed) for seed in (11, 12, 13, 14)]
 
     def make(**options):
         return Batch(variables, contents, styles, **options)
@@ -107,26 +107,26 @@ def four(variables):
 
 
 def test_gradients_on_devices(four):
-    """Of each lane, against that of its own loss alone."""
-    lanes = four(rates=[1.0] * 4)
-    state, info = lanes.spread(make_mesh(), 1)
+    """Of each element, against that of its own loss alone."""
+    elements = four(rates=[1.0] * 4)
+    state, info = elements.spread(make_mesh(), 1)
     assert state.image.sharding.spec == DATA
-    for lane, problem in enumerate(lanes.problems):
-        image = lanes.images[lane]
+    for element, problem in enumerate(elements.problems):
+        image = elements.images[element]
         single = start(problem.solver, image, problem.variables, problem.targets)
         after, alone = jax.jit(problem.solver.step)(single, problem.variables, problem.targets)
-        gradient, expected = image - state.image[lane], image - after.image
+        gradient, expected = image - state.image[element], image - after.image
         largest = np.abs(expected).max()
-        assert largest > 1e3  # far above the rounding of pictures
+        assert largest > 1e3  # far above the rounding of images
         np.testing.assert_allclose(gradient / largest, expected / largest, atol=1e-5)
-        np.testing.assert_allclose(info.grad_norm[0, lane], alone.grad_norm, rtol=1e-5)
-        np.testing.assert_allclose(info.loss[0, lane], alone.loss, rtol=1e-5)
+        np.testing.assert_allclose(info.grad_norm[0, element], alone.grad_norm, rtol=1e-5)
+        np.testing.assert_allclose(info.loss[0, element], alone.loss, rtol=1e-5)
 
 
 def test_each_device_ends_for_itself(four):
-    """One whose lanes have all diverged does not go on, the other does."""
-    lanes = four(rates=[1e30, 1e30, 1e-9, 1e30])
-    state, info = lanes.spread(make_mesh(devices=jax.devices()[:2]), 5)
+    """One whose elements have all diverged does not go on, the other does."""
+    elements = four(rates=[1e30, 1e30, 1e-9, 1e30])
+    state, info = elements.spread(make_mesh(devices=jax.devices()[:2]), 5)
     assert state.frozen.tolist() == [True, True, False, True]
     assert state.count.tolist() == [2, 2, 5, 5]
     assert np.isfinite(info.loss[:5, 2]).all() and not info.loss[5:].any()
@@ -142,7 +142,7 @@ def test_tiles_divide_the_work_well(devices, height, width, layers):
     """No other tile from 128 px on gives the busiest device less to compute."""
     config = Config.of(content_layers=[], style_layers=list(layers))
     task = Task({}, jax.ShapeDtypeStruct((height, width, 3), "float32"), [], config)
-    choice = _on_mesh(task, AbstractMesh((devices,), ("data",)))
+    execution_plan = _on_mesh(task, AbstractMesh((devices,), ("data",)))
 
     def grid(tile):
         return make_grid((height, width), layers=layers, tile=tile)
@@ -151,8 +151,11 @@ def test_tiles_divide_the_work_well(devices, height, width, layers):
         return math.ceil(grid(tile).count / devices) * math.prod(grid(tile).size)
 
     others = [tile for tile in range(128, max(height, width)) if grid(tile).count > 1]
-    assert choice == ExecutionPlan(tile=choice.tile) and grid(choice.tile).count > 1
-    assert work(choice.tile) == min(map(work, others)) < height * width
+    assert (
+        execution_plan == ExecutionPlan(tile=execution_plan.tile)
+        and grid(execution_plan.tile).count > 1
+    )
+    assert work(execution_plan.tile) == min(map(work, others)) < height * width
 
 
 @pytest.mark.parametrize("devices, side", [(4, 200), (1, 2048)])
@@ -163,8 +166,12 @@ def test_what_is_not_worth_dividing(devices, side):
 
 def test_an_objective_of_ones_own_is_computed_as_it_is(variables):
     """Which the usual choice says, too."""
-    pictures = smooth_picture(16, 16, seed=0), smooth_picture(16, 16, seed=1)
-    run = partial(make_problem, variables, *pictures, config=CONFIG, loss=make_loss(CONFIG.loss))
-    assert run(choice=ExecutionPlan()).choice == run().choice == ExecutionPlan()
+    images = smooth_image(16, 16, seed=0), smooth_image(16, 16, seed=1)
+    run = partial(make_problem, variables, *images, config=CONFIG, loss=make_loss(CONFIG.loss))
+    assert (
+        run(execution_plan=ExecutionPlan()).execution_plan
+        == run().execution_plan
+        == ExecutionPlan()
+    )
     with pytest.raises(InputError, match="tile and remat, .* leave them out"):
-        run(choice=ExecutionPlan(remat=True))
+        run(execution_plan=ExecutionPlan(remat=True))

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from records import stylize
+from helpers.records import stylize
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
@@ -79,21 +79,25 @@ def test_the_way_is_that_of_the_start(variables, content, style):
     """Also where another one would be chosen now."""
     config = PLAIN.but(optimizer="adam")
     run = partial(stylize, variables, content, [style], config=config)
-    whole, found = positions(partial(run, choice=ExecutionPlan(tile=16)))
-    assert found[2].choice == ExecutionPlan(tile=16) == again(run, found[2]).scales[0].choice
+    whole, found = positions(partial(run, execution_plan=ExecutionPlan(tile=16)))
+    assert (
+        found[2].execution_plan
+        == ExecutionPlan(tile=16)
+        == again(run, found[2]).scales[0].execution_plan
+    )
     assert_same(again(run, found[2]), whole)
 
 
 @pytest.mark.parametrize("rows", [True, False], ids=["rows", "tiles"])
 @pytest.mark.slow
 def test_on_several_devices(variables, style, rows):
-    from conftest import smooth_picture
+    from conftest import smooth_image
 
     from nst_jax.transfer import make_mesh, rows_mesh
 
     config = PLAIN.but(steps=5, convolution="direct")
     mesh = rows_mesh() if rows else make_mesh()
-    content = smooth_picture(64, 40, seed=3)
+    content = smooth_image(64, 40, seed=3)
     run = partial(stylize, variables, content, [style], config=config, mesh=mesh)
     whole, found = positions(run)
     assert_same(again(run, found[2]), whole)

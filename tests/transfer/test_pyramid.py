@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,7 +30,7 @@ class TestScaleShapes:
             ((90, 100), dict(min_size=None, factor=2), [(90, 100)]),
             ((65, 95), dict(min_size=40, factor=2, multiple=16), [(32, 48), (65, 95)]),
             ((3, 2), dict(min_size=1, factor=1.3), [(1, 1), (2, 1), (2, 2), (3, 2)]),
-            # Rounding up to the multiple would make scales larger than the picture.
+            # Rounding up to the multiple would make scales larger than the image.
             ((110, 110), dict(min_size=1, factor=1.1, multiple=64), [(64, 64), (110, 110)]),
             ((10, 200), dict(min_size=1, factor=2, multiple=16), [(10, 200)]),
         ],
@@ -58,7 +58,7 @@ class TestScaleShapes:
         exact = np.maximum(np.array(shape) / powers, multiple)
         near = (np.abs(sides[:, None] - exact) <= multiple / 2 + 1e-9).all(2)
         assert near.any(1).all()
-        # No power is left out that stays large enough and smaller than the picture.
+        # No power is left out that stays large enough and smaller than the image.
         large = (max(shape) / powers >= min_size + multiple / 2)[:, 0]
         small = (exact <= np.array(shape) - multiple / 2).all(1)
         assert near.any(0)[large & small].all()
@@ -130,7 +130,7 @@ class TestResize:
     @pytest.mark.parametrize("channels", [(), (3,)])
     @pytest.mark.parametrize("old, new", [((31, 47), (47, 31)), ((61, 3), (2, 64))])
     def test_matches_jax(self, x64, old, new, channels, method):
-        """Of which it takes the memory of some pictures only."""
+        """Of which it takes the memory of some images only."""
         image = jnp.asarray(np.random.default_rng(0).normal(size=(*old, *channels)))
         expected = jax.image.resize(
             image, (*new, *channels), method, antialias=True, precision="highest"
@@ -144,7 +144,7 @@ class TestResize:
     @pytest.mark.optimized
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("old, new", [((16, 30000), (11, 21213)), ((11, 21213), (16, 30000))])
-    def test_memory_of_a_long_picture(self, old, new, method):
+    def test_memory_of_a_long_image(self, old, new, method):
         image = jax.ShapeDtypeStruct((*old, 3), "float32")
         taps = (pyramid._taps(*sides, method) for sides in zip(old, new, strict=True))
         compiled = pyramid._resize.lower(image, *taps, method=method).compile()
@@ -153,12 +153,12 @@ class TestResize:
 
     @pytest.mark.parametrize("method", METHODS)
     def test_transforms(self, variant, method):
-        image = smooth_picture(12, 15, seed=0)
+        image = smooth_image(12, 15, seed=0)
         resized = variant(lambda image: resize(image, shape=(9, 21), method=method), image)
         np.testing.assert_allclose(resized, plain_resize(image, (9, 21), method), atol=1e-5)
 
     def test_is_cubic_by_default(self):
-        image = smooth_picture(6, 5, seed=0)
+        image = smooth_image(6, 5, seed=0)
         expected = resize(image, shape=(8, 8), method="cubic")
         np.testing.assert_array_equal(resize(image, shape=(8, 8)), expected)
 
@@ -220,7 +220,7 @@ def adam_state(opt_state):
 
 
 def run(optimizer, gradients, shape):
-    """State after updates with gradients; the picture stays where it is."""
+    """State after updates with gradients; the image stays where it is."""
     image = jnp.zeros((*shape, 3))
     state = optax.tree.set(optimizer.init(image), learning_rate=jnp.float32(0.5))
     update = jax.jit(optimizer.update)
@@ -230,7 +230,7 @@ def run(optimizer, gradients, shape):
 
 
 def waves(shape, phase):
-    """Gradient of a mean over pixels: smooth waves over the whole picture / pixels."""
+    """Gradient of a mean over pixels: smooth waves over the whole image / pixels."""
     height, width = shape
     y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
     y, x = np.meshgrid(y, x, indexing="ij")

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
-from records import guided
+from conftest import smooth_image
+from helpers.records import guided
 
 from nst_jax.config import Config, Evaluation
 from nst_jax.losses import loss_weights, make_loss
@@ -16,7 +16,7 @@ from nst_jax.models import init_variables, network_features
 pytestmark = pytest.mark.sampled
 
 LOW = Config.of(content_layers=["relu2_2", "conv3_1"], style_layers=["relu1_1", "relu2_2"])
-STYLES = [smooth_picture(30, 33, seed=2), smooth_picture(26, 39, seed=3)]
+STYLES = [smooth_image(30, 33, seed=2), smooth_image(26, 39, seed=3)]
 
 
 def as_float64(tree):
@@ -36,7 +36,7 @@ def evaluate(evaluation, config, variables, image, content, styles, given):
 
 
 def masks_of(height, width, count):
-    masks = [smooth_picture(height, width, seed=30 + i)[..., 0] for i in range(count)]
+    masks = [smooth_image(height, width, seed=30 + i)[..., 0] for i in range(count)]
     return np.clip(1.6 * np.stack(masks) - 0.3, 0, 1)
 
 
@@ -67,8 +67,8 @@ def same(found, expected):
 def test_numbers_are_the_same(x64, variables, slim_variables, config, network, again, given):
     variables = {"full": variables, "slim": slim_variables}[network]
     sides = (28, 36) if given else (29, 34)
-    pictures = [smooth_picture(*sides, seed=i) for i in (5, 6)]
-    arguments = as_float64((variables, *pictures, STYLES, given))
+    photos = [smooth_image(*sides, seed=i) for i in (5, 6)]
+    arguments = as_float64((variables, *photos, STYLES, given))
     found = []
     for remat in (True, False):
         evaluation = Evaluation(remat=remat, recompute_content=again)
@@ -79,18 +79,18 @@ def test_numbers_are_the_same(x64, variables, slim_variables, config, network, a
     same(*found)
 
 
-def test_pictures_of_a_batch(x64, variables):
+def test_images_of_a_batch(x64, variables):
     """Under ``vmap`` a block is still computed again: the condition is of the network alone."""
     contents, images = (
-        np.stack([smooth_picture(29, 34, seed=seed + i) for i in range(2)]) for seed in (50, 60)
+        np.stack([smooth_image(29, 34, seed=seed + i) for i in range(2)]) for seed in (50, 60)
     )
-    variables, *pictures, styles = as_float64((variables, images, contents, STYLES))
+    variables, *photos, styles = as_float64((variables, images, contents, STYLES))
     function = partial(evaluate, Evaluation(remat=True), LOW)
     batched = jax.vmap(function, in_axes=(None, 0, 0, None, None))
-    arguments = variables, *pictures, styles, {}
+    arguments = variables, *photos, styles, {}
     assert "= cond[" in str(jax.make_jaxpr(batched)(*arguments))
     single = jax.jit(partial(evaluate, Evaluation(), LOW))
-    singles = [single(variables, *pair, styles, {}) for pair in zip(*pictures, strict=True)]
+    singles = [single(variables, *pair, styles, {}) for pair in zip(*photos, strict=True)]
     same(jax.jit(batched)(*arguments), jax.tree.map(lambda *x: jnp.stack(x), *singles))
 
 
@@ -99,12 +99,12 @@ def test_reduced_features_take_their_place(variables, content):
     layers = ("relu2_2", "conv1_1", "relu2_1")
     taps = network_features(variables, content, layers=layers)
     for remat in (False, True):
-        of_picture = partial(network_features, variables, content, layers=layers, remat=remat)
-        sums = of_picture(reduce=lambda name, tap: {"sum": jnp.sum(tap)})
+        of_image = partial(network_features, variables, content, layers=layers, remat=remat)
+        sums = of_image(reduce=lambda name, tap: {"sum": jnp.sum(tap)})
         assert tuple(sums) == tuple(taps) == layers
         for name, tap in taps.items():
             np.testing.assert_allclose(sums[name]["sum"], jnp.sum(tap), rtol=1e-5)
-            np.testing.assert_allclose(of_picture()[name], tap, rtol=1e-6)
+            np.testing.assert_allclose(of_image()[name], tap, rtol=1e-6)
 
 
 @pytest.mark.parametrize("where", ["bias", "kernel"])

@@ -1,4 +1,4 @@
-"""Pictures divided by rows: the numbers of one device, and no layer whole on any device."""
+"""Images divided by rows: the numbers of one device, and no layer whole on any device."""
 
 import re
 from collections import Counter
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
+from helpers.records import make_problem
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from records import make_problem
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError
@@ -23,7 +23,7 @@ from nst_jax.transfer import make_mesh, rows_mesh
 from nst_jax.transfer.batch_programs import batch_solver, own_fields, stack_fields
 from nst_jax.transfer.sharding import (
     check_rows,
-    picture_sharding,
+    image_sharding,
     replicate,
     start_rows,
     state_shardings,
@@ -39,8 +39,8 @@ DEEP = Config.of(optimizer="adam", convolution="direct")
 SHALLOW = DEEP.but(
     content_layers=["relu2_1"], style_layers=["relu1_1", "relu2_1"], gram_normalization="hw"
 )
-STYLES = [smooth_picture(40, 33, seed=2), smooth_picture(24, 36, seed=3)]
-SOFT = smooth_picture(64, 48, seed=4)
+STYLES = [smooth_image(40, 33, seed=2), smooth_image(24, 36, seed=3)]
+SOFT = smooth_image(64, 48, seed=4)
 MASKS = [SOFT[..., 0], SOFT[..., 1]]
 KEEP = (np.arange(64)[:, None] < np.full(48, 21)).astype(np.float32)
 SMALL = 2**10  # numbers of a collective's result: Gram matrices and borders, not features
@@ -83,7 +83,7 @@ def of_loss(config):
 
 def placed(image, variables, targets, *, mesh):
     return (
-        jax.device_put(image, picture_sharding(mesh)),
+        jax.device_put(image, image_sharding(mesh)),
         replicate(variables, mesh),
         jax.device_put(targets, targets_shardings(targets, mesh=mesh)),
     )
@@ -92,7 +92,7 @@ def placed(image, variables, targets, *, mesh):
 def compare(variables, config, *, height=64, dtype=float, styles=STYLES[0], **controls):
     """Relative errors of loss and gradient on devices, and the compiled program's collectives."""
     cast = partial(jax.tree.map, lambda x: jnp.asarray(x, dtype))
-    content, image = (cast(smooth_picture(height, 48, seed=seed)) for seed in (5, 6))
+    content, image = (cast(smooth_image(height, 48, seed=seed)) for seed in (5, 6))
     problem = make_problem(cast(variables), content, cast(styles), config=config, **controls)
     function = of_loss(config)
     whole = image, problem.variables, problem.targets
@@ -109,14 +109,14 @@ class TestMesh:
         four, two = rows_mesh(), rows_mesh(jax.devices()[2:])
         assert dict(four.shape) == {"rows": 4} and dict(two.shape) == {"rows": 2}
         assert two.devices.tolist() == jax.devices()[2:]
-        both = rows_mesh(lanes=2)
+        both = rows_mesh(groups=2)
         assert dict(both.shape) == {"data": 2, "rows": 2}
         assert {*four.axis_types, *both.axis_types} == {AxisType.Auto}
 
-    @pytest.mark.parametrize("lanes", [0, 3, 8])
-    def test_lanes_divide_the_devices(self, lanes):
-        with pytest.raises(InputError, match=f"4 devices for {lanes} lanes"):
-            rows_mesh(lanes=lanes)
+    @pytest.mark.parametrize("groups", [0, 3, 8])
+    def test_groups_divide_the_devices(self, groups):
+        with pytest.raises(InputError, match=f"4 devices for {groups} groups"):
+            rows_mesh(groups=groups)
 
 
 class TestCheck:
@@ -148,13 +148,13 @@ class TestCheck:
         for height, devices in ((64, 4), (32, 2), (96, 3), (17, 1), (1088, 4)):
             mesh = rows_mesh(jax.devices()[:devices])
             check_rows(height - height % 16, 50, mesh=mesh, config=DEEP)
-        both = rows_mesh(lanes=2)
+        both = rows_mesh(groups=2)
         check_rows(32, 51, mesh=both, config=DEEP)
         check_rows(8, 51, mesh=rows_mesh(), config=SHALLOW)
         check_rows(8, 51, mesh=rows_mesh(), config=DEEP, layers=["conv2_2"])
 
     @pytest.mark.parametrize(
-        "change, lanes, word",
+        "change, groups, word",
         [
             ({"preconditioner": "spectral"}, 1, "spectral"),
             ({"convolution": "winograd"}, 1, "winograd"),
@@ -162,10 +162,10 @@ class TestCheck:
             ({"optimizer": "lbfgs-linesearch"}, 2, "line searches"),
         ],
     )
-    def test_settings_that_need_the_whole_picture(self, change, lanes, word):
+    def test_settings_that_need_the_whole_image(self, change, groups, word):
         config = DEEP.but(**change)
         with pytest.raises(InputError, match=word) as error:
-            check_rows(64, 64, mesh=rows_mesh(lanes=lanes), config=config)
+            check_rows(64, 64, mesh=rows_mesh(groups=groups), config=config)
         assert "\n" not in str(error.value) and ": use " in str(error.value)
 
     def test_other_meshes(self):
@@ -251,9 +251,9 @@ class TestLossAndGradient:
 
 class TestPlaces:
     def test_of_states(self, variables):
-        """Also of a picture that is as high as the memory is long."""
+        """Also of an image that is as high as the memory is long."""
         mesh = rows_mesh()
-        picture = smooth_picture(8, 6, seed=1)
+        image = smooth_image(8, 6, seed=1)
         rows, memory = PartitionSpec("rows"), PartitionSpec(None, "rows")
         for config, divided in (
             (SHALLOW, [rows] * 4),
@@ -263,8 +263,8 @@ class TestPlaces:
                 [rows] * 5 + [memory] * 2,
             ),
         ):
-            problem = make_problem(variables, picture, STYLES[0], config=config)
-            given = placed(picture, problem.variables, problem.targets, mesh=mesh)
+            problem = make_problem(variables, image, STYLES[0], config=config)
+            given = placed(image, problem.variables, problem.targets, mesh=mesh)
             state = start_rows(problem.solver, *given, mesh=mesh)
             specs = [leaf.sharding.spec for leaf in jax.tree.leaves(state)]
             assert sorted(filter(None, specs), key=len) == divided
@@ -275,7 +275,7 @@ class TestPlaces:
     def test_of_targets(self, variables):
         controls = dict(content_masks=MASKS, preserve=KEEP)
         problem = make_problem(
-            variables, smooth_picture(64, 48, seed=1), STYLES, config=DEEP, **controls
+            variables, smooth_image(64, 48, seed=1), STYLES, config=DEEP, **controls
         )
         targets, rows = problem.targets, PartitionSpec("rows")
         found = jax.tree.map(lambda x: x.spec, targets_shardings(targets, mesh=rows_mesh()))
@@ -284,18 +284,18 @@ class TestPlaces:
         assert tuple(found.keep) == (rows, rows)
         rest = found._replace(content={}, keep=None, regions=found.regions._replace(guides={}))
         assert set(jax.tree.leaves(rest)) == {PartitionSpec()}
-        lanes = targets_shardings(targets, mesh=rows_mesh(lanes=2), own=("weights", "regions"))
-        lanes = jax.tree.map(lambda x: x.spec, lanes)
-        assert lanes.content == {"relu4_2": rows} and lanes.weights.tv == PartitionSpec("data")
-        assert set(lanes.regions.guides.values()) == {PartitionSpec("data", None, "rows")}
-        assert isinstance(lanes, Targets)
+        found = targets_shardings(targets, mesh=rows_mesh(groups=2), own=("weights", "regions"))
+        found = jax.tree.map(lambda x: x.spec, found)
+        assert found.content == {"relu4_2": rows} and found.weights.tv == PartitionSpec("data")
+        assert set(found.regions.guides.values()) == {PartitionSpec("data", None, "rows")}
+        assert isinstance(found, Targets)
 
-    def test_of_lanes_without_an_axis_of_their_own(self):
-        assert picture_sharding(rows_mesh(), lanes=True).spec == PartitionSpec(None, "rows")
-        assert picture_sharding(rows_mesh(lanes=2), lanes=True).spec == PartitionSpec(
+    def test_of_batches_without_an_axis_of_their_own(self):
+        assert image_sharding(rows_mesh(), batched=True).spec == PartitionSpec(None, "rows")
+        assert image_sharding(rows_mesh(groups=2), batched=True).spec == PartitionSpec(
             "data", "rows"
         )
-        assert picture_sharding(rows_mesh(lanes=2)).spec == PartitionSpec("rows")
+        assert image_sharding(rows_mesh(groups=2)).spec == PartitionSpec("rows")
 
 
 def take(problem, config, image, *, mesh):
@@ -330,7 +330,7 @@ def chunks(solver, state, variables, targets, *, configs, mesh):
 def test_steps(variables, x64, optimizer):
     memory = {} if optimizer == "adam" else {"memory_size": 3}
     config = SHALLOW.but(optimizer=optimizer, **memory)
-    content = wide(smooth_picture(16, 24, seed=7))
+    content = wide(smooth_image(16, 24, seed=7))
     problem = make_problem(wide(variables), content, wide(STYLES[0]), config=config)
     found, state = take(problem, config, content, mesh=rows_mesh())
     expected, other = take(problem, config, content, mesh=None)
@@ -347,35 +347,35 @@ def test_a_frozen_run_stops(variables):
 
 
 @pytest.mark.parametrize("optimizer, parts", [("adam", 2), ("lbfgs", 2), ("lbfgs", 1)])
-def test_lanes(variables, x64, optimizer, parts):
-    """Two pictures with two styles and factors, each divided by rows."""
+def test_batch(variables, x64, optimizer, parts):
+    """Two images with two styles and factors, each divided by rows."""
     memory = {} if optimizer == "adam" else {"memory_size": 3}
     configs = [
         SHALLOW.but(optimizer=optimizer, style_weight=weight, **memory) for weight in (100.0, 30.0)
     ]
-    contents = wide(np.stack([smooth_picture(16, 24, seed=seed) for seed in (7, 8)]))
+    contents = wide(np.stack([smooth_image(16, 24, seed=seed) for seed in (7, 8)]))
     problems = [
         make_problem(wide(variables), content, wide(style), config=config)
         for content, style, config in zip(contents, STYLES, configs, strict=True)
     ]
     targets = [problem.targets for problem in problems]
-    own, mesh = own_fields(targets), rows_mesh(lanes=parts)
+    own, mesh = own_fields(targets), rows_mesh(groups=parts)
     stacked, solver = stack_fields(targets, own), batch_solver(problems[0].solver, own)
     given = (
         replicate(problems[0].variables, mesh),
         jax.device_put(stacked, targets_shardings(stacked, mesh=mesh, own=own)),
     )
-    images = jax.device_put(contents, picture_sharding(mesh, lanes=True))
+    images = jax.device_put(contents, image_sharding(mesh, batched=True))
     state = start_rows(solver, images, *given, mesh=mesh)
     found = collectives(
         run.lower(solver, state, *given, num_steps=3, chunk_size=3).compile()  # as it will be run
     )
     assert set(found) <= {"collective-permute", "all-reduce"} and largest(found) < SMALL
     losses, state = chunks(solver, state, *given, configs=configs, mesh=mesh)
-    for lane, (problem, config) in enumerate(zip(problems, configs, strict=True)):
-        expected, other = take(problem, config, contents[lane], mesh=None)
-        np.testing.assert_allclose(losses[:, lane], expected, rtol=1e-8)
-        np.testing.assert_allclose(state.best_image[lane], other.best_image, atol=1e-6)
+    for element, (problem, config) in enumerate(zip(problems, configs, strict=True)):
+        expected, other = take(problem, config, contents[element], mesh=None)
+        np.testing.assert_allclose(losses[:, element], expected, rtol=1e-8)
+        np.testing.assert_allclose(state.best_image[element], other.best_image, atol=1e-6)
 
 
 def run_bytes(config, devices, *, shape):

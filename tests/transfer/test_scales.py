@@ -1,10 +1,10 @@
-"""The scales of a run, and what pictures and masks are at each of them."""
+"""The scales of a run, and what images and masks are at each of them."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
-from records import guided
+from conftest import smooth_image
+from helpers.records import guided
 
 from nst_jax.color import restore_colors
 from nst_jax.config import Config
@@ -58,7 +58,7 @@ class TestMakeScales:
         found, _ = scales((90, 60), min_size=30, scale_factor=1.5)
         assert found == scale_shapes((90, 60), min_size=30, factor=1.5)
 
-    def test_sides_are_multiples_where_the_picture_tiles(self):
+    def test_sides_are_multiples_where_the_image_tiles(self):
         options = dict(min_size=20, scale_factor=1.3)
         circular, _ = scales((64, 128), padding="circular", **DEEP, **options)
         assert len(circular) > 3 and circular[-1] == (64, 128)
@@ -78,7 +78,7 @@ class TestMakeScales:
         assert scales((96, 90), mesh=make_mesh(), scale_factor=1.4) == scales(
             (96, 90), scale_factor=1.4
         )
-        two = rows_mesh(lanes=2)
+        two = rows_mesh(groups=2)
         assert scales((96, 90), mesh=two, scale_factor=1.4)[0][0][0] % 4 == 0
 
     def test_a_scale_too_small_for_the_layers(self):
@@ -90,12 +90,12 @@ class TestMakeScales:
         assert scales(min_size=16, layers=("conv5_1",))[0][0] == (12, 16)  # its own concern
         with pytest.raises(InputError, match="32x24 px, but layer relu5_1 .* at least 32 px"):
             scales(min_size=32, padding="reflect", **DEEP)
-        # Of a picture that is itself too small another message tells.
+        # Of an image that is itself too small another message tells.
         assert scales((12, 16), min_size=8, **DEEP)[0][-1] == (12, 16)
 
 
-CONTENT = jnp.asarray(smooth_picture(24, 32, seed=1))
-STYLES = [jnp.asarray(smooth_picture(*shape, seed=2)) for shape in ((40, 20), (6, 31))]
+CONTENT = jnp.asarray(smooth_image(24, 32, seed=1))
+STYLES = [jnp.asarray(smooth_image(*shape, seed=2)) for shape in ((40, 20), (6, 31))]
 HALF = np.zeros((24, 32), bool)
 HALF[:, :16] = True
 CONFIG = Config.of(**SHALLOW)
@@ -107,7 +107,7 @@ def given_inputs(**changes):
         styles=STYLES,
         content_masks=np.stack([HALF, ~HALF]),
         style_masks=[None, np.ones((6, 31), int)],
-        preserve=smooth_picture(24, 32, seed=3)[..., 0].astype(float),
+        preserve=smooth_image(24, 32, seed=3)[..., 0].astype(float),
     )
     return given | changes
 
@@ -141,7 +141,7 @@ class TestAtScale:
         ):
             assert array.dtype == np.float32
 
-    def test_pictures_shrink_without_aliasing(self):
+    def test_images_shrink_without_aliasing(self):
         """By the linear kernel, which stays within their values."""
         found = at_scale(full_inputs(), shape=(12, 16), config=CONFIG)
         for small, whole in zip([found.content, *found.styles], [CONTENT, *STYLES], strict=True):
@@ -192,13 +192,13 @@ class TestAtScale:
 
 class TestAtFullSize:
     def test_it_is_enlarged(self):
-        small = jnp.asarray(smooth_picture(12, 16, seed=4)) * 1.4 - 0.2
+        small = jnp.asarray(smooth_image(12, 16, seed=4)) * 1.4 - 0.2
         found = at_full_size(small, Inputs(CONTENT, STYLES), config=CONFIG)
         np.testing.assert_array_equal(found, resize(small, shape=(24, 32)))
         assert found.min() < -0.05 and found.max() > 1.05
 
     def test_colours_and_what_is_kept_are_sharp(self):
-        small = jnp.asarray(smooth_picture(12, 16, seed=4))
+        small = jnp.asarray(smooth_image(12, 16, seed=4))
         for color in ("keep-lab", "luminance"):
             config = Config.of(color=color, **SHALLOW)
             found = at_full_size(
@@ -214,16 +214,16 @@ class TestAtFullSize:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(content=jnp.zeros(5)), "content picture has shape .5,."),
+        (dict(content=jnp.zeros(5)), "content image has shape .5,."),
         (dict(content=jnp.zeros((24, 32, 3), int)), "expected floats"),
-        (dict(content=CONTENT[:1]), "content picture is 32x1 px"),
-        (dict(styles=[]), "no style picture"),
+        (dict(content=CONTENT[:1]), "content image is 32x1 px"),
+        (dict(styles=[]), "no style image"),
         (dict(content_masks=[HALF[1:]]), "content mask 1 has shape .23, 32."),
         (dict(content_masks=[HALF * 2]), "content mask 1 has values outside"),
         (dict(style_masks=[None]), "1 style masks for 2 styles"),
         (dict(preserve=HALF[:, 1:]), "kept has shape"),
-        (dict(preserve=np.ones((24, 32))), "all of the picture is kept"),
-        (dict(init=CONTENT[1:]), "initial picture has shape"),
+        (dict(preserve=np.ones((24, 32))), "all of the image is kept"),
+        (dict(init=CONTENT[1:]), "initial image has shape"),
         (
             dict(mesh=rows_mesh, content=CONTENT[:20], content_masks=None, preserve=None),
             "32x20 px, bu",

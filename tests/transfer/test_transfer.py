@@ -1,13 +1,13 @@
-"""The host loop: initial pictures, callbacks, recompilation, status, and the real network."""
+"""The host loop: initial images, callbacks, recompilation, status, and the real network."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
+from helpers.records import stylize
 from helpers.traces import count_traces
-from records import stylize
 
 from nst_jax.config import PRESETS, Config
 from nst_jax.errors import InputError
@@ -32,17 +32,17 @@ def test_a_short_run(variables, content, style):
     np.testing.assert_allclose(value, result.loss, rtol=1e-5)
 
 
-def test_the_caller_s_pictures_survive(variables, content, style):
+def test_the_caller_s_images_survive(variables, content, style):
     """The state is donated to the loop; the content, from which it may start, is not."""
-    picture = jnp.asarray(content)
-    stylize(variables, picture, [style], config=Config(steps=2))
-    assert not picture.is_deleted()
-    stylize(variables, content, [style], config=Config(steps=2), init=picture)
-    assert not picture.is_deleted()
-    np.testing.assert_array_equal(picture, content)
+    image = jnp.asarray(content)
+    stylize(variables, image, [style], config=Config(steps=2))
+    assert not image.is_deleted()
+    stylize(variables, content, [style], config=Config(steps=2), init=image)
+    assert not image.is_deleted()
+    np.testing.assert_array_equal(image, content)
 
 
-def test_initial_pictures(variables, content):
+def test_initial_images(variables, content):
     mean = np.asarray(variables["preprocessing"]["mean"])
 
     def initial(**changes):
@@ -54,7 +54,7 @@ def test_initial_pictures(variables, content):
     assert np.abs(noise - mean).mean() == pytest.approx(10 / 255, rel=0.05)
     normal = initial(init="noise", noise="normal", noise_scale=0.1)
     assert (normal - mean).std() == pytest.approx(0.1, rel=0.05)
-    # The course mixes mean-subtracted pictures in 0-255: 0.6 U(-20, 20) + 0.4 content.
+    # The course mixes mean-subtracted images in 0-255: 0.6 U(-20, 20) + 0.4 content.
     blend = initial(init="blend", noise="uniform", noise_scale=20 / 255, noise_ratio=0.6)
     subtracted = 0.6 * 255 * (noise - mean) + 0.4 * 255 * (content - mean)
     np.testing.assert_allclose(255 * (blend - mean), subtracted, atol=1e-4)
@@ -62,16 +62,16 @@ def test_initial_pictures(variables, content):
 
 def test_the_key_decides_the_noise(variables, content):
     config = Config.of(init="noise", noise_scale=0.1)
-    pictures = [
+    images = [
         initial_image(content, variables, config=config, key=key)
         for key in (KEY, KEY, jax.random.key(4))
     ]
-    np.testing.assert_array_equal(pictures[0], pictures[1])
-    assert np.abs(pictures[0] - pictures[2]).max() > 0.1
+    np.testing.assert_array_equal(images[0], images[1])
+    assert np.abs(images[0] - images[2]).max() > 0.1
 
 
-def test_a_given_initial_picture_is_where_the_run_starts(variables, content, style):
-    start = smooth_picture(36, 48, seed=9)
+def test_a_given_initial_image_is_where_the_run_starts(variables, content, style):
+    start = smooth_image(36, 48, seed=9)
     result = stylize(variables, content, [style], config=Config(steps=1), init=start)
     np.testing.assert_array_equal(result.image, start)
 
@@ -99,7 +99,7 @@ def test_the_host_fetches_numbers_only(variables, content, style, monkeypatch):
 
 @pytest.mark.slow
 def test_weights_and_steps_do_not_recompile(variables, content, style, monkeypatch):
-    """One trace serves chunks of any length, other weights, learning rates and pictures."""
+    """One trace serves chunks of any length, other weights, learning rates and images."""
     traces = count_traces(monkeypatch)
     configs = [
         Config(steps=3),
@@ -166,7 +166,7 @@ def test_the_callback_may_stop_the_run(variables, content, style):
     assert result.status == "stopped" and len(result.history.loss) == 3
 
 
-def test_a_diverged_run_keeps_the_best_picture(variables, content, style):
+def test_a_diverged_run_keeps_the_best_image(variables, content, style):
     result = stylize(
         variables,
         content,
@@ -180,7 +180,7 @@ def test_a_diverged_run_keeps_the_best_picture(variables, content, style):
 def test_a_style_may_be_too_small_for_the_content_s_layers(variables, content):
     """Nothing but its own layers is computed of it."""
     config = Config.of(steps=2, content_layers=("relu4_2",), style_layers=("relu1_1",))
-    found = stylize(variables, content, smooth_picture(3, 5, seed=1), config=config)
+    found = stylize(variables, content, smooth_image(3, 5, seed=1), config=config)
     assert found.status == "done" and found.loss < found.history.loss[0]
 
 
@@ -191,7 +191,7 @@ def test_any_optax_optimizer(variables, content, style):
 
 
 def test_no_array_is_captured_by_the_program(variables, content, style):
-    """Weights, targets and pictures are arguments; the fixture makes large constants an error."""
+    """Weights, targets and images are arguments; the fixture makes large constants an error."""
     config = Config(steps=1)
     result = stylize(variables, content, [style], config=config)
     from nst_jax.optim import make_optimizer, make_solver
@@ -204,35 +204,35 @@ def test_no_array_is_captured_by_the_program(variables, content, style):
 
 
 @pytest.mark.parametrize(
-    "pictures, message",
+    "images, message",
     [
-        ({"content": np.zeros((36, 48))}, "content picture has shape .*expected .height, width, 3"),
+        ({"content": np.zeros((36, 48))}, "content image has shape .*expected .height, width, 3"),
         ({"content": np.zeros((36, 48, 3), np.uint8)}, "type uint8: expected floats"),
         ({"content": np.full((36, 48, 3), 255.0)}, "values from 255 to 255: expected .0, 1."),
-        ({"styles": [np.full((36, 48, 3), np.nan)]}, "style picture has NaN"),
+        ({"styles": [np.full((36, 48, 3), np.nan)]}, "style image has NaN"),
         ({"every": 0}, "is called every 0 steps: expected 1 or more"),
-        ({"content": np.zeros((15, 48, 3))}, "content picture is 48x15 px, but layer relu5_1"),
-        ({"styles": [np.zeros((8, 48, 3))]}, "style picture is 48x8 px"),
+        ({"content": np.zeros((15, 48, 3))}, "content image is 48x15 px, but layer relu5_1"),
+        ({"styles": [np.zeros((8, 48, 3))]}, "style image is 48x8 px"),
         (
             {"styles": [np.zeros((31, 48, 3))], "config": Config.of(padding="reflect")},
-            "style picture is 48x31 px, but with reflect padding layer relu5_1 .* at least 32 px",
+            "style image is 48x31 px, but with reflect padding layer relu5_1 .* at least 32 px",
         ),
         (
             {
                 "content": np.zeros((15, 16, 3)),
                 "config": Config.of(padding="reflect", style_layers=["relu1_1"]),
             },
-            "content picture is 16x15 px, but with reflect padding layer relu4_2 .*at least 16 px",
+            "content image is 16x15 px, but with reflect padding layer relu4_2 .*at least 16 px",
         ),
-        ({"styles": []}, "no style picture"),
-        ({"init": np.zeros((35, 48, 3))}, "initial picture has shape"),
+        ({"styles": []}, "no style image"),
+        ({"init": np.zeros((35, 48, 3))}, "initial image has shape"),
         ({"blend": (1.0, 2.0)}, "2 blend factors for 1 styles"),
         ({"blend": (-1.0,)}, "style_blend is"),
-        ({"config": Config.of(init="picture.png")}, "init is 'picture.png'"),
+        ({"config": Config.of(init="image.png")}, "init is 'image.png'"),
     ],
 )
-def test_unfit_arguments_are_refused(variables, content, style, pictures, message):
-    arguments = {"content": content, "styles": [style]} | pictures
+def test_unfit_arguments_are_refused(variables, content, style, images, message):
+    arguments = {"content": content, "styles": [style]} | images
     content, styles = arguments.pop("content"), arguments.pop("styles")
     with pytest.raises(InputError, match=message):
         stylize(variables, content, styles, **arguments)
@@ -269,7 +269,7 @@ def test_the_loss_falls_on_a_gpu(variables, content, style):
 
 
 def test_luminance_is_what_is_optimised(variables, content, style):
-    """The loss is that of the grey picture, and so is the result's luminance."""
+    """The loss is that of the grey image, and so is the result's luminance."""
     from nst_jax.color import grey, luminance, prepare_colors
 
     config = Config.of(steps=4, color="luminance", init="noise", noise_scale=0.2)
@@ -283,7 +283,7 @@ def test_luminance_is_what_is_optimised(variables, content, style):
     np.testing.assert_allclose(chroma, content - luminance(content)[..., None], atol=1e-5)
 
 
-def test_an_initial_picture_and_a_drawn_one_have_the_same_colours(variables, content, style):
+def test_an_initial_image_and_a_drawn_one_have_the_same_colours(variables, content, style):
     config = Config.of(steps=2, color="luminance", init="noise", noise_scale=0.2)
     drawn = stylize(variables, content, [style], config=config, key=KEY)
     noise = initial_image(jnp.asarray(content), variables, config=config, key=KEY)

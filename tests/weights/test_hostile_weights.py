@@ -487,11 +487,11 @@ class TestMatlab:
         files.write_matconvnet("x.mat", files.make_arrays(network="caffe"), mean=3 * [value])
         refuse("x.mat", "mean colour")
 
-    def test_mean_picture_of_any_size(self, refuse):
+    def test_mean_image_of_any_size(self, refuse):
         files.write_matconvnet(
             "x.mat", files.make_arrays(network="caffe"), mean=np.zeros(3 * 2**20 + 3, np.uint8)
         )
-        refuse("x.mat", "mean picture has the shape")
+        refuse("x.mat", "mean image has the shape")
 
     def test_zlib_bomb(self, refuse):
         """It says that it holds a little, and holds a gigabyte."""
@@ -572,7 +572,7 @@ class TestSafetensors:
             if key == "preprocessing":
                 about[key] = json.dumps(json.loads(about[key]) | {"kind": text})
             elif key == "normalized":
-                entry = {"pictures": 1, "pooling": text, "inactive": {}}
+                entry = {"images": 1, "pooling": text, "inactive": {}}
                 about[key] = json.dumps(entry)
             else:
                 about[key] = text
@@ -582,7 +582,7 @@ class TestSafetensors:
     def test_numbers_in_the_header(self, refuse, sound):
         data = sound["canonical"]
         end = 8 + int.from_bytes(data[:8], "little")
-        for entry in ('{"pictures": 1e999}', '{"pictures": NaN}', "9" * 5000, "[" * 50_000):
+        for entry in ('{"images": 1e999}', '{"images": NaN}', "9" * 5000, "[" * 50_000):
             header = json.loads(data[8:end])
             full = entry[:-1] + ', "pooling": "max", "inactive": {}}' if "{" in entry else entry
             header["__metadata__"]["normalized"] = full

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_picture
+from conftest import smooth_image
 from safetensors import safe_open
 
 from nst_jax.cli import main
@@ -39,10 +39,10 @@ POOLINGS = {
 }
 
 
-def oracle(variables, picture, *, pooling):
+def oracle(variables, image, *, pooling):
     """Every tap of the network in NumPy, float64."""
     mean, std = (np.asarray(variables["preprocessing"][key], float) for key in ("mean", "std"))
-    x = (np.asarray(picture, float) - mean) / std
+    x = (np.asarray(image, float) - mean) / std
     taps = {}
     for conv in CONVS:
         if conv.endswith("_1") and conv != "conv1_1":
@@ -59,8 +59,8 @@ def oracle(variables, picture, *, pooling):
     return taps
 
 
-def oracle_means(variables, pictures, *, pooling):
-    found = [oracle(variables, picture, pooling=pooling) for picture in pictures]
+def oracle_means(variables, images, *, pooling):
+    found = [oracle(variables, image, pooling=pooling) for image in images]
     rows = {layer: [taps[layer].reshape(-1, taps[layer].shape[-1]) for taps in found]
             for layer in RELUS}  # fmt: skip
     return {layer: np.concatenate(parts).mean(0) for layer, parts in rows.items()}
@@ -77,9 +77,9 @@ def alive(variables):
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """Of different sizes, so that a mean of the pictures' means would be another."""
-    return [smooth_picture(36, 50, seed=1), smooth_picture(64, 19, seed=2)]
+def images():
+    """Of different sizes, so that a mean of the images' means would be another."""
+    return [smooth_image(36, 50, seed=1), smooth_image(64, 19, seed=2)]
 
 
 # Twice the average makes activations of some 1000: a small mean among them is less exact than its
@@ -91,25 +91,25 @@ SINGLE = ("max", "average", "l2")
 @pytest.mark.parametrize("pooling", SINGLE)
 class TestScale:
     @pytest.mark.slow
-    def test_means_are_those_of_all_positions(self, alive, pictures, pooling):
-        found = mean_activations(alive, pictures, pooling=pooling)
-        expected = oracle_means(alive, pictures, pooling=pooling)
+    def test_means_are_those_of_all_positions(self, alive, images, pooling):
+        found = mean_activations(alive, images, pooling=pooling)
+        expected = oracle_means(alive, images, pooling=pooling)
         assert list(found) == list(RELUS)
         for layer, mean in expected.items():
             assert mean.min() > 0
             np.testing.assert_allclose(found[layer], mean, rtol=2e-6)
 
-    def test_every_mean_is_one(self, alive, pictures, pooling):
-        means = mean_activations(alive, pictures, pooling=pooling)
+    def test_every_mean_is_one(self, alive, images, pooling):
+        means = mean_activations(alive, images, pooling=pooling)
         scaled = scale_activations(alive, means)
-        for layer, mean in oracle_means(scaled, pictures, pooling=pooling).items():
+        for layer, mean in oracle_means(scaled, images, pooling=pooling).items():
             np.testing.assert_allclose(mean, 1, atol=1e-6, err_msg=layer)
 
     @pytest.mark.parametrize("measured", SINGLE)
-    def test_features_are_the_originals_over_the_means(self, alive, pictures, pooling, measured):
-        means = mean_activations(alive, pictures, pooling=measured)
-        found = features(scale_activations(alive, means), pictures[0], layers=TAPS, pooling=pooling)
-        for tap, expected in oracle(alive, pictures[0], pooling=pooling).items():
+    def test_features_are_the_originals_over_the_means(self, alive, images, pooling, measured):
+        means = mean_activations(alive, images, pooling=measured)
+        found = features(scale_activations(alive, means), images[0], layers=TAPS, pooling=pooling)
+        for tap, expected in oracle(alive, images[0], pooling=pooling).items():
             expected = expected / means[tap.replace("conv", "relu")]
             scale = np.abs(expected).max()
             np.testing.assert_allclose(found[tap], expected, atol=2e-6 * scale, err_msg=tap)
@@ -117,9 +117,9 @@ class TestScale:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.slow
-def test_in_double_precision(x64, alive, pictures, pooling):
+def test_in_double_precision(x64, alive, images, pooling):
     double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), alive)
-    inputs = [picture.astype(float) for picture in pictures]
+    inputs = [image.astype(float) for image in images]
     means = mean_activations(double, inputs, pooling=pooling)
     scaled = scale_activations(double, means)
     assert scaled["params"]["conv5_4"]["kernel"].dtype == jnp.float64
@@ -143,8 +143,8 @@ class TestInactive:
         layer["bias"] = layer["bias"].at[0].set(1e-6)
         return {**alive, "params": params}
 
-    def test_they_are_left_and_told(self, partly, pictures):
-        means = mean_activations(partly, pictures)
+    def test_they_are_left_and_told(self, partly, images):
+        means = mean_activations(partly, images)
         assert means["relu2_1"][3] == 0 and means["relu3_2"][0] > 0
         found = inactive_channels(means)
         assert {layer: channels.tolist() for layer, channels in found.items()} == {
@@ -154,14 +154,14 @@ class TestInactive:
         scaled = scale_activations(partly, means)
         assert scaled["params"]["conv2_1"]["bias"][3] == -1e4
         assert scaled["params"]["conv3_2"]["bias"][0] == partly["params"]["conv3_2"]["bias"][0]
-        for layer, mean in oracle_means(scaled, pictures, pooling="max").items():
+        for layer, mean in oracle_means(scaled, images, pooling="max").items():
             active = np.delete(mean, found.get(layer, []))
             np.testing.assert_allclose(active, 1, atol=1e-6, err_msg=layer)
 
-    def test_a_layer_without_any(self, alive, pictures):
+    def test_a_layer_without_any(self, alive, images):
         means = {layer: np.ones(12) for layer in RELUS} | {"relu5_4": np.zeros(12)}
         assert inactive_channels(means)["relu5_4"].size == 12
-        means = mean_activations(alive, pictures) | {"relu5_4": np.zeros(12)}
+        means = mean_activations(alive, images) | {"relu5_4": np.zeros(12)}
         last = scale_activations(alive, means)["params"]["conv5_4"]
         assert np.array_equal(last["bias"], alive["params"]["conv5_4"]["bias"])
 
@@ -172,19 +172,19 @@ class TestWeights:
         info = WeightsInfo(name="small", preprocessing="caffe", attribution="By someone.", path="p")
         return Weights(alive, info)
 
-    def test_record(self, weights, pictures, tmp_path):
+    def test_record(self, weights, images, tmp_path):
         prepared = weights._replace(variables=prepare_kernels(weights.variables))
-        normal = normalize_weights(prepared, iter(pictures), pooling="average")
+        normal = normalize_weights(prepared, iter(images), pooling="average")
         assert set(normal.variables) == {"params", "preprocessing"}
         found = load_weights(save_weights(tmp_path / "x", normal)).info
         assert found.name == "small-normalized" and found.preprocessing == "caffe"
         assert found.attribution == "By someone. Channels scaled to a mean of 1."
         assert dataclasses.asdict(found.normalized) == {
-            "pictures": 2,
+            "images": 2,
             "pooling": "average",
             "inactive": {},
         }
-        assert json.loads(json.dumps(dataclasses.asdict(found)))["normalized"]["pictures"] == 2
+        assert json.loads(json.dumps(dataclasses.asdict(found)))["normalized"]["images"] == 2
         convert_file(tmp_path / "x", tmp_path / "y")
         assert (tmp_path / "y").read_bytes() == (tmp_path / "x").read_bytes()
 
@@ -199,44 +199,44 @@ class TestWeights:
         [
             ("nothing", "header's entry"),
             ("[1]", "header's entry"),
-            ('{"pooling": "max", "inactive": {}}', "pictures"),
-            ('{"pictures": 2, "pooling": "max", "inactive": 3}', "header's entry"),
-            ('{"pictures": 0, "pooling": "max", "inactive": {}}', "over 0 pictures"),
+            ('{"pooling": "max", "inactive": {}}', "images"),
+            ('{"images": 2, "pooling": "max", "inactive": 3}', "header's entry"),
+            ('{"images": 0, "pooling": "max", "inactive": {}}', "over 0 images"),
         ],
     )
     def test_malformed_entries(self, entry, match):
         with pytest.raises(InputError, match=match):
             parse_normalization({"normalized": entry})
 
-    def test_what_is_refused(self, weights, slim_variables, pictures):
-        normal = normalize_weights(weights, pictures)
+    def test_what_is_refused(self, weights, slim_variables, images):
+        normal = normalize_weights(weights, images)
         for given, shown, match in (
-            (normal, pictures, "small-normalized are normalised already .*2 pictures with max"),
-            (weights._replace(variables=slim_variables), pictures, "slim weights"),
-            (weights, [], "there is no picture"),
-            (weights, [pictures[0], np.ones((40, 15, 3), np.float32)], "picture 2 is 15x40 px"),
-            (weights, [np.ones((40, 40, 3), np.uint8)], "picture 1 has numbers of type uint8"),
-            (weights, [np.ones((40, 40), np.float32)], r"picture 1 has shape \(40, 40\)"),
+            (normal, images, "small-normalized are normalised already .*2 images with max"),
+            (weights._replace(variables=slim_variables), images, "slim weights"),
+            (weights, [], "there is no image"),
+            (weights, [images[0], np.ones((40, 15, 3), np.float32)], "image 2 is 15x40 px"),
+            (weights, [np.ones((40, 40, 3), np.uint8)], "image 1 has numbers of type uint8"),
+            (weights, [np.ones((40, 40), np.float32)], r"image 1 has shape \(40, 40\)"),
         ):
             with pytest.raises(InputError, match=match):
                 normalize_weights(given, shown)
 
-    def test_activations_that_overflow(self, weights, pictures):
+    def test_activations_that_overflow(self, weights, images):
         params = dict(weights.variables["params"])
         params["conv1_1"] = {**params["conv1_1"], "bias": jnp.full(4, 3e38)}
         huge = weights._replace(variables={**weights.variables, "params": params})
         with pytest.raises(InputError, match="relu1_1 are not finite"):
-            normalize_weights(huge, pictures)
+            normalize_weights(huge, images)
 
 
 class TestCommand:
     @pytest.fixture(autouse=True)
-    def desk(self, tmp_path, monkeypatch, pictures, tiny_weights_file):
+    def desk(self, tmp_path, monkeypatch, images, tiny_weights_file):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
         (tmp_path / "folder").mkdir()
-        save_image("folder/a.png", pictures[0])
-        save_image("b.png", pictures[1])
+        save_image("folder/a.png", images[0])
+        save_image("b.png", images[1])
         (tmp_path / "tiny.safetensors").write_bytes(tiny_weights_file.read_bytes())
         return tmp_path
 
@@ -265,7 +265,7 @@ class TestCommand:
 
         checks = verify_weights("n.safetensors")
         assert all(check.ok for check in checks)
-        assert "mean activations 1 over 2 pictures with average pooling" in checks[1].detail
+        assert "mean activations 1 over 2 images with average pooling" in checks[1].detail
         monkeypatch.setenv("NST_JAX_WEIGHTS", "n.safetensors")
         assert list_weights()[0].detail == "0 MB, normalised"
         monkeypatch.setenv("NST_JAX_WEIGHTS", "tiny.safetensors")
@@ -276,10 +276,10 @@ class TestCommand:
         [
             (["normal.safetensors", "x.safetensors", "b.png"], "normalised already"),
             (["slim.safetensors", "x.safetensors", "b.png"], "slim weights"),
-            (["tiny.safetensors", "x.safetensors"], "there is no sample picture"),
-            (["tiny.safetensors", "x.safetensors", "empty"], "holds no sample picture"),
+            (["tiny.safetensors", "x.safetensors"], "there is no sample image"),
+            (["tiny.safetensors", "x.safetensors", "empty"], "holds no sample image"),
             (["tiny.safetensors", "x.safetensors", "b.png", "no.png"], "no.png does not exist"),
-            (["tiny.safetensors", "x.safetensors", "tiny.safetensors"], "is no picture"),
+            (["tiny.safetensors", "x.safetensors", "tiny.safetensors"], "is no image"),
             (["tiny.safetensors", "x.safetensors", "b.png", "cut.png"], "cannot read .*cut.png"),
             (["tiny.safetensors", "x.safetensors", "b.png", "--size", "50"], "b.png is 15x50 px"),
             (["tiny.safetensors", "x.safetensors", "b.png", "--size", "0"], "size is 0"),
@@ -298,7 +298,7 @@ class TestCommand:
         (desk / "slim.safetensors").write_bytes(slim_file.read_bytes())
         (desk / "cut.png").write_bytes((desk / "b.png").read_bytes()[:1500])
         info = WeightsInfo(name="small", preprocessing="caffe")
-        normal = normalize_weights(Weights(alive, info), [smooth_picture(16, 16, seed=0)])
+        normal = normalize_weights(Weights(alive, info), [smooth_image(16, 16, seed=0)])
         save_weights("normal.safetensors", normal)
         before = {path: path.stat().st_mtime_ns for path in desk.rglob("*")}
         assert main(["weights", "normalize", *words]) == 2
@@ -321,7 +321,7 @@ def test_real_weights(vgg19_weights, images_folder):
     normal = normalize_weights(vgg19_weights, shown)
     inactive = inactive_channels(mean_activations(vgg19_weights.variables, shown))
     assert normal.info.normalized.inactive == {name: c.size for name, c in inactive.items()}
-    taps = [features(normal.variables, picture, layers=RELUS) for picture in shown]
+    taps = [features(normal.variables, image, layers=RELUS) for image in shown]
     for layer in RELUS:
         rows = np.concatenate([np.asarray(t[layer], float).reshape(-1, t[layer].shape[-1])
                                for t in taps])  # fmt: skip

@@ -1,15 +1,15 @@
-"""Damaged pictures through the command line: read, or refused in one line; nothing else happens."""
+"""Damaged images through the command line: read, or refused in one line; nothing else happens."""
 
 import os
 
 import pytest
-from conftest import smooth_picture
-from helpers.damage import FORMATS, damaged, picture_bytes
+from conftest import smooth_image
+from helpers.damage import FORMATS, damaged, image_bytes
 from helpers.fuzzing import check_ended, command, listing
 
 from nst_jax.images import save_image
 
-READING = "--size 24 --weights nowhere.h5"  # which is missed only when all pictures have been read
+READING = "--size 24 --weights nowhere.h5"  # which is missed only when all images have been read
 RUNNING = "--size 24 --steps 1 --content-layers relu2_1 --style-layers relu1_1 --weights"
 
 
@@ -17,13 +17,13 @@ RUNNING = "--size 24 --steps 1 --content-layers relu2_1 --style-layers relu1_1 -
 def desk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
-    save_image("style.png", smooth_picture(24, 24, seed=1))
+    save_image("style.png", smooth_image(24, 24, seed=1))
     return tmp_path
 
 
 def fuzz(desk, capsys, format, seeds, words):
     """Run a command on damaged files; how many were read."""
-    data, read = picture_bytes(format), 0
+    data, read = image_bytes(format), 0
     for seed in seeds:
         name = f"damaged.{format.lower()}"
         with open(name, "wb") as file:

@@ -1,4 +1,4 @@
-"""The pictures and masks that the gallery's commands read.
+"""The images and masks that the gallery's commands read.
 
 The content and the first style are the demo's; two more styles and all masks are drawn here, the
 masks along the outlines of ``draw_demo_content.py`` and ``draw_demo_style.py``. All of it comes
@@ -34,7 +34,7 @@ INPUTS = {
 }
 
 
-def glass_picture(seed: int = 3) -> np.ndarray:
+def glass_image(seed: int = 3) -> np.ndarray:
     """Stained glass: flat cells of a few colours between dark bars."""
     rng = np.random.default_rng(seed)
     seeds = rng.uniform((-40, -40), (W + 40, H + 40), (260, 2))
@@ -48,7 +48,7 @@ def glass_picture(seed: int = 3) -> np.ndarray:
     return np.where(bars[..., None], rgb("15121c"), cells[nearest[..., 0]] * light[..., None])
 
 
-def ink_picture(seed: int = 8) -> np.ndarray:
+def ink_image(seed: int = 8) -> np.ndarray:
     """An engraving: black lines on paper, crossed and thicker where it is darker."""
     rng = np.random.default_rng(seed)
     tone = fractal_noise(rng, (H, W), (3, 4), 3)
@@ -86,8 +86,8 @@ def write_inputs(folder: Path) -> None:
     """Write every file that the gallery's commands read."""
     shutil.copyfile(IMAGES / "demo_content.jpg", folder / "lake.jpg")
     shutil.copyfile(IMAGES / "demo_style.jpg", folder / "fields.jpg")
-    for name, picture in (("glass", glass_picture()), ("ink", ink_picture())):
-        small = to_image(picture).resize(SIZE, Image.Resampling.LANCZOS)
+    for name, image in (("glass", glass_image()), ("ink", ink_image())):
+        small = to_image(image).resize(SIZE, Image.Resampling.LANCZOS)
         small.save(folder / f"{name}.jpg", quality=92, subsampling=0)
     masks, ground = content_masks(), style_ground()
     hard = {"sky": masks["sky"], "rest": ~masks["sky"], "tower": masks["tower"]}

@@ -1,6 +1,6 @@
-"""Real pictures to train on, and crops of pictures, strongly varied.
+"""Real images to train on, and crops of images, strongly varied.
 
-Contract: pictures are float32 RGB in [0, 1], ``[H, W, 3]``, NumPy; randomness comes from a
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``, NumPy; randomness comes from a
 generator that is passed in.
 """
 
@@ -28,7 +28,7 @@ PACKAGED_NAMES = {
 LONGEST = 800  # what is beyond it is reduced: strokes and details are learned at several scales
 
 
-def packaged_pictures() -> list[Path]:
+def packaged_images() -> list[Path]:
     """The colour photographs of scikit-image and scikit-learn, as far as these are installed."""
     found = []
     for package, names in PACKAGED_NAMES.items():
@@ -38,8 +38,8 @@ def packaged_pictures() -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def read_pictures(places: Sequence[Path]) -> list[np.ndarray]:
-    """Read picture files, and all of those in folders, in the order of names.
+def read_images(places: Sequence[Path]) -> list[np.ndarray]:
+    """Read image files, and all of those in folders, in the order of names.
 
     Raises:
       InputError: where a place does not exist.
@@ -47,10 +47,10 @@ def read_pictures(places: Sequence[Path]) -> list[np.ndarray]:
     files: list[Path] = []
     for place in places:
         if not place.exists():
-            raise InputError(f"{place} does not exist: expected a picture, or a folder of them")
+            raise InputError(f"{place} does not exist: expected an image, or a folder of them")
         inside = (path for path in sorted(place.rglob("*")) if path.is_file())
         files += inside if place.is_dir() else [place]
-    pictures = []
+    images = []
     for path in files:
         try:
             with Image.open(path) as image:
@@ -59,8 +59,8 @@ def read_pictures(places: Sequence[Path]) -> list[np.ndarray]:
             continue  # folders of packages hold other files too
         image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
         if min(image.size) >= 64:
-            pictures.append(np.asarray(image, np.uint8))
-    return pictures
+            images.append(np.asarray(image, np.uint8))
+    return images
 
 
 def vary_colours(rng: np.random.Generator, crop: np.ndarray) -> np.ndarray:
@@ -79,26 +79,26 @@ def vary_colours(rng: np.random.Generator, crop: np.ndarray) -> np.ndarray:
     return crop
 
 
-def crop_picture(rng: np.random.Generator, picture: np.ndarray, *, side: int) -> np.ndarray:
+def crop_image(rng: np.random.Generator, image: np.ndarray, *, side: int) -> np.ndarray:
     """A square crop at a random scale, turn and mirroring, with varied colours.
 
     Args:
       rng: the randomness.
-      picture: ``[H, W, 3]``, uint8 in [0, 255], or floating-point.
+      image: ``[H, W, 3]``, uint8 in [0, 255], or floating-point.
       side: of the crop, in pixels.
 
     Returns:
-      ``[side, side, 3]``. Pictures of an optimisation leave [0, 1] a little, so crops are clipped
+      ``[side, side, 3]``. Images of an optimisation leave [0, 1] a little, so crops are clipped
       to [-0.3, 1.3] only.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     span = min(height, width, side * np.exp(rng.uniform(np.log(0.7), np.log(4))))
     factor = span / side
     angle = rng.normal(0, 0.15) if rng.random() < 0.4 else 0.0
     x, y = rng.uniform(0, width - span) + span / 2, rng.uniform(0, height - span) + span / 2
     cos, sin = np.cos(angle) * factor, np.sin(angle) * factor
     mirror = -1 if rng.random() < 0.5 else 1
-    source = picture.astype(np.float32) / (255 if picture.dtype == np.uint8 else 1)
+    source = image.astype(np.float32) / (255 if image.dtype == np.uint8 else 1)
     planes = [Image.fromarray(np.ascontiguousarray(source[..., c])) for c in range(3)]
     ratio_x = ratio_y = 1.0
     if factor > 1.2:  # reduce first, or the sampling would alias
@@ -117,9 +117,9 @@ def crop_picture(rng: np.random.Generator, picture: np.ndarray, *, side: int) ->
     return np.clip(vary_colours(rng, crop), -0.3, 1.3).astype(np.float32)
 
 
-def plain_crop(rng: np.random.Generator, picture: np.ndarray, *, side: int) -> np.ndarray:
-    """A square crop of the pixels as they are, perhaps mirrored; as ``crop_picture`` else."""
-    height, width = picture.shape[:2]
+def plain_crop(rng: np.random.Generator, image: np.ndarray, *, side: int) -> np.ndarray:
+    """A square crop of the pixels as they are, perhaps mirrored; as ``crop_image`` else."""
+    height, width = image.shape[:2]
     y, x = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
-    crop = picture[y : y + side, x : x + side]
+    crop = image[y : y + side, x : x + side]
     return np.asarray(crop[:, ::-1] if rng.random() < 0.5 else crop, np.float32)

@@ -1,19 +1,19 @@
-"""The pictures on which looks are compared: always the same, and what they are meant to be."""
+"""The images on which looks are compared: always the same, and what they are meant to be."""
 
 import numpy as np
 import pytest
-from look_pictures import CONTENTS, STYLES, write_pictures
+from look_images import CONTENTS, STYLES, write_images
 from look_portrait import capsule, ellipsoid, join
 from PIL import Image
 
 
-def test_some_pictures_are_drawn_and_some_copied(tmp_path):
-    paths = write_pictures(tmp_path / "a", ("lake", "paper"))
-    again = write_pictures(tmp_path / "b", ("lake", "paper"))
+def test_some_images_are_drawn_and_some_copied(tmp_path):
+    paths = write_images(tmp_path / "a", ("lake", "paper"))
+    again = write_images(tmp_path / "b", ("lake", "paper"))
     for name, path in paths.items():
         assert path.read_bytes() == again[name].read_bytes()
-        with Image.open(path) as picture:
-            assert picture.size == (640, 480)
+        with Image.open(path) as image:
+            assert image.size == (640, 480)
     # Flat: nearly all neighbours have the same colour, but for the paper's fibres.
     pixels = np.asarray(Image.open(paths["paper"]), float) / 255
     steps = np.abs(np.diff(pixels, axis=1)).max(axis=-1)
@@ -32,13 +32,13 @@ def test_distances_of_a_portrait_are_those_of_geometry():
 
 
 @pytest.mark.slow
-def test_all_pictures_have_their_character(tmp_path):
-    paths = write_pictures(tmp_path)
+def test_all_images_have_their_character(tmp_path):
+    paths = write_images(tmp_path)
     assert list(paths) == [*CONTENTS, *STYLES]
     grey = {name: np.asarray(Image.open(path).convert("L"), float) for name, path in paths.items()}
     assert (
         grey["candle"].mean() < 60 < 100 < min(grey[n].mean() for n in ("fields", "paper", "ink"))
     )
-    assert all(picture.std() > 25 for picture in grey.values())
+    assert all(image.std() > 25 for image in grey.values())
     # A face is lighter than the wall behind it.
     assert grey["portrait"][180:320, 270:400].mean() > 1.2 * grey["portrait"][:, :100].mean()

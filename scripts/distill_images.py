@@ -1,4 +1,4 @@
-"""What slim weights are trained on, step by step: crops of pictures, also of optimisations."""
+"""What slim weights are trained on, step by step: crops of images, also of optimisations."""
 
 from typing import Any, NamedTuple
 
@@ -6,54 +6,54 @@ import jax
 import numpy as np
 from distill_options import Options
 from distillation import POOLINGS
-from procedural_pictures import draw_picture
-from training_pictures import (
-    crop_picture,
-    packaged_pictures,
+from procedural_images import draw_image
+from training_images import (
+    crop_image,
+    packaged_images,
     plain_crop,
-    read_pictures,
+    read_images,
 )
 
 from nst_jax.config import get_preset
 from nst_jax.errors import InputError
 from nst_jax.transfer import Callback, Progress, stylize
 
-KEPT = 400  # pictures of optimisations
-EVERY = 5  # steps of an optimisation at which its picture may be kept
+KEPT = 400  # images of optimisations
+EVERY = 5  # steps of an optimisation at which its image may be kept
 
 
-class Pictures(NamedTuple):
-    """Real and procedural pictures, uint8."""
+class Images(NamedTuple):
+    """Real and procedural images, uint8."""
 
     real: list[np.ndarray]
     drawn: list[np.ndarray]
 
 
-def gather_pictures(options: Options) -> Pictures:
-    """Read the real pictures and draw the procedural ones.
+def gather_images(options: Options) -> Images:
+    """Read the real images and draw the procedural ones.
 
     Raises:
       InputError: where there are no real ones.
     """
-    real = read_pictures([*packaged_pictures(), *options.pictures])
+    real = read_images([*packaged_images(), *options.images])
     if not real:
-        raise InputError("no real pictures: install scikit-image, or name --pictures")
+        raise InputError("no real images: install scikit-image, or name --images")
     rng = np.random.default_rng([options.seed, 1])
-    return Pictures(real, [draw_picture(rng) for _ in range(options.procedural)])
+    return Images(real, [draw_image(rng) for _ in range(options.procedural)])
 
 
-def varied_crop(pictures: Pictures, rng: np.random.Generator, *, side: int) -> np.ndarray:
-    """A varied crop of a real or procedural picture."""
-    group = pictures.real if rng.random() < 0.7 else pictures.drawn
-    return crop_picture(rng, group[rng.integers(len(group))], side=side)
+def varied_crop(images: Images, rng: np.random.Generator, *, side: int) -> np.ndarray:
+    """A varied crop of a real or procedural image."""
+    group = images.real if rng.random() < 0.7 else images.drawn
+    return crop_image(rng, group[rng.integers(len(group))], side=side)
 
 
 def _crop(
-    pictures: Pictures, policy: list[np.ndarray], rng: np.random.Generator, *, side: int
+    images: Images, policy: list[np.ndarray], rng: np.random.Generator, *, side: int
 ) -> np.ndarray:
     draw = rng.random()
     if not policy or draw > 0.5:
-        return varied_crop(pictures, rng, side=side)
+        return varied_crop(images, rng, side=side)
     # Half of them of late: what fooled an earlier student tells less.
     group = policy[-60:] if draw < 0.25 else policy
     # Pixel for pixel: what fools a student are fine patterns, which a change of scale removes.
@@ -61,38 +61,38 @@ def _crop(
 
 
 def make_batch(
-    options: Options, pictures: Pictures, policy: list[np.ndarray], *, step: int
+    options: Options, images: Images, policy: list[np.ndarray], *, step: int
 ) -> tuple[np.ndarray, str, np.ndarray]:
     """Crops, pooling and sampling offset of a step, all by its number alone.
 
     Args:
       options: of the run.
-      pictures: to take crops of.
-      policy: pictures of optimisations, the latest last; half of the crops are of them.
+      images: to take crops of.
+      policy: images of optimisations, the latest last; half of the crops are of them.
       step: its number.
     """
     rng = np.random.default_rng([options.seed, 2, step])
     pooling = POOLINGS[int(rng.random() < options.average_share)]
-    crops = [_crop(pictures, policy, rng, side=options.crop) for _ in range(options.batch)]
+    crops = [_crop(images, policy, rng, side=options.crop) for _ in range(options.batch)]
     return np.stack(crops), pooling, rng.integers(0, 4, 2)
 
 
-def policy_pictures(
-    options: Options, pictures: Pictures, student: Any, *, number: int
+def policy_images(
+    options: Options, images: Images, student: Any, *, number: int
 ) -> list[np.ndarray]:
-    """Pictures that optimisations under the student pass through, early and late.
+    """Images that optimisations under the student pass through, early and late.
 
     Contents and styles are varied crops; the objective is that of a preset with any style weight
     and either pooling, from the content or from noise.
 
     Returns:
-      Pictures of 1.5 times the side of a crop, float16.
+      Images of 1.5 times the side of a crop, float16.
     """
     side = 3 * options.crop // 2
     rng = np.random.default_rng([options.seed, 3, number])
     kept: list[np.ndarray] = []
     for run in range(options.policy_runs):
-        content, style = (np.clip(varied_crop(pictures, rng, side=side), 0, 1) for _ in range(2))
+        content, style = (np.clip(varied_crop(images, rng, side=side), 0, 1) for _ in range(2))
         config = get_preset("neural-style").config.but(
             steps=int(rng.choice([30, 60, 100])),
             init="noise" if rng.random() < 0.2 else "content",

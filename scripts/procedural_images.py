@@ -1,8 +1,8 @@
-"""Pictures drawn by rules: dead leaves, brush strokes, textures, shapes, noise.
+"""Images drawn by rules: dead leaves, brush strokes, textures, shapes, noise.
 
 They train good low-level features, and there are as many as one likes.
 
-Contract: ``kind(rng, side)`` gives a square picture, floating-point RGB in [0, 1].
+Contract: ``kind(rng, side)`` gives a square image, floating-point RGB in [0, 1].
 """
 
 import numpy as np
@@ -148,13 +148,13 @@ def shapes(rng: np.random.Generator, side: int) -> np.ndarray:
 KINDS = (dead_leaves, strokes, texture, shapes)
 
 
-def draw_picture(rng: np.random.Generator, *, side: int = 384) -> np.ndarray:
-    """A procedural picture: one of the kinds, or a blend of two by a mask, with some grain."""
+def draw_image(rng: np.random.Generator, *, side: int = 384) -> np.ndarray:
+    """A procedural image: one of the kinds, or a blend of two by a mask, with some grain."""
     first = KINDS[rng.integers(len(KINDS))](rng, side)
-    choice = rng.random()
-    if choice < 0.15:
+    execution_plan = rng.random()
+    if execution_plan < 0.15:
         first = fractal_noise(rng, side, channels=3)
-    elif choice < 0.45:
+    elif execution_plan < 0.45:
         second = KINDS[rng.integers(len(KINDS))](rng, side)
         mask = np.clip((fractal_noise(rng, side) - 0.5) * rng.uniform(2, 40) + 0.5, 0, 1)
         first = first * mask + second * (1 - mask)

@@ -1,6 +1,6 @@
-"""The pictures on which looks are compared: contents and styles that scripts have drawn.
+"""The images on which looks are compared: contents and styles that scripts have drawn.
 
-    python scripts/look_pictures.py FOLDER
+    python scripts/look_images.py FOLDER
 
 writes them all. Each is unlike the others in what a style transfer may spoil or miss: a face, many
 straight lines, open land; strokes, flat colours, darkness, lines.
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from demo_drawing import SIZE, to_image
-from gallery_pictures import IMAGES, ink_picture
+from gallery_images import IMAGES, ink_image
 from look_portrait import draw_portrait
 from look_street import draw_street
-from look_styles import candle_picture, paper_picture
+from look_styles import candle_image, paper_image
 from PIL import Image
 
 # name -> a file that is there, or what draws it at twice the size
@@ -27,14 +27,14 @@ CONTENTS: dict[str, str | Callable[[], np.ndarray]] = {
 }
 STYLES: dict[str, str | Callable[[], np.ndarray]] = {
     "fields": "demo_style.jpg",
-    "paper": paper_picture,
-    "candle": candle_picture,
-    "ink": ink_picture,
+    "paper": paper_image,
+    "candle": candle_image,
+    "ink": ink_image,
 }
 
 
-def write_pictures(folder: Path, names: tuple[str, ...] = (*CONTENTS, *STYLES)) -> dict[str, Path]:
-    """Write some of the pictures into a folder, 640 x 480.
+def write_images(folder: Path, names: tuple[str, ...] = (*CONTENTS, *STYLES)) -> dict[str, Path]:
+    """Write some of the images into a folder, 640 x 480.
 
     Returns:
       Name -> file.
@@ -52,5 +52,5 @@ def write_pictures(folder: Path, names: tuple[str, ...] = (*CONTENTS, *STYLES)) 
 
 
 if __name__ == "__main__":
-    for path in write_pictures(Path(sys.argv[1])).values():
+    for path in write_images(Path(sys.argv[1])).values():
         print(path)

@@ -1,7 +1,7 @@
 """Runs from flat keywords, for tests: gathered into the records that the library takes.
 
-``blend``, masks, ``region_weights`` and ``preserve`` are ``Guidance``; ``choice``, ``free``,
-``mesh`` and ``together`` are ``Execution``; ``loss`` and ``optimizer`` are ``Custom``;
+``blend``, masks, ``region_weights`` and ``preserve`` are ``Guidance``; ``execution_plan``,
+``free``, ``mesh`` and ``together`` are ``Execution``; ``loss`` and ``optimizer`` are ``Custom``;
 ``callback`` and ``every`` are ``Callback``.
 """
 
@@ -28,8 +28,8 @@ def gathered(given):
     """Keywords of ``stylize`` with records in place of what belongs to them."""
     given = guided(given)
     execution = taken(given, Execution._fields)
-    if "choice" in given:
-        execution["plan"] = given.pop("choice")
+    if "execution_plan" in given:
+        execution["plan"] = given.pop("execution_plan")
     if execution:
         given["execution"] = Execution(**execution)
     if custom := taken(given, Custom._fields):
