@@ -16,18 +16,22 @@ from nst_jax.config import PRESETS
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-# Why a line of a block is not run here; a block as a whole says so in a comment above it.
+# Why a line of a block is not run here. Whole blocks and pages say so in a comment, see ``blocks``.
 NOT_RUN = {
     "bash scripts/": "installs, or runs these tests",
     "source .venv": "the tests are in that environment already",
     "nst-jax weights fetch": "downloads 80 MB",
+    "python scripts/": "benchmarks and training, run by hand",
 }
 
 
 def blocks(path, language):
-    """The fenced blocks of a page, but those under a comment that says why they are not run."""
+    """The fenced blocks of a page, without those that a comment says are not run, and why."""
+    text = path.read_text("utf-8")
+    if re.search(r"<!-- no block is run: [^>]+ -->", text):
+        return []
     pattern = rf"(<!-- not run: [^>]+ -->\n)?```{language}\n(.*?)```"
-    found = re.findall(pattern, path.read_text("utf-8"), flags=re.DOTALL)
+    found = re.findall(pattern, text, flags=re.DOTALL)
     return [block for reason, block in found if not reason]
 
 
@@ -35,16 +39,20 @@ def commands(path):
     """The words of every line of the page's bash blocks."""
     for block in blocks(path, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.strip() and not line.startswith(tuple(NOT_RUN)):
-                yield shlex.split(line, comments=True)
+            words = shlex.split(line, comments=True)
+            if words and not line.startswith(tuple(NOT_RUN)):
+                yield words
 
 
 def shortened(words):
-    """The same command for two steps at 32 px."""
-    line = re.sub(r"--size \d+", "--size 32", shlex.join(words))
-    line = re.sub(r"--steps \d+", "--steps 2", re.sub(r"--min-size \d+", "--min-size 24", line))
+    """The same command for two steps at 32 px, or from 32 to 64 px."""
+    side = "64" if "--min-size" in words else "32"
+    line = re.sub(r"--size \d+", f"--size {side}", shlex.join(words))
+    line = re.sub(r"--steps \d+", "--steps 2", re.sub(r"--min-size \d+", "--min-size 32", line))
     if words[1] in ("stylize", "batch", "sweep", "texture", "reconstruct"):
-        line += ("" if "--size" in line else " --size 32") + ("" if "--steps" in line else " --steps 2")
+        line += ("" if "--size" in line else " --size 32") + (
+            "" if "--steps" in line else " --steps 2"
+        )
     return shlex.split(line)[1:]
 
 
@@ -52,7 +60,17 @@ def shortened(words):
 def workplace(tmp_path, monkeypatch, tiny_weights_file):
     """A folder with the files that the documents name."""
     for number, name in enumerate(
-        ("photo", "painting", "a", "b", "more", "photos/1", "photos/2", "paintings/1", "paintings/2")
+        (
+            "photo",
+            "painting",
+            "a",
+            "b",
+            "more",
+            "photos/1",
+            "photos/2",
+            "paintings/1",
+            "paintings/2",
+        )
     ):
         path = tmp_path / f"{name}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -92,7 +110,8 @@ def test_links_lead_to_files(path):
         assert (path.parent / link).exists(), f"{path.name} links to {link}, which is not there"
 
 
-def test_the_presets_page_is_current():
+def test_reference_pages_are_current(monkeypatch):
+    monkeypatch.setattr("nst_jax.config.presets.DEFAULT_PRESET", "wasserstein")
     from nst_jax.cli.reference import presets_markdown, reference_markdown
 
     text = (ROOT / "docs/presets.md").read_text("utf-8")
