@@ -1,7 +1,7 @@
 """Neural style transfer in JAX.
 
-The public functions are loaded when they are first used, so that importing the package, and
-asking the command line for help, does not wait for JAX. The names are listed in ``__init__.pyi``.
+Public names are imported when they are first used, so that ``import nst_jax`` and
+``nst-jax --help`` do not wait for JAX. ``__init__.pyi`` lists them.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
 
         return import_module(f"nst_jax.{name}")
     value = _moved.moved(name)
-    globals()[name] = value  # so that it is told once
+    globals()[name] = value  # cached, so that the deprecation is reported only once
     return value
 
 

@@ -1,6 +1,6 @@
-"""Old names of public functions, and old modules that the documents taught, for one release.
+"""Deprecated names and modules, kept for one release.
 
-Each is told once by a DeprecationWarning that says where it is now.
+The first use of each issues a ``DeprecationWarning`` that names its new place.
 """
 
 import sys
@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# Old path within nst_jax -> new path.
+# Old path -> new path, both relative to nst_jax.
 MOVED = {
     "checkpoint_records.load_position": "checkpoint.load_position",
     "checkpoint_records.save_position": "checkpoint.save_position",
@@ -31,7 +31,11 @@ MODULES = {old.partition(".")[0] for old in MOVED if "." in old}
 
 
 def moved(old: str) -> Any:
-    """What has an old path within nst_jax, or AttributeError."""
+    """Import the object that used to be at ``old``, a path relative to nst_jax.
+
+    Raises:
+      AttributeError: if nothing was ever moved from there.
+    """
     if old not in MOVED:
         raise AttributeError(f"module 'nst_jax' has no attribute {old!r}: see docs/moved.md")
     home, _, name = f"nst_jax.{MOVED[old]}".rpartition(".")
@@ -41,7 +45,7 @@ def moved(old: str) -> Any:
 
 
 class OldModules(MetaPathFinder, Loader):
-    """Finds and makes the old modules, which import nothing until a name of theirs is used."""
+    """Import hook for the old modules, which stay empty until one of their names is used."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         parent, _, module = fullname.rpartition(".")
@@ -57,12 +61,12 @@ class OldModules(MetaPathFinder, Loader):
             if name.startswith("__"):
                 raise AttributeError(name)
             value = moved(f"{old}.{name}")
-            setattr(module, name, value)  # so that it is told once
+            setattr(module, name, value)  # cached, so that the warning is issued only once
             return value
 
         module.__getattr__ = get
 
 
 def install() -> None:
-    """Let Python find the old modules, where it finds no others."""
+    """Register the hook behind all others, so that it never hides an existing module."""
     sys.meta_path.append(OldModules())

@@ -1,7 +1,7 @@
-"""What is done to colours before and after an optimisation: luminance, matching, colour modes.
+"""Colour processing before and after the optimisation: luminance, colour matching, colour modes.
 
-Contract: images are sRGB in [0, 1], ``[H, W, 3]``, also a little outside (unclipped results);
-unbatched (use ``jax.vmap``); nothing is clipped. Results are float32 or wider.
+Contract: images are sRGB, ``[H, W, 3]``, with values in [0, 1] or, for unclipped results, a little
+outside. They are unbatched (use ``jax.vmap``). Nothing is clipped. Results are float32 or wider.
 
 References:
   Gatys, Bethge, Hertzmann and Shechtman 2016, "Preserving Color in Neural Artistic Style
@@ -27,58 +27,64 @@ _matmul = partial(jnp.matmul, precision="highest")
 
 
 def transfer_luminance(stylized: Array, content: Array, *, space: str = "yiq") -> Array:
-    """The luminance of one image with the colours of another.
+    """Combine the luminance of one image with the chroma of another.
 
-    ``"yiq"`` has the Y of ``luminance`` and differences of colours that are zero for grey, and so
-    an inverse that adds Y to R, G and B alike, as has YCbCr:
+    ``"yiq"``: in YIQ, chroma is zero for grey, so that changing Y alone adds the same number to R,
+    G and B (as in YCbCr):
 
     x = content + Y_stylized - Y_content
 
-    ``"lab"`` has L* = 116 Y' - 16, a* = 500 (X' - Y'), b* = 200 (Y' - Z') of X', Y', Z', the cube
-    roots of XYZ relative to white: another L* at the same a* and b* adds to these three alike.
+    ``"lab"``: CIE L* = 116 Y' - 16, a* = 500 (X' - Y'), b* = 200 (Y' - Z'), where X', Y' and Z' are
+    the cube roots of XYZ relative to the white point. Changing L* alone adds the same number to X',
+    Y' and Z'.
 
     Args:
-      stylized, content: ``[H, W, 3]``.
-      space: one of the two.
+      stylized: source of the luminance, ``[H, W, 3]``.
+      content: source of the chroma, ``[H, W, 3]``.
+      space: ``"yiq"`` or ``"lab"``.
 
     Returns:
-      ``[H, W, 3]``, outside [0, 1] where the colour does not exist at that luminance.
+      ``[H, W, 3]``; outside [0, 1] if sRGB has no such colour at that luminance.
 
     Raises:
       ValueError: for another space.
 
     References:
-      Gatys et al. 2017, section 5.1; CIE 1976 L*a*b* with D65.
+      Gatys et al. 2017, section 5.1; CIE 1976 L*a*b* with white point D65.
 
     >>> transfer_luminance(jnp.ones((1, 1, 3)), jnp.zeros((1, 1, 3))).tolist()
     [[[1.0, 1.0, 1.0]]]
     """
     if space not in SPACES:
         raise ValueError(f"space is {space!r}: expected one of {', '.join(SPACES)}")
-    stylized, content = floats(stylized, content)
+    stylized, content = _as_floats(stylized, content)
     if space != "lab":
         return content + (luminance(stylized) - luminance(content))[..., None]
-    roots, own = _cube_roots(stylized), _cube_roots(content)
-    return _from_cube_roots(own + (roots - own)[..., 1:2])
+    stylized_roots, content_roots = _cube_roots(stylized), _cube_roots(content)
+    return _from_cube_roots(content_roots + (stylized_roots - content_roots)[..., 1:2])
 
 
-# Linear sRGB to XYZ (IEC 61966-2-1), each row divided by its sum, which is the white point D65.
+# Linear sRGB to XYZ (IEC 61966-2-1), each row divided by its sum, which is the white point (D65).
 _XYZ = (
     (0.4124 / 0.9505, 0.3576 / 0.9505, 0.1805 / 0.9505),
     (0.2126, 0.7152, 0.0722),
     (0.0193 / 1.0890, 0.1192 / 1.0890, 0.9505 / 1.0890),
 )
 
-_KNEE = 6 / 29  # where CIE's cube root goes on as a line, through 4/29 at 0
+# Below this root (CIE 15: t <= (6/29)^3), CIE continues the cube root by its tangent
+# t / (3 (6/29)^2) + 4/29.
+_KNEE = 6 / 29
 
 
 def _cube_roots(image: Array) -> Array:
-    """sRGB to Lab's X', Y', Z', ``[H, W, 3]``.
+    """Convert sRGB to the X', Y', Z' of CIE Lab, ``[H, W, 3]``.
 
-    Negative values are coded as minus their amounts (as in scRGB): every value has an inverse.
+    The transfer curve is extended to negative values as an odd function (as in scRGB), so that
+    every value has an inverse.
     """
     amount = jnp.abs(image)
-    # Each maximum keeps a power, and its derivative, away from numbers that it is not for.
+    # ``where`` evaluates both branches and their derivatives: the maximum keeps the power in its
+    # own range, where neither is infinite.
     curve = ((jnp.maximum(amount, 0.04045) + 0.055) / 1.055) ** 2.4
     linear = jnp.sign(image) * jnp.where(amount > 0.04045, curve, amount / 12.92)
     xyz = _matmul(linear, jnp.array(_XYZ, image.dtype).T)
@@ -87,6 +93,7 @@ def _cube_roots(image: Array) -> Array:
 
 
 def _from_cube_roots(roots: Array) -> Array:
+    """The inverse of ``_cube_roots``."""
     xyz = jnp.where(roots > _KNEE, roots**3, 3 * _KNEE**2 * (roots - 4 / 29))
     linear = _matmul(xyz, jnp.linalg.inv(jnp.array(_XYZ, roots.dtype)).T)
     amount = jnp.abs(linear)
@@ -97,19 +104,19 @@ def _from_cube_roots(roots: Array) -> Array:
 def prepare_colors(
     content: Array, styles: Sequence[Array], *, mode: str
 ) -> tuple[Array, list[Array]]:
-    """The images to optimise with: the first half of a colour mode.
+    """Prepare the colours of the inputs: the first half of a colour mode.
 
-    ``"match-..."`` gives the styles the content's colours (``match_color``); ``"luminance"`` makes
-    all grey, the styles with the content's contrast (``match_luminance``). With ``"none"`` and
-    ``"keep-..."`` the images come back as they are.
+    ``"match-..."`` gives the styles the content's colours (``match_color``). ``"luminance"`` makes
+    all images grey and gives the styles the content's contrast (``match_luminance``). ``"none"``
+    and ``"keep-..."`` change nothing.
 
     Args:
       content: ``[H, W, 3]``.
-      styles: images, ``[H', W', 3]`` each.
+      styles: style images, ``[H', W', 3]`` each.
       mode: one of ``MODES``.
 
     Returns:
-      Content and styles.
+      The content and the list of styles to optimise with.
 
     Raises:
       ValueError: for another mode.
@@ -123,14 +130,14 @@ def prepare_colors(
 
 
 def restore_colors(image: Array, content: Array, *, mode: str) -> Array:
-    """The result in its colours: the second half of a colour mode.
+    """Restore the colours of a result: the second half of a colour mode.
 
-    ``"keep-..."`` and ``"luminance"`` (in YIQ) give it the content's (``transfer_luminance``);
-    otherwise it comes back as it is.
+    ``"keep-..."`` and ``"luminance"`` (in YIQ) give the result the content's chroma
+    (``transfer_luminance``). The other modes change nothing.
 
     Args:
-      image: what the optimisation with the images of ``prepare_colors`` gave, ``[H, W, 3]``.
-      content: as given to ``prepare_colors``.
+      image: result of the optimisation with the images from ``prepare_colors``, ``[H, W, 3]``.
+      content: the content as it was given to ``prepare_colors``, ``[H, W, 3]``.
       mode: one of ``MODES``.
 
     Returns:
@@ -146,6 +153,7 @@ def restore_colors(image: Array, content: Array, *, mode: str) -> Array:
 
 
 def _split(mode: str) -> tuple[str, str]:
+    """Split a mode such as ``"keep-lab"`` into its kind and its option."""
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}: expected one of {', '.join(MODES)}")
     kind, _, option = mode.partition("-")
@@ -154,34 +162,40 @@ def _split(mode: str) -> tuple[str, str]:
 
 MATCHES = ("cholesky", "pca", "symmetric", "histogram")
 
-# A variance that no image's colours fall below: a standard deviation of a quarter of 1/255.
+# Added to the variances of all colours, so that covariances of grey and constant images have an
+# inverse. Its root, 1e-3, is a standard deviation of a quarter of 1/255.
 EPS = 1e-6
 
 
 def match_color(image: Array, reference: Array, *, method: str = "symmetric") -> Array:
-    """Give an image the colours of another.
+    """Give an image the colour distribution of another.
+
+    The linear methods match the mean and the covariance of the colours:
 
     x' = A (x - mu_x) + mu_r   with   A S_x A^T = S_r
 
-    of the colours' means mu and covariances S, each S + EPS I so that grey and constant images
-    have an inverse. With S = B B^T every such A is B_r W B_x^-1, W orthogonal:
+    Here mu_x, mu_r are the mean colours of the image and the reference, and S_x, S_r their
+    covariances plus EPS I, so that those of grey and constant images have an inverse. With any
+    factorisation S = B B^T, every such A is B_r W B_x^-1 with an orthogonal W:
 
-    - ``"cholesky"``: B the Cholesky factor, W = I; A is lower triangular.
-    - ``"pca"``: B = S^(1/2), W = I (Hertzmann's).
-    - ``"symmetric"``: B = S^(1/2), W = U V^T of the SVD U s V^T of S_r^(1/2) S_x^(1/2). This A,
-      S_x^(-1/2) (S_x^(1/2) S_r S_x^(1/2))^(1/2) S_x^(-1/2), is symmetric: of all, it moves the
-      colours least.
+    - ``"cholesky"``: B is the Cholesky factor and W = I, so that A is lower triangular.
+    - ``"pca"``: B = S^(1/2) and W = I (Hertzmann et al. 2001).
+    - ``"symmetric"``: B = S^(1/2) and W = U V^T from the SVD U s V^T of S_r^(1/2) S_x^(1/2). Then
+      A = S_x^(-1/2) (S_x^(1/2) S_r S_x^(1/2))^(1/2) S_x^(-1/2), the symmetric solution and the
+      optimal transport map between two Gaussians: of all A, it moves the colours least.
 
-    ``"histogram"`` is not linear: each channel's values go to the reference's values of their
-    ranks. An image matched to itself stays as it is.
+    ``"histogram"`` is not linear: in each channel, a value is replaced by the reference's value of
+    the same rank.
+
+    An image matched to itself is unchanged (to 2e-6 for ``"symmetric"``).
 
     Args:
       image: ``[H, W, 3]``.
       reference: ``[H', W', 3]``.
-      method: one of the four.
+      method: ``"cholesky"``, ``"pca"``, ``"symmetric"`` or ``"histogram"``.
 
     Returns:
-      ``[H, W, 3]``.
+      The image with the reference's colours, ``[H, W, 3]``.
 
     Raises:
       ValueError: for another method.
@@ -195,64 +209,67 @@ def match_color(image: Array, reference: Array, *, method: str = "symmetric") ->
     """
     if method not in MATCHES:
         raise ValueError(f"method is {method!r}: expected one of {', '.join(MATCHES)}")
-    image, reference = floats(image, reference)
+    image, reference = _as_floats(image, reference)
     if method == "histogram":
         match = jax.vmap(_match_values, in_axes=-1, out_axes=-1)
         return match(image.reshape(-1, 3), reference.reshape(-1, 3)).reshape(image.shape)
     (mean, deviations), (mean_to, deviations_to) = _centred(image), _centred(reference)
     root, root_to = (_root(_covariance(x), method=method) for x in (deviations, deviations_to))
-    turned = root_to
+    rotated = root_to  # B_r W
     if method == "symmetric":
-        # The formula takes the root of the square of this product: values from EPS^2 on, which
-        # float32 cannot tell from zero next to those of 0.1.
+        # The closed form of A squares S_r^(1/2) S_x^(1/2) and takes the root again. Its eigenvalues
+        # go down to EPS^2, which float32 cannot tell from zero next to 0.1. The SVD avoids that.
         left, _, right = jnp.linalg.svd(_matmul(root_to, root))
-        turned = _matmul(root_to, _matmul(left, right))
-    # (A - I)^T of (A - I) B_x = B_r W - B_x: exactly zero for equal images, where A itself, with
-    # the inverse's entries up to 1000, would be I to four digits only.
-    change = jnp.linalg.solve(root.T, (turned - root).T)
+        rotated = _matmul(root_to, _matmul(left, right))
+    # Solve (A - I) B_x = B_r W - B_x for (A - I)^T. The right side is exactly zero for equal
+    # images; A = B_r W B_x^-1, whose inverse has entries up to 1000, would be I to four digits.
+    change = jnp.linalg.solve(root.T, (rotated - root).T)
     return image + (_matmul(deviations, change) + (mean_to - mean)[None, None])
 
 
-def floats(*images: Array) -> list[Array]:
-    """The images in one type, float32 or wider."""
+def _as_floats(*images: Array) -> list[Array]:
+    """Convert images to one common type, float32 or wider."""
     dtype = jnp.promote_types(jnp.result_type(*images), jnp.float32)
     return [jnp.asarray(image, dtype) for image in images]
 
 
 def _centred(image: Array) -> tuple[Array, Array]:
-    """Mean colour ``[3]`` and the deviations from it, those of a constant image all zero."""
+    """Mean colour ``[3]`` and deviations from it, exactly zero for a constant image."""
     mean = jnp.mean(image, axis=(0, 1))
-    # The first mean of a million equal values is off by their sum's rounding, the second is not.
+    # A second pass removes the rounding error that the first sum over a million values leaves.
     mean = mean + jnp.mean(image - mean[None, None], axis=(0, 1))
     return mean, image - mean[None, None]
 
 
 def _covariance(deviations: Array) -> Array:
-    # Row by row: short sums, added afterwards, round less than one of a million products.
+    """Covariance of deviations ``[H, W, C]``, ``[C, C]``."""
+    # One sum for each row, added afterwards: short sums round less than one of a million products.
     products = _matmul(jnp.swapaxes(deviations, 1, 2), deviations)
     return jnp.mean(products, axis=0) / deviations.shape[1]
 
 
 def _root(covariance: Array, *, method: str) -> Array:
-    """B with B B^T = S + EPS I: triangular for ``"cholesky"``, else symmetric."""
+    """B with B B^T = S + EPS I: lower triangular for ``"cholesky"``, else symmetric."""
     values, vectors = jnp.linalg.eigh(covariance)
-    # By rounding, a grey image's variances may be a little below zero.
+    # Rounding may leave the eigenvalues of a grey image slightly below zero.
     deviations = jnp.sqrt(jnp.maximum(values, 0) + EPS)
     half = deviations[:, None] * vectors.T
     if method != "cholesky":
         return _matmul(vectors, half)
-    # half^T half = R^T R: the Cholesky factor of a matrix that cannot lose its definiteness.
+    # With half^T half = S + EPS I and half = Q R, R^T is the Cholesky factor up to signs. Unlike a
+    # Cholesky decomposition of the sum, this cannot fail for lack of positive definiteness.
     upper = jnp.linalg.qr(half, mode="r")
     return upper.T * jnp.where(jnp.diagonal(upper) < 0, -1, 1)[None]
 
 
 def _match_values(values: Array, reference: Array) -> Array:
-    """Each of ``[n]`` values at the quantile of ``[m]`` reference values that its rank says."""
+    """Replace ``[n]`` values by the quantiles of ``[m]`` reference values at the same ranks."""
     count, count_to = values.shape[0], reference.shape[0]
     ordered, ordered_to = jnp.sort(values), jnp.sort(reference)
-    # Twice the mean rank from 0, n - 1 at the middle; equal values have one rank and stay equal.
+    # Twice the rank, counted from 0. Ties get their mean rank, a multiple of 1/2, and stay equal.
     ranks = jnp.searchsorted(ordered, values) + jnp.searchsorted(ordered, values, side="right") - 1
-    # (rank + 1/2) m / n - 1/2 as a whole number and a rest, so that n = m is exact at any size.
+    # The position (rank + 1/2) m / n - 1/2 among the reference values, split into an integer and a
+    # fraction, so that it is exact for n = m at any size.
     rest = (ranks % 2) / 2 + (ranks + 1) * ((count_to / count - 1) / 2)
     whole = jnp.floor(rest).astype(ranks.dtype)
     part = (rest - whole).astype(values.dtype)
@@ -262,7 +279,7 @@ def _match_values(values: Array, reference: Array) -> Array:
 
 
 def luminance(image: Array) -> Array:
-    """Brightness as YIQ and YCbCr have it.
+    """Luminance Y of YIQ and YCbCr (ITU-R BT.601).
 
     Y = 0.299 R + 0.587 G + 0.114 B
 
@@ -275,28 +292,28 @@ def luminance(image: Array) -> Array:
     >>> luminance(jnp.ones((1, 2, 3))).tolist()
     [[1.0, 1.0]]
     """
-    (image,) = floats(image)
+    (image,) = _as_floats(image)
     return 0.299 * image[..., 0] + 0.587 * image[..., 1] + 0.114 * image[..., 2]
 
 
 def grey(image: Array) -> Array:
-    """An image's luminance in each channel, ``[H, W, 3]``."""
+    """Convert to grey: the luminance in all three channels, ``[H, W, 3]``."""
     return jnp.broadcast_to(luminance(image)[..., None], image.shape)
 
 
 def match_luminance(image: Array, reference: Array) -> Array:
-    """A grey image whose luminance has another's mean and standard deviation.
+    """Convert to grey with the mean and standard deviation of another image's luminance.
 
     L' = sigma_r / sigma (L - mu) + mu_r
 
-    The divisor is at least sqrt(EPS), so that a constant image becomes the constant mu_r.
+    The divisor sigma is at least sqrt(EPS), so that a constant image becomes the constant mu_r.
 
     Args:
       image: ``[H, W, 3]``.
       reference: ``[H', W', 3]``.
 
     Returns:
-      ``[H, W, 3]`` of three equal channels.
+      ``[H, W, 3]`` with three equal channels.
 
     References:
       Gatys et al. 2017, section 5.1.
@@ -304,7 +321,7 @@ def match_luminance(image: Array, reference: Array) -> Array:
     >>> match_luminance(jnp.zeros((1, 1, 3)), jnp.ones((2, 1, 3))).tolist()
     [[[1.0, 1.0, 1.0]]]
     """
-    image, reference = floats(image, reference)
+    image, reference = _as_floats(image, reference)
     _, deviations = _centred(luminance(image)[..., None])
     mean, deviations_to = _centred(luminance(reference)[..., None])
     sigma, sigma_to = (jnp.sqrt(_covariance(x)[0, 0]) for x in (deviations, deviations_to))

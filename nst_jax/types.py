@@ -1,8 +1,11 @@
 """The records that the package's functions pass to each other.
 
-All but ``Loss`` and ``Solver`` are pytrees of arrays, so that each goes through ``jit``, ``vmap``
-and ``scan`` and is saved as it is. Images are float32 RGB in [0, 1], ``[H, W, 3]``; features are
-``[h, w, C]``. Nothing here has a batch axis: a batch is a ``vmap``.
+All except ``Loss`` and ``Solver`` are pytrees of arrays, which ``jit``, ``vmap`` and ``scan``
+accept and checkpoints store unchanged. Images are float32 RGB in [0, 1], ``[H, W, 3]``; features
+are ``[h, w, C]``. Nothing here has a batch axis: use ``vmap`` for a batch.
+
+Axes are written H, W for pixels; h, w for the positions of a layer; C for channels; R for regions
+of the image; S for style images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +26,13 @@ Taps = dict[str, Array]  # layer name -> features [h, w, C]
 
 
 class LossWeights(NamedTuple):
-    """Factors of the loss terms, traced: changing or sweeping one does not recompile.
+    """Weights of the loss terms. They are traced: changing one does not recompile.
 
     Attributes:
-      content, style, tv: scalar factors of the three terms.
-      content_layers, style_layers: layer name -> scalar factor within its term.
-      content_losses, style_losses: loss name -> scalar factor within its term, 1 where left out.
+      content, style, tv: weights of the three terms, scalars.
+      content_layers, style_layers: layer name -> weight of the layer within its term, scalar.
+      content_losses, style_losses: loss name -> weight of the loss within its term, scalar;
+        losses that are not listed have the weight 1.
     """
 
     content: Any
@@ -44,12 +48,12 @@ NO_WEIGHTS = LossWeights(None, None, None, {}, {})
 
 
 class Regions(NamedTuple):
-    """Where in the image which styles hold; R regions.
+    """The R regions of the image, each with styles of its own.
 
     Attributes:
-      guides: layer name -> guides of the regions, ``[R, h, w]``.
-      sizes: layer name -> sums of the guides, ``[R]``.
-      weights: factors of the regions' style losses, ``[R]``, traced.
+      guides: layer name -> guides (masks at that layer's resolution), ``[R, h, w]``.
+      sizes: layer name -> sum of each guide, ``[R]``.
+      weights: weights of the regions' style losses, ``[R]``, traced.
     """
 
     guides: dict[str, Array]
@@ -58,19 +62,21 @@ class Regions(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """Which style holds where, and what of the content is left as it is; None is the default.
+    """Which style applies where, and which part of the content is preserved.
+
+    Every attribute may be None, its default.
 
     Attributes:
-      blend: factors of the S styles, ``[S]``, or of each region, ``[R, S]``, or a mapping from
-        style layers to such factors. By default all styles count the same, or each region has its
-        own where there are as many.
-      content_masks: R regions of the content, ``[H, W]`` in [0, 1] each, soft edges welcome. Each
-        is compared with its styles for itself (Gatys 2017, section 4); what no mask covers has no
-        style.
-      style_masks: for each style the part of it that counts, ``[h, w]``, or None.
-      region_weights: factors of the regions' style losses, ``[R]``; by default 1.
-      preserve: ``[H, W]`` in [0, 1], 1 where the content is left as it is. Where no region is
-        named, the rest is the region.
+      blend: style weights: ``[S]`` for all regions, ``[R, S]`` for each region, or a mapping from
+        style layers to either. Each row is scaled to sum to 1. By default each region has its own
+        style if there are as many styles as regions, and otherwise all styles weigh the same.
+      content_masks: masks of R regions of the content, each ``[H, W]`` in [0, 1]; soft edges are
+        allowed. Each region is compared with its own styles (Gatys et al. 2017, section 4). Pixels
+        outside all masks have no style.
+      style_masks: for each style a mask of the part to use, ``[h, w]`` in [0, 1], or None for all.
+      region_weights: weights of the regions' style losses, ``[R]``; by default 1.
+      preserve: mask ``[H, W]`` in [0, 1], 1 where the content stays unchanged. Without
+        ``content_masks``, the rest of the image becomes the only region.
     """
 
     blend: Any = None
@@ -81,10 +87,10 @@ class Guidance(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """What of the content image is left as it is.
+    """The preserved part of the content image.
 
     Attributes:
-      mask: 1 where the content is kept, ``[H, W]``.
+      mask: 1 where the content is preserved, ``[H, W]`` in [0, 1].
       content: the content image, ``[H, W, 3]``.
     """
 
@@ -93,12 +99,14 @@ class Keep(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Which pixels count of an image that is a piece of a larger one.
+    """Marks the pixels that a window of a larger image owns.
+
+    Windows overlap; each pixel of the whole image is owned by exactly one of them.
 
     Attributes:
-      rows, columns: 1 where they count, else 0, ``[H]`` and ``[W]``.
-      start: the window's first row and column in the whole image, ``[2]``; negative where it
-        reaches around the border.
+      rows, columns: 1 for rows and columns that the window owns, else 0, ``[H]`` and ``[W]``.
+      start: first row and column of the window in the whole image, ``[2]``; negative if a circular
+        window begins across the border.
     """
 
     rows: Array
@@ -107,19 +115,21 @@ class Window(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What is known of the features of a layer; each is None where no loss asks for it.
+    """Moments of one layer's features; fields that no loss needs are None.
 
-    Of an image's regions (leading axis R) sums over positions, of S styles means (axis S).
+    For the optimised image these are sums over positions, with a leading axis R (regions). For the
+    styles they are means, with a leading axis S.
 
     Attributes:
       gram: outer products of the features, ``[., C, C]``.
       mean: features, ``[., C]``.
-      squares: their squares, where the outer products are not asked for, ``[., C]``.
+      squares: squared features, ``[., C]``; only if ``gram``, whose diagonal they are, is None.
       compact_gram, compact_mean: as ``gram`` and ``mean``, of the features that
-        ``projection.compact`` makes, ``[., c, c]`` and ``[., c]``.
-      quantiles: of styles only, see ``histogram``, ``[S, C, K + 1]``.
-      unmatched: of images only: sum of the mean over channels of the squared differences from
-        features matched to the regions' styles, ``[R, 1]``, or to each style, ``[R, S]``.
+        ``projection.compact`` returns, ``[., c, c]`` and ``[., c]``.
+      quantiles: for styles only, see ``histogram``, ``[S, C, K + 1]``.
+      unmatched: for images only: squared differences between features and features matched to the
+        style's histogram, averaged over channels and summed over positions; ``[R, 1]`` for the
+        mixed style of each region, or ``[R, S]`` for each style.
     """
 
     gram: Array | None = None
@@ -132,11 +142,11 @@ class Moments(NamedTuple):
 
 
 class Matching(NamedTuple):
-    """How features are matched to a style's histogram, see ``histogram``.
+    """The map that gives features a style's histogram, see ``histogram``.
 
     Attributes:
-      values: what the edges of the bins are taken to, ``[C, BINS + 1]``.
-      low, high: bounds of the bins, ``[C]``.
+      values: images of the bin edges, ``[C, BINS + 1]``; the map is linear in between.
+      low, high: first and last bin edge, ``[C]``.
     """
 
     values: Array
@@ -145,11 +155,11 @@ class Matching(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """The content's self-similarity in a layer, see ``content``.
+    """Self-similarity of the content in one layer, see ``content``.
 
     Attributes:
-      rows, columns: positions whose crossings are compared, of integers.
-      matrix: normalised distances of their features, ``[n, n]``.
+      rows, columns: integer indices; the features at their crossings are compared.
+      matrix: normalised distances between these n features, ``[n, n]``.
     """
 
     rows: Array
@@ -158,25 +168,25 @@ class Similarity(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What an objective compares with; computed once, outside the step.
+    """What an objective compares the image with; computed once, before the first step.
 
     Attributes:
       content: layer name -> features of the content image, ``[h, w, C]``.
       style: layer name -> ``Moments`` of the S style images.
-      sizes: layer name -> number of feature positions h*w of the content image, scalar; likewise
-        of the squares of a Laplacian under its name, of pixels and of their corners.
-      weights: the factors of the terms.
-      shares: layer name -> shares of the styles in each region, ``[R, S]``, rows of sum 1, traced;
-        the whole image is one region where there are none.
+      sizes: layer name -> number h*w of positions, scalar. Also holds the number of squares of each
+        Laplacian, under its name, and those of "pixels" and of their "corners".
+      weights: the weights of the terms.
+      shares: layer name -> style weights of each region, ``[R, S]``, rows of sum 1, traced. Without
+        regions, the whole image is the only region.
       regions: the regions, or None.
-      keep: what is left as it is, or None.
-      image: the content image, ``[H, W, 3]``, where its features are computed again at each
-        step and ``content`` is empty; else None.
-      window: where the image is a piece of a larger one what of it counts, else None.
-      similarity: layer name -> the content's self-similarity.
-      laplacian: name -> the content's Laplacian, ``[H // p, W // p]``.
-      matching: where the image is taken piece by piece, layer name -> ``Matching`` of the whole
-        with leading axes ``[R, S]`` as of ``Moments.unmatched``; else None.
+      keep: the preserved part, or None.
+      image: the content image, ``[H, W, 3]``, if every step recomputes its features and
+        ``content`` is empty; else None.
+      window: if the image is a window of a larger one, the part that it owns; else None.
+      similarity: layer name -> self-similarity of the content.
+      laplacian: loss name -> Laplacian of the content, ``[H // p, W // p]``.
+      matching: for an image in tiles, layer name -> ``Matching`` of the whole image with the
+        leading axes of ``Moments.unmatched``; else None.
     """
 
     content: Taps
@@ -194,15 +204,15 @@ class Targets(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Sums over pixels of local quantities: all that a loss keeps of an image.
+    """Sums over pixels of local quantities, from which the loss follows.
 
     Attributes:
-      content: layer name -> sum over positions of the mean over channels of the squared differences
-        from the content's features, scalar.
+      content: layer name -> squared differences from the content's features, averaged over channels
+        and summed over positions, scalar.
       style: layer name -> ``Moments`` of the R regions.
       tv: total variation of the image, scalar.
-      samples: layer name -> features where self-similarity is compared, ``[n, C]``.
-      laplacian: name -> sum of squared differences of Laplacians, scalar.
+      samples: layer name -> features whose self-similarity is compared, ``[n, C]``.
+      laplacian: loss name -> sum of squared differences of Laplacians, scalar.
     """
 
     content: dict[str, Array]
@@ -224,9 +234,9 @@ class Loss(NamedTuple):
     """An objective as three pure functions; its value is ``head(statistics(...))``.
 
     Attributes:
-      targets: ``(variables, content, styles, *, weights) -> Targets``, and with a keyword
-        ``guidance`` where there is any, see ``objective.make_loss``.
-      statistics: ``(variables, image, targets) -> Statistics``, additive over pixels.
+      targets: ``(variables, content, styles, *, weights) -> Targets``, called with a keyword
+        ``guidance`` if there is any, see ``objective.make_loss``.
+      statistics: ``(variables, image, targets) -> Statistics``, sums over pixels.
       head: ``(statistics, targets) -> (loss, Terms)``.
     """
 
@@ -236,16 +246,16 @@ class Loss(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the next step needs, and what a checkpoint holds.
+    """The state of a run between two steps, which a checkpoint stores.
 
     Attributes:
       image: the current image, ``[H, W, 3]``.
       opt_state: state of the optimiser.
-      count: steps done, int32.
-      best_image, best_loss: the evaluated image of lowest loss so far.
-      frozen: whether a loss or gradient was not finite; the images then do not change any more.
-      average: where the solver averages the decaying sum of the images after each step, see
-        ``solver.averaged``; else None.
+      count: number of completed steps, int32.
+      best_image, best_loss: the evaluated image with the lowest loss so far, and that loss.
+      frozen: whether a loss or gradient was not finite; from then on the images do not change.
+      average: if the solver averages images, the exponentially decaying sum of the images after
+        each step, see ``solver.averaged``; else None.
     """
 
     image: Array
@@ -258,13 +268,13 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """Diagnostics of one step, taken at the image before its update.
+    """Diagnostics of one step, measured at the image before the update.
 
     Attributes:
       loss: the loss.
-      terms: the loss's terms.
+      terms: the terms of the loss.
       grad_norm: Euclidean norm of the gradient with respect to the image in [0, 1].
-      evaluations: evaluations of loss and gradient that the step took, int32.
+      evaluations: number of evaluations of loss and gradient in this step, int32.
     """
 
     loss: Array
@@ -286,14 +296,15 @@ class Solver(NamedTuple):
 
 
 def as_sequence(styles: Any) -> list[Any]:
-    """Style images as a list, from one image or several."""
+    """Return one style image, or a sequence of them, as a list."""
     return [styles] if isinstance(styles, (jax.Array, np.ndarray)) else list(styles)
 
 
 def as_image(image: ArrayLike) -> Any:
-    """An image as an array of float32 or wider; integers stay, to be refused.
+    """Convert an image to a float32 or wider array.
 
-    Arrays of NumPy stay on the host.
+    NumPy arrays stay on the host. Integer arrays are returned unchanged, for ``check_image`` to
+    reject.
 
     >>> as_image(jnp.zeros((2, 2, 3), jnp.float16)).dtype
     dtype('float32')
@@ -306,10 +317,14 @@ def as_image(image: ArrayLike) -> Any:
 
 
 def check_image(what: str, image: Any) -> None:
-    """Check that an array is an image.
+    """Check that an array is an image: ``[height, width, 3]``, finite floats in about [0, 1].
+
+    Args:
+      what: how to name the image in messages.
+      image: the array.
 
     Raises:
-      InputError: with what is wrong and what was expected.
+      InputError: for another shape or type, or for values outside of [-1.5, 2.5].
     """
     if image.ndim != 3 or image.shape[-1] != 3:
         raise InputError(f"the {what} has shape {image.shape}: expected [height, width, 3]")
@@ -318,7 +333,7 @@ def check_image(what: str, image: Any) -> None:
             f"the {what} has numbers of type {image.dtype}: expected floats in [0, 1]; divide "
             "by 255"
         )
-    # An unclipped result may be the next run's input, so a little outside is right.
+    # Unclipped results of other runs are valid input, so values may lie somewhat outside [0, 1].
     if not jnp.isfinite(image).all():
         raise InputError(f"the {what} has NaN or infinite values: expected [0, 1]")
     if image.size and max(-image.min(), image.max() - 1) > 1.5:

@@ -1,7 +1,7 @@
-"""The losses: Gram matrices and what else is compared, and the objective of all terms.
+"""Content, style and total-variation losses, and the objective that combines them.
 
-Contract: a loss is ``head(statistics(image))`` with statistics that add up over pixels. Pure
-functions of arrays, unbatched; no files.
+Contract: every objective is ``head(statistics(image))``, where the statistics are sums over pixels.
+All functions are pure functions of unbatched arrays; none reads or writes files.
 """
 
 import lazy_loader

@@ -1,11 +1,12 @@
-"""The content term: what is compared with the content image, as sums over positions.
+"""The content term: its targets, its sums over positions, and its value.
 
-    f_1 sum_l w_l mean (F_l - P_l)^2 + f_2 sum_l w_l (self-similarity of layer l) + f_3 (Laplacians)
+    f_1 sum_l w_l mean (F_l - P_l)^2 + f_2 sum_l w_l S_l + sum_p f_p D_p
 
-with features F_l of the image and P_l of the content in layer l, see ``content`` for the
-others.
+F_l are the features of the image in layer l and P_l those of the content; S_l is the
+self-similarity loss of layer l, and D_p the Laplacian loss over squares of p pixels (see
+``content``). The weights of the losses are f, those of the layers w.
 
-Contract: images are ``[H, W, 3]``; features ``[h, w, C]`` or a product, see ``projection``.
+Contract: images are ``[H, W, 3]``; features are ``[h, w, C]`` or a product, see ``projection``.
 """
 
 from functools import partial
@@ -23,14 +24,14 @@ from nst_jax.losses.content import (
     self_similarity_loss,
     similarity,
 )
-from nst_jax.losses.tiling import counted, owned, tiled, tiled_maps
+from nst_jax.losses.tiling import owned_mask, ownership, tiled, tiled_maps
 from nst_jax.models.projection import Features, dense, widened
 from nst_jax.models.vgg import network_features
 from nst_jax.types import NO_WEIGHTS, Array, Similarity, Statistics, Targets, Variables
 
 
 class ContentTargets(NamedTuple):
-    """Fields of ``Targets`` of the same names."""
+    """The fields of ``Targets`` with the same names."""
 
     content: dict[str, Array]
     similarity: dict[str, Similarity]
@@ -40,24 +41,24 @@ class ContentTargets(NamedTuple):
 def feature_maps(
     variables: Variables, content: Array, *, config: LossConfig, precision: Precision
 ) -> dict[str, Array]:
-    """Features of the content in the layers that are compared position by position."""
-    how: Any = config.network | {"precision": precision}
-    taps = network_features(variables, content, layers=config.feature_layers, **how)
+    """Features of the content in the layers of the ``features`` loss, ``{layer: [h, w, C]}``."""
+    options: Any = config.network | {"precision": precision}
+    taps = network_features(variables, content, layers=config.feature_layers, **options)
     return {name: dense(tap) for name, tap in taps.items()}
 
 
 def content_targets(
     variables: Variables, content: Array, *, config: LossConfig, evaluation: Evaluation
 ) -> ContentTargets:
-    """What the image's content is compared with, of a tiled objective tile by tile."""
-    by_tiles: dict[str, Any] = {"tile": evaluation.tile, "padding": config.padding}
-    of_window = partial(feature_maps, variables, config=config, precision=evaluation.precision)
+    """Compute the targets of the content term; tile by tile for a tiled objective."""
+    tiling: dict[str, Any] = {"tile": evaluation.tile, "padding": config.padding}
+    maps_of = partial(feature_maps, variables, config=config, precision=evaluation.precision)
     if evaluation.recompute_content or not config.feature_layers:
         features = {}
     elif evaluation.tile:
-        features = tiled_maps(of_window, content, layers=config.feature_layers, **by_tiles)
+        features = tiled_maps(maps_of, content, layers=config.feature_layers, **tiling)
     else:
-        features = of_window(content)
+        features = maps_of(content)
     return ContentTargets(
         content=features,
         similarity=_similarities(variables, content, config=config, evaluation=evaluation),
@@ -71,75 +72,83 @@ def content_targets(
 def _similarities(
     variables: Variables, content: Array, *, config: LossConfig, evaluation: Evaluation
 ) -> dict[str, Similarity]:
+    """Self-similarity of the content in every layer of that loss."""
+    # Only the sampled features, at most 32 x 32 of each layer, are kept for the whole image. Their
+    # distances are not a sum over positions, so they are computed after all tiles.
     layers = config.similar_layers
     if not layers:
         return {}
 
-    def places(name: str) -> Similarity:
+    def empty_grid(name: str) -> Similarity:
         rows, columns = (grid_positions(side // stride(name)) for side in content.shape[:2])
         return Similarity(jnp.asarray(rows), jnp.asarray(columns), jnp.zeros((0, 0)))
 
     def of_window(variables: Variables, image: Array, targets: Targets) -> dict[str, Array]:
-        how: Any = config.network | {"precision": evaluation.precision}
-        taps = network_features(variables, image, layers=layers, **how)
+        options: Any = config.network | {"precision": evaluation.precision}
+        taps = network_features(variables, image, layers=layers, **options)
         return {name: samples(name, tap, targets) for name, tap in taps.items()}
 
-    take = of_window
+    sample_all = of_window
     if evaluation.tile:
-        take = tiled(of_window, layers=layers, tile=evaluation.tile, padding=config.padding)
-    grids = {name: places(name) for name in layers}
-    found = take(variables, content, Targets({}, {}, {}, NO_WEIGHTS, {}, similarity=grids))
-    return {name: grids[name]._replace(matrix=similarity(found[name])) for name in layers}
+        sample_all = tiled(of_window, layers=layers, tile=evaluation.tile, padding=config.padding)
+    grids = {name: empty_grid(name) for name in layers}
+    sampled = sample_all(variables, content, Targets({}, {}, {}, NO_WEIGHTS, {}, similarity=grids))
+    return {name: grids[name]._replace(matrix=similarity(sampled[name])) for name in layers}
 
 
 def samples(name: str, tap: Features, targets: Targets) -> Array:
-    """Features where self-similarity is compared, ``[n, C]``; what a window does not own is 0."""
+    """Features at the grid positions of self-similarity, ``[n, C]``.
+
+    In a window, positions that it does not own are 0: the windows' samples add up to the image's.
+    """
     grid, window = targets.similarity[name], targets.window
     if window is None:
         return sample(tap, grid.rows, grid.columns)
+    # Grid positions count from the first feature of the whole image, features of a window from its
+    # own first one.
     start = window.start // stride(name)
-    mask = owned(name, tap, targets)
+    mask = owned_mask(name, tap, targets)
     return sample(tap, grid.rows - start[0], grid.columns - start[1], mask=mask)
 
 
 def difference_sum(name: str, tap: Features, target: Array, targets: Targets) -> Array:
-    """Sum over positions of the mean over channels of the squared difference."""
+    """Squared difference of features, averaged over channels and summed over owned positions."""
     features, target = (widened(x) for x in (dense(tap), target))
-    differences, own = jnp.square(features - target), owned(name, tap, targets)
-    differences = differences if own is None else differences * own[..., None]
-    return jnp.sum(differences) / features.shape[-1]
+    squares, mask = jnp.square(features - target), owned_mask(name, tap, targets)
+    squares = squares if mask is None else squares * mask[..., None]
+    return jnp.sum(squares) / features.shape[-1]
 
 
 def laplacian_sums(image: Array, targets: Targets, *, config: LossConfig) -> dict[str, Array]:
-    """Sums over squares of squared differences of Laplacians."""
+    """Sums of squared differences of Laplacians, ``{loss name: scalar}``."""
 
     def of_pool(name: str, pool: int) -> Array:
         target, window = targets.laplacian[name], targets.window
-        own = None if window is None else counted(window, shape=target.shape, step=pool)
+        mask = None if window is None else ownership(window, shape=target.shape, step=pool)
         return laplacian_sum(
-            image * config.pixel_range, target, mask=own, pool=pool, padding=config.padding
+            image * config.pixel_range, target, mask=mask, pool=pool, padding=config.padding
         )
 
     return {name: of_pool(name, pool) for name, pool in config.laplacians.items()}
 
 
 def content_value(statistics: Statistics, targets: Targets, *, config: LossConfig) -> Array:
-    """The content term before its factor; scalar."""
+    """The content term before its own weight, scalar."""
     weights, sizes = targets.weights, targets.sizes
-    factors = weights.content_losses
+    loss_weights = weights.content_losses
 
     def over_layers(values: dict[str, Array]) -> Array:
-        each = [weights.content_layers[name] * value for name, value in values.items()]
-        return sum(each, jnp.zeros_like(statistics.tv))
+        weighted = [weights.content_layers[name] * value for name, value in values.items()]
+        return sum(weighted, jnp.zeros_like(statistics.tv))
 
     means = {name: x / sizes[name] for name, x in statistics.content.items()}
-    total = factors.get("features", 1.0) * over_layers(means)
+    total = loss_weights.get("features", 1.0) * over_layers(means)
     if config.similar_layers:
-        alike = {
+        similarities = {
             name: self_similarity_loss(x, targets.similarity[name].matrix)
             for name, x in statistics.samples.items()
         }
-        total = total + factors.get("self-similarity", 1.0) * over_layers(alike)
+        total = total + loss_weights.get("self-similarity", 1.0) * over_layers(similarities)
     for name, x in statistics.laplacian.items():
-        total = total + factors.get(name, 1.0) * x / sizes[name]
+        total = total + loss_weights.get(name, 1.0) * x / sizes[name]
     return total

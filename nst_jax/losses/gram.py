@@ -1,12 +1,13 @@
-"""Gatys' losses, and the sums over a layer's positions from which all moments follow.
+"""Losses of Gatys et al., and sums over positions from which all moments of a layer follow.
 
-Symbols of the paper (Gatys, Ecker and Bethge 2016, "Image Style Transfer Using CNNs"): F = features
-flattened to h*w positions (M_l) of C channels (N_l); G = Gram matrix of the image; A = Gram
-matrix of the style.
+Symbols as in Gatys, Ecker and Bethge 2016, "Image Style Transfer Using Convolutional Neural
+Networks": F are features flattened to M_l = h*w positions of N_l = C channels, G is the Gram matrix
+of the image and A that of the style.
 
-Contract: features are ``[h, w, C]`` or a product, see ``projection``; Gram matrices ``[C, C]``; a
-mask is ``[h, w]``, a constant. All unbatched (use ``jax.vmap``). Every reduction is a mean or is
-named a sum; sums add up over positions and masks, and are taken in float32 or wider.
+Contract: features are ``[h, w, C]`` or a product, see ``projection``. Gram matrices are ``[C, C]``.
+Masks are ``[h, w]`` and constants for differentiation. All are unbatched (use ``jax.vmap``). Every
+reduction is a mean unless its name says sum. Sums are additive over positions and over masks, and
+accumulate in float32 or wider.
 """
 
 from collections.abc import Sequence
@@ -26,19 +27,23 @@ from nst_jax.models.projection import (
 )
 from nst_jax.types import Array, Moments
 
+_matmul = partial(jnp.matmul, precision="highest")
+
 
 @jax.custom_jvp
 def _outer_products(flat: Array, mask: Array | None) -> Array:
+    """F^T diag(m) F for flat features F ``[n, C]`` and a mask m ``[n]``, ``[C, C]``."""
     dtype = jnp.promote_types(flat.dtype, jnp.float32)
-    masked = flat if mask is None else flat * mask[:, None]  # as wide as the mask
+    masked = flat if mask is None else flat * mask[:, None]  # promoted to the mask's type
     return jnp.matmul(flat.T, masked, precision="highest", preferred_element_type=dtype)
 
 
 @_outer_products.defjvp
 def _outer_products_jvp(primals: tuple[Array, Array | None], tangents: tuple[Array, Array | None]):
-    """dG = P + P^T with P = F^T m dF: in reverse one product m F (D + D^T), where JAX makes two.
+    """dG = P + P^T with P = F^T diag(m) dF; the mask is a constant.
 
-    A mask is a constant: it has no derivative.
+    Transposed, this is the single product diag(m) F (D + D^T) for a cotangent D. JAX's own rule
+    needs two products, because it does not know that both factors of G are the same.
     """
     (flat, mask), (tangent, _) = primals, tangents
     gram = _outer_products(flat, mask)
@@ -48,49 +53,53 @@ def _outer_products_jvp(primals: tuple[Array, Array | None], tangents: tuple[Arr
 
 
 def gram_sum(features: Features, *, mask: Array | None = None) -> Array:
-    """Sum over positions of the features' outer products (Gatys 2016, eq. 3; 2017, section 4).
+    """Sum over positions of the outer products of features, the unnormalised Gram matrix.
 
     G_ij = sum_k m_k F_ik F_jk
 
-    Additive over pixels and over masks. Products are summed in float32 or wider at full precision:
-    TF32 and bfloat16 sums are too coarse for the differences that the style term squares. A soft
-    mask is multiplied in float32 or wider, too: rounded, it would not fit its sum, the divisor.
-
     Args:
-      features: ``[h, w, C]``, or a product S K + 1 b^T of as many positions, whose sum is
-        K^T (sum m s s^T) K + (K^T sum m s) b^T + b (K^T sum m s)^T + (sum m) b b^T.
-      mask: m, ``[h, w]``, a constant; 1 where it is left out. One of booleans is exact in the
-        features' own type, and taken in it.
+      features: F, ``[h, w, C]``, or a product, see ``projection``.
+      mask: m, ``[h, w]``, a constant; by default 1.
 
     Returns:
-      ``[C, C]``.
+      ``[C, C]`` in float32 or wider.
+
+    References:
+      Gatys et al. 2016, eq. 3; with a mask, Gatys et al. 2017, "Controlling Perceptual Factors in
+      Neural Style Transfer", section 4.
     """
-    own = features.own if isinstance(features, ProjectedFeatures) else features
-    flat = own.reshape(-1, own.shape[-1])
+    narrow = features.own if isinstance(features, ProjectedFeatures) else features
+    flat = narrow.reshape(-1, narrow.shape[-1])
     if mask is not None:
+        # A soft mask stays in float32: rounded to bfloat16 it would no longer agree with its sum,
+        # by which the result is divided. A boolean mask is exact in any type.
         soft = jnp.promote_types(flat.dtype, jnp.float32)
         mask = mask.reshape(-1).astype(flat.dtype if mask.dtype == bool else soft)
-    own_gram = _outer_products(flat, mask)
+    # Sums in TF32 or bfloat16 would be too coarse for the differences that the style term squares.
+    narrow_gram = _outer_products(flat, mask)
     if not isinstance(features, ProjectedFeatures):
-        return own_gram
-    kernel, bias = (x.astype(own_gram.dtype) for x in (features.kernel, features.bias))
+        return narrow_gram
+    # F = S K + 1 b^T has the sum
+    #   K^T (sum m s s^T) K + (K^T sum m s) b^T + b (K^T sum m s)^T + (sum m) b b^T
+    # over rows s of S, which needs the narrow Gram matrix only and never forms F.
+    kernel, bias = (x.astype(narrow_gram.dtype) for x in (features.kernel, features.bias))
     masked = flat if mask is None else flat * mask[:, None]
-    count = flat.shape[0] if mask is None else jnp.sum(mask, dtype=own_gram.dtype)
-    matmul = partial(jnp.matmul, precision="highest")
-    gram = matmul(kernel.T, matmul(own_gram, kernel))
-    crossed = jnp.outer(matmul(kernel.T, jnp.sum(masked, axis=0, dtype=gram.dtype)), bias)
+    count = flat.shape[0] if mask is None else jnp.sum(mask, dtype=narrow_gram.dtype)
+    gram = _matmul(kernel.T, _matmul(narrow_gram, kernel))
+    crossed = jnp.outer(_matmul(kernel.T, jnp.sum(masked, axis=0, dtype=gram.dtype)), bias)
     return gram + crossed + crossed.T + count * jnp.outer(bias, bias)
 
 
 def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -> Array:
-    """Divide a Gram sum as published tools do.
+    """Normalise a Gram sum as published tools do.
 
-    ``"hw"`` divides by the h*w positions: a mean of outer products (Gatys' published code, and up
-    to the constant the course version). ``"chw"`` divides by the C*h*w features (neural-style).
+    ``"hw"`` divides by the number h*w of positions, which gives the mean outer product (Gatys'
+    published code, and the course version up to a constant). ``"chw"`` divides by the number C*h*w
+    of features (neural-style).
 
     Args:
       gram: sum over positions, ``[C, C]``.
-      positions: how many.
+      positions: the number of positions, or the sum of the mask.
       normalization: ``"hw"`` or ``"chw"``.
 
     Returns:
@@ -101,26 +110,33 @@ def normalize_gram(gram: Array, *, positions: Array | int, normalization: str) -
     """
     if normalization not in ("hw", "chw"):
         raise ValueError(f"normalization is {normalization!r}: expected 'hw' or 'chw'")
-    # As a float: of a large image the product is beyond 32 bits.
+    # C as a float: for a large image the integer C*h*w overflows 32 bits.
     return gram / (positions * (float(gram.shape[-1]) if normalization == "chw" else 1.0))
 
 
 def gram_matrix(
     features: Features, *, mask: Array | None = None, normalization: str = "hw"
 ) -> Array:
-    """Normalised Gram matrix of features: the style representation (Gatys 2016, eq. 3).
+    """Normalised Gram matrix of features, the style representation.
 
-    G = F F^T / (h w), or / (C h w); guided by a mask (Gatys 2017, section 4)
-    G = sum_k m_k F_k F_k^T / sum m, or / (C sum m): a small region counts as much as a large one.
+    G = sum_k m_k F_k F_k^T / sum_k m_k   ("hw"), and divided by C as well for "chw"
+
+    Without a mask this is F F^T / (h w) or F F^T / (C h w). Dividing by the sum of the mask makes a
+    small region count as much as a large one.
 
     Args:
-      features: ``[h, w, C]``, or a product, see ``gram_sum``.
-      mask: m, ``[h, w]`` in [0, 1], a constant; 1 everywhere where it is left out. Of an empty
-        mask the matrix is 0.
+      features: F, ``[h, w, C]``, or a product, see ``projection``.
+      mask: m, ``[h, w]`` in [0, 1], a constant; by default 1. The result for an empty mask is 0.
       normalization: ``"hw"`` or ``"chw"``, see ``normalize_gram``.
 
     Returns:
       ``[C, C]``, symmetric and positive semidefinite.
+
+    Raises:
+      ValueError: for another normalisation.
+
+    References:
+      Gatys et al. 2016, eq. 3; Gatys et al. 2017, section 4.
 
     >>> gram_matrix(jnp.ones((2, 2, 1))).tolist()
     [[1.0]]
@@ -132,7 +148,7 @@ def gram_matrix(
 
 
 def mask_size(mask: Array) -> Array:
-    """The sum of a mask ``[h, w]``, as a divisor: never 0.
+    """Sum of a mask ``[h, w]``, bounded away from 0 so that it can be a divisor.
 
     >>> float(mask_size(jnp.eye(3)))
     3.0
@@ -141,15 +157,20 @@ def mask_size(mask: Array) -> Array:
 
 
 def content_loss(features: Array, target: Array) -> Array:
-    """Mean squared difference of features (Gatys 2016, eq. 1 with a mean for the half sum).
+    """Mean squared difference of features.
 
-    The objective takes the same sum and divides it afterwards, see ``objective``.
+    L = mean (F - P)^2
+
+    The objective computes the same sum and divides it afterwards, see ``objective``.
 
     Args:
-      features, target: ``[h, w, C]``.
+      features, target: F and P, ``[h, w, C]``.
 
     Returns:
       Scalar.
+
+    References:
+      Gatys et al. 2016, eq. 1, which has half the sum in place of the mean.
 
     >>> float(content_loss(jnp.ones((1, 2, 1)), jnp.zeros((1, 2, 1))))
     1.0
@@ -158,16 +179,19 @@ def content_loss(features: Array, target: Array) -> Array:
 
 
 def style_loss(gram: Array, target: Array) -> Array:
-    """Mean squared difference of two normalised Gram matrices (Gatys 2016, eq. 4).
+    """Mean squared difference of two normalised Gram matrices.
 
-    The paper's E_l = sum (G - A)^2 / (4 N^2 M^2) of unnormalised sums is a quarter of this value
-    for ``normalization="hw"``.
+    L = mean (G - A)^2
 
     Args:
-      gram, target: ``[C, C]``.
+      gram, target: G and A, ``[C, C]``.
 
     Returns:
       Scalar.
+
+    References:
+      Gatys et al. 2016, eq. 4: E_l = sum (G - A)^2 / (4 N_l^2 M_l^2) with unnormalised sums, which
+      is a quarter of this value for ``normalization="hw"``.
 
     >>> float(style_loss(jnp.full((1, 1), 3.0), jnp.ones((1, 1))))
     4.0
@@ -175,38 +199,31 @@ def style_loss(gram: Array, target: Array) -> Array:
     return jnp.mean(jnp.square(gram - target))
 
 
-_matmul = partial(jnp.matmul, precision="highest")
-
-
 def position_sum(features: Features, *, mask: Array | None = None) -> Array:
-    """How many positions count, scalar in float32 or wider."""
+    """Number of positions, or the sum of the mask; scalar in float32 or wider."""
     dtype = widened(features.own if isinstance(features, ProjectedFeatures) else features).dtype
     height, width = map_shape(features)
     return jnp.asarray(height * width, dtype) if mask is None else jnp.sum(mask, dtype=dtype)
 
 
 def feature_sum(features: Features, *, mask: Array | None = None) -> Array:
-    """Sum over positions of the features, sum_k m_k F_k, ``[C]``.
-
-    Of a product S K + 1 b^T it is K^T (sum m s) + (sum m) b.
-    """
-    own = widened(features.own if isinstance(features, ProjectedFeatures) else features)
-    total = jnp.sum(own if mask is None else own * mask[..., None], axis=(0, 1))
+    """Sum over positions of the features, sum_k m_k F_k, ``[C]``."""
+    narrow = widened(features.own if isinstance(features, ProjectedFeatures) else features)
+    total = jnp.sum(narrow if mask is None else narrow * mask[..., None], axis=(0, 1))
     if not isinstance(features, ProjectedFeatures):
         return total
+    # F = S K + 1 b^T has the sum K^T (sum m s) + (sum m) b.
     bias = features.bias.astype(total.dtype)
     count = position_sum(features, mask=mask)
     return _matmul(features.kernel.astype(total.dtype).T, total) + count * bias
 
 
 def square_sum(features: Features, *, mask: Array | None = None) -> Array:
-    """Sum over positions of the squares of the features, the diagonal of ``gram_sum``, ``[C]``.
-
-    Of a product it is taken from the outer products of its own features.
-    """
+    """Sum over positions of the squared features, the diagonal of ``gram_sum``, ``[C]``."""
     if not isinstance(features, ProjectedFeatures):
         squares = jnp.square(widened(features))
         return jnp.sum(squares if mask is None else squares * mask[..., None], axis=(0, 1))
+    # The diagonal of the formula in ``gram_sum``.
     gram = gram_sum(features.own, mask=mask)
     kernel, bias = (x.astype(gram.dtype) for x in (features.kernel, features.bias))
     crossed = _matmul(kernel.T, feature_sum(features.own, mask=mask)) * bias
@@ -217,8 +234,17 @@ def square_sum(features: Features, *, mask: Array | None = None) -> Array:
 def moment_sums(
     features: Features, *, wanted: frozenset[str], mask: Array | None = None
 ) -> Moments:
-    """The sums that are wanted, fields of ``Moments``, without leading axes."""
-    # Only where it is asked for: an unprepared kernel's root is a decomposition.
+    """Sums over positions of one layer.
+
+    Args:
+      features: ``[h, w, C]``, or a product, see ``projection``.
+      wanted: the fields of ``Moments`` to compute.
+      mask: ``[h, w]``, a constant; by default 1.
+
+    Returns:
+      ``Moments`` without leading axes; the other fields are None.
+    """
+    # On demand only: unless the kernel's root is known, ``compact`` computes an SVD.
     small = compact(features) if "compact_gram" in wanted else features
     return Moments(
         gram=gram_sum(features, mask=mask) if "gram" in wanted else None,
@@ -230,10 +256,10 @@ def moment_sums(
 
 
 def divided(sums: Moments, count: Any) -> Moments:
-    """Means from sums over ``count`` positions."""
+    """Divide sums by the number of positions, which gives means."""
     return jax.tree.map(lambda x: x / count, sums)
 
 
 def stacked(moments: Sequence[Any]) -> Any:
-    """Trees of equal structure as one with a leading axis."""
+    """Stack trees of equal structure along a new leading axis."""
     return jax.tree.map(lambda *x: jnp.stack(x), *moments)

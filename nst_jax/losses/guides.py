@@ -1,9 +1,9 @@
-"""Which style holds where: masks at the network's layers, shares of the styles, their checks.
+"""Spatial control: masks at the layers of the network, style weights, and their checks.
 
 Masks follow Gatys et al. 2017, "Controlling Perceptual Factors in Neural Style Transfer",
-section 4. The paper's guidance channel T, which scales features, is the square root of a guide:
-T^2 F F^T = guide F F^T. So soft masks that add up to 1 give sums that add up to the whole's, and
-for hard masks nothing differs.
+section 4. The paper multiplies features by a guidance channel T; a guide here multiplies their
+outer products, so that it is T squared: sum T^2 F F^T = sum guide F F^T. Soft masks that add up to
+1 then give Gram sums that add up to that of the whole image. For hard masks both are the same.
 
 Contract: a mask is ``[H, W]`` in [0, 1] for an image ``[H, W, 3]``; a guide is ``[h, w]`` for the
 features of a layer.
@@ -27,24 +27,26 @@ from nst_jax.types import Array, Guidance
 def layer_guides(
     mask: Array, *, layers: tuple[str, ...], method: str = "simple", padding: str = "zero"
 ) -> dict[str, Array]:
-    """Guides of a mask for layers of the network.
+    """Propagate a mask to layers of the network.
 
-    ``"simple"`` averages the mask where the network pools. ``"inside"`` takes the least value in a
-    feature's receptive field, so that a guided feature has seen nothing else; ``"all"`` takes the
-    greatest, so that every feature that has seen something of the region counts.
+    ``"simple"`` averages the mask wherever the network pools. ``"inside"`` takes the minimum over
+    the receptive field of a feature, which selects features that see only the region. ``"all"``
+    takes the maximum, which selects features that see any of the region.
 
     Args:
       mask: ``[H, W]`` in [0, 1].
-      layers: names of taps.
+      layers: names of layers.
       method: ``"simple"``, ``"inside"`` or ``"all"``.
-      padding: the network's; for ``"circular"`` receptive fields reach over the border. Whatever
-        else lies beyond it, zero, repeated or mirrored, is no pixel, or one that is seen anyway.
+      padding: padding of the network; with ``"circular"``, receptive fields wrap around the border.
 
     Returns:
-      ``{layer: [h, w]}``, with sizes as those of ``features``.
+      ``{layer: guide [h, w]}``, of the same size as the layer's features.
 
     Raises:
       ValueError: for another method.
+
+    References:
+      Gatys et al. 2017, section 4.
 
     >>> layer_guides(jnp.eye(2), layers=("relu2_1",))["relu2_1"].tolist()
     [[0.5]]
@@ -55,40 +57,45 @@ def layer_guides(
         raise ValueError(f"method is {method!r}: expected 'simple', 'inside' or 'all'")
     reduce = {"simple": jnp.mean, "inside": jnp.min, "all": jnp.max}[method]
     guides: dict[str, Array] = {}
+    # Pass the mask through the network like an image. The minimum over the receptive field of a
+    # feature is the minimum over those of the features that it sees in the layer before (and so is
+    # the maximum), so that each layer follows from the last.
     for name in convs_to(deepest(layers)):
         if name.endswith("_1") and block_of(name) > 1:
+            # Pool as the network does: 2x2 windows of stride 2; an odd last row is dropped.
             height, width = (side // 2 for side in mask.shape)
             windows = mask[: 2 * height, : 2 * width].reshape(height, 2, width, 2)
             mask = reduce(windows, axis=(1, 3))
         if method != "simple":
-            mask = _of_neighbours(mask, reduce, padding=padding)
+            mask = _over_neighbours(mask, reduce, padding=padding)
         for tap in (name, name.replace("conv", "relu")):
             if tap in layers:
                 guides[tap] = mask
     return guides
 
 
-def _of_neighbours(mask: Array, reduce, *, padding: str) -> Array:
-    """The least or greatest of each position's 3x3 neighbours, which a convolution sees."""
+def _over_neighbours(mask: Array, reduce, *, padding: str) -> Array:
+    """Minimum or maximum over the 3x3 neighbourhood that a convolution sees."""
     height, width = mask.shape
-    # A border repeated once more changes no extreme, and its mirrored neighbour would not either.
+    # Repeating the border changes no extreme. Nor does any other padding but circular: what it puts
+    # beyond the border is not a pixel, or is one within the same neighbourhood.
     padded = jnp.pad(mask, 1, mode="wrap" if padding == "circular" else "edge")
     rows = reduce(jnp.stack([padded[i : i + height] for i in range(3)]), axis=0)
     return reduce(jnp.stack([rows[:, i : i + width] for i in range(3)]), axis=0)
 
 
 def whole_strides(x: Array, layers: tuple[str, ...]) -> Array:
-    """An image or mask without the last rows and columns that the deepest layer leaves out.
+    """Crop an image or mask to multiples of the deepest layer's stride.
 
-    Where opposite borders are neighbours, features of all layers then meet at the same places.
+    With circular padding, all layers then wrap around at the same pixels.
 
     Args:
       x: ``[H, W, ...]``.
-      layers: names of taps.
+      layers: names of layers.
 
     Returns:
-      ``[h, w, ...]`` with sides that are multiples of the deepest layer's stride, so at most 15
-      shorter; a side below the stride is left as it is.
+      ``[h, w, ...]``, at most 15 pixels smaller along each side. A side shorter than the stride is
+      not cropped.
 
     >>> whole_strides(jnp.ones((7, 4)), ("relu1_1", "relu2_1")).shape
     (6, 4)
@@ -99,25 +106,29 @@ def whole_strides(x: Array, layers: tuple[str, ...]) -> Array:
 
 
 def lay_over(image: Array, content: Array, mask: Array) -> Array:
-    """The content where a mask is 1, the image where it is 0.
+    """Blend the content over an image: (1 - mask) image + mask content.
 
     Args:
       image, content: ``[H, W, 3]``.
       mask: ``[H, W]`` in [0, 1].
+
+    Returns:
+      ``[H, W, 3]``, exactly the content where the mask is 1, and the image where it is 0.
     """
     mask = mask[..., None]
-    return (1 - mask) * image + mask * content  # exact where the mask is 0 or 1
+    # Not image + mask * (content - image), which would round where the mask is 1.
+    return (1 - mask) * image + mask * content
 
 
-def style_shares(
+def style_weights(
     blend: Any, *, layers: tuple[str, ...], regions: int, styles: int
 ) -> dict[str, Array]:
-    """Shares of the styles in each region for each layer, each region's scaled to sum to 1.
+    """Style weights of every region and layer, scaled to sum to 1 over the styles.
 
     Args:
-      blend: factors of the styles, ``[S]`` for all regions or ``[R, S]``; or a mapping from layers
-        to such factors, where other layers have the default's. None is the default: all styles
-        alike, or, where there are as many styles as regions, each region its own.
+      blend: ``[S]`` for all regions, ``[R, S]``, or a mapping from layers to either; layers that it
+        leaves out have the default. None is the default: if there are as many styles as regions,
+        each region has its own style; otherwise all styles weigh the same.
       layers: names of the style layers.
       regions, styles: R and S.
 
@@ -125,12 +136,12 @@ def style_shares(
       ``{layer: [R, S]}``.
 
     Raises:
-      InputError: for factors of another shape, layers that are not compared, and where there is no
-        default.
+      InputError: for weights of another shape, for names that are not style layers, and for several
+        regions and styles of different number without weights.
     """
     if not isinstance(blend, Mapping):
-        shares = _scaled(_table(blend, regions=regions, styles=styles))
-        return dict.fromkeys(layers, shares)
+        table = _scaled(_table(blend, regions=regions, styles=styles))
+        return dict.fromkeys(layers, table)
     for layer in blend:
         if layer not in layers:
             raise InputError(
@@ -143,6 +154,7 @@ def style_shares(
 
 
 def _table(blend: Any, *, regions: int, styles: int) -> Array:
+    """Unscaled style weights of one layer, ``[R, S]``."""
     if blend is None and regions > 1 and styles > 1:
         if regions != styles:
             raise InputError(
@@ -150,42 +162,45 @@ def _table(blend: Any, *, regions: int, styles: int) -> Array:
                 "or to be told which region has which"
             )
         return jnp.eye(regions)
-    factors = jnp.ones(styles) if blend is None else jnp.asarray(blend)
-    if not jnp.issubdtype(factors.dtype, jnp.floating):
-        factors = factors.astype(jnp.float32)
-    if factors.shape == (styles,):
-        return jnp.broadcast_to(factors[None], (regions, styles))
-    if factors.shape == (regions, styles):
-        return factors
-    if factors.ndim == 1:
-        raise InputError(f"{factors.size} blend factors for {styles} styles: expected one each")
+    table = jnp.ones(styles) if blend is None else jnp.asarray(blend)
+    if not jnp.issubdtype(table.dtype, jnp.floating):
+        table = table.astype(jnp.float32)
+    if table.shape == (styles,):
+        return jnp.broadcast_to(table[None], (regions, styles))
+    if table.shape == (regions, styles):
+        return table
+    if table.ndim == 1:
+        raise InputError(f"{table.size} blend factors for {styles} styles: expected one each")
     raise InputError(
-        f"blend factors of shape {factors.shape} for {regions} regions and {styles} styles: "
+        f"blend factors of shape {table.shape} for {regions} regions and {styles} styles: "
         f"expected [{styles}] or [{regions}, {styles}]"
     )
 
 
-def _scaled(factors: Array) -> Array:
-    return factors / jnp.sum(factors, axis=1, keepdims=True)
+def _scaled(table: Array) -> Array:
+    return table / jnp.sum(table, axis=1, keepdims=True)
 
 
 def is_weights(numbers: np.ndarray) -> bool:
-    """Whether numbers are factors: 0 or more, and finite in float32."""
+    """Whether all numbers are valid weights: 0 or more, and finite in float32."""
     return bool(((numbers >= 0) & (numbers <= FLOAT32_MAX)).all())
 
 
 def check_blend(blend: Any) -> Any:
-    """Check the numbers of factors of styles; their shapes are checked by ``style_shares``.
+    """Check the values of style weights; ``style_weights`` checks their shapes.
+
+    Args:
+      blend: see ``style_weights``; not None.
 
     Returns:
-      The same with arrays in the place of sequences, scaled to sum to 1 (here, in double precision:
-      sums in float32 may overflow).
+      The same with NumPy arrays in place of sequences. Rows are scaled to sum to 1 here, in double
+      precision, because their sums may overflow in float32.
 
     Raises:
-      InputError: where one is no weight, or a region or layer has nothing but zeros.
+      InputError: if a number is not a valid weight, or all weights of a region are 0.
     """
     if isinstance(blend, Mapping):
-        return {layer: check_blend(factors) for layer, factors in blend.items()}
+        return {layer: check_blend(table) for layer, table in blend.items()}
     try:
         table = np.asarray(blend, float)
     except (TypeError, ValueError):
@@ -207,20 +222,20 @@ def check_guidance(
     config: LossConfig,
     names: Sequence[str] = (),
 ) -> Guidance:
-    """Check factors of styles, masks and the regions' weights.
+    """Check style weights, masks and region weights.
 
     Args:
       content, styles: the images.
-      guidance: as it was given.
-      config: structure of the objective.
-      names: what to call the regions in errors in place of their numbers.
+      guidance: the guidance from the user.
+      config: the objective.
+      names: names of the regions for error messages, in place of their numbers.
 
     Returns:
-      The guidance with masks as arrays of their images' type, ``content_masks`` as
-      ``[R, H, W]``, and factors as float64 of NumPy, those of styles scaled to sum to 1.
+      The guidance with masks as arrays of their images' type (``content_masks`` as ``[R, H, W]``)
+      and weights as float64 NumPy arrays, those of styles scaled to sum to 1.
 
     Raises:
-      InputError: with what is wrong and what was expected.
+      InputError: if anything is invalid.
     """
     without_masks = guidance.content_masks is None and guidance.style_masks is None
     if not config.style_names and not without_masks:
@@ -237,17 +252,21 @@ def check_guidance(
 
 
 def with_rest(guidance: Guidance, *, config: LossConfig) -> Guidance:
-    """Checked guidance in which the rest of what is preserved is a region, if none is named."""
+    """Make the part of the image that is not preserved a region, if the guidance has no regions.
+
+    The guidance must have been checked.
+    """
     if guidance.preserve is None or guidance.content_masks is not None or not config.style_names:
         return guidance
     return guidance._replace(content_masks=1 - guidance.preserve[None])
 
 
 def check_masks(content: Array, styles: Sequence[Array], guidance: Guidance) -> Guidance:
-    """Masks as arrays of their images' type.
+    """Check masks and convert them to arrays of their images' type.
 
     Raises:
-      InputError: for masks of other shapes, outside of [0, 1], or empty.
+      InputError: for masks of another shape, with values outside of [0, 1], or that are empty; for
+        a preserve mask that covers the whole image or a whole region.
     """
     content_masks, style_masks, preserve = (
         guidance.content_masks,
@@ -255,12 +274,12 @@ def check_masks(content: Array, styles: Sequence[Array], guidance: Guidance) -> 
         guidance.preserve,
     )
     if preserve is not None:
-        preserve = _as_mask("mask of what is kept", preserve, content)
+        preserve = _as_mask("preserve mask", preserve, content)
         if not (preserve < 1).any():
-            raise InputError("all of the image is kept as it is: nothing is left to stylize")
+            raise InputError("all of the image is preserved: nothing is left to stylize")
     if content_masks is not None:
         if getattr(content_masks, "ndim", 3) == 0:
-            raise InputError("content masks are one number: expected [H, W] for each region")
+            raise InputError("content_masks is a number: expected [H, W] for each region")
         masks = [
             _as_mask(f"content mask {number}", mask, content)
             for number, mask in enumerate(content_masks, start=1)
@@ -269,7 +288,7 @@ def check_masks(content: Array, styles: Sequence[Array], guidance: Guidance) -> 
             raise InputError("no content mask: expected one for each region, or None")
         content_masks = jnp.stack(masks)
         if preserve is not None and not all((mask * (1 - preserve)).any() for mask in masks):
-            raise InputError("a region lies wholly in what is kept as it is: leave one of them out")
+            raise InputError("a region lies entirely in the preserved part: leave one of them out")
     if style_masks is not None:
         if len(style_masks) != len(styles):
             raise InputError(
@@ -285,6 +304,7 @@ def check_masks(content: Array, styles: Sequence[Array], guidance: Guidance) -> 
 
 
 def _as_mask(what: str, mask: Any, image: Array) -> Array:
+    """Check one mask and convert it to the type of its image; ``what`` names it in messages."""
     array = jnp.asarray(mask)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise InputError(f"the {what} has numbers of type {array.dtype}: expected real ones")
@@ -302,10 +322,10 @@ def _as_mask(what: str, mask: Any, image: Array) -> Array:
 
 
 def check_reach(guidance: Guidance, config: LossConfig, *, names: Sequence[str] = ()) -> None:
-    """Check that every mask has something left in every style layer.
+    """Check that no guide of a mask is 0 everywhere in any style layer.
 
     Raises:
-      InputError: where a region is too small or thin for a layer.
+      InputError: if a region is too small or too thin for a layer.
     """
     if not config.style_names:
         return
@@ -318,7 +338,7 @@ def check_reach(guidance: Guidance, config: LossConfig, *, names: Sequence[str] 
         _check_sums(name, sums(mask), config)
     for number, mask in enumerate(guidance.style_masks or [], start=1):
         if mask is not None:
-            if config.padding == "circular":  # as ``objective`` crops it
+            if config.padding == "circular":  # cropped as in ``style_term.style_moments``
                 mask = whole_strides(mask, config.style_names)
             _check_sums(f"style mask {number}", sums(mask), config)
 
@@ -327,6 +347,7 @@ def check_reach(guidance: Guidance, config: LossConfig, *, names: Sequence[str] 
 def _guide_sums(
     mask: Array, *, layers: tuple[str, ...], method: str, padding: str
 ) -> dict[str, Array]:
+    """Sum of a mask's guide in each layer."""
     return jax.tree.map(jnp.sum, layer_guides(mask, layers=layers, method=method, padding=padding))
 
 
@@ -340,10 +361,10 @@ def _check_sums(what: str, sums: dict[str, Array], config: LossConfig) -> None:
 
 
 def check_region_weights(weights: Any, *, regions: int) -> None:
-    """Check the factors of the regions' style losses.
+    """Check the weights of the regions' style losses.
 
     Raises:
-      InputError: where they are no weights, all 0, or not as many as the regions.
+      InputError: if they are not valid weights, are all 0, or differ in number from the regions.
     """
     if weights is None:
         return

@@ -4,14 +4,15 @@
       + style_weight   * mse_factor * style      with sum_l w_l sum_r v_r mean (G_lr - A_lr)^2
       + tv_weight * TV(pixel_range * image)
 
-where content and style are Gatys' own losses. F_l are features of the image, P_l of the content;
-G_lr are the image's Gram matrices in region r, with factor v_r, and A_lr = sum_s b_lrs A_ls those
-of the styles mixed by shares b. The whole image is one region where there are none. The other
-losses of the two terms are in ``content_term`` and ``style_term``.
+The content and style terms are shown with the losses of Gatys et al.; ``content_term`` and
+``style_term`` have the others. F_l are the features of the image in layer l and P_l those of the
+content. G_lr are the Gram matrices of the image in region r, which has the weight v_r, and
+A_lr = sum_s b_lrs A_ls are those of the styles, mixed with style weights b. Without regions, the
+whole image is the only one.
 
-``statistics`` holds every sum over pixels and nothing else, so that an image may be taken piece by
-piece; every divisor is a constant of the targets. Histograms alone need the image twice: what its
-values are taken to depends on all of them.
+``statistics`` consists of sums over pixels only, and every divisor is a constant in the targets, so
+that an image can be processed in tiles, see ``tiling``. Only histogram losses need a second pass
+over the image, because the matching of one value depends on all values.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from nst_jax.losses.content_term import (
     samples,
 )
 from nst_jax.losses.gram import mask_size, stacked
-from nst_jax.losses.guides import lay_over, layer_guides, style_shares
+from nst_jax.losses.guides import lay_over, layer_guides, style_weights
 from nst_jax.losses.style_term import (
     layer_loss,
     matchings,
@@ -45,7 +46,7 @@ from nst_jax.losses.style_term import (
     style_moments,
     style_sums,
 )
-from nst_jax.losses.tiling import counted, tiled
+from nst_jax.losses.tiling import ownership, tiled
 from nst_jax.losses.variation import total_variation
 from nst_jax.models.projection import Features, check_projected
 from nst_jax.models.vgg import network_features
@@ -66,7 +67,7 @@ from nst_jax.types import (
 
 
 def loss_weights(config: Config) -> LossWeights:
-    """The factors that a ``Config`` sets, as plain numbers."""
+    """Collect the weights of the terms, losses and layers from a ``Config``, as plain numbers."""
     return LossWeights(
         content=config.loss.content_weight,
         style=config.loss.style_weight,
@@ -80,7 +81,10 @@ def loss_weights(config: Config) -> LossWeights:
 
 @lru_cache(maxsize=64)
 def of_luminance(loss: Loss) -> Loss:
-    """A loss that sees the luminance of an image only; of equal losses it is the same object."""
+    """Make a loss that sees only the luminance of the image.
+
+    It is cached, so that equal losses give the same object and share compiled programs.
+    """
 
     def statistics(variables: Variables, image: Array, targets: Targets):
         return loss.statistics(variables, grey(image), targets)
@@ -88,16 +92,18 @@ def of_luminance(loss: Loss) -> Loss:
     return loss._replace(statistics=statistics)
 
 
-def style_count(moments: Any) -> int:
-    """How many styles ``Targets.style`` is of; 0 where there are none."""
+def count_styles(moments: Any) -> int:
+    """Number of styles in ``Targets.style``; 0 without style layers."""
     return len(next(iter(jax.tree.leaves(moments)), ()))
 
 
 def check_learned(variables: Variables, config: LossConfig) -> None:
-    """Check, before anything is computed, that slim weights have learned what an objective needs.
+    """Check that a slim network was trained for the layers and the pooling of an objective.
+
+    Full networks have no such limits.
 
     Raises:
-      InputError: where they have not; full weights have no such limits.
+      InputError: if it was not.
     """
     if "lift" in variables:
         check_projected(variables["lift"], layers=config.layers, pooling=config.pooling)
@@ -108,25 +114,28 @@ def make_loss(
 ) -> Loss:
     """Build an objective.
 
-    Equal structures give the same object, so that what was compiled for one serves the next: the
-    numbers that ``LossConfig.structure`` leaves out come with the targets.
+    Configs with equal ``LossConfig.structure`` give the same object, and therefore share compiled
+    programs. The numbers that are not part of the structure are passed with the targets.
 
     Args:
       config: the objective.
-      evaluation: how it is computed.
-      mesh: devices among which tiles are divided, see ``tiling.tiled``.
+      evaluation: how to compute it.
+      mesh: devices that share the tiles, see ``tiling.tiled``.
 
     Returns:
-      ``Loss(targets, statistics, head)``. ``targets`` takes, after the variables, the content
-      ``[H, W, 3]`` and one style image or a sequence of S (of any sizes), and by keyword
+      ``Loss(targets, statistics, head)``. ``targets(variables, content, styles, ...)`` takes the
+      content ``[H, W, 3]``, one style image or a sequence of S of any sizes, and the keywords
 
-      - ``weights``: the factors of the terms;
-      - ``guidance``: which style holds where, and what is preserved: there the image that is
-        compared is the content's. Its regions are ``[R, H, W]``;
-      - ``moments``: what is known of the styles, ``Targets.style`` of an earlier call, in place of
-        style images.
+      - ``weights``: the weights of the terms, see ``loss_weights``;
+      - ``guidance``: regions, style weights and the preserved part, with content masks as
+        ``[R, H, W]``. The preserved part is replaced by the content before the image is compared;
+      - ``moments``: ``Targets.style`` of an earlier call, in place of the style images.
 
-      With circular padding styles and their masks are cropped, see ``guides.whole_strides``.
+      With circular padding, styles and their masks are cropped, see ``guides.whole_strides``.
+
+    References:
+      Gatys, Ecker and Bethge 2016, "Image Style Transfer Using Convolutional Neural Networks",
+      eq. 7.
     """
     return _make_loss(config.structure, evaluation, mesh)
 
@@ -156,6 +165,7 @@ def _regions(masks: Array, region_weights: Any = None, *, config: LossConfig) ->
 
 
 def _sizes(content: Array, *, config: LossConfig) -> dict[str, int]:
+    """Number of elements in every sum, see ``Targets.sizes``."""
     height, width = content.shape[:2]
     return (
         {name: position_count(content, name) for name in config.layers}
@@ -183,8 +193,8 @@ def _targets(
     masks = guidance.style_masks
     masks = [None] * len(images) if masks is None else masks
     regions, preserve = guidance.content_masks, guidance.preserve
-    known: Any = moments
-    if known is None:
+    style: Any = moments
+    if style is None:
         of_style = partial(
             style_moments,
             variables,
@@ -193,29 +203,30 @@ def _targets(
             make_regions=make_regions,
         )
         each = [of_style(x, mask=mask) for x, mask in zip(images, masks, strict=True)]
-        known = stacked(each) if each else {}
-    shares = style_shares(
+        style = stacked(each) if each else {}
+    blend = style_weights(
         guidance.blend,
         layers=config.style_names,
         regions=1 if regions is None else len(regions),
-        styles=style_count(known) or len(images),
+        styles=count_styles(style) or len(images),
     )
-    again = evaluation.recompute_content and config.feature_layers
+    recompute = evaluation.recompute_content and config.feature_layers
+    # Divisors are part of the targets: in a tile, the shapes would give those of the tile.
     sizes = _sizes(content, config=config)
     return Targets(
         **content_targets(variables, content, config=config, evaluation=evaluation)._asdict(),
-        style=known,
+        style=style,
         sizes=jax.tree.map(lambda x: jnp.asarray(float(x), content.dtype), sizes),
         weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
-        shares={name: table.astype(content.dtype) for name, table in shares.items()},
+        shares={name: table.astype(content.dtype) for name, table in blend.items()},
         regions=None if regions is None else make_regions(regions, guidance.region_weights),
         keep=None if preserve is None else Keep(preserve, content),
-        image=content if again else None,
+        image=content if recompute else None,
     )
 
 
-def _compared(image: Array, targets: Targets) -> Array:
-    """The image with the parts that are preserved laid over it."""
+def _with_preserved(image: Array, targets: Targets) -> Array:
+    """The image with its preserved part replaced by the content."""
     if targets.keep is None:
         return image
     return lay_over(image, targets.keep.content, targets.keep.mask)
@@ -229,10 +240,10 @@ def _counts(
     config: LossConfig,
     evaluation: Evaluation,
 ) -> dict[str, Array]:
-    """Histograms of the regions."""
-    image = _compared(image, targets)
-    how: Any = config.network | {"precision": evaluation.precision}
-    taps = network_features(variables, image, layers=config.matched_layers, **how)
+    """Histograms of the regions in every layer of the histogram loss."""
+    image = _with_preserved(image, targets)
+    options: Any = config.network | {"precision": evaluation.precision}
+    taps = network_features(variables, image, layers=config.matched_layers, **options)
     return {name: region_counts(name, tap, targets) for name, tap in taps.items()}
 
 
@@ -244,27 +255,28 @@ def _statistics(
     config: LossConfig,
     evaluation: Evaluation,
 ) -> Statistics:
-    """Of a whole image, or of a window of it; a layer in both terms is computed once."""
-    image = _compared(image, targets)
-    wanted = targets.content
+    """Statistics of a whole image, or of one window if ``targets.window`` is set."""
+    image = _with_preserved(image, targets)
+    content = targets.content
     if targets.image is not None:
-        wanted = feature_maps(
+        content = feature_maps(
             variables, targets.image, config=config, precision=evaluation.precision
         )
 
+    # Called once for each layer, also if both terms use it.
     def sums(name: str, tap: Features) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if name in config.feature_layers:
-            found["content"] = difference_sum(name, tap, wanted[name], targets)
+            found["content"] = difference_sum(name, tap, content[name], targets)
         if name in config.similar_layers:
             found["samples"] = samples(name, tap, targets)
         if name in config.style_names:
             found["style"] = style_sums(name, tap, targets, config=config)
         return found
 
-    how: Any = config.network | {"precision": evaluation.precision, "remat": evaluation.remat}
-    found = network_features(variables, image, layers=config.layers, reduce=sums, **how)
-    own = None if targets.window is None else counted(targets.window, shape=image.shape)
+    options: Any = config.network | {"precision": evaluation.precision, "remat": evaluation.remat}
+    found = network_features(variables, image, layers=config.layers, reduce=sums, **options)
+    mask = None if targets.window is None else ownership(targets.window, shape=image.shape)
     return Statistics(
         content={name: found[name]["content"] for name in config.feature_layers},
         style={name: found[name]["style"] for name in config.style_names},
@@ -273,7 +285,7 @@ def _statistics(
             form=config.tv_form,
             order=config.tv_order,
             padding=config.padding,
-            mask=own,
+            mask=mask,
             corner=targets.sizes["pixels"] / targets.sizes["corners"],
         ),
         samples={name: found[name]["samples"] for name in config.similar_layers},
@@ -293,19 +305,21 @@ def _tiled_statistics(
     in_tiles: Any = partial(
         tiled, layers=config.aligned_layers, tile=evaluation.tile, padding=config.padding, mesh=mesh
     )
-    if config.matched_layers:  # histograms of the whole first
+    if config.matched_layers:  # a first pass for the histograms of the whole image
         counts = in_tiles(partial(_counts, config=config, evaluation=evaluation))
-        found = counts(variables, jax.lax.stop_gradient(image), targets)
-        goals = {
+        # The matching counts as a constant in the gradient, so this pass needs no backward pass.
+        histograms = counts(variables, jax.lax.stop_gradient(image), targets)
+        maps = {
             name: matchings(name, x, targets, mixing=config.style_mixing)
-            for name, x in found.items()
+            for name, x in histograms.items()
         }
-        targets = targets._replace(matching=goals)
+        targets = targets._replace(matching=maps)
     whole = partial(_statistics, config=config, evaluation=evaluation)
     return in_tiles(whole)(variables, image, targets)
 
 
 def _head(statistics: Statistics, targets: Targets, *, config: LossConfig) -> tuple[Array, Terms]:
+    """The loss and its weighted terms, from sums over the whole image."""
     weights = targets.weights
     style = sum(
         weights.style_layers[name] * layer_loss(name, sums, targets, config=config)
@@ -315,6 +329,7 @@ def _head(statistics: Statistics, targets: Targets, *, config: LossConfig) -> tu
     variation = statistics.tv
     if config.tv_reduction == "mean":
         variation = variation / (3 * targets.sizes["pixels"])
+    # Adding an array of zero gives terms without any loss, a plain 0, the type of the others.
     zero = jnp.zeros_like(statistics.tv)
     terms = Terms(
         content=zero + weights.content * config.mse_factor * content,

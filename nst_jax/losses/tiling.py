@@ -1,15 +1,21 @@
-"""Sums over a whole image taken tile by tile, exactly, in the memory of one tile.
+"""Exact sums over a whole image, computed tile by tile in the memory of one tile.
 
-An image is divided into overlapping windows, each of which counts what it alone owns. An objective
-is ``head(statistics(image))`` with statistics that are sums over pixels. The sum over windows is
-the same sum, so that its gradient, by JAX's own differentiation, is that of the whole image: the
-head's derivative knows the sums of all windows, and what overlapping windows give to a pixel adds
-up. Each window is computed twice (``jax.checkpoint``): its activations are not kept.
+An image is divided into overlapping windows. Each window owns the pixels of its tile, and extends
+beyond them by a halo. An objective is ``head(statistics(image))``, where the statistics are sums
+over pixels: adding up those of the windows, each over the pixels that it owns, gives those of the
+whole image. The gradient is exact as well. The derivative of the head is taken at the sums over all
+windows, and the contributions of overlapping windows to a pixel add up. Activations are not stored;
+each window is recomputed in the backward pass (``jax.checkpoint``).
 
-Windows are of one size, so that one program serves all, and lie inside the image, so that the
-network's padding is met at the image's true borders only. They begin at multiples of the
-deepest layer's stride, so that features are the same in a window and in the whole, and reach far
-enough (``halo``) beyond what they own for every owned feature to see all that it sees in the whole.
+All windows have one size, so that one compiled program serves them all. Their owned features equal
+those of the whole image, because
+
+- they lie inside the image, so that the network pads only at the true borders of the image;
+- they begin at multiples of the deepest layer's stride, so that pooling windows and features fall
+  on the same pixels in a window and in the whole image; and
+- their halo covers the receptive field of every feature that they own, see ``halo``.
+
+With circular padding, a halo of the opposite border is first put around the image.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +36,10 @@ class Spans(NamedTuple):
     """Windows along one axis.
 
     Attributes:
-      size: of each window.
-      starts: the first row of each.
-      owned: first and last (exclusive) row that each owns, ``[n, 2]``.
-      wrapped: rows of the opposite border to put before the first row and behind the last.
+      size: number of rows of each window.
+      starts: first row of each window, ``[n]``.
+      owned: first and last (exclusive) row that each window owns, ``[n, 2]``.
+      wrapped: number of rows of the opposite border to put before the first row and after the last.
     """
 
     size: int
@@ -43,7 +49,11 @@ class Spans(NamedTuple):
 
 
 def halo(layers: Sequence[str]) -> int:
-    """Pixels that a window needs beyond what it owns: a multiple of the deepest layer's stride.
+    """Number of pixels by which a window must extend beyond what it owns.
+
+    It is the largest ``reach`` of the layers, the number of pixels that a feature sees on each side
+    of its own square of stride x stride pixels, rounded up to a multiple of the deepest layer's
+    stride, so that windows stay aligned.
 
     >>> halo(("relu5_1",)), halo(("relu4_2", "relu1_1"))
     (80, 40)
@@ -53,68 +63,74 @@ def halo(layers: Sequence[str]) -> int:
 
 
 def spans(length: int, *, tile: int, halo: int, stride: int, wrap: bool = False) -> Spans:
-    """Divide an axis into as few windows as a tile's size allows, and these evenly.
+    """Divide an axis into the smallest number of windows, of equal size.
 
     Args:
-      length: of the axis.
-      tile: the most rows that a window owns inside the image; a multiple of ``stride``. At a
-        border it may own ``halo`` more.
-      halo: rows that a window needs beyond what it owns; likewise.
-      stride: of the deepest layer.
+      length: number of rows.
+      tile: largest number of rows that a window owns, a multiple of ``stride``. A window at a
+        border may own ``halo`` more, since it needs no halo there.
+      halo: rows that a window needs beyond what it owns, a multiple of ``stride``.
+      stride: stride of the deepest layer.
       wrap: whether opposite borders are neighbours; ``length`` is then a multiple of ``stride``.
 
     Returns:
-      The ``Spans``; one window is the whole axis.
+      The ``Spans``. A single window covers the whole axis.
 
     >>> spans(200, tile=64, halo=16, stride=16).owned.tolist()
     [[0, 80], [80, 144], [144, 200]]
     """
-    rest = length % stride  # rows that only reach the layers of smaller stride
-    whole, beyond = length - rest, 2 * halo
-    alone = tile >= (whole if wrap else whole - beyond)
-    if alone:
+    rest = length % stride  # the last rows, which only layers of a smaller stride see
+    whole, halos = length - rest, 2 * halo
+    # The windows at the borders own their outer halo as well.
+    inside = whole if wrap else whole - halos
+    if tile >= inside:
         return Spans(length, np.array([0]), np.array([[0, length]]))
-    inside = whole if wrap else whole - beyond  # at both borders a halo is owned as well
-    step = -(-inside // -(-inside // tile))
+    step = -(-inside // -(-inside // tile))  # the least tile that needs no more windows
     step = -(-step // stride) * stride
     count = -(-inside // step)
-    size, starts = step + beyond, np.arange(count) * step
+    size, starts = step + halos, np.arange(count) * step  # windows overlap by two halos
     if wrap:
+        # In coordinates of the axis with a halo before its first row. The last window may reach
+        # further than a halo behind the last row.
         owned = np.stack([starts, np.minimum(starts + step, length)], axis=1) + halo
         return Spans(size, starts, owned, (halo, count * step + halo - length))
+    # Except at the border, what a window owns begins a halo after its first row.
     bounds = np.array([0, *(starts[1:] + halo), length])
-    starts = np.minimum(starts, whole - size)
+    starts = np.minimum(starts, whole - size)  # move the last window back into the image
     return Spans(size + rest, starts, np.stack([bounds[:-1], bounds[1:]], axis=1))
 
 
-def counted(window: Window, *, shape: Sequence[int], step: int = 1) -> Array:
-    """Which of a layer's features a window owns, ``[h, w]``.
+def ownership(window: Window, *, shape: Sequence[int], step: int = 1) -> Array:
+    """Mask of the features that a window owns: those whose first pixel it owns.
 
     Args:
-      window: of an image.
-      shape: height and width of the layer's features.
-      step: the layer's stride.
+      window: the window.
+      shape: height and width of the layer's features, ``(h, w, ...)``.
+      step: stride of the layer.
+
+    Returns:
+      ``[h, w]``, 1 for owned features and else 0.
     """
     rows, columns = window.rows[::step], window.columns[::step]
     return rows[: shape[0], None] * columns[None, : shape[1]]
 
 
-def owned(name: str, tap: Features, targets: Targets) -> Array | None:
-    """What of a layer's features counts, ``[h, w]``, or None for all."""
+def owned_mask(name: str, tap: Features, targets: Targets) -> Array | None:
+    """Mask of the features that the targets' window owns, ``[h, w]``, or None for a whole image."""
     if targets.window is None:
         return None
-    return counted(targets.window, shape=map_shape(tap), step=stride(name))
+    return ownership(targets.window, shape=map_shape(tap), step=stride(name))
 
 
-def cut(x: Array, start: Array, *, size: tuple[int, int], step: int = 1, axis: int = 0) -> Array:
-    """What of a layer's array belongs to a window.
+def crop(x: Array, start: Array, *, size: tuple[int, int], step: int = 1, axis: int = 0) -> Array:
+    """Crop an array of a layer to a window.
 
     Args:
       x: ``[..., h, w, ...]`` with the height at ``axis``.
-      start: the window's first row and column in pixels, ``[2]``.
-      size: its height and width in pixels.
-      step: the layer's stride.
-      axis: of the height.
+      start: first row and column of the window in pixels, ``[2]``.
+      size: height and width of the window in pixels.
+      step: stride of the layer.
+      axis: axis of the height.
     """
     for i in range(2):
         x = jax.lax.dynamic_slice_in_dim(x, start[i] // step, size[i] // step, axis + i)
@@ -122,12 +138,12 @@ def cut(x: Array, start: Array, *, size: tuple[int, int], step: int = 1, axis: i
 
 
 def over_maps(targets: Targets, transform: Callable[[Array, int, int], Array]) -> Targets:
-    """Targets with every array that has an image's rows and columns transformed.
+    """Transform every array of the targets that has the rows and columns of the image.
 
     Args:
-      targets: of an image.
-      transform: ``(array, step, axis) -> array`` with the stride of its layer and the axis of its
-        height.
+      targets: the targets.
+      transform: ``(array, step, axis) -> array``, where step is the stride of the array's layer in
+        pixels, and axis that of its height.
     """
     regions, keep = targets.regions, targets.keep
     if regions is not None:
@@ -145,7 +161,7 @@ def over_maps(targets: Targets, transform: Callable[[Array, int, int], Array]) -
     )
 
 
-def ownership(
+def make_window(
     start: Array,
     owned: Array,
     *,
@@ -153,9 +169,15 @@ def ownership(
     dtype: Any,
     wrapped: tuple[int, int] = (0, 0),
 ) -> Window:
-    """A window's rows and columns that count, from its start ``[2]`` and bounds ``[2, 2]``.
+    """Make a ``Window``.
 
-    Both are of an image with as many wrapped rows and columns before its own.
+    Args:
+      start: first row and column of the window, ``[2]``.
+      owned: first and last (exclusive) row and column that it owns, ``[2, 2]``.
+      size: height and width.
+      dtype: type of the masks.
+      wrapped: number of rows and columns that were put before those of the image; ``start`` and
+        ``owned`` count from there.
     """
 
     def along(axis: int) -> Array:
@@ -163,8 +185,8 @@ def ownership(
         inside = (positions >= owned[axis, 0]) & (positions < owned[axis, 1])
         return inside.astype(dtype)
 
-    begin = start - jnp.asarray(wrapped, start.dtype)
-    return Window(rows=along(0), columns=along(1), start=begin)
+    image_start = start - jnp.asarray(wrapped, start.dtype)
+    return Window(rows=along(0), columns=along(1), start=image_start)
 
 
 class Grid(NamedTuple):
@@ -179,7 +201,7 @@ class Grid(NamedTuple):
 
     @property
     def count(self) -> int:
-        """How many windows there are."""
+        """Number of windows."""
         return len(self.rows.starts) * len(self.columns.starts)
 
     @property
@@ -191,17 +213,17 @@ class Grid(NamedTuple):
 def make_grid(
     shape: Sequence[int], *, layers: Sequence[str], tile: int, padding: str = "zero"
 ) -> Grid:
-    """Divide an image for the layers that are asked of it.
+    """Divide an image into windows for a set of layers.
 
     Args:
-      shape: of the image, ``[H, W, ...]``.
-      layers: names of taps.
-      tile: the longest side of what a window owns, without its halo; taken up to the next multiple
-        of the deepest layer's stride.
-      padding: of the network.
+      shape: shape of the image, ``[H, W, ...]``.
+      layers: names of layers.
+      tile: longest side of a tile in pixels, rounded up to a multiple of the deepest layer's
+        stride.
+      padding: padding of the network.
 
     Returns:
-      The ``Grid``; of one window where the image is no larger than a tile.
+      The ``Grid``, with one window if the image is no larger than a tile.
     """
     step = stride(deepest(tuple(layers)))
     tile = -(-tile // step) * step
@@ -209,27 +231,27 @@ def make_grid(
     return Grid(of_axis(shape[0]), of_axis(shape[1]))
 
 
-def _at(grid: Grid, index: Array, *, dtype: Any) -> tuple[Array, Window]:
-    """Where window ``index`` begins, and what it owns; one beyond the last owns nothing."""
+def _window_at(grid: Grid, index: Array, *, dtype: Any) -> tuple[Array, Window]:
+    """First row and column of a window, and what it owns; indices past the last own nothing."""
     row, column = jnp.divmod(index, len(grid.columns.starts))
     places = (grid.rows, row), (grid.columns, column)
 
     def pick(values: np.ndarray, place: Array) -> Array:
-        return jnp.asarray(values, jnp.int32)[place]  # past the end the last one
+        return jnp.asarray(values, jnp.int32)[place]  # JAX clamps indices past the end
 
     start = jnp.stack([pick(axis.starts, place) for axis, place in places])
     owned = jnp.stack([pick(axis.owned, place) for axis, place in places])
     owned = jnp.where(index < grid.count, owned, 0)
     wrapped = grid.rows.wrapped[0], grid.columns.wrapped[0]
-    return start, ownership(start, owned, size=grid.size, dtype=dtype, wrapped=wrapped)
+    return start, make_window(start, owned, size=grid.size, dtype=dtype, wrapped=wrapped)
 
 
-def _surrounded(x: Array, step: int = 1, axis: int = 0, *, grid: Grid) -> Array:
-    """An array of a layer with as much of its opposite borders around it as the windows need."""
+def _wrap_around(x: Array, step: int = 1, axis: int = 0, *, grid: Grid) -> Array:
+    """Pad an array of a layer with its opposite borders, as circular windows need it."""
     padding = [(0, 0)] * x.ndim
     for i, along in enumerate((grid.rows, grid.columns)):
-        before, behind = along.wrapped
-        padding[axis + i] = (before // step, behind // step)
+        before, after = along.wrapped
+        padding[axis + i] = (before // step, after // step)
     return jnp.pad(x, padding, mode="wrap") if any(map(any, padding)) else x
 
 
@@ -243,69 +265,81 @@ def tiled(
     join: Callable[[Array, Array], Array] = jnp.add,
     neutral: float = 0.0,
 ) -> Callable[[Variables, Array, Targets], Any]:
-    """Statistics of an image as the sum of those of its windows.
+    """Transform a function that sums over an image into one that adds up the sums of its windows.
 
     Args:
-      statistics: ``(variables, image, targets) -> tree of sums over pixels``, which counts what
-        ``targets.window`` says; the targets' maps are those of the window.
-      layers: names of the taps that it asks for.
-      tile, padding: as for ``make_grid``.
-      mesh: devices among which the windows are divided, of any axes; each has the whole image.
-      join, neutral: in place of the sum and 0, on one device only.
+      statistics: ``(variables, image, targets) -> tree of sums over pixels``. It must count only
+        the pixels that ``targets.window`` owns; it gets the maps of the targets cropped to the
+        window.
+      layers: names of the layers that it computes.
+      tile, padding: see ``make_grid``.
+      mesh: devices, on any axes, that share the windows; each device holds the whole image.
+      join, neutral: what replaces the sum and its initial value 0; only without a mesh.
 
     Returns:
-      The same function of whole images, with the same gradient to rounding. A step takes half as
-      much time again for the second computation, times the windows' overlap.
+      The function for whole images, with the same value and gradient up to rounding. Recomputing
+      each window makes a step take half as long again, times the overlap of the windows.
     """
 
     def of_image(variables: Variables, image: Array, targets: Targets) -> Any:
         grid = make_grid(image.shape, layers=layers, tile=tile, padding=padding)
         if grid.count == 1:
             return statistics(variables, image, targets)
-        image = _surrounded(image, grid=grid)
-        targets = over_maps(targets, lambda x, step, axis: _surrounded(x, step, axis, grid=grid))
+        image = _wrap_around(image, grid=grid)
+        targets = over_maps(targets, lambda x, step, axis: _wrap_around(x, step, axis, grid=grid))
 
-        @partial(jax.checkpoint, prevent_cse=False)  # a loop's body is safe from it
+        # Within a scan, XLA cannot merge the recomputation with the first computation, so the
+        # barriers against that (``prevent_cse``) are not needed.
+        @partial(jax.checkpoint, prevent_cse=False)
         def of_window(variables: Variables, image: Array, targets: Targets, index: Array) -> Any:
-            start, window = _at(grid, index, dtype=image.dtype)
+            start, window = _window_at(grid, index, dtype=image.dtype)
 
-            def piece(x: Array, step: int = 1, axis: int = 0) -> Array:
-                return cut(x, start, size=grid.size, step=step, axis=axis)
+            def crop_map(x: Array, step: int = 1, axis: int = 0) -> Array:
+                return crop(x, start, size=grid.size, step=step, axis=axis)
 
             return statistics(
-                variables, piece(image), over_maps(targets, piece)._replace(window=window)
+                variables, crop_map(image), over_maps(targets, crop_map)._replace(window=window)
             )
 
-        def total(indices: Array, *given: Any) -> Any:
+        def total(indices: Array, *args: Any) -> Any:
             def add(sums: Any, index: Array) -> tuple[Any, None]:
-                return jax.tree.map(join, sums, of_window(*given, index)), None
+                return jax.tree.map(join, sums, of_window(*args, index)), None
 
-            shapes = jax.eval_shape(of_window, *given, indices[0])
+            # Accumulate into zeros of the result's structure, which only tracing tells.
+            shapes = jax.eval_shape(of_window, *args, indices[0])
             first = jax.tree.map(lambda x: jnp.full(x.shape, neutral, x.dtype), shapes)
             return jax.lax.scan(add, first, indices)[0]
 
         if mesh is None:
             return total(jnp.arange(grid.count), variables, image, targets)
-        return _divided(total, grid.count, variables, image, targets, mesh=mesh)
+        return _sum_over_devices(total, grid.count, variables, image, targets, mesh=mesh)
 
     return of_image
 
 
-def _divided(total: Callable[..., Any], count: int, *given: Any, mesh: Mesh) -> Any:
-    """The sums of as many windows, each device its own part of them."""
+def _sum_over_devices(total: Callable[..., Any], count: int, *args: Any, mesh: Mesh) -> Any:
+    """Divide ``count`` windows among devices, and add up the sums of all devices.
+
+    Args:
+      total: ``(window indices, *args) -> tree of sums``.
+      count: number of windows.
+      args: arguments that every device gets whole.
+      mesh: the devices.
+    """
     devices, axes = mesh.size, PartitionSpec(mesh.axis_names)
 
-    def on_device(indices: Array, *given: Any) -> Any:
-        return jax.tree.map(lambda x: x[None], total(indices, *given))
+    def on_device(indices: Array, *args: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], total(indices, *args))
 
+    # As many indices for every device; those beyond the last window own nothing.
     indices = jnp.arange(-(-count // devices) * devices)
     parts = jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(axes, *[PartitionSpec()] * len(given)),
+        in_specs=(axes, *[PartitionSpec()] * len(args)),
         out_specs=axes,
-        check_vma=False,  # the scan's zeros do not pass it
-    )(indices, *given)
+        check_vma=False,  # the scan's initial zeros, equal on all devices, would fail the check
+    )(indices, *args)
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
 
 
@@ -317,39 +351,39 @@ def tiled_maps(
     tile: int,
     padding: str = "zero",
 ) -> dict[str, Array]:
-    """Features of a whole image, put together from its windows.
+    """Compute the features of a whole image window by window, and assemble them.
 
     Args:
-      function: ``[H, W, 3]`` to features by layer, ``[h, w, C]``.
+      function: computes ``{layer: features [h, w, C]}`` of an image ``[H, W, 3]``.
       image: the whole image.
-      layers, tile, padding: as for ``tiled``; all layers that the function gives must be named.
+      layers, tile, padding: see ``tiled``; ``layers`` must list all layers of the result.
 
     Returns:
-      What ``function(image)`` is.
+      The value of ``function(image)``.
     """
     grid = make_grid(image.shape, layers=layers, tile=tile, padding=padding)
     if grid.count == 1:
         return function(image)
-    surrounded = _surrounded(image, grid=grid)
+    surrounded = _wrap_around(image, grid=grid)
 
     def put(maps: dict[str, Array], index: Array) -> tuple[dict[str, Array], None]:
-        start, window = _at(grid, index, dtype=image.dtype)
-        found = function(cut(surrounded, start, size=grid.size))
+        start, window = _window_at(grid, index, dtype=image.dtype)
+        parts = function(crop(surrounded, start, size=grid.size))
 
-        def into(whole: Array, part: Array, step: int) -> Array:
+        def insert(whole: Array, part: Array, step: int) -> Array:
             place = (start[0] // step, start[1] // step, jnp.zeros_like(start[0]))
-            own = counted(window, shape=part.shape[:2], step=step)[..., None]
+            mask = ownership(window, shape=part.shape[:2], step=step)[..., None]
             before = jax.lax.dynamic_slice(whole, place, part.shape)
-            return jax.lax.dynamic_update_slice(whole, jnp.where(own > 0, part, before), place)
+            return jax.lax.dynamic_update_slice(whole, jnp.where(mask > 0, part, before), place)
 
-        return {name: into(maps[name], found[name], stride(name)) for name in maps}, None
+        return {name: insert(maps[name], parts[name], stride(name)) for name in maps}, None
 
     shapes = jax.eval_shape(function, surrounded)
     zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
     maps, _ = jax.lax.scan(put, zeros, jnp.arange(grid.count))
 
-    def inside(x: Array, step: int) -> Array:
+    def without_wrapped(x: Array, step: int) -> Array:
         top, left = grid.rows.wrapped[0] // step, grid.columns.wrapped[0] // step
         return x[top : top + image.shape[0] // step, left : left + image.shape[1] // step]
 
-    return {name: inside(x, stride(name)) for name, x in maps.items()}
+    return {name: without_wrapped(x, stride(name)) for name, x in maps.items()}

@@ -628,14 +628,14 @@ BAD_REGIONS = [
         "a region with style 'mix' takes from several images",
     ),
     # Everything kept.
-    (dict(region_styles="keep", content_mask="white.png"), "all of the image is kept as it is"),
-    (dict(region_styles="keep keep", **REGIONS), "all of the image is kept as it is"),
-    (dict(region_styles="keep keep", **LABELS), "all of the image is kept as it is"),
+    (dict(region_styles="keep", content_mask="white.png"), "all of the image is preserved"),
+    (dict(region_styles="keep keep", **REGIONS), "all of the image is preserved"),
+    (dict(region_styles="keep keep", **LABELS), "all of the image is preserved"),
     (
         dict(region_styles="keep keep keep", labels="three.png"),
-        "all of the image is kept as it is",
+        "all of the image is preserved",
     ),
-    (dict(region_styles="keep keep", feather=2, **REGIONS), "all of the image is kept as it is"),
+    (dict(region_styles="keep keep", feather=2, **REGIONS), "all of the image is preserved"),
     # Files.
     (dict(content_mask="left.png black.png"), "black.png marks nothing: expected white"),
     (dict(style_mask="top.png black.png"), "black.png marks nothing"),

@@ -1,4 +1,4 @@
-"""The objective's parts; its value against the published formulas is in test_preset_parity."""
+"""Parts of the objective; test_preset_parity compares its values with published formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def evaluate(config, variables, content, styles, *, blend=None, image=IMAGE):
     return value(variables, image, content, styles)
 
 
-def test_layer_factors_scale_their_layer(variables, content, style):
+def test_layer_weights_scale_their_layer(variables, content, style):
     single = {}
     for layer in ("relu1_1", "relu2_1"):
         config = Config.of(style_layers={layer: 1.0})
@@ -37,32 +37,20 @@ def test_layer_factors_scale_their_layer(variables, content, style):
     np.testing.assert_allclose(actual, 0.5 * single["relu1_1"] + 3 * single["relu2_1"], rtol=1e-5)
 
 
-def test_content_is_free_at_the_content_image(variables, content, style):
-    terms = evaluate(Config(), variables, content, [style], image=content)[1]
-    assert terms.content == 0 and terms.style > 0
+def test_each_term_is_0_at_its_own_image(variables, content, style):
+    """And one style image is a sequence of one; two copies of a style are that style."""
+    loss, terms = evaluate(Config(), variables, content, [style])
+    at_content = evaluate(Config(), variables, content, [style], image=content)[1]
+    assert at_content.content == 0 and at_content.style > 0
+    at_style = evaluate(Config(), variables, content, [IMAGE])[1]
+    assert at_style.style < 1e-6 * terms.style and at_style.content == terms.content > 0
+    np.testing.assert_array_equal(evaluate(Config(), variables, content, style)[0], loss)
+    two = evaluate(Config(), variables, content, [style, style], blend=(1.0, 3.0))[0]
+    np.testing.assert_allclose(two, loss, rtol=1e-6)
 
 
-def test_style_is_free_at_the_style_image(variables, content, style):
-    terms = evaluate(Config(), variables, content, [IMAGE])[1]
-    other = evaluate(Config(), variables, content, [style])[1]
-    assert terms.style < 1e-6 * other.style and terms.content == other.content > 0
-
-
-def test_one_style_array_is_a_sequence_of_one(variables, content, style):
-    config = Config()
-    array = evaluate(config, variables, content, style)
-    np.testing.assert_array_equal(array[0], evaluate(config, variables, content, [style])[0])
-
-
-def test_two_copies_of_a_style_are_that_style(variables, content, style):
-    config = Config()
-    one = evaluate(config, variables, content, [style])[0]
-    two = evaluate(config, variables, content, [style, style], blend=(1.0, 3.0))[0]
-    np.testing.assert_allclose(two, one, rtol=1e-6)
-
-
-def test_styles_of_different_sizes_are_blended_by_their_shares(variables, content, style):
-    """The target is the blended Gram matrix, in the proportions of the factors."""
+def test_styles_of_different_sizes_are_mixed_with_their_weights(variables, content, style):
+    """The target is the weighted mean of the Gram matrices."""
     config, other = Config.of(style_layers=["relu2_1"]), smooth_image(29, 50, seed=6)
     loss = make_loss(config.loss)
 
@@ -82,14 +70,14 @@ def test_styles_of_different_sizes_are_blended_by_their_shares(variables, conten
     np.testing.assert_allclose(target(images, None), 0.5 * first + 0.5 * second, rtol=1e-5)
 
 
-def test_no_style_and_wrong_blend_are_refused(variables, content, style):
+def test_missing_styles_and_wrong_style_weights_are_refused(variables, content, style):
     with pytest.raises(InputError, match="no style image"):
         evaluate(Config(), variables, content, [])
     with pytest.raises(InputError, match="3 blend factors for 1 styles"):
         evaluate(Config(), variables, content, [style], blend=(1, 1, 1))
 
 
-def test_equal_structures_share_a_loss():
+def test_configs_of_equal_structure_share_a_loss():
     first = make_loss(Config.of(style_weight=1.0).loss)
     assert make_loss(Config.of(style_weight=2.0, steps=3).loss) is first
     assert make_loss(Config.of(pooling="average").loss) is not first
