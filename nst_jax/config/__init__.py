@@ -1,7 +1,7 @@
-"""Settings of a run: names of layers, factors of losses, `Config`, presets.
+"""Settings of a run: layer names, weights of layers and losses, `Config`, presets.
 
-Contract: frozen, keyword-only dataclasses and pure functions of them, which refuse what cannot be
-meant. Standard library only.
+Contract: frozen, keyword-only dataclasses and pure functions of them. Invalid settings raise
+`InputError` when they are constructed. Standard library only.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Checks that settings have in common. Standard library only."""
+"""Checks that several settings share. Standard library only."""
 
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -6,19 +6,22 @@ from nst_jax.errors import InputError
 
 LARGEST_SIZE = 100_000  # pixels of a side
 
-LARGEST_COUNT = 2**31 - 1  # of steps and the like, which devices count in int32
+LARGEST_COUNT = 2**31 - 1  # of steps and the like: devices count them in int32
+
+# The largest finite float32. A larger Python float becomes infinite on the device.
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 
-FLOAT32_MAX = (2 - 2**-23) * 2.0**127  # above it a number is infinite where it is used
+def is_count(value: object, *, maximum: int = LARGEST_COUNT) -> bool:
+    # bool is a subclass of int: without the second test, True would count as 1.
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= maximum
 
 
-def is_count(value: object, *, most: int = LARGEST_COUNT) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def check_count(name: str, value: object, *, most: int = LARGEST_COUNT) -> None:
-    if not is_count(value, most=most):
-        raise InputError(f"{name} is {value}: expected a whole number, 1 or more, at most {most}")
+def check_count(name: str, value: object, *, maximum: int = LARGEST_COUNT) -> None:
+    if not is_count(value, maximum=maximum):
+        raise InputError(
+            f"{name} is {value}: expected a whole number, 1 or more, at most {maximum}"
+        )
 
 
 def check_positive(name: str, value: float) -> None:
@@ -26,8 +29,8 @@ def check_positive(name: str, value: float) -> None:
         raise InputError(f"{name} is {value}: expected a finite number (in float32) above 0")
 
 
-def check_words(settings: Any) -> None:
-    """Check the fields that have a word of several."""
+def check_literals(settings: Any) -> None:
+    """Check the fields of a dataclass whose type is a ``Literal``."""
     for name, hint in get_type_hints(type(settings)).items():
         if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
             expected = ", ".join(map(str, get_args(hint)))
@@ -35,6 +38,6 @@ def check_words(settings: Any) -> None:
 
 
 def set_fields(settings: Any, **values: Any) -> None:
-    """Give fields of a frozen dataclass that is being made their one form."""
+    """Replace fields of a frozen dataclass from within its ``__post_init__``."""
     for name, value in values.items():
         object.__setattr__(settings, name, value)

@@ -1,10 +1,13 @@
 """Settings of a run as frozen, keyword-only dataclasses. Standard library only.
 
-``Config`` is what a person sets, nested by concern: the objective (``LossConfig``), the optimiser
-(``LBFGS``, ``LBFGSLineSearch`` or ``Adam``), the sizes on the way (``Pyramid``), the start
-(``Initial``) and how it is computed (``ExecutionConfig``). Each checks itself. Records, presets'
-listings and the command line name every setting flat: ``to_flat``, ``from_flat``, and in short
-``Config.of`` and ``config.but``.
+``Config`` nests the settings by concern: the objective (``LossConfig``), the optimiser (``LBFGS``,
+``LBFGSLineSearch`` or ``Adam``), the coarse-to-fine scales (``Pyramid``), the initial image
+(``Initial``) and the computation (``ExecutionConfig``). Each dataclass checks its own fields.
+
+Records, the listing of presets and the command line use flat names instead, without nesting:
+``to_flat`` and ``from_flat`` convert, ``Config.of`` and ``config.but`` are shorthands.
+
+The docstrings of the fields are the texts of ``--help``.
 """
 
 import warnings
@@ -17,8 +20,8 @@ from nst_jax.config.checks import (
     LARGEST_COUNT,
     LARGEST_SIZE,
     check_count,
+    check_literals,
     check_positive,
-    check_words,
     is_count,
     set_fields,
 )
@@ -41,11 +44,11 @@ INITS = ("content", "noise", "blend")
 
 @dataclass(frozen=True, kw_only=True)
 class LBFGS:
-    """L-BFGS with a fixed step, as Torch's.
+    """L-BFGS with a fixed step length, as in ``torch.optim.LBFGS``.
 
     Attributes:
-      learning_rate: The step's length. Default: 1.
-      memory_size: Pairs that are remembered. Default: 100.
+      learning_rate: Step length. Default: 1.
+      memory_size: Number of stored (s, y) pairs. Default: 100.
     """
 
     name: ClassVar[Literal["lbfgs"]] = "lbfgs"
@@ -62,10 +65,10 @@ class LBFGS:
 
 @dataclass(frozen=True, kw_only=True)
 class LBFGSLineSearch:
-    """L-BFGS that searches the length of each step.
+    """L-BFGS with a line search for the length of each step.
 
     Attributes:
-      memory_size: Pairs that are remembered. Default: 10.
+      memory_size: Number of stored (s, y) pairs. Default: 10.
     """
 
     name: ClassVar[Literal["lbfgs-linesearch"]] = "lbfgs-linesearch"
@@ -79,13 +82,13 @@ class LBFGSLineSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
-    """Adam (Kingma and Ba 2015).
+    """Adam (Kingma and Ba 2015, algorithm 1).
 
     Attributes:
       learning_rate: Step size for pixels in [0, pixel_range]. Default: 10/255 of the range.
-      beta1, beta2: Decay of the first and second moment.
-      epsilon: What is added to the second moment's root.
-      clip: Keep pixels in [0, 1] after each step.
+      beta1, beta2: Decay rates of the running means of the gradient and of its square.
+      epsilon: Added to the root of the mean squared gradient.
+      clip: Clip pixels to [0, 1] after each step.
     """
 
     name: ClassVar[Literal["adam"]] = "adam"
@@ -113,15 +116,14 @@ OptimizerName = Literal["lbfgs", "lbfgs-linesearch", "adam"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pyramid:
-    """The scales on the way to the result's size.
+    """The scales from coarse to fine; each starts from the result of the one before.
 
     Attributes:
-      min_size: Longer side of the coarsest scale, at least. The run goes from there to the wanted
-        size, each scale starting from the result of the one before; for one image, not for batch
-        and sweep. Default: the wanted size alone.
-      scale_factor: Ratio of the sizes of neighbouring scales.
-      scale_steps: Steps of the scales before the last, the coarsest first; the last number holds
-        for the rest. Default: the same as steps for each.
+      min_size: Start at a coarse scale, with a longer side of at least this many pixels, and
+        enlarge up to the final size. Not for batch and sweep. Default: the final size only.
+      scale_factor: Ratio of the sizes of successive scales.
+      scale_steps: Steps at each scale before the last, coarsest first; the last number is repeated
+        for the remaining scales. Default: the value of steps.
     """
 
     min_size: int | None = None
@@ -129,13 +131,15 @@ class Pyramid:
     scale_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale_steps, list):  # as JSON has it
+        if isinstance(self.scale_steps, list):  # from JSON
             set_fields(self, scale_steps=tuple(self.scale_steps))
         if self.min_size is not None:
-            check_count("min_size", self.min_size, most=LARGEST_SIZE)
-        if not 1.05 <= self.scale_factor <= FLOAT32_MAX:  # each scale is compiled for itself
+            check_count("min_size", self.min_size, maximum=LARGEST_SIZE)
+        # At least 1.05: each scale compiles its own program, so a pyramid of very many scales
+        # would spend its time on compilation.
+        if not 1.05 <= self.scale_factor <= FLOAT32_MAX:
             raise InputError(
-                f"scale_factor is {self.scale_factor}: expected a finite number from 1.05 on"
+                f"scale_factor is {self.scale_factor}: expected a finite number, 1.05 or more"
             )
         if not isinstance(self.scale_steps, tuple) or not all(map(is_count, self.scale_steps)):
             raise InputError(
@@ -145,21 +149,21 @@ class Pyramid:
         for name in ("scale_factor", "scale_steps"):
             if self.min_size is None and getattr(self, name) != getattr(Pyramid, name):
                 raise InputError(
-                    f"{name} has no meaning for one scale: name its coarsest by min_size"
+                    f"{name} has no meaning for one scale: set min_size, the coarsest scale"
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initial:
-    """The image to start from.
+    """The initial image.
 
     Attributes:
-      init: Initial image: content, noise, blend (of both), or a file. A script reads the file
-        itself and passes the image to stylize.
+      init: Initial image: content, noise, blend (a mix of both), or an image file. In Python, read
+        the file yourself and pass the image to stylize.
       noise: Distribution of the noise around the network's mean colour.
       noise_scale: Standard deviation (normal) or half width (uniform) of the noise, for
         pixels in [0, 1].
-      noise_ratio: Share of noise in a blend.
+      noise_ratio: Fraction of noise in a blend, from 0 to 1.
     """
 
     init: str = "content"
@@ -169,7 +173,7 @@ class Initial:
 
     def __post_init__(self) -> None:
         check_weight("noise_scale", self.noise_scale)
-        check_words(self)
+        check_literals(self)
         if not 0 <= self.noise_ratio <= 1:
             raise InputError(f"noise_ratio is {self.noise_ratio}: expected 0 to 1")
 
@@ -179,16 +183,15 @@ class ExecutionConfig:
     """How a run is computed.
 
     Attributes:
-      convolution: How the network convolves: direct, or winograd with a quarter of the
-        multiplications and a little more rounding; auto takes winograd on CPUs only.
-      precision: Of the network: float32; tf32 with products of 10 bits, on NVIDIA GPUs only; or
-        bfloat16 activations, with half of the memory. Gram matrices are summed in float32 and the
-        image is kept in float32 always.
-      tile: Longest side of the tiles in which the image is taken, with the same loss and gradient
-        to rounding; off for the whole image; auto for tiles where the whole does not fit into the
+      convolution: Algorithm of the network's convolutions: direct, or winograd with a quarter of
+        the multiplications and slightly larger rounding errors. auto uses winograd on CPUs only.
+      precision: Precision of the network: float32, tf32 (10-bit mantissa, NVIDIA GPUs only), or
+        bfloat16 (half the memory). The image and the sums of Gram matrices are always float32.
+      tile: Compute in tiles of at most this many pixels a side; loss and gradient are those of the
+        whole image up to rounding. off never tiles, auto only if the whole image does not fit into
         memory.
-      remat: Compute activations twice rather than keep them: on, off, or auto where the whole
-        image does not fit otherwise. Tiles always do so.
+      remat: Recompute activations in the backward pass to save memory (gradient checkpointing):
+        on, off, or auto, only if the image would not fit otherwise. Tiles always do this.
     """
 
     convolution: Convolution = "auto"
@@ -197,7 +200,7 @@ class ExecutionConfig:
     remat: Remat = "auto"
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_literals(self)
         if self.tile not in ("auto", "off") and not is_count(self.tile):
             raise InputError(
                 f"tile is {self.tile!r}: expected auto, off, or a side in pixels, 1 or more, at "
@@ -205,7 +208,7 @@ class ExecutionConfig:
             )
         if is_count(self.tile) and self.remat == "on":
             raise InputError(
-                "remat on has no meaning with tiles, which compute all activations twice: leave "
+                "remat on has no meaning with tiles, which always recompute activations: leave "
                 "one out"
             )
         if self.precision == "bfloat16" and self.convolution == "winograd":
@@ -216,9 +219,9 @@ class ExecutionConfig:
 
     @property
     def evaluation(self) -> Evaluation:
-        """How the objective is computed: of the whole image, unless told otherwise.
+        """How the objective is computed, with ``"auto"`` taken to mean the whole image.
 
-        What is ``"auto"`` depends on the image and the memory, see ``planner``.
+        ``planner`` resolves ``"auto"`` from the size of the image and the available memory.
         """
         tile = self.tile if isinstance(self.tile, int) else 0
         remat = self.remat == "on" and not tile
@@ -227,9 +230,9 @@ class ExecutionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that a run of the optimisation depends on but images, network and seed.
+    """All settings of an optimisation; images, network and seed are separate arguments.
 
-    The default is neural-style-pt's objective started from the content image.
+    The defaults are those of neural-style-pt, started from the content image.
 
     >>> config = Config(optimizer=Adam(learning_rate=2.0), steps=200)
     >>> config == Config.of(optimizer="adam", learning_rate=2.0, steps=200)
@@ -239,16 +242,16 @@ class Config:
 
     Attributes:
       loss: The objective.
-      optimizer: What minimises it, with its own numbers.
-      preconditioner: Coordinates in which the optimiser works: the pixels themselves, or (spectral)
-        frequencies and colours scaled so that fewer steps are needed.
-      steps: Optimisation steps; each evaluates loss and gradient once (line search: at
+      optimizer: The optimiser and its parameters.
+      preconditioner: Coordinates of the optimisation: pixels (none), or frequencies and colours
+        scaled such that fewer steps are needed (spectral).
+      steps: Optimisation steps; each evaluates loss and gradient once (with line search: at
         least once). The result is the evaluated image of lowest loss.
-      pyramid: The scales on the way to the result's size.
-      averaging: Decay of a running average of the images, as 0.99 for adam, which is then the
-        result in place of the one of lowest loss; 0 for none.
-      initial: The image to start from.
-      execution: How it is computed.
+      pyramid: The scales from coarse to fine.
+      averaging: Return a running average of the images with this decay, for example 0.99 for adam,
+        instead of the image of lowest loss; 0 turns it off.
+      initial: The initial image.
+      execution: How the run is computed.
     """
 
     loss: LossConfig = LossConfig()
@@ -261,26 +264,30 @@ class Config:
     execution: ExecutionConfig = ExecutionConfig()
 
     def __post_init__(self) -> None:
-        check_words(self)
+        check_literals(self)
         check_count("steps", self.steps)
         if not 0 <= self.averaging <= 0.9999:
             raise InputError(f"averaging is {self.averaging}: expected 0 to 0.9999")
 
     @classmethod
     def of(cls, **flat: Any) -> "Config":
-        """The default with settings by their flat names, see ``from_flat``."""
+        """The default settings with some replaced, by their flat names, see ``from_flat``."""
         return from_flat(flat, base=cls())
 
     def but(self, **flat: Any) -> "Config":
-        """These settings with others by their flat names, see ``from_flat``."""
+        """These settings with some replaced, by their flat names, see ``from_flat``."""
         return from_flat(flat, base=self)
 
 
-_SECTIONS = {"loss": LossConfig, "pyramid": Pyramid, "initial": Initial}
+# Field of Config -> nested dataclass, all but the optimiser.
+_SECTIONS = {
+    "loss": LossConfig,
+    "pyramid": Pyramid,
+    "initial": Initial,
+    "execution": ExecutionConfig,
+}
 
-_SECTIONS |= {"execution": ExecutionConfig}
-
-# What is one optimiser's own: flat name -> field.
+# Settings of the optimisers: flat name -> field of the optimiser's dataclass.
 _OPTIMIZER_FIELDS = {
     "learning_rate": "learning_rate",
     "memory_size": "memory_size",
@@ -290,27 +297,28 @@ _OPTIMIZER_FIELDS = {
     "clip": "clip",
 }
 
-# What stands for it where the optimiser has no such number.
+# The value that to_flat reports if the optimiser has no such field.
 _UNSET = {flat: getattr(Adam, name, None) for flat, name in _OPTIMIZER_FIELDS.items()}
 
 
 def flat_types() -> dict[str, Any]:
-    """Types of the settings by their flat names, in the order of ``to_flat``."""
+    """Types of all settings by flat name, in the order of ``to_flat``."""
     types: dict[str, Any] = {}
     for name, kind in get_type_hints(Config).items():
         if name == "optimizer":
-            own = get_type_hints(LBFGS) | get_type_hints(Adam)
+            hints = get_type_hints(LBFGS) | get_type_hints(Adam)
             types["optimizer"] = OptimizerName
-            types |= {flat: own[item] for flat, item in _OPTIMIZER_FIELDS.items()}
+            types |= {flat: hints[field] for flat, field in _OPTIMIZER_FIELDS.items()}
         else:
             types |= get_type_hints(kind) if name in _SECTIONS else {name: kind}
     return types
 
 
 def to_flat(config: Config) -> dict[str, Any]:
-    """Settings by their flat names, as records have them: every name, in one order.
+    """Convert settings to a dictionary by flat name, as in records.
 
-    What the optimiser has no use for stands with its default.
+    The dictionary always has all names in the same order. Settings that do not apply to the
+    optimiser have their default value.
 
     >>> to_flat(Config())["optimizer"], to_flat(Config())["adam_beta1"]
     ('lbfgs', 0.9)
@@ -319,10 +327,10 @@ def to_flat(config: Config) -> dict[str, Any]:
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name == "optimizer":
-            own = {item.name for item in fields(value)}
+            known = {item.name for item in fields(value)}
             flat["optimizer"] = value.name
             for name, item in _OPTIMIZER_FIELDS.items():
-                flat[name] = getattr(value, item) if item in own else _UNSET[name]
+                flat[name] = getattr(value, item) if item in known else _UNSET[name]
         elif is_dataclass(value):
             flat |= {item.name: getattr(value, item.name) for item in fields(value)}
         else:
@@ -331,17 +339,21 @@ def to_flat(config: Config) -> dict[str, Any]:
 
 
 def from_flat(values: Mapping[str, Any], *, base: Config = Config()) -> Config:
-    """Settings by their flat names over others.
+    """Replace settings by their flat names.
 
-    Another optimiser does not take over the numbers of the one before, nor ``min_size=None`` those
-    of the scales that fall away.
+    A new optimiser starts from its own defaults, not from the parameters of the optimiser in
+    ``base``; ``min_size=None`` also resets the other settings of the scales.
 
     >>> from_flat({"steps": 5, "init": "noise"}, base=Config()).initial.init
     'noise'
 
+    Args:
+      values: flat name -> value.
+      base: the settings to start from.
+
     Raises:
-      InputError: for unknown names, for values that a setting cannot have, and for what has no
-        meaning for the optimiser.
+      InputError: for unknown names, invalid values, and settings that do not apply to the
+        optimiser.
     """
     known = to_flat(base)
     for name in values:
@@ -349,11 +361,12 @@ def from_flat(values: Mapping[str, Any], *, base: Config = Config()) -> Config:
             raise InputError(f"unknown setting {name!r}: expected one of {', '.join(known)}")
     values = dict(values)
     if values.get("color") == "keep-ycbcr":
-        warnings.warn("color keep-ycbcr is the same as keep-yiq: taken as that", stacklevel=3)
+        # Older records have this name: Y'CbCr and Y'IQ chroma span the same plane.
+        warnings.warn("color keep-ycbcr is the same as keep-yiq: using that", stacklevel=3)
         values["color"] = "keep-yiq"
     if values.get("min_size", base.pyramid.min_size) is None:
         base = replace(base, pyramid=Pyramid())
-    parts: dict[str, Any] = {"optimizer": _optimizer(values, base.optimizer)}
+    parts: dict[str, Any] = {"optimizer": _make_optimizer_settings(values, base.optimizer)}
     for section in _SECTIONS:
         old = getattr(base, section)
         given = {item.name: values[item.name] for item in fields(old) if item.name in values}
@@ -364,24 +377,24 @@ def from_flat(values: Mapping[str, Any], *, base: Config = Config()) -> Config:
     return replace(base, **parts, **plain)
 
 
-def _optimizer(values: Mapping[str, Any], base: Optimizer) -> Optimizer:
-    """The optimiser of flat settings over another."""
+def _make_optimizer_settings(values: Mapping[str, Any], base: Optimizer) -> Optimizer:
+    """The optimiser that flat settings select and change."""
     name = values.get("optimizer", base.name)
     if not isinstance(name, str) or name not in OPTIMIZERS:
         raise InputError(f"optimizer is {name!r}: expected one of {', '.join(OPTIMIZERS)}")
-    kind, own = OPTIMIZERS[name], {}
+    kind, given = OPTIMIZERS[name], {}
     for flat, item in _OPTIMIZER_FIELDS.items():
         if flat not in values:
             continue
         if item in {field.name for field in fields(kind)}:
-            own[item] = values[flat]
-        elif values[flat] != _UNSET[flat]:
+            given[item] = values[flat]
+        elif values[flat] != _UNSET[flat]:  # a full record has all names, so its defaults pass
             others = [
                 other
-                for other, its in OPTIMIZERS.items()
-                if item in {field.name for field in fields(its)}
+                for other, cls in OPTIMIZERS.items()
+                if item in {field.name for field in fields(cls)}
             ]
             raise InputError(
                 f"{flat} has no meaning for {name}: leave it out, or choose {' or '.join(others)}"
             )
-    return replace(base, **own) if isinstance(base, kind) else kind(**own)
+    return replace(base, **given) if isinstance(base, kind) else kind(**given)

@@ -2,8 +2,8 @@
 
 Standard library only, so that options are checked before JAX is imported.
 
-Every layer is named as the field names it: ``convB_I`` is the I-th convolution of block B before
-its ReLU, ``reluB_I`` after it. Each block but the last ends in a 2x2 pooling of stride 2.
+``convB_I`` is the output of the I-th convolution of block B, before the ReLU, ``reluB_I`` that
+after it. Both are called taps. Each block but the last ends in a 2x2 pooling with stride 2.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,9 @@ CONVS: tuple[str, ...] = tuple(
     for index in range(1, count + 1)
 )
 
-LAPLACIANS = {"laplacian4": 4, "laplacian16": 16}  # sides of the squares that are averaged
+# Laplacian loss -> side of the squares over which it averages the image first (Li et al. 2017,
+# "Laplacian-Steered Neural Style Transfer").
+LAPLACIANS = {"laplacian4": 4, "laplacian16": 16}
 
 TAPS: tuple[str, ...] = tuple(tap for conv in CONVS for tap in (conv, conv.replace("conv", "relu")))
 
@@ -35,7 +37,7 @@ def block_of(tap: str) -> int:
 
 
 def deepest(taps: tuple[str, ...]) -> str:
-    """The tap that is computed last.
+    """The tap that the network computes last.
 
     >>> deepest(("relu4_2", "relu1_1"))
     'relu4_2'
@@ -44,7 +46,7 @@ def deepest(taps: tuple[str, ...]) -> str:
 
 
 def stride(tap: str) -> int:
-    """Pixels between neighbouring features of a tap: 1, 2, 4, 8 or 16 by block.
+    """Distance in pixels between neighbouring features: 1, 2, 4, 8, 16 for blocks 1 to 5.
 
     >>> stride("relu1_2"), stride("relu5_1")
     (1, 16)
@@ -53,10 +55,10 @@ def stride(tap: str) -> int:
 
 
 def shortest_side(tap: str, *, padding: str = "zero") -> int:
-    """The shortest side of an image for which a tap can be computed.
+    """The shortest side of an image, in pixels, for which a tap can be computed.
 
-    One feature is enough, but a mirror leaves the border itself out and shows its neighbour, which
-    must be there: with ``padding="reflect"`` it takes two.
+    One feature along each axis is enough, except with ``padding="reflect"``: it repeats the
+    neighbour of the border, not the border itself, and so needs two.
 
     >>> shortest_side("relu5_1"), shortest_side("relu5_1", padding="reflect")
     (16, 32)
@@ -65,7 +67,7 @@ def shortest_side(tap: str, *, padding: str = "zero") -> int:
 
 
 def convs_to(tap: str) -> tuple[str, ...]:
-    """The convolutions up to a tap, in their order.
+    """The convolutions up to a tap, in order.
 
     >>> convs_to("relu2_1")
     ('conv1_1', 'conv1_2', 'conv2_1')
@@ -74,21 +76,26 @@ def convs_to(tap: str) -> tuple[str, ...]:
 
 
 def reach(tap: str) -> int:
-    """How many pixels beyond its own square of ``stride`` pixels a feature sees on each side.
+    """How far the receptive field of a feature extends beyond its own square.
+
+    The feature at (i, j) of a tap with stride s belongs to the square of s x s pixels that starts
+    at (s i, s j). It depends on ``reach`` more pixels on each side of that square.
 
     >>> reach("relu1_1"), reach("relu4_2"), reach("relu5_1")
     (1, 38, 70)
     """
+    # Backwards from the tap to the image: a 3x3 convolution adds one feature on each side. A 2x2
+    # pooling precedes the first convolution of blocks 2 to 5 and doubles the number of features.
     pixels = 0
     for name in reversed(convs_to(tap)):
         pixels += 1
         if name.endswith("_1") and block_of(name) > 1:
-            pixels *= 2  # each feature behind a pooling sees two before it
+            pixels *= 2
     return pixels
 
 
 def check_tap(name: str) -> str:
-    """Return ``name`` if VGG-19 has such a tap.
+    """Return ``name`` if it is a tap of VGG-19.
 
     >>> check_tap("relu4_2")
     'relu4_2'
@@ -115,7 +122,7 @@ def check_sides(
     """Check that an image is large enough for the deepest of ``taps``.
 
     Raises:
-      InputError: where the shorter side is under the ``shortest_side`` of the deepest tap.
+      InputError: if a side is shorter than the ``shortest_side`` of the deepest tap.
     """
     tap = deepest(taps)
     least = shortest_side(tap, padding=padding)
@@ -131,10 +138,10 @@ def check_sides(
 def check_squares(
     height: int, width: int, laplacians: Iterable[str], *, what: str = "image"
 ) -> None:
-    """Check that an image has at least one of the squares that each Laplacian averages.
+    """Check that an image is at least as large as the squares that the Laplacians average.
 
     Raises:
-      InputError: where it has not.
+      InputError: if it is smaller.
     """
     for name in laplacians:
         if min(height, width) < LAPLACIANS[name]:
@@ -145,16 +152,16 @@ def check_squares(
 
 
 def check_multiple(height: int, width: int, taps: tuple[str, ...]) -> None:
-    """Check that an image can tile: its sides are multiples of the stride of the deepest tap.
+    """Check that circular padding can wrap an image: the deepest stride divides its sides.
 
     Raises:
-      InputError: where they are not, with the nearest size of this aspect ratio that has them.
+      InputError: if it does not; the message suggests the nearest size of the same aspect ratio.
     """
     tap = deepest(taps)
     step = stride(tap)
     if height % step or width % step:
         longer, shorter = max(height, width), min(height, width)
-        # What the longer side may be if the shorter one is to follow by the aspect ratio.
+        # Longer sides for which the shorter one, rounded to the aspect ratio, is a multiple too.
         sizes = [
             size
             for size in range(step, 4 * longer, step)

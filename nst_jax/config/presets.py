@@ -1,34 +1,37 @@
-"""Settings by name: those of published tools, formula for formula, and own. Standard library only.
+"""Named settings: those of published tools, and two of this package. Standard library only.
 
-A preset names a tool's objective, optimiser and start; every value can be overridden. In the
-formulas F are features ``[h, w, C]``, G = F F^T their Gram matrices, MSE a mean over elements, x
-pixels in [0, 1] and z = 255 x.
+A preset gives the objective, the optimiser and the initial image of a tool; every setting can be
+overridden. In the formulas F are the features of a layer (C channels of h times w), flattened to
+``[C, h w]``, G = F F^T their Gram matrix, MSE the mean of squared differences over all elements,
+x the pixels in [0, 1] and z = 255 x. ``tests/config/test_preset_parity.py`` checks each formula
+against an independent implementation of the tool's own.
 """
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from nst_jax.config.config import Config
-from nst_jax.config.factors import STYLE_LAYERS, LossFactor, weigh_layers
+from nst_jax.config.factors import STYLE_LAYERS, WeightedLoss, weigh_layers
 from nst_jax.config.layers import CHANNELS, stride
 from nst_jax.errors import InputError
 
-# Which VGG-19: its two trainings, and the first with activations scaled to a mean of 1 a channel.
-# Those of "caffe" are some hundred times those of "torchvision".
+# Weights of VGG-19: those of Caffe (by its authors), of torchvision, and Caffe's rescaled such that
+# each channel has a mean activation of 1. The activations of "caffe" are about a hundred times as
+# large as those of "torchvision".
 Network = Literal["caffe", "torchvision", "caffe-normalized"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A named setting.
+    """Named settings.
 
     Attributes:
-      summary: what it is, one line.
+      summary: description in one line.
       formula: the objective.
       source: where it was published.
-      notes: what to know when comparing with the source.
-      weights: the network that its factors were chosen for; with another one content, style and
-        total variation are out of balance.
+      notes: differences from the source, and how to reproduce its other modes.
+      weights: the network for which the weights of the terms were chosen; with another network
+        content, style and total variation are out of balance.
       config: the settings.
       size: longer side of the image in pixels.
     """
@@ -55,10 +58,10 @@ NEURAL_STYLE = Preset(
     ),
     source="https://github.com/ProGamerGov/neural-style-pt",
     notes=(
-        "L-BFGS with fixed step 1 and 100 remembered pairs, started from the content image (the "
-        "port's own start is noise: init='noise'). For pixels in [0, 1] the same tv weight is "
-        "0.255, and Adam's learning rate 10 is 0.039 with eps 2.6e-6 for 1e-8. The port's "
-        "--normalize_gradients is left out: there it only squares the weights."
+        "L-BFGS with a fixed step of 1 and 100 stored pairs, started from the content image. The "
+        "tool itself starts from noise: init='noise'. For pixels in [0, 1] the same tv_weight is "
+        "0.255, and a learning rate of 10 for Adam with an epsilon of 1e-8 is 0.039 with 2.6e-6. "
+        "The tool's --normalize_gradients is not available: it only squares the weights."
     ),
     weights="caffe",
     config=Config.of(
@@ -79,7 +82,7 @@ NEURAL_STYLE = Preset(
 
 NEURAL_STYLE_LUA = replace(
     NEURAL_STYLE,
-    summary="neural-style, the Torch7 original, with the values of its well-known call",
+    summary="neural-style, the Torch7 original, with the weights of its best-known example call",
     formula=(
         "L = MSE(F, F_content) on relu4_2\n"
         "  + 300 sum_l MSE(G/(C h w), G_style/(C h w)) on relu1_1 ... relu5_1\n"
@@ -87,10 +90,10 @@ NEURAL_STYLE_LUA = replace(
     ),
     source="https://github.com/jcjohnson/neural-style",
     notes=(
-        "The original adds the gradient of the total variation without its value, leaves out the "
-        "last row and column of differences, and scales pixels by 256 before subtracting the "
-        "mean; here the value is reported, every difference counts, and pixels are in [0, 255]. "
-        "For pixels in [0, 1] the same tv weight is 195."
+        "The tool adds the gradient of the total variation but not its value, omits the last row "
+        "and column of differences, and scales pixels by 256 before it subtracts the mean. Here "
+        "the loss includes the value, all differences count, and pixels are in [0, 255]. For "
+        "pixels in [0, 1] the same tv_weight is 195."
     ),
     config=NEURAL_STYLE.config.but(
         content_weight=1.0, style_weight=300.0, tv_weight=3e-3, tv_order=2
@@ -99,18 +102,17 @@ NEURAL_STYLE_LUA = replace(
 
 FAST = replace(
     NEURAL_STYLE,
-    summary="neural-style-pt's objective by a shorter way",
+    summary="the objective of neural-style-pt with fewer steps",
     notes=(
-        "The objective of neural-style at the same resolution; L-BFGS works on frequencies and "
-        "colours scaled by preconditioner='spectral' and starts with a larger step. On the pairs "
-        "of images that it was tried on, its loss after 50 to 80 steps is that of neural-style "
-        "after 100."
+        "The objective of neural-style at the same resolution. L-BFGS works on scaled frequencies "
+        "and colours (preconditioner='spectral') and starts with a larger step. On the pairs of "
+        "images that were tried, its loss after 50 to 80 steps is that of neural-style after 100."
     ),
     config=NEURAL_STYLE.config.but(preconditioner="spectral", memory_size=50, steps=80),
 )
 
 STYLE_TRANSFER_PYTORCH = Preset(
-    summary="style-transfer-pytorch: Gaussians of features by Wasserstein distance, five scales",
+    summary="style-transfer-pytorch: Wasserstein distance of Gaussians of features, five scales",
     formula=(
         "L = 0.015 MSE(F, F_content) on relu4_2\n"
         "  + sum_l w_l (mean (m - m_style)^2\n"
@@ -121,23 +123,23 @@ STYLE_TRANSFER_PYTORCH = Preset(
     ),
     source="https://github.com/crowsonkb/style-transfer-pytorch",
     notes=(
-        "The newest version; older ones have Gram matrices and another total variation. x are "
-        "pixels in [0, 1], d1 and d2 their diagonal differences, with the border repeated. Each "
-        "scale is half of the next one's area, down to 128 px: 1000 steps at the first, 500 at "
-        "each of the others, every one started from the average of the one before with Adam's "
-        "moments enlarged. The tool takes the root of matrices by 12 steps of Newton and Schulz, "
-        "which leave an error where S is nearly singular; here it is exact. Its images are "
-        "scaled by Pillow's filters, and its average counts the start as well. Where the size "
-        "leaves fewer scales than two before the last: min_size=None, steps=1000. Its other "
-        "poolings are pooling='average-scaled' and 'l2', its L-BFGS is optimizer='lbfgs', "
-        "memory_size=10."
+        "These are the settings of the tool's newest version; older ones use Gram matrices and "
+        "another total variation. x are pixels in [0, 1], d1 and d2 their diagonal differences, "
+        "with the border replicated. Each scale has half the area of the next, down to 128 px, "
+        "with 1000 steps at the first and 500 at each other. Each starts from the averaged image "
+        "of the one before, with enlarged running means of Adam. The tool computes matrix roots "
+        "by 12 Newton-Schulz steps, which are inexact if S is nearly singular; here roots are "
+        "exact. The tool resizes images with Pillow's filters, and its average includes the "
+        "initial image. If the size leaves fewer than two scales before the last, set "
+        "min_size=None, steps=1000. The tool's other poolings are pooling='average-scaled' and "
+        "'l2'; its L-BFGS is optimizer='lbfgs', memory_size=10."
     ),
     weights="torchvision",
     config=Config.of(
         content_weight=0.015,
         style_weight=1.0,
         style_layers=weigh_layers(STYLE_NAMES, scheme="geometric"),
-        style_losses=(LossFactor("wasserstein", 1.0),),
+        style_losses=(WeightedLoss("wasserstein", 1.0),),
         covariance_eps=1e-4,
         tv_weight=2.0,
         tv_form="nine-point",
@@ -166,12 +168,13 @@ PRISM = Preset(
     ),
     source="https://github.com/moritztng/prism",
     notes=(
-        "The tool divides the layers' factors by their sum. It scales images to an area of "
-        "512^2: 590 px are the longer side at 4:3. By default it also gives the content the "
-        "style's colours before and starts from that, which no setting does here; in Python it is "
-        "color.match_color(content, style, method='pca'). Its --preserve_color content "
-        "is color='match-pca'. Its eigenvectors come from a routine for matrices of any kind, "
-        "which need not make them orthogonal where two colours vary alike; here they are."
+        "The tool divides the weights of the layers by their sum. It scales images to an area of "
+        "512^2 px: at 4:3 the longer side is 590 px. By default it first gives the content the "
+        "colours of the style and starts from that image. No setting does this here; in Python, "
+        "use color.match_color(content, style, method='pca'). Its --preserve_color content is "
+        "color='match-pca'. The tool computes eigenvectors with a routine for general matrices, "
+        "which need not return orthogonal vectors if two colours vary equally; here they are "
+        "orthogonal."
     ),
     weights="caffe",
     config=Config.of(
@@ -196,10 +199,10 @@ PYSTICHE = Preset(
     ),
     source="https://github.com/pystiche/pystiche",
     notes=(
-        "Its layer weights are the mean over the layers. L-BFGS works on pixels in [0, 1]. It "
-        "scales the shorter side of content and style to 500 px: 667 px are the longer side at "
-        "4:3. With Caffe's weights G is some 10^4 times as large and the image is style only: "
-        "lower the style weight by as much."
+        "The tool averages the layers' losses. L-BFGS works on pixels in [0, 1]. The tool scales "
+        "the shorter side of content and style to 500 px: at 4:3 the longer side is 667 px. With "
+        "Caffe's weights G is about 10^4 times as large, so that the style dominates: lower "
+        "style_weight accordingly."
     ),
     weights="torchvision",
     config=Config.of(
@@ -219,7 +222,7 @@ PYSTICHE = Preset(
 
 
 WASSERSTEIN = Preset(
-    summary="the default: Gaussians of features by Wasserstein distance, at one scale",
+    summary="the default: Wasserstein distance of Gaussians of features, one scale",
     formula=(
         "L = 0.007 MSE(F, F_content) on relu4_2\n"
         "  + sum_l w_l (mean (m - m_style)^2\n"
@@ -231,10 +234,11 @@ WASSERSTEIN = Preset(
     source="after https://github.com/crowsonkb/style-transfer-pytorch",
     weights="caffe",
     notes=(
-        "Chosen by comparison, see docs/gallery.md: the style term of style-transfer-pytorch, half "
-        "of its content weight, and fast's way of optimising. Means are taken over all values, so "
-        "that the factors hold for all sizes. A step costs 5 to 13 % more than with Gram "
-        "matrices, by some forty matrix products for each style layer, at any size."
+        "Chosen by comparison, see docs/gallery.md. It combines the style term of "
+        "style-transfer-pytorch and half of its content weight with the optimiser of fast. All "
+        "terms are means, so that the weights suit images of any size. A step takes 5 to 13 % "
+        "longer than with Gram matrices: about forty matrix products per style layer, independent "
+        "of the image's size."
     ),
     config=FAST.config.but(
         content_weight=0.007,
@@ -249,7 +253,7 @@ WASSERSTEIN = Preset(
 
 
 GATYS = Preset(
-    summary="Gatys' own PyTorch code",
+    summary="Gatys' PyTorch code",
     formula=(
         "L = MSE(F, F_content) on relu4_2\n"
         "  + sum_l 1000/C_l^2 MSE(G/(h w), G_style/(h w)) on relu1_1 ... relu5_1"
@@ -260,7 +264,8 @@ GATYS = Preset(
     ),
     notes=(
         "Max pooling and no total variation, as in the code; the paper prefers average pooling. "
-        "The weights are those of features, and the same for pixels in [0, 1]."
+        "The weights are for mean squared errors of features, so they do not depend on the range "
+        "of the pixels."
     ),
     weights="caffe",
     config=Config.of(
@@ -278,7 +283,7 @@ GATYS = Preset(
 )
 
 GATYS_2017 = Preset(
-    summary="Gatys' notebooks of 2017 with the normalised network, in two scales",
+    summary="Gatys' notebooks of 2017, with the normalised network, at two scales",
     formula=(
         "L = 1e6 MSE(F, F_content) on relu4_2\n"
         "  + 1e9 sum_l 0.2 MSE(G/(h w), G_style/(h w)) on relu1_1 ... relu5_1"
@@ -288,11 +293,12 @@ GATYS_2017 = Preset(
         "2017, Controlling Perceptual Factors in Neural Style Transfer, CVPR"
     ),
     notes=(
-        "500 steps at 512 px, then 200 at 1024 px from the enlarged result; the notebooks' colour, "
-        "scale and guidance controls are color, the styles' scale and the masks. They have also "
-        "values for the original network, which are those of the preset gatys, and a content "
-        "weight of 1e5 in places. Pooling is what the tool's model file holds; here it is max. At "
-        "512 px: min_size=None, steps=500. The network is made by weights.normalize_weights."
+        "500 steps at 512 px, then 200 steps at 1024 px from the enlarged result. For a single "
+        "scale of 512 px set min_size=None, steps=500. The colour, scale and guidance controls of "
+        "the notebooks are here color, the scale of each style, and masks. The notebooks also "
+        "have weights for the original network, which are those of the preset gatys, and in "
+        "places a content weight of 1e5. Their pooling is that of the model file; here it is max. "
+        "Make the network with weights.normalize_weights."
     ),
     weights="caffe-normalized",
     config=GATYS.config.but(
@@ -308,7 +314,9 @@ GATYS_2017 = Preset(
 )
 
 SPST = Preset(
-    summary="Scaling Painting Style Transfer: Gram matrices, means and deviations, large images",
+    summary=(
+        "Scaling Painting Style Transfer: Gram matrices, means and deviations, for large images"
+    ),
     formula=(
         "L = MSE(F, F_content) on relu4_2\n"
         "  + sum_l (1000/C_l^2 MSE(G/(h w), G_style/(h w))\n"
@@ -320,21 +328,22 @@ SPST = Preset(
         "2022, Scaling Painting Style Transfer, arXiv:2212.13459"
     ),
     notes=(
-        "The mode spst-fast: 600 steps at the coarsest scale, then 200, 66 and 30, each scale of "
-        "twice the size. 1/C^2 MSE(G/(h w)) is MSE(G/(C h w)), as it stands in the settings. With "
-        "a third scale, from 2732 px on: scale_steps=(600, 200), steps=66, and so on; with one, "
-        "below 1366 px: min_size=None, steps=600. The tool halves the shorter side until it is "
-        "under 1024 px; 683 px are the longer side of 512 at 4:3. It works on the content's full "
-        "size and remembers 100 pairs at the coarsest scale and 10 after it. Its gradient of s is "
-        "NaN for a channel that is constant, which 1e-5 added to s^2 prevents here, and between "
-        "the scales it rounds and clips the image to 8 bits; here it stays as it is."
+        "The mode spst-fast: 600 steps at the coarsest scale, then 200, 66 and 30, doubling the "
+        "size each time. 1/C^2 MSE(G/(h w)) is MSE(G/(C h w)), which is how the settings state "
+        "it. From 2732 px on there is a third scale: set scale_steps=(600, 200), steps=66, and so "
+        "on. Below 1366 px there is only one: set min_size=None, steps=600. The tool halves the "
+        "image until its shorter side is below 1024 px, so the coarsest one is at least 512 px, "
+        "or 683 px for the longer side at 4:3. It runs at the full size of the content, and "
+        "stores 100 pairs at the coarsest scale but 10 at the others. Its gradient of s is NaN "
+        "for a constant channel; here 1e-5 is added to s^2. Between scales it rounds and clips "
+        "the image to 8 bits; here the image is not changed."
     ),
     weights="caffe",
     config=GATYS.config.but(
         style_weight=1.0,
         style_layers=STYLE_LAYERS,
         gram_normalization="chw",
-        style_losses=(LossFactor("gram", 1e3), LossFactor("mean-std", 1e4)),
+        style_losses=(WeightedLoss("gram", 1e3), WeightedLoss("mean-std", 1e4)),
         steps=200,
         min_size=683,
         scale_factor=2.0,
@@ -345,7 +354,7 @@ SPST = Preset(
 
 
 COURSE = Preset(
-    summary="the well-known course version: alpha 10, beta 40",
+    summary="the well-known course version: alpha = 10, beta = 40",
     formula=(
         "J = 10 Jc + 40 Js\n"
         "Jc = sum (a_C - a_G)^2 / (4 nH nW nC) on relu4_2\n"
@@ -353,12 +362,14 @@ COURSE = Preset(
     ),
     source="Gatys, Ecker, Bethge 2015, arXiv:1508.06576, in the deep-learning course's form",
     notes=(
-        "The course writes conv4_2 for the activation after its ReLU, here relu4_2, and likewise "
-        "for the style layers. Other proportions (merging styles): style_layers={'relu1_1': 0.5, "
-        "'relu3_1': 0.5}. Start: 0.6 noise U(-20, 20) + 0.4 content on mean-subtracted 0-255. "
-        "Adam's learning rate 2 with eps 1e-8 on 0-255 is 0.0078 with eps 2.6e-6 on [0, 1]. "
-        "400x300 pixels. Each Gram matrix is divided by its own image's nH nW, so that the style "
-        "may have another size, and pooling drops an odd last row or column where TensorFlow pads."
+        "What the course calls conv4_2 is the activation after the ReLU, here relu4_2; the same "
+        "holds for the style layers. Other proportions, as for merging styles: "
+        "style_layers={'relu1_1': 0.5, 'relu3_1': 0.5}. The initial image is 0.6 U(-20, 20) + 0.4 "
+        "content, for pixels in [0, 255] less their mean. Adam's learning rate of 2 with an "
+        "epsilon of 1e-8 on [0, 255] is 0.0078 with 2.6e-6 on [0, 1]. Images have 400x300 px. "
+        "Here each Gram matrix is divided by the nH nW of its own image, so that the style may "
+        "have another size than the content, and pooling drops an odd last row or column, where "
+        "TensorFlow pads."
     ),
     weights="caffe",
     config=Config.of(
@@ -388,7 +399,10 @@ COURSE_SINGLE = replace(
         "Jc = sum (a_C - a_G)^2 / (4 nH nW nC) on relu4_2\n"
         "Js = sum (G_S - G_G)^2 / (4 nC^2 (nH nW)^2) on relu3_1"
     ),
-    notes="As course, with one style layer of proportion 1; another: style_layers=('relu2_1',).",
+    notes=(
+        "As course, with one style layer of weight 1. To use another layer: "
+        "style_layers=('relu2_1',)."
+    ),
     config=COURSE.config.but(style_layers=(("relu3_1", 1.0),)),
 )
 
@@ -401,11 +415,11 @@ PYTORCH_TUTORIAL = Preset(
     ),
     source="https://docs.pytorch.org/tutorials/advanced/neural_style_tutorial.html",
     notes=(
-        "Needs the full network. The tutorial clips the image within the function that L-BFGS "
-        "evaluates, so that the remembered pairs belong to other points than their gradients; "
-        "here L-BFGS is left alone and the result is clipped when it is written, as is meant. Its "
-        "two images must have the same size, here they need not, and 300 steps are 300 to 320 "
-        "evaluations there."
+        "Needs the full network, not the slim one. The tutorial clips the image inside the "
+        "function that L-BFGS evaluates, so that gradients belong to other points than the stored "
+        "pairs. Here L-BFGS is not disturbed, and only the written result is clipped. The two "
+        "images of the tutorial must have the same size; here they need not. Its 300 steps take "
+        "300 to 320 evaluations."
     ),
     weights="torchvision",
     config=Config.of(
@@ -435,10 +449,11 @@ TF_TUTORIAL = Preset(
     ),
     source="https://www.tensorflow.org/tutorials/generative/style_transfer",
     notes=(
-        "Needs the full network. x are pixels in [0, 1], clipped after each step of Adam. "
-        "TensorFlow adds eps to the root of Adam's second moment before that is corrected for its "
-        "start, which makes the eps of 0.1 larger in the first some hundred steps; here it is "
-        "added after. Loss and gradient are some millions, so that eps hardly matters."
+        "Needs the full network, not the slim one. x are pixels in [0, 1], clipped after each "
+        "step of Adam. TensorFlow adds epsilon to the root of the mean squared gradient before "
+        "bias correction, which makes an epsilon of 0.1 larger in the first few hundred steps; "
+        "here it is added after the correction. Loss and gradient are in the millions, so epsilon "
+        "hardly matters."
     ),
     weights="caffe",
     config=Config.of(
@@ -470,15 +485,16 @@ KERAS_TUTORIAL = Preset(
     ),
     source="https://keras.io/examples/generative/neural_style_transfer/",
     notes=(
-        "Needs the full network. Sums in place of means: with h w = H W / s^2 the style term is "
-        "that of C^2 / (36 s^4) MSE(G/(h w), G_style/(h w)) for layers of stride s and C channels, "
-        "at any size (where s does not divide a side, the example's own is a few percent less); "
-        "the content term grows with the image. Here its weight is that of the example's 400 "
-        "rows at 3:2, 600x400 pixels: 2.5e-8 x 512 x 25 x 37; for others it is 2.5e-8 x 512 x "
-        "(H // 16) x (W // 16). The example stretches the style to the content's sides. It now "
-        "descends by 4000 steps of 100 times the gradient, slowly decayed; the 200 steps of L-BFGS "
-        "here are those of its first version, which had the same proportions (1, 0.025, 1), "
-        "VGG-16, the content from relu4_2, and a start from noise."
+        "Needs the full network, not the slim one. The example takes sums, this package means. "
+        "Since h w = H W / s^2, its style term is C^2 / (36 s^4) MSE(G/(h w), G_style/(h w)) for "
+        "layers of stride s with C channels, at any size (if s does not divide a side, the "
+        "example's own term is a few per cent smaller). Its content term grows with the image: "
+        "the weight here is for the example's 400 rows at 3:2, 600x400 px, 2.5e-8 x 512 x 25 x "
+        "37; for other sizes it is 2.5e-8 x 512 x (H // 16) x (W // 16). The example stretches "
+        "the style to the size of the content. It now runs 4000 steps of gradient descent with a "
+        "learning rate of 100 that decays slowly. The 200 steps of L-BFGS here are those of its "
+        "first version, which had the same proportions (1, 0.025, 1) but VGG-16, the content from "
+        "relu4_2, and noise as the initial image."
     ),
     weights="caffe",
     config=Config.of(
@@ -524,7 +540,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of a name.
+    """Look up a preset by name.
 
     >>> get_preset("course").config.loss.style_weight
     40.0

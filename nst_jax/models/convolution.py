@@ -1,13 +1,24 @@
-"""The network's 3x3 convolution, direct or by Winograd, and kernels as loops apply them.
+"""The network's 3x3 convolution, direct or by Winograd's algorithm, with prepared kernels.
 
-Winograd's F(4x4, 3x3) takes a quarter of the multiplications:
+Winograd's F(m x m, r x r) computes an m x m tile of the output of an r x r correlation in
+(m + r - 1)^2 multiplications instead of m^2 r^2. F(4x4, 3x3) takes 36 instead of 144:
 
     Y = A^T [(G g G^T) * (B^T d B)] A
 
-d is a 6x6 tile of the input, overlapping its neighbours by 2, g the kernel, Y a 4x4 tile of the
-output and * the elementwise product, which over many channels is 36 matrix products. A, B and G
-interpolate polynomials at five points and infinity. The textbook's points 0, +-1, +-2 lose more
-digits: with 0, +-2/3, +-3/2 the error in float32 is less than half.
+with (symbols of Lavin and Gray 2016, section 4, and their names below)
+
+    d        6x6 tile of the input; neighbouring tiles overlap by r - 1 = 2
+    g        3x3 kernel
+    Y        4x4 tile of the output
+    B^T      ``DATA``, [6, 6]
+    G        ``KERNEL``, [6, 3]
+    A^T      ``OUTPUT``, [4, 6]
+    *        elementwise product. Summed over input channels it is a matrix product for each of the
+             36 entries, which is where the time goes.
+
+The matrices are those of Toom-Cook multiplication (evaluate two polynomials at five points and
+infinity, multiply the values, interpolate the product), transposed for correlation. The usual
+points 0, +-1, +-2 lose more digits: with 0, +-2/3, +-3/2 the error in float32 is less than half.
 
 Contract: features ``[1, H, W, C]``, kernels ``[3, 3, in, out]``, stride 1, zero padding 1.
 
@@ -29,18 +40,25 @@ from nst_jax.config.layers import TAPS, convs_to, deepest
 from nst_jax.models.projection import kernel_root
 from nst_jax.types import Array, Variables
 
-TILE = 4
+TILE = 4  # m, the side of a tile of the output
 
-OVERLAPPING = TILE + 2
+INPUT_TILE = TILE + 2  # m + r - 1, the side of a tile of the input
 
+# 0 and a set that is closed under negation and inversion: powers of these points stay near 1, which
+# keeps the matrices well conditioned. The sixth point is infinity.
 POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A^T ``[4, 6]``, B^T ``[6, 6]`` and G ``[6, 3]`` by Toom and Cook's construction."""
-    output = np.zeros((TILE, OVERLAPPING))
-    data = np.zeros((OVERLAPPING, OVERLAPPING))
-    kernel = np.zeros((OVERLAPPING, 3))
+    """A^T ``[4, 6]``, B^T ``[6, 6]`` and G ``[6, 3]`` by the Toom-Cook construction.
+
+    With the points a_k and N_k = prod_{j != k} (a_k - a_j), column k of A^T has the powers a_k^i,
+    row k of G has a_k^i / N_k, and row k of B^T has the coefficients of prod_{j != k} (x - a_j).
+    The last row and column belong to the point at infinity, which picks the highest coefficient.
+    """
+    output = np.zeros((TILE, INPUT_TILE))
+    data = np.zeros((INPUT_TILE, INPUT_TILE))
+    kernel = np.zeros((INPUT_TILE, 3))
     for k, point in enumerate(POINTS):
         others = [other for other in POINTS if other != point]
         output[:, k] = point ** np.arange(TILE)
@@ -55,18 +73,24 @@ OUTPUT, DATA, KERNEL = _matrices()
 
 
 def _combine(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
-    """sum_j matrix_ij arrays_j for each row i, as elementwise sums: they fuse, a product cannot."""
+    """sum_j matrix_ij arrays_j for each row i.
 
-    def row(factors: np.ndarray) -> Array:
-        terms = [float(f) * x for f, x in zip(factors, arrays, strict=True) if abs(f) > 1e-12]
+    Elementwise sums, since XLA fuses these but not a product with a small matrix.
+    """
+
+    def combine_row(row: np.ndarray) -> Array:
+        # Entries that are 0 in exact arithmetic are rounding errors of the construction.
+        terms = [
+            float(entry) * x for entry, x in zip(row, arrays, strict=True) if abs(entry) > 1e-12
+        ]
         return sum(terms[1:], terms[0])
 
-    return [row(factors) for factors in matrix]
+    return [combine_row(row) for row in matrix]
 
 
-@jax.jit  # Not to compile it apart, but so that layers of one shape are traced once.
+@jax.jit  # so that layers of equal shape are traced once
 def winograd_kernel(kernel: Array) -> Array:
-    """Transform a kernel for ``winograd_conv``: G g G^T.
+    """Transform a kernel for ``winograd_conv``, G g G^T.
 
     Args:
       kernel: ``[3, 3, in, out]``.
@@ -75,17 +99,24 @@ def winograd_kernel(kernel: Array) -> Array:
       ``[6, 6, in, out]``.
     """
     g = jnp.asarray(KERNEL, kernel.dtype)
-    both = jnp.matmul(jnp.kron(g, g), kernel.reshape(9, -1), precision="highest")
-    return both.reshape(OVERLAPPING, OVERLAPPING, *kernel.shape[2:])
+    # vec(G g G^T) = (G kron G) vec(g) for row-major vec: one product for all channels.
+    transformed = jnp.matmul(jnp.kron(g, g), kernel.reshape(9, -1), precision="highest")
+    return transformed.reshape(INPUT_TILE, INPUT_TILE, *kernel.shape[2:])
 
 
-def _overlapping(x: Array, axis: int) -> list[Array]:
-    """The six rows of every tile: of ``[..., tiles + 1, 4, ...]`` six times ``[..., tiles, ...]``.
+def _tile_lines(x: Array, axis: int) -> list[Array]:
+    """Split an axis into overlapping tiles: the i-th line of all tiles, for i = 0 to 5.
 
-    There is one tile more than needed: its first two rows are the overlap of the last one.
+    Args:
+      x: ``[..., tiles + 1, 4, ...]``. Lines 4 and 5 of a tile are the first two of the next one;
+        the last tile is only there for its first two lines.
+      axis: the axis of the tiles.
+
+    Returns:
+      Six arrays ``[..., tiles, ...]``.
     """
     tiles = x.shape[axis] - 1
-    rows = [jax.lax.index_in_dim(x, i % TILE, axis + 1, keepdims=False) for i in range(OVERLAPPING)]
+    rows = [jax.lax.index_in_dim(x, i % TILE, axis + 1, keepdims=False) for i in range(INPUT_TILE)]
     return [
         jax.lax.slice_in_dim(row, i // TILE, i // TILE + tiles, axis=axis)
         for i, row in enumerate(rows)
@@ -94,34 +125,40 @@ def _overlapping(x: Array, axis: int) -> list[Array]:
 
 @partial(jax.jit, static_argnames="precision")
 def winograd_conv(x: Array, kernel: Array, *, precision: str = "highest") -> Array:
-    """Convolve by tiles of 4x4 pixels.
+    """3x3 convolution by Winograd's F(4x4, 3x3).
 
     Args:
       x: ``[1, H, W, in]``.
       kernel: ``[6, 6, in, out]`` from ``winograd_kernel``.
-      precision: JAX's name of how exactly accelerators multiply.
+      precision: JAX's precision of matrix products on accelerators.
 
     Returns:
-      ``[1, H, W, out]``. In float32 its error is about 1e-6 of the result's standard deviation,
-      where direct summation is at some 1e-7.
+      ``[1, H, W, out]``. In float32 the error is about 1e-6 of the standard deviation of the
+      result; that of direct summation is about 1e-7.
     """
     _, height, width, channels = x.shape
     rows, columns = -(-height // TILE), -(-width // TILE)
     padding = ((1, TILE * (rows + 1) - height - 1), (1, TILE * (columns + 1) - width - 1), (0, 0))
+    # Pad to rows + 1 and columns + 1 whole tiles, with one line of zeros in front. The last tile is
+    # only there for its first two lines, which overlap the tile before.
     x = jnp.pad(x[0], padding).reshape(rows + 1, TILE, -1, channels)
-    # Barriers: without them the compiler makes every intermediate line anew for each of its uses.
-    lines = jax.lax.optimization_barrier(jnp.stack(_combine(DATA, _overlapping(x, 0))))
-    lines = lines.reshape(OVERLAPPING, rows, columns + 1, TILE, channels)
-    cells = jnp.stack(_combine(DATA, _overlapping(lines, 2)), 1)
-    cells = cells.reshape(OVERLAPPING, OVERLAPPING, rows * columns, channels)
+    # B^T d B: first along rows, then along columns. Without the barriers, XLA fuses the first half
+    # into each of its uses and so recomputes it.
+    lines = jax.lax.optimization_barrier(jnp.stack(_combine(DATA, _tile_lines(x, 0))))
+    lines = lines.reshape(INPUT_TILE, rows, columns + 1, TILE, channels)
+    cells = jnp.stack(_combine(DATA, _tile_lines(lines, 2)), 1)
+    cells = cells.reshape(INPUT_TILE, INPUT_TILE, rows * columns, channels)
+    # The sum over input channels: 36 products [tiles, in] x [in, out].
     products = jnp.matmul(cells, kernel, precision=precision)
-    products = products.reshape(OVERLAPPING, OVERLAPPING, rows, columns, -1)
+    products = products.reshape(INPUT_TILE, INPUT_TILE, rows, columns, -1)
+    # A^T [...] A: first along columns, then along rows.
     lines = jnp.stack(_combine(OUTPUT, list(jnp.moveaxis(products, 1, 0))), 3)
-    lines = jax.lax.optimization_barrier(lines.reshape(OVERLAPPING, rows, columns * TILE, -1))
+    lines = jax.lax.optimization_barrier(lines.reshape(INPUT_TILE, rows, columns * TILE, -1))
     y = jnp.stack(_combine(OUTPUT, list(lines)), 1)
     return y.reshape(1, rows * TILE, columns * TILE, -1)[:, :height, :width]
 
 
+# Convolutions with fewer channels stay direct: their transforms cost more than they save.
 WINOGRAD_CHANNELS = 96
 
 
@@ -138,12 +175,12 @@ def _convolve(x: Array, kernel: Array, *, precision: str) -> Array:
 
 
 def transpose_kernel(kernel: Array) -> Array:
-    """Kernel of the transposed convolution: ``[3, 3, in, out]`` to ``[3, 3, out, in]``, flipped."""
+    """Kernel of the transposed convolution, flipped, ``[3, 3, in, out]`` to ``[3, 3, out, in]``."""
     return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
 def _apply(x: Array, kernel: Array, *, precision: str) -> Array:
-    """Convolve with a kernel as it is, ``[3, 3, ...]``, or transformed, ``[6, 6, ...]``."""
+    """Convolve with a plain kernel, ``[3, 3, ...]``, or a transformed one, ``[6, 6, ...]``."""
     apply = _convolve if kernel.shape[0] == 3 else winograd_conv
     return apply(x, kernel, precision=precision)
 
@@ -152,18 +189,18 @@ def _apply(x: Array, kernel: Array, *, precision: str) -> Array:
 def conv(
     x: Array, kernel: Array, forward: Array, backward: Array, precision: str = "highest"
 ) -> Array:
-    """3x3 convolution whose gradient to ``x`` is an ordinary convolution too.
+    """3x3 convolution whose gradient with respect to ``x`` is an ordinary convolution.
 
-    JAX's own transpose rule gives the same numbers, but inside ``scan`` and ``while_loop`` XLA's
-    CPU backend then misses its fast convolution: a VGG step was three times slower there.
+    JAX's transpose rule gives the same numbers, but inside ``scan`` and ``while_loop`` XLA's CPU
+    backend then misses its fast convolution: a step with VGG took three times as long.
 
     Args:
       x: features, ``[1, H, W, in]``.
-      kernel: ``[3, 3, in, out]``; only its own gradient is computed with it.
-      forward: the kernel as it is to be applied, see ``prepare_kernels``.
-      backward: likewise ``transpose_kernel(kernel)``. A loop does better to make both outside.
-      precision: JAX's name of how exactly accelerators multiply, forward and backward. It is said
-        here because a context (``jax.default_matmul_precision``) does not reach the gradient.
+      kernel: ``[3, 3, in, out]``; used only for the gradient with respect to the kernel.
+      forward: the kernel in the form that is applied, see ``prepare_kernels``.
+      backward: ``transpose_kernel(kernel)`` in the same form. Prepare both outside of a loop.
+      precision: JAX's precision of products on accelerators, forward and backward. It is an
+        argument because a context (``jax.default_matmul_precision``) does not affect the gradient.
 
     Returns:
       ``[1, H, W, out]``.
@@ -177,9 +214,11 @@ def _conv_forward(x: Array, kernel: Array, forward: Array, backward: Array, prec
 
 def _conv_backward(precision: str, residuals: tuple[Array, Array, Array, Array], cotangent: Array):
     x, kernel, forward, backward = residuals
-    # Unused by the pixels' gradient, and then removed by the compiler.
+    # If only the gradient to the pixels is wanted, XLA removes this as dead code.
     plain = partial(_convolve, x, precision=precision)
     (kernel_cotangent,) = jax.vjp(plain, kernel)[1](cotangent)
+    # The gradient to x is the convolution of the cotangent with the transposed kernel, so the two
+    # prepared kernels swap roles; this also defines the second derivative.
     x_cotangent = conv(cotangent, transpose_kernel(kernel), backward, forward, precision)
     return x_cotangent, kernel_cotangent, jnp.zeros_like(forward), jnp.zeros_like(backward)
 
@@ -193,49 +232,55 @@ def prepare_kernels(
     convolution: str = "direct",
     layers: tuple[str, ...] = TAPS,
     dtype: Any = None,
+    winograd_channels: int | None = None,
 ) -> Variables:
-    """Add the collection ``prepared``: the kernels in the form in which a loop applies them.
+    """Add the collection ``prepared``: kernels in the form in which a loop applies them.
 
-    Without it every step of a loop flips all kernels again for the gradient to the pixels: XLA does
-    not move that out of the loop. They are a copy: who changes the kernels prepares them again.
-    The lifts of a slim network get their ``root``, see ``projection.compact``.
+    Without it, each step of a loop flips all kernels for the gradient to the pixels, since XLA does
+    not move that out of the loop. The collection is a copy: prepare again if the kernels change.
+    The projections of a slim network get their ``root``, see ``projection.compact``.
 
     Args:
       variables: VGG-19's collections.
-      convolution: ``"direct"``, or ``"winograd"``, see ``winograd_conv``: with a quarter of the
-        multiplications, on CPUs twice as fast; in float32 the gradient to the pixels is then as
-        exact as PyTorch's, with a median error of 3e-7 of its root mean square in place of 1.4e-7.
-      layers: taps that will be asked for; kernels beyond the deepest are left out.
-      dtype: of the prepared kernels; by default that of the kernels.
+      convolution: ``"direct"`` or ``"winograd"``, see ``winograd_conv``. Winograd takes a quarter
+        of the multiplications and is twice as fast on CPUs. In float32 its gradient to the pixels
+        has a median error of 3e-7 of the root mean square, as in PyTorch, instead of 1.4e-7.
+      layers: the taps that will be computed; kernels beyond the deepest are left out.
+      dtype: type of the prepared kernels; by default that of the kernels.
+      winograd_channels: layers with fewer channels stay direct; by default
+        ``WINOGRAD_CHANNELS``.
 
     Returns:
-      The same with ``prepared``: layer -> ``{"forward", "backward"}`` -> ``[3, 3, in, out]`` or
-      ``[6, 6, in, out]``; twice or eight times as large as the kernels.
+      The variables with ``prepared``: layer -> ``{"forward", "backward"}`` -> ``[3, 3, in, out]``
+      or ``[6, 6, in, out]``; two or eight times the size of the kernels.
 
     Raises:
-      ValueError: for another convolution.
+      ValueError: for an unknown convolution.
     """
     if convolution not in ("direct", "winograd"):
         raise ValueError(f"convolution is {convolution!r}: expected 'direct' or 'winograd'")
 
+    minimum = WINOGRAD_CHANNELS if winograd_channels is None else winograd_channels
+
     def prepare(kernel: Array) -> dict[str, Array]:
         kernel = kernel if dtype is None else kernel.astype(dtype)
         pair = {"forward": kernel, "backward": transpose_kernel(kernel)}
-        # With few channels the transforms cost more than the multiplications that they save.
-        wide = max(kernel.shape[2:]) >= WINOGRAD_CHANNELS
+        wide = max(kernel.shape[2:]) >= minimum
         return jax.tree.map(winograd_kernel, pair) if convolution == "winograd" and wide else pair
 
     params = variables["params"]
     used = convs_to(deepest(layers))
-    # A slim network ends with the deepest layer that it has learned.
+    # A slim network has no convolutions beyond the deepest layer that it was trained for.
     kernels = {name: prepare(params[name]["kernel"]) for name in used if name in params}
     prepared = {**variables, "prepared": kernels}
-    if "lift" in variables:
+    if "lift" in variables:  # the name of the projections in weights files
         prepared["lift"] = {
             pooling: {
-                name: {**lift, "root": kernel_root(lift["kernel"])} if name in layers else lift
-                for name, lift in lifts.items()
+                name: {**projection, "root": kernel_root(projection["kernel"])}
+                if name in layers
+                else projection
+                for name, projection in projections.items()
             }
-            for pooling, lifts in variables["lift"].items()
+            for pooling, projections in variables["lift"].items()
         }
     return prepared

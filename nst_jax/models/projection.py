@@ -1,11 +1,14 @@
-"""Features of a slim network in the channels of VGG-19, kept as a product.
+"""Features of a slim network, projected to the channels of VGG-19 and kept as a product.
 
     F = S K + 1 b^T
 
-S are the slim network's own features at h*w positions of c channels, K and b the lift of its layer,
-F what it takes VGG-19's features of C channels to be. F is not formed where a sum over positions
-is all that is wanted: that of its outer products follows from those of S (``gram.gram_sum``),
-at (c / C)^2 of the work.
+S are the slim network's features, flattened to ``[h w, c]``; K ``[c, C]`` and b ``[C]`` are the
+trained projection of the layer; F approximates VGG-19's features, with C > c channels. F itself is
+formed only where a loss needs single features. Sums over positions follow from sums of S:
+
+    sum_p F_p F_p^T = K^T (sum_p S_p S_p^T) K + (rank-2 terms with b)
+
+takes (c / C)^2 of the work (``gram.gram_sum``).
 """
 
 from collections.abc import Mapping
@@ -18,12 +21,12 @@ from nst_jax.types import Array
 
 
 class ProjectedFeatures(NamedTuple):
-    """Features as a product.
+    """Features as the product S K + 1 b^T.
 
     Attributes:
-      own: S, the slim network's features, ``[h, w, c]``.
+      own: S, the features of the slim network, ``[h, w, c]``.
       kernel, bias: K, ``[c, C]``, and b, ``[C]``.
-      root: (K K^T)^(1/2), ``[c, c]``, where it is known, see ``compact``.
+      root: (K K^T)^(1/2), ``[c, c]``, if it was computed in advance, see ``compact``.
     """
 
     own: Array
@@ -36,10 +39,10 @@ Features = Array | ProjectedFeatures
 
 
 def dense(features: Features) -> Array:
-    """Features as one array.
+    """Multiply out features.
 
     Args:
-      features: ``[h, w, C]``, or a product.
+      features: ``[h, w, C]``, which is returned unchanged, or a product.
 
     Returns:
       ``[h, w, C]``.
@@ -55,28 +58,31 @@ def dense(features: Features) -> Array:
 
 
 def kernel_root(kernel: Array) -> Array:
-    """The symmetric root (K K^T)^(1/2) of a kernel ``[c, C]``, ``[c, c]``.
+    """The symmetric root (K K^T)^(1/2), ``[c, c]``, of a kernel ``[c, C]``.
 
-    It has no other value, so that roots that were computed apart are the same to rounding.
+    The positive semi-definite root is unique, so that separate computations agree up to rounding.
 
     >>> kernel_root(jnp.array([[3.0, 4.0]])).tolist()
     [[5.0]]
     """
+    # K = U D V^T gives K K^T = U D^2 U^T. The SVD of K, unlike an eigendecomposition of K K^T, does
+    # not square the condition number.
     left, values, _ = jnp.linalg.svd(kernel, full_matrices=False)
     return jnp.matmul(left * values[None], left.T, precision="highest")
 
 
 def compact(features: Features) -> Features:
-    """Features of the same distances and angles around their mean, in as few channels as there are.
+    """Rotate features into as few channels as possible, up to a constant shift.
 
-    Of a product S K + 1 b^T they are S (K K^T)^(1/2), in the c channels of the slim network: what
-    was a covariance matrix of rank c in C channels is one of c channels.
+    A product S K + 1 b^T becomes S R with R = (K K^T)^(1/2), in the c channels of the slim network.
+    As R R^T = K K^T, all distances and angles around the mean are the same: a covariance matrix of
+    rank c in C channels becomes one of c channels, with the same non-zero eigenvalues.
 
     Args:
-      features: ``[h, w, C]``, which are returned as they are, or a product.
+      features: ``[h, w, C]``, which is returned unchanged, or a product.
 
     Returns:
-      ``[h, w, C]``, or a product of c channels.
+      ``[h, w, C]``, or a product with c channels.
     """
     if not isinstance(features, ProjectedFeatures):
         return features
@@ -95,12 +101,12 @@ def map_shape(features: Features) -> tuple[int, int]:
 
 
 def widened(x: Array) -> Array:
-    """An array in float32 or wider, to be subtracted and summed."""
+    """Convert to at least float32, for differences and sums."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def positions(features: Features) -> int:
-    """The number h*w of positions of features.
+    """Number of positions h*w of features.
 
     >>> positions(jnp.ones((2, 3, 4)))
     6
@@ -110,25 +116,27 @@ def positions(features: Features) -> int:
 
 
 def check_projected(
-    lift: Mapping[str, Mapping[str, Any]], *, layers: tuple[str, ...], pooling: str
+    projections: Mapping[str, Mapping[str, Any]], *, layers: tuple[str, ...], pooling: str
 ) -> None:
-    """Check that a slim network has learned these layers with this pooling.
+    """Check that a slim network was trained for these layers and this pooling.
 
     Args:
-      lift: pooling -> layer -> its lift.
+      projections: pooling -> layer -> projection.
+      layers: the layers that will be computed.
+      pooling: the pooling of the network.
 
     Raises:
-      InputError: where it has not.
+      InputError: if it was not.
     """
-    full = "for others use the full VGG-19: run 'nst-jax weights fetch', or name it"
-    if pooling not in lift:
+    remedy = "for others use the full VGG-19, which 'nst-jax weights fetch' downloads"
+    if pooling not in projections:
         raise InputError(
-            f"these slim weights were trained for {' and '.join(lift)} pooling, not {pooling}; "
-            + full
+            f"these slim weights were trained for {' and '.join(projections)} pooling, not "
+            f"{pooling}; {remedy}"
         )
     for layer in layers:
-        if layer not in lift[pooling]:
+        if layer not in projections[pooling]:
             raise InputError(
-                f"these slim weights were trained for the layers {', '.join(lift[pooling])}, not "
-                f"{layer}; {full}"
+                f"these slim weights were trained for the layers "
+                f"{', '.join(projections[pooling])}, not {layer}; {remedy}"
             )

@@ -1,7 +1,7 @@
-"""Optimisers as optax transformations, and the compiled loop around them.
+"""Optimisers as optax transformations, and the compiled optimisation loop.
 
-Contract: a `Solver` is two pure functions, ``init`` and ``step``, over one image ``[H, W, 3]``;
-`run` takes many steps in one program.
+Contract: a `Solver` is a pair of pure functions, ``init`` and ``step``, for one image
+``[H, W, 3]``; `run` takes many steps in one compiled program.
 """
 
 import lazy_loader

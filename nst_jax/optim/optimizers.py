@@ -1,12 +1,13 @@
-"""The optimisers that the command line offers, from optax, in the coordinates that fit them.
+"""The optimisers of the package, based on optax, in transformed coordinates.
 
-Each works on pixels in [0, 1] from outside and in [0, pixel_range] inside, so that a learning
-rate, Adam's epsilon and L-BFGS's first step mean what they mean in tools that optimise 0-255.
+The parameters are pixels in [0, 1]; the optimisers see pixels in [0, pixel_range], so that a
+learning rate, Adam's epsilon and L-BFGS's first step mean the same as in tools that optimise 0-255.
 
-In other coordinates z of the pixels, x = T z with T linear and symmetric, an optimiser sees the
-gradient T g and the parameters T^-1 x; its updates come back as T u. So a diagonal or scalar guess
-of the curvature, as Adam's or L-BFGS's first, is made where it fits better; the objective and its
-minima stay what they are.
+More generally, in coordinates z with x = T z, T linear and symmetric, an optimiser sees the
+parameters T^-1 x and the gradient T g (chain rule), and its update u becomes T u. This is
+preconditioning with T T^T (Nocedal and Wright 2006, section 5.1, for conjugate gradients): the
+objective and its minima are the same, but a diagonal or scalar model of the curvature, as in Adam
+or in the initial Hessian of L-BFGS, fits better.
 
 Contract: images ``[H, W, 3]``.
 """
@@ -32,7 +33,7 @@ def lbfgs(
     gain: float = 1.0,
     memory_dtype: str | None = None,
 ) -> optax.GradientTransformation:
-    """L-BFGS with a fixed step, see ``lbfgs.scale_by_torch_lbfgs`` also for the options."""
+    """L-BFGS with a fixed step length; options as for ``lbfgs.scale_by_torch_lbfgs``."""
     return optax.chain(
         scale_by_torch_lbfgs(
             memory_size,
@@ -56,20 +57,24 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
-    """Build an optimiser; equal arguments give the same object.
+    """Build an optimiser; equal arguments return the same object.
 
     Args:
-      name: ``"lbfgs"``, ``"lbfgs-linesearch"`` (optax's zoom line search) or ``"adam"``.
-      memory_size: pairs that L-BFGS remembers; by default 100, with line search 10.
+      name: ``"lbfgs"``, ``"lbfgs-linesearch"`` (optax's zoom line search; Nocedal and Wright 2006,
+        algorithms 3.5 and 3.6) or ``"adam"`` (Kingma and Ba 2015, algorithm 1).
+      memory_size: number of pairs of L-BFGS; by default 100, with line search 10.
       pixel_range: range of the pixels that the optimiser sees, see ``in_pixel_units``.
-      preconditioner: ``"none"``, or ``"spectral"``, see ``in_spectral_coordinates``; ``"lbfgs"``
-        then begins with a step of 0.02 in those coordinates in place of Torch's tiny one, and
-        takes twice the usual guess of the inverse curvature.
-      memory_dtype: of what ``"lbfgs"`` remembers, see ``lbfgs.scale_by_torch_lbfgs``.
-      betas, epsilon: of ``"adam"``: decay of its moments, and what it adds to the second's root.
+      preconditioner: ``"none"`` or ``"spectral"``, see ``in_spectral_coordinates``. With
+        ``"spectral"``, the first step of ``"lbfgs"`` has a root mean square of 0.02 in those
+        coordinates instead of Torch's tiny one, and gamma is doubled.
+      memory_dtype: type of the pairs of ``"lbfgs"``, see ``lbfgs.scale_by_torch_lbfgs``.
+      betas, epsilon: beta_1, beta_2 and epsilon of Adam.
 
     Returns:
-      A transformation whose learning rate, where it has one, is part of its state.
+      A transformation whose state includes its learning rate, if it has one.
+
+    Raises:
+      ValueError: for an unknown name.
     """
     spectral = preconditioner == "spectral"
     coordinates = in_spectral_coordinates if spectral else optax.with_extra_args_support
@@ -78,7 +83,7 @@ def make_optimizer(
         adam = make(learning_rate=1.0, b1=betas[0], b2=betas[1], eps=epsilon)
         return in_pixel_units(coordinates(adam), pixel_range)
     if name == "lbfgs":
-        # L-BFGS itself does not depend on the pixels' unit, its first step apart.
+        # Apart from its first step, L-BFGS is invariant to the unit of the pixels.
         options: dict[str, Any] = {"pixel_range": pixel_range}
         if spectral:
             options = {"first_step": 0.02, "gain": 2.0}
@@ -92,9 +97,14 @@ def make_optimizer(
 
 
 def set_learning_rate(opt_state, *configs: Config):
-    """Put a config's learning rate into the state of ``make_optimizer``'s optimiser.
+    """Set the learning rate in the state of an optimiser from ``make_optimizer``.
 
-    A state with leading axes takes the rates of several configs, in the order of its entries.
+    Args:
+      opt_state: the optimizer state; a batch of states for several configs.
+      configs: one config, or one for each batch element.
+
+    Returns:
+      The state with the learning rates; with line search the state as it is.
     """
     if isinstance(configs[0].optimizer, LBFGSLineSearch):
         return opt_state
@@ -104,11 +114,11 @@ def set_learning_rate(opt_state, *configs: Config):
 
 
 def scale_learning_rate(opt_state: Any, factor: float) -> Any:
-    """The state with its learning rate multiplied, where it has one; others as they are."""
+    """Multiply the learning rate in an optimizer state; a state without one is unchanged."""
     rate = optax.tree.get(opt_state, "learning_rate", None)
     if rate is None:
         return opt_state
-    # Where the old one is: or the second call of a compiled loop would compile anew.
+    # Keep the device placement, or the next call of the compiled loop would compile again.
     scaled = jax.device_put((rate * factor).astype(rate.dtype), rate.sharding)
     return optax.tree.set(opt_state, learning_rate=scaled)
 
@@ -120,6 +130,7 @@ def _learning_rate(config: Config) -> float:
     return default if optimizer.learning_rate is None else optimizer.learning_rate
 
 
+# Parameters of the spectral preconditioner, found by trial, see ``in_spectral_coordinates``.
 FREQUENCY_POWER = 0.35
 
 LUMINANCE = 0.6
@@ -130,15 +141,15 @@ def in_coordinates(
     transform: Callable[[Array], Array],
     inverse: Callable[[Array], Array],
 ) -> optax.GradientTransformationExtraArgs:
-    """Let ``optimizer`` see z = T^-1 x in place of the parameters x.
+    """Run an optimiser in coordinates z = T^-1 x.
 
     Args:
-      optimizer: any optax transformation; with line search too.
+      optimizer: any optax transformation, also with line search.
       transform: T, linear and symmetric.
       inverse: T^-1.
 
     Returns:
-      A transformation of parameters x.
+      A transformation for parameters x.
     """
     inner = optax.with_extra_args_support(optimizer)
 
@@ -149,7 +160,7 @@ def in_coordinates(
         if params is None:
             raise ValueError("this optimiser needs the parameters as the third argument of update")
         gradient = transform(updates)
-        if "grad" in extra:
+        if "grad" in extra:  # arguments of line searches
             extra["grad"] = gradient
         if "value_fn" in extra:
             value_fn = extra["value_fn"]
@@ -164,10 +175,10 @@ def in_coordinates(
 def in_pixel_units(
     optimizer: optax.GradientTransformation, pixel_range: float
 ) -> optax.GradientTransformationExtraArgs:
-    """Let ``optimizer`` see z = pixel_range * x.
+    """Run an optimiser on z = pixel_range * x.
 
-    On x alone a learning rate is pixel_range times smaller and Adam's epsilon pixel_range times
-    larger.
+    The equivalent on x itself has a learning rate pixel_range times smaller and an epsilon of Adam
+    pixel_range times larger.
     """
     return in_coordinates(optimizer, lambda z: z / pixel_range, lambda x: x * pixel_range)
 
@@ -175,11 +186,13 @@ def in_pixel_units(
 def in_spectral_coordinates(
     optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Let ``optimizer`` see the image with its fine and its grey parts amplified.
+    """Run an optimiser on z = T^-1 x, which amplifies fine structures and grey.
 
-    Steps so become larger along coarse structures and along colours. Found by trial on the
-    neural-style objective: natural images have amplitudes of about 1/f, and the objective's
-    curvature is five to ten times larger along grey than along colours.
+    Its updates T u are therefore larger along coarse structures and along colours. T multiplies the
+    amplitude at frequency f by a multiple of f^-0.35 and the grey part by 0.6. Both numbers were
+    found by trial on the objective of neural-style. The reasons: amplitudes of natural images fall
+    off as about 1/f, and the curvature of the objective is five to ten times larger along grey than
+    along colours.
 
     References:
       Olah, Mordvintsev and Schubert 2017, "Feature Visualization", Distill, section
@@ -189,19 +202,24 @@ def in_spectral_coordinates(
 
 
 def _spectral(power: float) -> Callable[[Array], Array]:
-    """T^power: f^-0.35 for the frequency f, scaled to unit mean square, and 0.6 for grey."""
+    """The transform T^power, for T as in ``in_spectral_coordinates``.
+
+    T is diagonal in a Fourier and colour basis, so its powers are powers of the diagonal.
+    """
 
     def apply(image: Array) -> Array:
         height, width, _ = image.shape
         rows, columns = jnp.fft.fftfreq(height), jnp.fft.rfftfreq(width)
-        # The mean colour is treated as the lowest frequency. The image's opposite borders touch
-        # in this transform; that matters little, for the filter is short.
+        # The mean (f = 0) counts as the lowest frequency. The FFT makes opposite borders
+        # neighbours, which matters little, since the filter is short.
         frequency = jnp.sqrt(rows[:, None] ** 2 + columns[None] ** 2)
         frequency = jnp.maximum(frequency, 1 / max(height, width)).astype(image.dtype)
         amplitude = frequency**-FREQUENCY_POWER
+        # Normalise to a mean square of 1 over the half spectrum that rfft2 keeps.
         amplitude = (amplitude / jnp.sqrt(jnp.mean(amplitude**2))) ** power
         spectrum = jnp.fft.rfft2(image, axes=(0, 1)) * amplitude[..., None]
         image = jnp.fft.irfft2(spectrum, s=(height, width), axes=(0, 1))
+        # Grey is the mean over channels; its complement, colour, is unchanged.
         return image + (LUMINANCE**power - 1) * image.mean(-1, keepdims=True)
 
     return apply

@@ -1,6 +1,6 @@
-"""An optimiser bound to a loss, and the compiled loop around it.
+"""An optimiser bound to a loss, and the compiled optimisation loop.
 
-Contract: one image, ``[H, W, 3]``; a batch is ``vmap`` of ``Solver.step`` with the loop outside.
+Contract: one image, ``[H, W, 3]``; for a batch, ``vmap`` ``Solver.step`` and loop outside of it.
 """
 
 import math
@@ -21,25 +21,26 @@ def make_solver(
     averaging: float = 0.0,
     clip: bool = False,
 ) -> Solver:
-    """Bind an optimiser to a loss; equal arguments give the same object.
+    """Bind an optimiser to a loss; equal arguments return the same object.
 
     Args:
       loss: an objective, see ``objective.make_loss``.
-      optimizer: any optax transformation. Value, gradient and function go to its ``update`` as
-        ``value``, ``grad`` and ``value_fn``, as line searches want them.
-      averaging: decay d of the images' running average, see ``averaged``; 0 for none.
-      clip: whether pixels are kept in [0, 1] after each step.
+      optimizer: any optax transformation. Its ``update`` gets the arguments of line searches:
+        ``value``, ``grad`` and ``value_fn``.
+      averaging: decay d of the running average of the images, see ``averaged``; 0 for none.
+      clip: whether to clip pixels to [0, 1] after each step.
 
     Returns:
       ``Solver(init, step)``. ``step`` evaluates loss and gradient at ``state.image`` and then
-      updates it; so ``Info`` describes the image before the update, and ``state.best_image``
-      is always an image whose loss is known. Where the loss or its gradient is not finite the
-      image stays and ``state.frozen`` is set. A line search evaluates its accepted point again
-      in the next step, whose terms it does not know.
+      updates it. Hence ``Info`` describes the image before the update, and ``state.best_image`` is
+      always an image whose loss is known. If the loss or its gradient is not finite, the image
+      stays and ``state.frozen`` is set. With line search, the next step evaluates the accepted
+      point once more, as the search does not know the terms of the loss.
     """
     return _make_solver(loss, optimizer, averaging, clip)
 
 
+# Cached, since ``run`` takes the solver as a static argument: the same object reuses the program.
 @lru_cache(maxsize=64)
 def _make_solver(
     loss: Loss, optimizer: optax.GradientTransformation, averaging: float, clip: bool
@@ -47,9 +48,9 @@ def _make_solver(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(image: Array, variables: Variables, targets: Targets) -> State:
-        del variables, targets  # part of the signature for solvers that start from a gradient
-        # The update's numbers have definite types; with weak ones at the start the loop would be
-        # compiled once more for its second run.
+        del variables, targets  # for solvers whose initial state depends on a gradient
+        # Updates make weak types strong. If the initial state had weak types, the second call of
+        # the loop would have other input types and compile again.
         opt_state = jax.tree.map(
             lambda x: jax.lax.convert_element_type(x, jnp.result_type(x)), optimizer.init(image)
         )
@@ -77,10 +78,13 @@ def _make_solver(
             grad=grad,
             value_fn=lambda image: objective(image)[0],
         )
-        # Scaled by the largest entry: squares of finite gradients may overflow.
+        # Divide by the largest entry first, since squares of finite gradients may overflow.
         largest = jnp.maximum(jnp.max(jnp.abs(grad)), jnp.finfo(grad.dtype).tiny)
         grad_norm = largest * jnp.sqrt(jnp.sum(jnp.square(grad / largest)))
+        # Once frozen, a state stays frozen: the optimizer state may hold NaN by now. The image is
+        # selected and not branched, so that other batch elements go on under vmap.
         frozen = state.frozen | ~(jnp.isfinite(value) & jnp.isfinite(grad).all())
+        # Value and gradient belong to the image before the update.
         better = ~frozen & (value < state.best_loss)
         searched = optax.tree.get(opt_state, "num_linesearch_steps", 0)
         updated = (state.image + updates).astype(state.image.dtype)
@@ -104,12 +108,16 @@ def _make_solver(
 
 
 def averaged(state: State, *, averaging: float) -> Array:
-    """The average of the images x_1 ... x_n after n steps with weights that decay backwards.
+    """The exponentially weighted average of the images x_1 ... x_n after n steps.
 
-    sum_i d^(n-i) x_i / sum_i d^(n-i), as in Adam's moments (Kingma and Ba 2015, section 3).
+        sum_i d^(n-i) x_i / sum_i d^(n-i)
+
+    This is the running mean divided by its bias correction 1 - d^n, as in Adam (Kingma and Ba 2015,
+    section 3).
 
     Args:
-      state: of a solver with this ``averaging`` d, after at least one step.
+      state: state of a solver with this ``averaging`` d, after at least one step.
+      averaging: d.
 
     Returns:
       ``[H, W, 3]``.
@@ -119,8 +127,8 @@ def averaged(state: State, *, averaging: float) -> Array:
 
 
 def average_weight(count: Array, averaging: float) -> Array:
-    """What a running average with decay d has seen of n steps: 1 - d^n."""
-    return -jnp.expm1(count * math.log(averaging))  # which has digits left where d is near 1
+    """Bias correction 1 - d^n of a running average with decay d after n steps."""
+    return -jnp.expm1(count * math.log(averaging))  # accurate also for d near 1
 
 
 @partial(jax.jit, static_argnames=("solver", "chunk_size"), donate_argnames="state")
@@ -133,25 +141,25 @@ def run(
     num_steps: Array | int,
     chunk_size: int = 64,
 ) -> tuple[State, Info]:
-    """Take up to ``chunk_size`` steps in one compiled loop; stop early where the state freezes.
+    """Take up to ``chunk_size`` steps in one compiled loop; stop early if the state freezes.
 
-    The number of steps is traced: one compilation serves every length, and a run in pieces is the
-    same as a run in one.
+    The number of steps is traced, so that one compiled program serves all lengths, and several
+    short runs give the same bits as one long run.
 
     Args:
       solver: from ``make_solver``; static.
-      state: from ``jax.jit(solver.init)(...)`` or an earlier run. Its buffers are reused: the
-        caller's ``state`` is invalid afterwards.
+      state: from ``jax.jit(solver.init)(...)`` or an earlier run. Its buffers are donated: the
+        caller must not use ``state`` afterwards.
       variables: the network's variables.
       targets: from ``loss.targets``.
-      num_steps: steps to take, at most ``chunk_size``.
-      chunk_size: length of the recorded diagnostics; static.
+      num_steps: number of steps, at most ``chunk_size``.
+      chunk_size: length of the returned ``Info``; static.
 
     Returns:
-      The new state and an ``Info`` whose leaves have a leading axis ``chunk_size``, of which the
-      first ``count`` after minus ``count`` before are filled.
+      The new state, and an ``Info`` whose leaves have a leading axis of length ``chunk_size``. Only
+      the entries of the steps taken are filled (the increase of ``state.count``).
     """
-    step = jax.jit(solver.step)  # traced once for both of its uses; compiled as part of the loop
+    step = jax.jit(solver.step)  # traced once for eval_shape and loop; compiled within the loop
     _, info = jax.eval_shape(step, state, variables, targets)
     record = jax.tree.map(lambda x: jnp.zeros((chunk_size, *x.shape), x.dtype), info)
     limit = jnp.minimum(num_steps, chunk_size)

@@ -736,7 +736,7 @@ BAD_RECONSTRUCTIONS = [
     (dict(layer="relu6_1"), "unknown layer 'relu6_1'"),
     (dict(layer="fc7"), "unknown layer 'fc7'"),
     (dict(layer="relu1_1 relu1_1"), "layer relu1_1 is given twice"),
-    (dict(layer="relu1_1=-1"), "factor of layer relu1_1 is -1"),
+    (dict(layer="relu1_1=-1"), "weight of layer relu1_1 is -1"),
     (dict(layer=""), "no layers: expected at least one"),
     (dict(init="content"), "init content has no meaning for a reconstruction"),
     (dict(init="blend"), "init blend has no meaning for a reconstruction"),

@@ -1,8 +1,8 @@
-"""Every preset's loss against its tool's own way of writing it, in NumPy and float64.
+"""The loss of every preset against an independent implementation, in NumPy and float64.
 
-Each tool has its own preprocessing, Gram matrices, sums and total variation here; nothing but the
-kernels is taken from the package. The network is small but of full depth, except where a formula
-depends on the number of channels.
+The implementations follow the code of each tool, with its own preprocessing, Gram matrices, sums
+and total variation; only the kernels come from the package. The network has few channels but full
+depth, and all channels where a formula depends on their number.
 """
 
 import jax
@@ -23,7 +23,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 BGR_MEAN = (103.939, 116.779, 123.68)
 
 
-# Networks as the tools run them: features by name, [channels, height, width].
+# The network as the tools run it: layer name -> features, [channels, height, width].
 
 
 def caffe_input(image):
@@ -36,7 +36,7 @@ def torchvision_input(image):
 
 
 def network(variables, image, *, torchvision=False, pooling="max", edge=False):
-    """Features before and after each ReLU; kernels for BGR where the input is."""
+    """Features before and after each ReLU; for BGR input the first kernel is flipped to BGR."""
     x = torchvision_input(image) if torchvision else caffe_input(image)
     taps = {}
     for name in CONVS:
@@ -80,7 +80,7 @@ def gram_chw(features):
     return gram(features) / features.size
 
 
-# Each formula takes the features of image, content and style, and the image; it gives the
+# Each formula takes the features of image, content and style, and the image. It returns the
 # content, style and total variation terms.
 
 
@@ -160,9 +160,9 @@ def spst(x, c, s, image):
     style = 0.0
     for name in FIVE:
         n = len(x[name])
-        of_gram = 1e3 / n**2
-        of_moments = of_gram * n**2 * 1000 / 100
-        weights = of_gram, of_moments, of_moments
+        gram_weight = 1e3 / n**2
+        moment_weight = gram_weight * n**2 * 1000 / 100
+        weights = gram_weight, moment_weight, moment_weight
         pairs = zip(weights, statistics(x[name]), statistics(s[name]), strict=True)
         style += sum(w * np.sum((a - b) ** 2) / a.size for w, a, b in pairs)
     return mse(x["relu4_2"], c["relu4_2"]), style, 0.0
@@ -174,7 +174,8 @@ def course(x, c, s, image, layers=((0.2, name) for name in FIVE)):
     style = 0.0
     for proportion, name in layers:
         channels, height, width = x[name].shape
-        # The course has images of one size; a style of another counts as if tiled to it.
+        # All images of the course have one size. Scale the Gram matrix of a style of another size
+        # as if the style were tiled to the size of the image.
         tiled = gram(s[name]) * (height * width / flat(s[name]).shape[1])
         difference = ((tiled - gram(x[name])) ** 2).sum()
         style += proportion * difference / (4 * channels**2 * (height * width) ** 2)
@@ -221,34 +222,14 @@ def wasserstein(x, c, s, image):
     return 0.007 / 0.015 * content, style, 10 * differences / z.size
 
 
-FORMULAS = {
-    "wasserstein": wasserstein,
-    "neural-style": neural_style,
-    "fast": neural_style,
-    "neural-style-lua": neural_style_lua,
-    "style-transfer-pytorch": style_transfer_pytorch,
-    "prism": prism,
-    "pystiche": pystiche,
-    "gatys": gatys,
-    "gatys-2017": gatys_2017,
-    "spst": spst,
-    "course": course,
-    "course-single": course_single,
-    "pytorch-tutorial": pytorch_tutorial,
-    "tf-tutorial": tf_tutorial,
-    "keras-tutorial": keras_tutorial,
-}
-RUNS = {
-    "style-transfer-pytorch": dict(torchvision=True, edge=True),
-    "pystiche": dict(torchvision=True),
-    "pytorch-tutorial": dict(torchvision=True),
+fast = neural_style
+
+FORMULAS = {name: globals()[name.replace("-", "_")] for name in PRESETS}
+OPTIONS = {
+    "style-transfer-pytorch": dict(edge=True),
     "course": dict(pooling="average"),
     "course-single": dict(pooling="average"),
 }
-
-
-def test_every_preset_has_its_formula():
-    assert list(FORMULAS) == list(PRESETS)
 
 
 @pytest.fixture(scope="module")
@@ -268,21 +249,23 @@ def value_and_terms(config, variables, image, content, style):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_loss_is_the_tools_own(x64, variables, request, name):
-    preset, run = PRESETS[name], RUNS.get(name, {})
+def test_loss_is_that_of_the_tool(x64, variables, request, name):
+    preset = PRESETS[name]
+    torchvision = preset.weights == "torchvision"
     shapes = [(36, 52), (36, 52), (40, 33)]
-    if name == "keras-tutorial":  # sums over channels, and sides that the strides divide
-        variables, shapes = request.getfixturevalue("wide_variables"), [(32, 48)] * 3
-    assert run.get("torchvision", False) == (preset.weights == "torchvision")
+    if name == "keras-tutorial":  # sums depend on the channels; strides must divide the sides
+        variables, shapes = request.getfixturevalue("wide_variables"), [(16, 32)] * 3
     images = [np.float64(smooth_image(*s, seed=i)) for i, s in enumerate(shapes, start=5)]
-    maps = [network(variables, image, **run) for image in images]
+    maps = [
+        network(variables, image, torchvision=torchvision, **OPTIONS.get(name, {}))
+        for image in images
+    ]
     expected = np.array(FORMULAS[name](*maps, images[0]))
-    if name == "keras-tutorial":  # its content weight is for 600x400 pixels, and the sum grows
-        expected[0] *= (25 * 37) / (2 * 3)
-    numbers = IMAGENET if preset.weights == "torchvision" else None
-    if numbers is None:
-        numbers = {"mean": np.array(BGR_MEAN[::-1]) / 255, "std": np.full(3, 1 / 255)}
-    tree = {"params": variables["params"], "preprocessing": numbers}
+    if name == "keras-tutorial":  # the preset's content weight is for the sum over 600x400 pixels
+        expected[0] *= (25 * 37) / (1 * 2)
+    caffe = {"mean": np.array(BGR_MEAN[::-1]) / 255, "std": np.full(3, 1 / 255)}
+    normalization = IMAGENET if torchvision else caffe
+    tree = {"params": variables["params"], "preprocessing": normalization}
     tree = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.float64), tree, is_leaf=lambda x: isinstance(x, tuple)
     )

@@ -1,4 +1,4 @@
-"""Winograd's convolution against a plain sum over positions."""
+"""Winograd's convolution against direct summation."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,24 +19,24 @@ def correlate(x, kernel):
     )
 
 
-def test_matrices_are_exact():
-    """A^T ((G g) * (B^T d)) is the valid correlation of six data with three factors."""
+def test_matrices_give_the_exact_correlation():
+    """A^T ((G g) * (B^T d)) is the valid correlation of six values with three."""
     generator = np.random.default_rng(0)
     data, kernel = generator.normal(size=6), generator.normal(size=3)
     expected = [data[i : i + 3] @ kernel for i in range(4)]
     np.testing.assert_allclose(OUTPUT @ ((KERNEL @ kernel) * (DATA @ data)), expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize("sides", [(1, 1), (4, 4), (5, 3), (8, 13), (2, 17)])
-def test_equals_the_plain_sum(sides, x64):
+@pytest.mark.parametrize("sides", [(1, 1), (4, 4), (5, 13)])
+def test_convolution_equals_direct_summation(sides, x64):
     generator = np.random.default_rng(1)
     x, kernel = generator.normal(size=(*sides, 3)), generator.normal(size=(3, 3, 3, 5))
     actual = winograd_conv(jnp.asarray(x)[None], winograd_kernel(jnp.asarray(kernel)))
     np.testing.assert_allclose(actual[0], correlate(x, kernel), rtol=1e-11, atol=1e-11)
 
 
-def test_float32_loses_little():
-    """The points were chosen for it: with 0, +-1, +-2 the error is 2.6e-6."""
+def test_rounding_error_in_float32():
+    """With the usual points 0, +-1, +-2 it would be 2.6e-6."""
     generator = np.random.default_rng(2)
     x = np.maximum(generator.normal(size=(1, 16, 16, 256)), 0).astype(np.float32)
     kernel = generator.normal(size=(3, 3, 256, 8), scale=1 / 48).astype(np.float32)
