@@ -106,7 +106,7 @@ TRIALS: dict[str, Callable[..., str]] = {
     "NaN in the gradient from a step on": partial(diverges, fault="gradient", name="L-BFGS", at=6),
     "NaN in the loss from the start": partial(diverges, fault="loss", name="Adam", at=1),
     "out of memory at the first chunk": partial(
-        smaller, at=1, words=[], told="from step 0, .*activations computed twice|from the beginning"
+        smaller, at=1, words=[], told="from step 0, .*activations recomputed|from the beginning"
     ),
     "out of memory at the first chunk, to tiles": partial(
         smaller, at=1, words=["--remat", "off"], told=".*tiles of 256 px"

@@ -1,7 +1,7 @@
-"""From images to an image: one at a time, from coarse to fine, or many at once.
+"""Style transfer of one image, coarse to fine, or of a batch of images.
 
-Contract: arrays in, `Result` out; no files and no terminal. How a run is computed (whole, in tiles,
-over devices) changes its last digits at most.
+Contract: arrays in, `Result` out; no files and no terminal. The execution plan (whole image, tiles,
+several devices) changes a result by rounding only, unless it shrinks the memory of L-BFGS.
 """
 
 import lazy_loader

@@ -1,9 +1,10 @@
-"""Many images at once: one style for all, one for each, or every content with every style.
+"""Batches of images: one style for all, one style each, or every content with every style.
 
-The elements of a batch have one structure; their images, of one size, and their numbers differ.
-They advance together, by ``vmap``, which keeps an accelerator busy; or apart, each by the very
-program of a run alone, which on CPUs is as fast and gives the same bits. What they have in common
-is computed once: kernels, a content's features, a style's Gram matrices.
+The elements of a batch differ in their images, all of one size, and in numbers: weights, learning
+rates, noise. Everything else must be equal, because it shapes the compiled program. The elements
+take each step together (``vmap``), which keeps an accelerator busy; or apart, each with the program
+of a single run, which on CPUs is as fast and gives the same bits as single runs. What they share is
+computed once: kernels, the features of a content, the Gram matrices of a style.
 
 Contract: images are float32 RGB in [0, 1]; a batch is ``[B, H, W, 3]``, of one size.
 """
@@ -44,7 +45,8 @@ from nst_jax.types import (
     check_image,
 )
 
-# What may differ between the elements of one batch: numbers, and what only the start depends on.
+# Settings that may differ between the elements of a batch, with neutral values: numbers that are
+# arguments of the program, and settings of the initial image, which is made outside the program.
 ELEMENT_NUMBERS: dict[str, Any] = {
     "content_weight": 1.0,
     "style_weight": 1.0,
@@ -58,13 +60,14 @@ ELEMENT_NUMBERS: dict[str, Any] = {
 
 
 def structure(config: Config) -> Config:
-    """A config without what may differ in a batch: equal for those of one program.
+    """Remove from a config what may differ in a batch; configs of one program become equal.
 
     >>> structure(Config.of(style_weight=1.0)) == structure(Config.of(style_weight=2.0))
     True
     >>> structure(Config(steps=1)) == structure(Config(steps=2))
     False
     """
+    # Weights of layers and losses are arguments of the program too; only the names matter.
     plain = {
         name: tuple((part, 1.0) for part, _ in to_flat(config)[name])
         for name in ("content_layers", "style_layers", "content_losses", "style_losses")
@@ -82,30 +85,30 @@ def run_batch(
     callback: Callable[[Progress], bool | None] | Callback | None = None,
     with_images: bool = False,
 ) -> Result:
-    """Run elements that differ in images of one size, or in numbers: factors, rates, noise.
+    """Run batch elements that differ in their images, of one size, or in numbers.
 
     Args:
-      elements: their configs have equal ``steps``, and have passed ``check_batch``.
-      execution: ``mesh`` and ``together`` are read. Where the mesh divides images by rows, the
-        elements' problems are of it.
-      width: elements to fill up to where they are together, so that a smaller last batch has the
-        program of the others.
-      distinct: fields of the targets that get a leading axis although all elements may share them,
-        for the same reason.
-      started: ``time.perf_counter()`` when the work began.
-      callback: as in ``single.stylize``; what it sees has a leading axis.
-      with_images: whether the callback looks at ``Progress.image``, which else is None.
+      elements: their configs have passed ``check_batch``.
+      execution: uses ``mesh`` and ``together``. If the mesh divides images by rows, the elements'
+        problems must have been made for it.
+      width: least number of elements in a program that takes steps together. A smaller last batch
+        is padded to it and so reuses the program of the others.
+      distinct: fields of the targets that get a batch axis even if all elements share them, for the
+        same reason.
+      started: ``time.perf_counter()`` at the start of the work that counts as compilation.
+      callback: as in ``single.stylize``; its ``Progress`` has a leading batch axis.
+      with_images: whether to set ``Progress.image``, which is None otherwise.
 
     Returns:
-      A ``Result`` whose ``image``, ``loss``, ``status`` and ``recoveries`` have an entry for each
-      element, as have the leaves of ``history`` on their second axis. ``state`` is None: L-BFGS's
-      may be larger than all else.
+      A ``Result`` whose ``image``, ``loss``, ``status`` and ``recoveries`` have one entry per
+      element; the leaves of ``history`` have the elements on their second axis. ``state`` is None,
+      because L-BFGS's could be larger than everything else.
 
-      An element whose loss or gradient is not finite does not change its neighbours. It keeps its
-      best image, repeats its last numbers and has the status ``"diverged"``; there are no
-      recoveries. Run it once more by ``single.stylize``, which goes on from the best image.
+      An element whose loss or gradient is not finite does not affect the others. It keeps its best
+      image, repeats its last diagnostics and gets the status ``"diverged"``. A batch does not
+      recover; ``single.stylize`` on the same element does.
     """
-    mesh, told = execution.mesh, as_callback(callback)
+    mesh, checked = execution.mesh, as_callback(callback)
     if not divides_rows(mesh):
         mesh = mesh and flat_mesh(mesh)
     if steps_together(execution):
@@ -114,27 +117,27 @@ def run_batch(
         program = apart(elements, mesh=mesh)
 
     def report(progress: Progress) -> bool | None:
-        assert told is not None
-        return told.call(_seen(progress, elements, with_images=with_images))
+        assert checked is not None
+        return checked.call(_visible(progress, elements, with_images=with_images))
 
-    last: Info | None = None
+    last: Info | None = None  # the last row of the previous call's diagnostics
 
     def take(state: State, **options: Any) -> tuple[State, Info]:
         nonlocal last
         state, info = program.take(state, **options)
-        info = _repeat_ends(jax.device_get(info), before=last)
+        info = _fill_ended(jax.device_get(info), before=last)
         if options["num_steps"]:
             last = jax.tree.map(lambda x: x[-1], info)
         return state, info
 
-    # What is still being computed would count as the first chunk's scratch memory.
-    jax.block_until_ready([(one.problem.variables, one.problem.targets) for one in elements])
+    # Wait: memory of pending computations would be taken for the first chunk's scratch memory.
+    jax.block_until_ready([(each.problem.variables, each.problem.targets) for each in elements])
     ended = iterate(
         take,
         program.state,
         steps=elements[0].config.steps,
         started=started,
-        callback=told and Callback(report, told.every),
+        callback=checked and Callback(report, checked.every),
     )
     count = len(elements)
     losses, frozen = (
@@ -145,35 +148,35 @@ def run_batch(
         loss=losses,
         state=None,
         history=jax.tree.map(lambda x: x[:, :count], ended.history),
-        status=tuple("diverged" if one else ended.status for one in frozen),
+        status=tuple("diverged" if diverged else ended.status for diverged in frozen),
         timing=ended.timing,
         recoveries=(0,) * count,
     )
 
 
 def steps_together(execution: Execution) -> bool:
-    """Whether all elements of a batch take each step together."""
+    """Whether all elements of a batch take each step together, see ``Execution``."""
     if execution.together is None:
         return divides_rows(execution.mesh) or jax.default_backend() != "cpu"
     return execution.together
 
 
-def _seen(progress: Progress, elements: Sequence[Element], *, with_images: bool) -> Progress:
-    """What the callback of a batch sees."""
+def _visible(progress: Progress, elements: Sequence[Element], *, with_images: bool) -> Progress:
+    """Drop the padding from the progress of a batch, and finish its images."""
     info = jax.tree.map(lambda x: x[: len(elements)], progress.info)
     image: Any = _finished(progress.image, elements) if with_images else None
     return progress._replace(info=info, image=image)
 
 
 def _finished(field: Any, elements: Sequence[Element]) -> Array:
-    """The images to be shown, ``[B, H, W, 3]``, from a field of a state."""
+    """Finish the images ``[B, H, W, 3]`` in a field of a state."""
     images = _entries(field, elements[0].problem.shape)[: len(elements)]
     pairs = zip(elements, images, strict=True)
     return jnp.stack([element.problem.finish(jnp.asarray(image)) for element, image in pairs])
 
 
 def check_single(config: Config) -> None:
-    """Refuse settings of runs that take one image at a time.
+    """Refuse settings that only ``stylize`` supports.
 
     Raises:
       InputError: for ``min_size`` and ``averaging``.
@@ -184,17 +187,16 @@ def check_single(config: Config) -> None:
 
 
 def check_batch(configs: Sequence[Config], *, execution: Execution = Execution()) -> None:
-    """Check that configs differ only in what the elements of a batch may differ in.
+    """Check that configs differ only in what may differ between the elements of a batch.
 
     Raises:
-      InputError: where they do, and for settings that batches do not have.
+      InputError: if they differ in more, and for settings that batches do not support.
     """
     for config in configs:
         check_single(config)
     if execution.together is False and divides_rows(execution.mesh):
         raise InputError(
-            "images that are divided by rows take each step together: leave out together, or use "
-            "make_mesh"
+            "images divided by rows take each step together: leave out together, or use make_mesh"
         )
     first = to_flat(structure(configs[0]))
     for number, config in enumerate(configs, start=1):
@@ -203,19 +205,19 @@ def check_batch(configs: Sequence[Config], *, execution: Execution = Execution()
         if other:
             raise InputError(
                 f"config {number} differs from the first in {', '.join(other)}: expected the same "
-                "but for factors of terms and layers, learning rate and noise"
+                "apart from weights of terms and layers, learning rate and noise"
             )
 
 
 def each_result(result: Result) -> list[Result]:
-    """The results of a batch as ``single.stylize`` gives them, with their own histories."""
+    """Split the result of a batch into results of single images, each with its own history."""
 
     def of_element(index: int) -> Result:
         history = jax.tree.map(lambda x: x[:, index], result.history)
         return result._replace(
             image=result.image[index],
             loss=float(result.loss[index]),
-            history=_cut(history) if result.status[index] == "diverged" else history,
+            history=_cut_repetitions(history) if result.status[index] == "diverged" else history,
             status=result.status[index],
             recoveries=result.recoveries[index],
         )
@@ -223,22 +225,24 @@ def each_result(result: Result) -> list[Result]:
     return [of_element(index) for index in range(len(result.status))]
 
 
-def _cut(history: Info) -> Info:
-    """The history of an element up to where it diverged, without the repetitions."""
+def _cut_repetitions(history: Info) -> Info:
+    """Cut the history of a diverged element after the step at which it diverged."""
     finite = np.isfinite(history.loss) & np.isfinite(history.grad_norm)
+    # The diverging step follows the last finite one; the steps after it repeat its numbers.
     steps = int(np.flatnonzero(finite)[-1] if finite.any() else -1) + 2
     return jax.tree.map(lambda x: x[:steps], history)
 
 
-def _repeat_ends(info: Info, *, before: Info | None) -> Info:
-    """Diagnostics ``[steps, B]`` in which elements that have ended repeat their last numbers.
+def _fill_ended(info: Info, *, before: Info | None) -> Info:
+    """Fill diagnostics ``[steps, B]``: elements that have ended repeat their last numbers.
 
-    A device whose elements have all ended leaves the rest empty, as has one by itself.
+    A program whose elements have all diverged ends early and leaves its other rows zero.
 
     Args:
-      info: of one call; what is filled has at least one evaluation.
-      before: the last row of the call before.
+      info: diagnostics of one call. Rows with at least one evaluation are filled.
+      before: the last row of the previous call, or None.
     """
+    # For each row and element, the latest filled row up to it, or -1 if there is none in this call.
     rows = np.arange(len(info.loss))[:, None]
     latest = np.maximum.accumulate(np.where(info.evaluations > 0, rows, -1), axis=0)
     before = jax.tree.map(lambda x: x[0], info) if before is None else before
@@ -250,7 +254,7 @@ def _repeat_ends(info: Info, *, before: Info | None) -> Info:
 
 
 def _entries(field: Any, tail: tuple[int, ...] = ()) -> np.ndarray:
-    """The elements' entries of a state's field, ``[B, *tail]``, on the host."""
+    """Fetch a field of a state to the host, ``[B, *tail]``."""
     parts = jax.device_get(field if isinstance(field, list) else [field])
     return np.concatenate([part.reshape(-1, *tail) for part in parts])
 
@@ -270,75 +274,80 @@ def stylize_batch(
 ) -> Result:
     """Stylize many content images of one size.
 
-    On accelerators all images take each step together (``vmap`` of the step; with line search one
-    after another). On CPUs each goes through the program of ``stylize``, with its very result:
-    there ``vmap`` gains little or loses, and L-BFGS magnifies its other rounding. All images are
-    in memory at once; ``nst-jax batch`` makes smaller batches of many.
+    On accelerators all images take each step together (``vmap`` of the step; line searches run one
+    after another). On CPUs each image runs the program of ``stylize`` and gets the same result:
+    there ``vmap`` is hardly faster or slower, and L-BFGS would magnify its different rounding. All
+    images are in memory at once; ``nst-jax batch`` divides many images into smaller batches.
 
     Args:
       variables: VGG-19's variables, from ``load_weights``.
       contents: ``[B, H, W, 3]`` in [0, 1].
-      styles: one image or a sequence of S, ``[h, w, 3]`` each, of any sizes. What is computed of
-        a style serves all images that have it.
-      config: settings of all images, or a sequence of such that differ in numbers only: factors
-        of terms and layers, learning rate, noise.
+      styles: one image or a sequence of S, ``[h, w, 3]`` each, of any sizes. Images of one style
+        share what is computed from it.
+      config: settings of all images, or one for each. Those may differ in numbers only: weights of
+        terms and layers, learning rate, noise.
       pairing: ``"all"``: each content has all styles, mixed by ``blend``. ``"pairs"``: content i
-        has style i. ``"grid"``: every content with every style alone, L = B S images: the first
+        has style i. ``"grid"``: every content with every single style, L = B S images: the first
         content with each style, then the second.
-      blend: factors of the styles for ``"all"``, as in ``Guidance``.
-      keys: a PRNG key for the noise of each image; by default all have that of ``stylize``.
-      inits: an initial image for each, or None, in place of ``config.initial.init``.
-      execution: devices over which the images are spread, and ``together`` in place of the rule
-        above.
-      callback: as in ``stylize``; what it sees has a leading axis.
+      blend: style weights for ``"all"``, as in ``Guidance``.
+      keys: a PRNG key for the noise of each image; by default that of ``stylize`` for all.
+      inits: for each image an initial image that replaces ``config.initial.init``, or None.
+      execution: devices over which the images are spread, and ``together``, which replaces the
+        rule above.
+      callback: as in ``stylize``; its ``Progress`` has a leading batch axis.
 
     Returns:
       A ``Result`` of L images: ``image`` is ``[L, H, W, 3]``, ``loss`` ``[L]``, ``status`` a
-      tuple, the leaves of ``history`` are ``[steps, L]``, and there is no ``state``. An image
-      whose loss is not finite does not change the others: its status is ``"diverged"``, it keeps
-      the best image before that and repeats its last numbers. Run once more by ``stylize`` it
-      goes on from there with smaller steps. ``batch.each_result`` takes the result apart.
+      tuple, the leaves of ``history`` are ``[steps, L]``, and ``state`` is None. An image whose
+      loss is not finite does not affect the others: its status is ``"diverged"``, it keeps its best
+      image and repeats its last diagnostics. ``stylize`` on the same image would recover.
+      ``each_result`` splits the result.
 
     Raises:
-      InputError: with what is wrong and what was expected.
+      InputError: for what is wrong, with what was expected.
 
     Example:
       ``stylize_batch(weights.variables, contents, styles, pairing="grid").image``
     """
     started = time.perf_counter()
     images = _as_images(contents)
-    own = [as_image(style) for style in as_sequence(styles)]
+    style_images = [as_image(style) for style in as_sequence(styles)]
     if blend is not None and pairing != "all":
         raise InputError("blend is for pairing 'all', where styles are mixed: leave it out")
-    pairs = pair(len(images), len(own), pairing=pairing)
+    pairs = pair(len(images), len(style_images), pairing=pairing)
     configs = [config] * len(pairs) if isinstance(config, Config) else list(config)
-    for what, given in (("configs", configs), ("keys", keys), ("initial images", inits)):
-        if given is not None and len(given) != len(pairs):
-            raise InputError(f"{len(given)} {what} for {len(pairs)} images: expected one each")
+    for what, values in (("configs", configs), ("keys", keys), ("initial images", inits)):
+        if values is not None and len(values) != len(pairs):
+            raise InputError(f"{len(values)} {what} for {len(pairs)} images: expected one each")
     check_batch(configs, execution=execution)
     check_run(variables, config=configs[0], execution=execution)
     guidance, mesh = Guidance(blend=blend), execution.mesh
-    every = check_inputs(images[0], own, config=configs[0], guidance=guidance, mesh=mesh)
+    # The first content stands for all, because they have one size.
+    first = check_inputs(images[0], style_images, config=configs[0], guidance=guidance, mesh=mesh)
     for content in images[1:]:
         check_image("content image", content)
-    given = [None] * len(pairs) if inits is None else inits
-    starts = [None if init is None else as_image(init) for init in given]
+    starts = [
+        None if init is None else as_image(init)
+        for init in ([None] * len(pairs) if inits is None else inits)
+    ]
     for init in starts:
         if init is not None:
             check_initial(init, shape=images.shape[1:])
+    # Problems of the first config serve all: ``batch_programs`` takes the numbers from each
+    # element's config.
     make = problem_maker(variables, config=configs[0], execution=execution)
-    known: dict[int, Problem] = {}
+    by_content: dict[int, Problem] = {}
     elements = []
     for index, (content, chosen) in enumerate(pairs):
-        given = [every.styles[style] for style in chosen]
-        made = make(Inputs(images[content], given, every.guidance), chosen)
-        if pairing == "grid":  # what is computed of a content is there once
-            targets = known.setdefault(content, made).targets
+        own_styles = [first.styles[style] for style in chosen]
+        problem = make(Inputs(images[content], own_styles, first.guidance), chosen)
+        if pairing == "grid":  # keep what is computed from a content once
+            targets = by_content.setdefault(content, problem).targets
             shared = {name: getattr(targets, name) for name in OF_CONTENT}
-            made = made._replace(targets=made.targets._replace(**shared))
+            problem = problem._replace(targets=problem.targets._replace(**shared))
         elements.append(
             Element(
-                problem=made,
+                problem=problem,
                 config=configs[index],
                 key=None if keys is None else keys[index],
                 init=starts[index],
@@ -354,12 +363,12 @@ def stylize_batch(
 
 
 def _as_images(contents: ArrayLike) -> Any:
-    """The contents of a batch as an array ``[B, H, W, 3]``."""
+    """Turn the contents of a batch into an array ``[B, H, W, 3]``."""
     try:
         images = as_image(contents)
-    except (TypeError, ValueError):  # of a list of several sizes
+    except (TypeError, ValueError):  # for a list of images of several sizes
         raise InputError(
-            "the content images are no array: expected [batch, height, width, 3], of one size"
+            "the content images are not an array: expected [batch, height, width, 3], of one size"
         ) from None
     if images.ndim != 4 or not len(images):
         raise InputError(
@@ -375,23 +384,27 @@ def problem_maker(
     execution: Execution = Execution(),
     keep: int | None = None,
 ) -> Callable[[Inputs, Sequence[Hashable]], Problem]:
-    """A function that makes problems which share kernels and, of equal styles, Gram matrices.
+    """Make a function that makes problems which share kernels and Gram matrices.
 
-    It takes checked inputs and names of their styles, of the caller's; styles that were seen under
-    their names are not computed again, unless their colours are to follow the content's.
+    The function takes checked inputs and the caller's names of their styles. The Gram matrices of
+    styles are computed once for each tuple of names, unless the styles take on the content's
+    colours.
 
     Args:
       variables, config: as for ``stylize_batch``.
-      execution: devices that each get the kernels; a mesh that divides rows divides images, too.
-      keep: how many Gram matrices to keep at most, the oldest are given up; None for all.
+      execution: devices, each of which gets the kernels; a mesh that divides rows also divides the
+        images.
+      keep: largest number of tuples of styles whose Gram matrices are kept, the oldest are dropped
+        first; None for all.
     """
     kernels: Variables | None = None
     seen: dict[tuple[Hashable, ...], dict[str, Moments]] = {}
-    plans: dict[
-        tuple[int, ...], ExecutionPlan
-    ] = {}  # found out once for a size, and the same for all
+    # One plan per size, made once: free memory changes between elements, and elements with
+    # different plans would need different programs.
+    plans: dict[tuple[int, ...], ExecutionPlan] = {}
     follow = follows_content(config)
-    own = execution._replace(mesh=execution.mesh if divides_rows(execution.mesh) else None)
+    # Unless rows are divided, problems are made on one device; ``batch_programs`` spreads them.
+    placed = execution._replace(mesh=execution.mesh if divides_rows(execution.mesh) else None)
 
     def make(inputs: Inputs, names: Sequence[Hashable]) -> Problem:
         nonlocal kernels
@@ -400,11 +413,12 @@ def problem_maker(
             variables,
             inputs,
             config=config,
-            execution=own._replace(plan=plans.get(inputs.content.shape, own.plan)),
+            execution=placed._replace(plan=plans.get(inputs.content.shape, placed.plan)),
             kernels=kernels,
             moments=None if follow else seen.get(styles),
         )
         plans[problem.shape] = problem.execution_plan
+        # Replicated once; later problems are given these very arrays and return them.
         kernels = replicate(problem.variables, execution.mesh)
         if not follow and styles not in seen:
             if len(seen) == keep:
@@ -416,5 +430,5 @@ def problem_maker(
 
 
 def follows_content(config: Config) -> bool:
-    """Whether the styles get the content's colours or contrast: then no two contents share them."""
+    """Whether styles take on the content's colours or contrast, and so depend on the content."""
     return config.loss.color == "luminance" or config.loss.color.startswith("match-")

@@ -1,7 +1,7 @@
-"""The programs of a batch: one for all elements, or each element in its own.
+"""The compiled programs of a batch: one program for all elements, or one per element.
 
-In the first the elements take each step together. Their arrays have a leading axis where elements
-differ; what they share is there once.
+In one program, the elements take each step together. Arrays in which the elements differ have a
+leading batch axis; shared arrays exist once.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from nst_jax.optim.solver import run
 from nst_jax.transfer.problem import Problem, start
 from nst_jax.transfer.sharding import (
     DATA,
-    copy_on,
+    copy_to,
     divides_rows,
     image_sharding,
     replicate,
@@ -31,19 +31,20 @@ from nst_jax.transfer.sharding import (
 )
 from nst_jax.types import Array, Info, Solver, State, Targets, Variables
 
-# The names of the fields of the targets that have a leading axis.
-Own = tuple[str, ...]
+# Names of the fields of the targets that have a leading batch axis.
+Batched = tuple[str, ...]
 
-# Those that are computed of the content.
+# The fields that are computed from the content.
 OF_CONTENT = ("content", "similarity", "laplacian", "image")
 
 
-def own_fields(targets: Sequence[Targets], *, distinct: tuple[str, ...] = ()) -> Own:
-    """Which fields of the targets differ between the elements of a batch.
+def batched_fields(targets: Sequence[Targets], *, distinct: tuple[str, ...] = ()) -> Batched:
+    """Find the fields of the targets that differ between the elements of a batch.
 
     Args:
-      targets: of the elements. What they share are the same arrays.
-      distinct: fields that count as different although all may be the same.
+      targets: of the elements. A field is shared if all elements have the same object there; values
+        are not compared, which would need a transfer from the device.
+      distinct: fields to be batched even if they are shared.
     """
     first = targets[0]
 
@@ -53,42 +54,44 @@ def own_fields(targets: Sequence[Targets], *, distinct: tuple[str, ...] = ()) ->
             return False
         return name in distinct or any(getattr(one, name) is not found for one in targets)
 
-    # The others follow from the structure.
+    # The remaining fields follow from the config's structure, which all elements have in common.
     return ("weights", *filter(differs, (*OF_CONTENT, "style", "regions", "keep")))
 
 
-def stack_fields(targets: Sequence[Targets], own: Own) -> Targets:
-    """Targets of a batch: its elements' own fields with a leading axis, the others as they are."""
+def stack_fields(targets: Sequence[Targets], batched: Batched) -> Targets:
+    """Make the targets of a batch: stack the batched fields, take the others from any element."""
     fields = {
         name: jax.tree.map(lambda *x: jnp.stack(x), *(getattr(one, name) for one in targets))
-        for name in own
+        for name in batched
     }
     return targets[0]._replace(**fields)
 
 
-def field_specs(own: Own) -> Any:
-    """``Targets`` of specs: how they are divided among devices."""
-    return Targets(*(DATA if name in own else PartitionSpec() for name in Targets._fields))  # type: ignore[arg-type]
+def field_specs(batched: Batched) -> Any:
+    """``Targets`` of partition specs: batched fields are divided among devices."""
+    return Targets(*(DATA if name in batched else PartitionSpec() for name in Targets._fields))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=64)
-def batch_solver(solver: Solver, own: Own, *, in_turn: bool = False) -> Solver:
-    """A solver of states with a leading axis; of equal arguments it is the same object.
+def batch_solver(solver: Solver, batched: Batched, *, sequential: bool = False) -> Solver:
+    """Make a solver of states with a leading batch axis; equal arguments give the same object.
 
     Args:
       solver: of one image.
-      own: see ``own_fields``.
-      in_turn: take the elements' steps one after another and not by ``vmap``, as a line search
-        wants it, whose elements would else wait for each other.
+      batched: see ``batched_fields``.
+      sequential: take the elements' steps one after another (``lax.map``) instead of by ``vmap``. A
+        line search needs this: under ``vmap`` every element would evaluate the loss as often as the
+        longest search.
     """
 
     def over_batch(function: Callable[..., Any], leading: Any, targets: Targets, vmap: bool) -> Any:
-        mine = leading, {name: getattr(targets, name) for name in own}
+        mapped = leading, {name: getattr(targets, name) for name in batched}
 
+        # The shared fields stay outside of the mapped arguments, so that vmap does not copy them.
         def of_one(element: tuple[Any, dict[str, Any]]) -> Any:
             return function(element[0], targets._replace(**element[1]))
 
-        return jax.vmap(of_one)(mine) if vmap else jax.lax.map(of_one, mine)
+        return jax.vmap(of_one)(mapped) if vmap else jax.lax.map(of_one, mapped)
 
     def init(images: Array, variables: Variables, targets: Targets) -> State:
         def of_one(image: Array, targets: Targets) -> State:
@@ -100,23 +103,23 @@ def batch_solver(solver: Solver, own: Own, *, in_turn: bool = False) -> Solver:
         def of_one(state: State, targets: Targets) -> tuple[State, Info]:
             return solver.step(state, variables, targets)
 
-        return over_batch(of_one, states, targets, not in_turn)
+        return over_batch(of_one, states, targets, not sequential)
 
     return Solver(init=init, step=step)
 
 
-Take = Callable[..., tuple[State, Info]]  # as loop.iterate wants it
+Take = Callable[..., tuple[State, Info]]  # the ``take`` of ``loop.iterate``
 
 
 class Element(NamedTuple):
-    """One image of a batch.
+    """One element of a batch.
 
     Attributes:
-      problem: see ``problem.make_problem``; elements that share arrays of its ``targets`` share
-        them on the device too.
-      config: its settings.
+      problem: see ``problem.make_problem``. Arrays that several elements share in its ``targets``
+        exist once on each device.
+      config: the element's settings.
       key: PRNG key of its noise.
-      init: its initial image in place of the config's, checked, or None.
+      init: checked initial image that replaces the config's, or None.
     """
 
     problem: Problem
@@ -129,9 +132,9 @@ class BatchProgram(NamedTuple):
     """A batch before its first step.
 
     Attributes:
-      take: from a state to the next.
-      state: with a leading axis, which may be longer than the batch to fill up a program; or where
-        there are several programs with lists for fields.
+      take: takes steps, see ``loop.iterate``.
+      state: of one program, with a leading axis that may be longer than the batch (padding); of
+        several programs, with a list for each field.
     """
 
     take: Take
@@ -145,40 +148,40 @@ def together(
     width: int = 1,
     distinct: tuple[str, ...] = (),
 ) -> BatchProgram:
-    """One program of all elements, on one device or spread over several.
+    """Make one program for all elements, on one device or spread over several.
 
     Args:
       elements: of the batch.
-      mesh: devices; of one that divides rows the axis ``"data"`` is for the batch.
+      mesh: devices, or None. If it divides rows, its axis ``"data"`` divides the batch.
       width, distinct: as for ``batch.run_batch``.
     """
     by_rows = divides_rows(mesh)
     devices = 1 if mesh is None else mesh.shape.get("data", 1) if by_rows else mesh.size
     length = max(len(elements), width)
     length += -length % devices
+    # Pad with copies of the last element, whose results are dropped.
     filled = [*elements, *[elements[-1]] * (length - len(elements))]
-    targets = _own_targets(elements)
+    targets = _targets(elements)
     targets += [targets[-1]] * (length - len(elements))
-    own = own_fields(targets, distinct=distinct)
-    return _program(filled, targets, own=own, mesh=mesh)
+    batched = batched_fields(targets, distinct=distinct)
+    return _shared_program(filled, targets, batched=batched, mesh=mesh)
 
 
 def apart(elements: Sequence[Element], *, mesh: Mesh | None) -> BatchProgram:
-    """The program of ``single.stylize`` for each, on a mesh for each of its devices."""
+    """Give each element the program of ``single.stylize``, dealing them out to the devices."""
     devices = [None] if mesh is None else mesh.devices.flatten().tolist()
-    known: dict[Any, Any] = {}
+    copies: dict[Any, Any] = {}
     programs = [
-        _alone(element, targets, device=devices[index % len(devices)], known=known)
-        for index, (element, targets) in enumerate(
-            zip(elements, _own_targets(elements), strict=True)
-        )
+        _single_program(element, targets, device=devices[index % len(devices)], copies=copies)
+        for index, (element, targets) in enumerate(zip(elements, _targets(elements), strict=True))
     ]
     takes, states = zip(*programs)
 
     def take(state: State, **options: Any) -> tuple[State, Info]:
-        # All are sent off before any is waited for, so that devices work side by side.
-        alone = zip(*state)  # type: ignore[arg-type]
-        done = [take(State(*one), **options) for take, one in zip(takes, alone)]
+        # Dispatch is asynchronous: start all programs before waiting for any, so that the devices
+        # work in parallel.
+        singles = zip(*state)  # type: ignore[arg-type]
+        done = [take(State(*single), **options) for take, single in zip(takes, singles)]
         states, infos = zip(*done)
         return _listed(states), jax.tree.map(lambda *x: np.stack(x, axis=1), *jax.device_get(infos))
 
@@ -186,32 +189,31 @@ def apart(elements: Sequence[Element], *, mesh: Mesh | None) -> BatchProgram:
 
 
 def _listed(states: Sequence[State]) -> State:
-    """Several states as one whose fields are lists."""
+    """Combine several states into one whose fields are lists."""
     return State(*map(list, zip(*states)))  # type: ignore[arg-type]
 
 
-def _alone(
-    element: Element, targets: Targets, *, device: Any, known: dict[Any, Any]
+def _single_program(
+    element: Element, targets: Targets, *, device: Any, copies: dict[Any, Any]
 ) -> tuple[Take, State]:
-    """One element on one device."""
+    """Make the program and first state of one element on one device."""
     problem = element.problem
-    given = (_initial(element), problem.variables, targets)
-    image, variables, targets = copy_on(given, device, known=known)
+    arguments = (_initial(element), problem.variables, targets)
+    image, variables, targets = copy_to(arguments, device, copies=copies)
     state = start(problem.solver, image, variables, targets)
     state = state._replace(opt_state=set_learning_rate(state.opt_state, element.config))
-    state = (
-        state if device is None else jax.device_put(state, device)
-    )  # the rates too, or the second call would compile anew
+    # Place the learning rates as well, or the second call would compile again.
+    state = state if device is None else jax.device_put(state, device)
     return partial(run, problem.solver, variables=variables, targets=targets), state
 
 
-def _program(
-    elements: Sequence[Element], targets: Sequence[Targets], *, own: Own, mesh: Mesh | None
+def _shared_program(
+    elements: Sequence[Element], targets: Sequence[Targets], *, batched: Batched, mesh: Mesh | None
 ) -> BatchProgram:
-    """Elements with a leading axis, on the devices of a mesh if any."""
+    """Make the program of stacked elements, on the devices of a mesh if any."""
     search = elements[0].config.optimizer.name == "lbfgs-linesearch"
-    solver = batch_solver(elements[0].problem.solver, own, in_turn=search)
-    variables, stacked = elements[0].problem.variables, stack_fields(targets, own)
+    solver = batch_solver(elements[0].problem.solver, batched, sequential=search)
+    variables, stacked = elements[0].problem.variables, stack_fields(targets, batched)
     images = jnp.stack([_initial(element) for element in elements])
     take: Take = partial(run, solver)
     places: Any = None
@@ -219,12 +221,12 @@ def _program(
     if mesh is None:
         state = start(solver, images, variables, stacked)
     elif divides_rows(mesh):
-        stacked = jax.device_put(stacked, targets_shardings(stacked, mesh=mesh, own=own))
+        stacked = jax.device_put(stacked, targets_shardings(stacked, mesh=mesh, batched=batched))
         images = jax.device_put(images, image_sharding(mesh, batched=True))
         state = start_rows(solver, images, variables, stacked, mesh=mesh)
         places = state_shardings(state, mesh=mesh)
     else:
-        specs, places = field_specs(own), NamedSharding(mesh, DATA)
+        specs, places = field_specs(batched), NamedSharding(mesh, DATA)
         images = jax.device_put(images, places)
         stacked = Targets(
             *(jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(stacked, specs))
@@ -233,7 +235,7 @@ def _program(
         state = start(solver, images, variables, stacked, sharding=places)
     opt_state = set_learning_rate(state.opt_state, *(element.config for element in elements))
     state = state._replace(opt_state=opt_state)
-    if places is not None:  # the rates too, or the second call would compile anew
+    if places is not None:  # place the learning rates as well, or the second call compiles again
         state = jax.device_put(state, places)
     return BatchProgram(partial(take, variables=variables, targets=stacked), state)
 
@@ -242,8 +244,8 @@ def _initial(element: Element) -> Array:
     return element.problem.initial(element.config, element.key, element.init)
 
 
-def _own_targets(elements: Sequence[Element]) -> list[Targets]:
-    """The targets of elements with their own factors."""
+def _targets(elements: Sequence[Element]) -> list[Targets]:
+    """The targets of each element, with the weights of its config."""
 
     def of_one(element: Element) -> Targets:
         old = element.problem.targets

@@ -1,4 +1,4 @@
-"""The host's loop around the compiled one: chunks of steps, reports, stops."""
+"""The host loop around the compiled loop: chunks of steps, callbacks, stopping, recovery."""
 
 import operator
 import time
@@ -13,28 +13,28 @@ from nst_jax.system.memory import bytes_in_use
 from nst_jax.transfer.types import Callback, Progress
 from nst_jax.types import Info, State
 
-CHUNK_SECONDS = 1.5  # between chunks the host reports and may stop
+CHUNK_SECONDS = 1.5  # target duration of a chunk, after which the callback may stop the run
 
-CHUNK_SIZE = 64
+CHUNK_SIZE = 64  # most steps of a chunk: the length of the recorded diagnostics, which is static
 
-# How long to wait for scratch memory to be freed: at most, and where nobody tells.
+# Waiting for scratch memory to be freed: the longest wait, and the wait if its use is unknown.
 RELEASE_SECONDS, BLIND_SECONDS = 1.0, 0.01
 
-RELEASE_SLACK = 2**26  # bytes that other things may have taken meanwhile
+RELEASE_SLACK = 2**26  # bytes that other threads may have allocated in the meantime
 
 
 def as_callback(callback: Callable[[Progress], bool | None] | Callback | None) -> Callback | None:
-    """A function as a ``Callback``.
+    """Turn a function into a ``Callback``.
 
     Raises:
-      InputError: for numbers of steps below 1.
+      InputError: for a number of steps below 1.
     """
     if callback is None:
         return None
-    given = callback if isinstance(callback, Callback) else Callback(callback)
-    if any(number < 1 for number in given.multiples):
-        raise InputError(f"a callback is called every {given.every} steps: expected 1 or more")
-    return given
+    checked = callback if isinstance(callback, Callback) else Callback(callback)
+    if any(number < 1 for number in checked.multiples):
+        raise InputError(f"a callback is called every {checked.every} steps: expected 1 or more")
+    return checked
 
 
 class Run(NamedTuple):
@@ -42,11 +42,11 @@ class Run(NamedTuple):
 
     Attributes:
       state: the last state.
-      history: ``Info`` of arrays with one entry a step.
+      history: ``Info`` of arrays with one entry per step.
       status: ``"done"``, ``"stopped"`` or ``"diverged"``.
-      timing: seconds: ``compile_s``, ``steps_s``.
-      recoveries: how often ``recover`` helped.
-      stopped: whether the callback's last answer was to stop, also where no step was left.
+      timing: seconds, under ``compile_s`` and ``steps_s``.
+      recoveries: number of recoveries so far, earlier ones included.
+      stopped: whether the last callback asked to stop, even if no step was left.
     """
 
     state: Any
@@ -69,56 +69,61 @@ def iterate(
     recover: Callable[..., State | None] | None = None,
     recoveries: int = 0,
 ) -> Run:
-    """Take steps, and report between chunks of about a second and a half.
+    """Take steps in chunks of about 1.5 seconds, with a callback after each.
 
     Args:
-      take: ``(state, *, num_steps, chunk_size) -> (state, Info)``, as ``solver.run`` with all else
-        bound; the state is used up.
-      state: of one image, or of several with a leading axis or as fields of lists; the run has
-        then diverged when all of them have. Steps that it has done count.
-      steps: how many it shall have done at the end.
-      started: ``time.perf_counter()`` when the work began that counts as compilation.
-      callback: what sees the run.
-      before: steps of earlier scales, which count for the multiples.
-      history: from a record of the structure of ``take``'s to that of the steps done before.
-      recover: ``(state, *, times)``, from a frozen state and the number of the time, from 1, to one
-        that goes on, or None.
-      recoveries: how often that was so before.
+      take: ``(state, *, num_steps, chunk_size) -> (state, Info)``: ``solver.run`` with all other
+        arguments bound. It may reuse the buffers of the state.
+      state: of one image, or of a batch, with a leading axis or with lists as fields. A batch has
+        diverged when all of its elements have. Its step count is continued.
+      steps: the step count to reach.
+      started: ``time.perf_counter()`` at the start of the work that counts as compilation.
+      callback: called after each chunk, or None.
+      before: steps of earlier scales, which count towards the callback's multiples.
+      history: maps an ``Info`` to the ``Info`` of the steps already done, which has the same
+        structure.
+      recover: ``(state, *, times)`` returns a state to continue from after a divergence, or None;
+        ``times`` is the number of the recovery, from 1.
+      recoveries: number of earlier recoveries.
 
     Returns:
       A ``Run``.
     """
     started = time.perf_counter() if started is None else started
-    # A run of no steps compiles the loop, so that its time is known apart.
-    before_chunk = bytes_in_use()
+    # A call with zero steps compiles the loop, so that compilation is timed separately.
+    in_use = bytes_in_use()
     state, info = take(state, num_steps=0, chunk_size=CHUNK_SIZE)
     jax.block_until_ready(state)
-    _let_go(before_chunk)
+    _wait_for_release(in_use)
     compile_s = time.perf_counter() - started
 
     multiples, stopped = callback.multiples if callback else (), False
     count, frozen = jax.device_get((state.count, state.frozen))
     chunks: list[Info] = [] if history is None else [history(info)]
+    # In a batch, programs that have diverged stop counting: the largest count is that of the run.
+    # The first chunk is a single step, to measure the speed.
     done, chunk, steps_s = int(np.max(count)), 1, 0.0
     status = "diverged" if np.all(frozen) else "done"
     while done < steps and status == "done":
+        # End the chunk at the next multiple of each of the callback's intervals.
         chunk = min(chunk, steps - done, *(n - (before + done) % n for n in multiples))
-        before_chunk, chunk_started = bytes_in_use(), time.perf_counter()
+        in_use, chunk_started = bytes_in_use(), time.perf_counter()
         state, info = take(state, num_steps=chunk, chunk_size=CHUNK_SIZE)
         count, frozen, info = jax.device_get((state.count, state.frozen, info))
         elapsed = time.perf_counter() - chunk_started
         steps_s += elapsed
+        # Fewer than ``chunk`` if the loop ended early; the rest of the diagnostics is not filled.
         taken = int(np.max(count)) - done
         chunks.append(jax.tree.map(operator.itemgetter(slice(taken)), info))
         done += taken
         if np.all(frozen):
-            # Without a step left nothing would show that it is finite again.
-            again = recover(state, times=recoveries + 1) if recover and done < steps else None
-            if again is None:
+            # After the last step a recovered state would never be evaluated, so do not recover.
+            recovered = recover(state, times=recoveries + 1) if recover and done < steps else None
+            if recovered is None:
                 status = "diverged"
             else:
-                state, recoveries = again, recoveries + 1
-        _let_go(before_chunk)
+                state, recoveries = recovered, recoveries + 1
+        _wait_for_release(in_use)
         if callback is not None:
             last = jax.tree.map(operator.itemgetter(-1), chunks[-1])
             progress = Progress(
@@ -131,6 +136,7 @@ def iterate(
             stopped = callback.call(progress) is False
             if stopped and status == "done" and done < steps:
                 status = "stopped"
+        # As many steps as take CHUNK_SECONDS at the speed of this chunk.
         chunk = max(1, min(CHUNK_SIZE, round(CHUNK_SECONDS * chunk / elapsed)))
 
     return Run(
@@ -144,19 +150,19 @@ def iterate(
 
 
 def add_timing(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
-    """The seconds of two pieces of a run together."""
+    """Add up the seconds of two parts of a run."""
     return {name: seconds + second.get(name, 0.0) for name, seconds in first.items()}
 
 
-def _let_go(in_use: int | None) -> None:
-    """Wait for a chunk's scratch memory to be freed.
+def _wait_for_release(in_use: int | None) -> None:
+    """Wait until a chunk's scratch memory is freed.
 
-    On CPUs that is some time after its results are there, on a busy machine a long one, and a next
-    chunk that begins before takes as much again.
+    On CPUs it is freed some time after the results are ready, on a busy machine a long time. A
+    chunk that starts earlier allocates the same amount once more.
 
     Args:
-      in_use: ``memory.bytes_in_use()`` before the chunk; all that it leaves is in the place of what
-        was there.
+      in_use: ``memory.bytes_in_use()`` before the chunk. A chunk's results replace its arguments,
+        so the same number of bytes is in use once its scratch memory is freed.
     """
     if jax.default_backend() != "cpu":
         return

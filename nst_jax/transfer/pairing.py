@@ -1,4 +1,4 @@
-"""Which styles go with which contents. Standard library only."""
+"""Pairing of contents with styles. Standard library only."""
 
 from typing import Literal
 
@@ -8,10 +8,18 @@ Pairing = Literal["all", "pairs", "grid"]
 
 
 def pair(contents: int, styles: int, *, pairing: Pairing) -> list[tuple[int, tuple[int, ...]]]:
-    """For each image its content and its styles, by index.
+    """Pair contents with styles.
+
+    Args:
+      contents, styles: numbers of contents and styles.
+      pairing: ``"all"``: every content with all styles at once; ``"pairs"``: content i with style
+        i; ``"grid"``: every content with every single style.
+
+    Returns:
+      For each image to make, the index of its content and the indices of its styles.
 
     Raises:
-      InputError: for an unknown pairing, pairs of unequal numbers, or a grid without styles.
+      InputError: for an unknown pairing, unequal numbers of pairs, or a grid without styles.
 
     >>> pair(2, 2, pairing="grid")
     [(0, (0,)), (0, (1,)), (1, (0,)), (1, (1,))]
@@ -21,7 +29,7 @@ def pair(contents: int, styles: int, *, pairing: Pairing) -> list[tuple[int, tup
     if pairing == "pairs":
         if styles != contents:
             raise InputError(
-                f"{styles} styles for {contents} contents: to pair them, give as many of both"
+                f"{styles} styles for {contents} contents: to pair them, give equal numbers"
             )
         return [(index, (index,)) for index in range(contents)]
     if pairing == "grid":

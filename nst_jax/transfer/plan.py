@@ -1,4 +1,4 @@
-"""What a plan is made for, what a compiled loop takes of a device's memory, and plans in words."""
+"""Memory of a compiled loop, and the words for execution plans and memory plans."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from nst_jax.types import Guidance, Solver, Targets, Variables
 
 
 def check_plan(plan: ExecutionPlan) -> None:
-    """Check a way to compute that was read from a file.
+    """Check an execution plan that was read from a file.
 
     Raises:
-      ValueError: for one that is none.
+      ValueError: if a field is out of range.
     """
     if not 0 <= plan.tile <= LARGEST_COUNT:
         raise ValueError(f"tile is {plan.tile}: expected 0 to {LARGEST_COUNT}")
@@ -32,26 +32,28 @@ def check_plan(plan: ExecutionPlan) -> None:
 
 
 def execution_in_words(plan: ExecutionPlan) -> str:
-    """How a run is computed, in words.
+    """Describe an execution plan.
 
     >>> execution_in_words(ExecutionPlan(tile=512, memory_size=10, memory_dtype="bfloat16"))
     'tiles of 512 px, L-BFGS remembers 10 pairs in bfloat16'
     """
-    words = ["the whole image", "activations computed twice"] if plan.remat else []
+    words = ["the whole image", "activations recomputed"] if plan.remat else []
     words = words or [f"tiles of {plan.tile} px" if plan.tile else "the whole image"]
     if plan.recompute_content:
-        words.append("content features computed again")
+        words.append("content features recomputed")
     if plan.memory_size is not None:
         kind = f" in {plan.memory_dtype}" if plan.memory_dtype else ""
         words.append(f"L-BFGS remembers {plan.memory_size} pairs{kind}")
     return ", ".join(words)
 
 
-USABLE = 0.85  # of what is free: for what is not counted, and holes between blocks
+# Fraction of the free memory that a plan may use. The rest is for what the plan does not count
+# (preprocessing, host copies) and for fragmentation: the allocator needs contiguous blocks.
+USABLE = 0.85
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a tree.
+    """Bytes of all arrays, or shapes of arrays, in a tree.
 
     >>> tree_bytes({"a": jax.ShapeDtypeStruct((2, 3), "float32")})
     24
@@ -62,28 +64,30 @@ def tree_bytes(tree: Any) -> int:
 def loop_memory(
     solver: Solver, image_shape: Sequence[int], dtype: Any, variables: Variables, targets: Targets
 ) -> LoopMemory | None:
-    """What the compiled loop of one image takes; nothing of it is allocated.
+    """Measure the memory of the compiled loop of one image, without allocating it.
 
-    The loop is compiled for it, and this very program serves a run in the same process whose
-    arguments are passed as ``single.stylize`` does.
+    The loop is compiled. A run in the same process reuses the compiled program if it passes its
+    arguments as ``single.stylize`` does.
 
     Args:
       solver, variables, targets: as for ``solver.run``; arrays or their shapes.
       image_shape, dtype: of the image.
 
     Returns:
-      The ``LoopMemory``, or None where the backend does not tell.
+      The ``LoopMemory``, or None if the backend has no memory analysis.
     """
     image = jax.ShapeDtypeStruct(tuple(image_shape), dtype)
     state = jax.eval_shape(solver.init, image, variables, targets)
-    # As the host's loop calls it first; other ways to pass the same would be another program.
+    # The same keywords and Python ints as in the first call of ``loop.iterate``: jit's cache is
+    # keyed by them, and any other form would compile a second program.
     lowered = run.lower(
         solver, state, variables=variables, targets=targets, num_steps=0, chunk_size=CHUNK_SIZE
     )
     analysis = lowered.compile().memory_analysis()
     if analysis is None:
         return None
-    # The new state is where the old one was; the rest of the output is what the loop records.
+    # The state is donated, so the new state takes the place of the old one (the aliased bytes).
+    # The rest of the output is the recorded diagnostics.
     recorded = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return LoopMemory(
         network=tree_bytes(variables),
@@ -94,15 +98,15 @@ def loop_memory(
 
 
 class Task(NamedTuple):
-    """What a plan is made for.
+    """The run to make a memory plan for, at one scale.
 
     Attributes:
-      variables: the network's, arrays or shapes.
+      variables: the network's variables, arrays or shapes.
       content: the content image, or its shape.
-      styles: likewise.
+      styles: the style images, or their shapes.
       config: the settings.
-      guidance: which style holds where, arrays or shapes.
-      optimizer: in place of the config's, if any.
+      guidance: which style applies where, arrays or shapes.
+      optimizer: replaces the config's, or None.
     """
 
     variables: Variables
@@ -113,27 +117,27 @@ class Task(NamedTuple):
     optimizer: Any = None
 
 
-def too_large(
+def too_large_error(
     task: Task, *, last: ExecutionPlan, needed: float, limit: int | None, fitting: int | None
 ) -> InputError:
-    """The error for an image that does not fit in any way.
+    """The error if no execution plan fits into memory.
 
     Args:
-      task: of the image.
-      last: the most sparing way to compute it.
-      needed: bytes that the least way takes.
-      limit: bytes that may be taken of what is free; None where they are not known.
-      fitting: longer side of an image that would fit, or None.
+      task: the run that was planned.
+      last: the plan that was tried last.
+      needed: bytes of the cheapest plan.
+      limit: usable bytes of the free memory, or None if unknown.
+      fitting: longer side of an image that would fit, or None if there is none.
     """
     height, width = task.content.shape[:2]
     config = task.config
-    ways = {
+    cheaper = {
         "adam": config.optimizer.name != "adam",
         "precision bfloat16": config.execution.precision != "bfloat16",
         "tile auto": config.execution.tile != "auto",
         "remat auto": config.execution.remat == "on",
     }
-    others = [name for name, new in ways.items() if new]
+    others = [name for name, applies in cheaper.items() if applies]
     advice = f"a longer side of about {fitting} px would fit"
     if fitting is None:
         advice = "choose a smaller size, or a device with more memory"
@@ -141,7 +145,7 @@ def too_large(
         f"an image of {width}x{height} px needs about {in_gib(needed / USABLE, digits=3)}"
         + (f" even in tiles of {last.tile} px" if last.tile else "")
         + (", more" if limit is None else f", {in_gib(limit / USABLE, digits=3)} are free")
-        + (" than could be had" if limit is None else "")
+        + (" than could be allocated" if limit is None else "")
         + f": {advice}"
         + (f"; {' and '.join(others)} would need less" if others else "")
     )
@@ -150,13 +154,13 @@ def too_large(
 def plan_in_words(
     plan: MemoryPlan, *, shape: Sequence[int], process: int = 0, images: int = 1
 ) -> str:
-    """A plan in one line.
+    """Describe a memory plan in one line.
 
     Args:
       plan: from ``planner.choose``.
       shape: of the image, ``[H, W, 3]``.
-      process: bytes that the process has already, where these are of the same memory.
-      images: how many the plan is for.
+      process: bytes that the process already uses, if they are in the same memory.
+      images: number of images computed at once.
     """
     needs = plan.needs
     parts = {
@@ -173,5 +177,9 @@ def plan_in_words(
         f"{shape[1]}x{shape[0]} px{together}: "
         f"about {in_gib(sum(needs) + process)} ({listed}){where}; "
         f"{execution_in_words(plan.execution_plan)}"
-        + (f", as the usual way would need {in_gib(plan.whole + process)}" if plan.whole else "")
+        + (
+            f", because the default plan would need {in_gib(plan.whole + process)}"
+            if plan.whole
+            else ""
+        )
     )

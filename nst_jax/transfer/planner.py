@@ -1,8 +1,8 @@
-"""What a run will need, and how it is to be computed so that it fits into the memory.
+"""Memory plans: how much memory a run needs, and the fastest execution plan that fits.
 
-An image is taken whole where that fits; else its activations are computed twice, block by block
-(``remat``) or tile by tile; what L-BFGS remembers shrinks with the room. The result is the same to
-rounding but for L-BFGS's memory.
+The whole image is computed at once if it fits, else with gradient checkpointing (``remat``), else
+in tiles; the memory of L-BFGS shrinks as far as necessary. Only the last changes the result by more
+than rounding.
 """
 
 import math
@@ -22,26 +22,34 @@ from nst_jax.models.convolution import prepare_kernels
 from nst_jax.optim.lbfgs import PAIRS
 from nst_jax.optim.optimizers import make_optimizer
 from nst_jax.optim.solver import make_solver
-from nst_jax.transfer.plan import USABLE, Task, loop_memory, too_large, tree_bytes
+from nst_jax.transfer.plan import USABLE, Task, loop_memory, too_large_error, tree_bytes
 from nst_jax.transfer.types import ExecutionPlan, LoopMemory, MemoryPlan
 from nst_jax.types import Guidance, Loss, Solver, Targets, Variables
 
 TILES = (2048, 1536, 1024, 768, 512, 384, 256)
 
-# L-BFGS's memory where the wanted one does not fit: pairs, and their type.
+# Smaller memories of L-BFGS to try: pairs and dtype. A float32 pair takes 24 bytes per pixel (the
+# differences s and y, three channels each), a bfloat16 pair 12. Nocedal & Wright, Numerical
+# Optimization, 2nd ed., section 7.2, report satisfactory results with 3 to 20 pairs.
 MEMORIES = ((20, None), (10, None), (10, "bfloat16"), (5, "bfloat16"))
 
-# A bound from above: below it nothing needs to be asked of the compiler. Measured: 2.4 kB for the
-# full network, 0.7 kB a region.
+# Upper bounds of the activations, in float32. Below them the plan needs no compilation. Measured:
+# 2.4 kB per pixel with the full network, 0.7 kB per pixel and region.
 BYTES_PER_PIXEL, BYTES_PER_REGION = 4000, 1000
 
-NEAR = 1.1  # of the limit: what is expected to take so much may take less
+# Estimates may be wrong by some per cent, and each compilation takes seconds. So a plan is compiled
+# only if its estimate is at most NEAR times the limit, and a size is recommended only if its
+# estimate is at most SURE times the limit.
+NEAR = 1.1
+SURE = 0.95
 
-SURE = 0.95  # likewise: what is expected to take less than that will hardly take more
+# First estimate of the scratch memory with gradient checkpointing, relative to that without. The
+# saving is small because the first block, whose maps are the largest, has most of the activations.
+REMAT_SCRATCH = 0.8
 
 
 def evaluation(config: Config, execution_plan: ExecutionPlan) -> Evaluation:
-    """How the objective of a config is computed in a chosen way."""
+    """The evaluation settings of an objective under an execution plan."""
     return Evaluation(
         tile=execution_plan.tile,
         remat=execution_plan.remat,
@@ -51,39 +59,41 @@ def evaluation(config: Config, execution_plan: ExecutionPlan) -> Evaluation:
 
 
 def config_loss(config: Config, execution_plan: ExecutionPlan, *, mesh: Mesh | None = None) -> Loss:
-    """The objective of a config, computed in a chosen way, by devices of a mesh if any."""
+    """The objective of a config under an execution plan; ``mesh`` divides its tiles, if any."""
     loss = make_loss(config.loss, evaluation=evaluation(config, execution_plan), mesh=mesh)
     return of_luminance(loss) if config.loss.color == "luminance" else loss
 
 
 def make_config_optimizer(config: Config, execution_plan: ExecutionPlan = ExecutionPlan()) -> Any:
-    """The optimiser of a config with the chosen memory."""
-    optimizer, own = config.optimizer, {}
+    """The optimiser of a config, with the L-BFGS memory of an execution plan."""
+    optimizer, options = config.optimizer, {}
     if isinstance(optimizer, Adam):
-        own = {"betas": (optimizer.beta1, optimizer.beta2), "epsilon": optimizer.epsilon}
+        options = {"betas": (optimizer.beta1, optimizer.beta2), "epsilon": optimizer.epsilon}
     else:
-        own = {"memory_size": execution_plan.memory_size or optimizer.memory_size}
+        options = {"memory_size": execution_plan.memory_size or optimizer.memory_size}
     return make_optimizer(
         optimizer.name,
         pixel_range=config.loss.pixel_range,
         preconditioner=config.preconditioner,
         memory_dtype=execution_plan.memory_dtype,
-        **own,
+        **options,
     )
 
 
 def kernel_options(
     config: Config, *, by_rows: bool = False, any_layer: bool = False
 ) -> dict[str, Any]:
-    """How a config prepares the network's kernels, see ``convolution.prepare_kernels``.
+    """Options of ``convolution.prepare_kernels`` for a config.
 
     Args:
       config: the settings.
       by_rows: whether images are divided by rows among devices, see ``sharding``.
-      any_layer: for an objective of one's own, which may ask for any layer, in any precision.
+      any_layer: for a custom objective, which may use any layer in any precision.
     """
     convolution, narrow = config.execution.convolution, config.execution.precision == "bfloat16"
-    if convolution == "auto":  # accelerators' libraries choose for themselves
+    if convolution == "auto":
+        # On accelerators the vendor's library chooses the algorithm. Winograd is too inexact in
+        # bfloat16, and on divided rows XLA would gather whole layers on every device for it.
         plain = narrow or by_rows or jax.default_backend() != "cpu"
         convolution = "direct" if plain else "winograd"
     return {
@@ -94,7 +104,7 @@ def kernel_options(
 
 
 def grid_of(task: Task, execution_plan: ExecutionPlan) -> Grid:
-    """The tiles of a chosen way."""
+    """The grid of tiles of an execution plan."""
     config = task.config
     layers = config.loss.aligned_layers
     shape = task.content.shape[:2]
@@ -102,10 +112,10 @@ def grid_of(task: Task, execution_plan: ExecutionPlan) -> Grid:
 
 
 def given_plan(task: Task) -> ExecutionPlan:
-    """What the settings themselves say, with the whole image for ``auto`` and for one tile."""
+    """The plan of the settings alone: the whole image for ``auto``, and if one tile covers it."""
     given = task.config.execution.evaluation
     step = stride(deepest(task.config.loss.aligned_layers))
-    # As tiles are made, see ``tiling.make_grid``.
+    # Round up to the stride of the deepest layer, as ``tiling.make_grid`` does.
     execution_plan = ExecutionPlan(tile=-(-given.tile // step) * step, remat=given.remat)
     return (
         execution_plan._replace(tile=0)
@@ -115,7 +125,7 @@ def given_plan(task: Task) -> ExecutionPlan:
 
 
 def _targets(task: Task, execution_plan: ExecutionPlan) -> Targets:
-    """Shapes of a run's targets; they do not depend on tiles."""
+    """Shapes of a run's targets, which do not depend on tiles."""
     loss = make_loss(
         task.config.loss, evaluation=evaluation(task.config, execution_plan._replace(tile=0))
     )
@@ -136,7 +146,7 @@ def _solver(task: Task, execution_plan: ExecutionPlan) -> Solver:
 
 
 def measure(task: Task, execution_plan: ExecutionPlan) -> LoopMemory | None:
-    """What a run takes if it is computed in one way: its loop is compiled for it."""
+    """Compile the loop under an execution plan, and measure its memory."""
     prepare = partial(prepare_kernels, **kernel_options(task.config))
     variables = jax.eval_shape(prepare, task.variables)
     targets = _targets(task, execution_plan)
@@ -154,11 +164,11 @@ def _targets_bytes(task: Task, execution_plan: ExecutionPlan) -> int:
 
 
 class Meter(NamedTuple):
-    """How the needs of a task are found out, each of ``(task, execution_plan)``.
+    """How memory is measured; each field is a function of ``(task, execution_plan)``.
 
     Attributes:
-      loop: the ``LoopMemory``, or None where the backend does not tell.
-      state, targets: bytes of the run's state and targets alone, known without compiling.
+      loop: the ``LoopMemory``, or None if the backend has no memory analysis.
+      state, targets: bytes of the state and of the targets, found without compiling.
     """
 
     loop: Callable[[Task, ExecutionPlan], LoopMemory | None] = measure
@@ -167,17 +177,20 @@ class Meter(NamedTuple):
 
 
 def fits_surely(task: Task, *, free: int) -> bool:
-    """Whether the whole image fits so easily that nothing needs to be compiled to know it."""
+    """Whether the whole image fits by an upper bound, without compiling anything."""
     if len(task.config.loss.content_layers) > 2 or len(task.config.loss.style_layers) > 6:
-        return False  # their features and differences are more than the bound allows for
+        return False  # the bound does not cover the features and differences of more layers
     height, width, _ = task.content.shape
     masks = task.guidance.content_masks
     regions = 0 if masks is None else len(masks)
     scratch = height * width * (BYTES_PER_PIXEL + regions * BYTES_PER_REGION)
     scratch *= task.content.dtype.itemsize // 4
+    # The bound allows for three copies of the variables.
     fixed = 3 * tree_bytes(task.variables) + _state_bytes(task, given_plan(task))
     if jax.default_backend() == "cpu":
-        fixed += 8 * tree_bytes(task.variables["params"])  # kernels transformed by Winograd
+        # Kernels transformed for Winograd's F(4x4, 3x3) take eight times the memory of plain ones:
+        # 36 numbers for 9 (Lavin & Gray 2016, section 4), in two copies.
+        fixed += 8 * tree_bytes(task.variables["params"])
     return fixed + scratch < USABLE * free
 
 
@@ -189,27 +202,28 @@ def choose(
     meter: Meter = Meter(),
     tiles: Sequence[int] = TILES,
 ) -> MemoryPlan | None:
-    """Find out how a run fits into the memory.
+    """Find the fastest execution plan that fits into memory.
 
-    In this order: the whole image; the whole with as many pairs of L-BFGS as there are steps,
-    which changes nothing, and with 20; each block computed twice; tiles, the largest that fit,
-    first with 20 pairs and at the last with 5 in bfloat16; and the content's features computed
-    again for each tile. What the settings fix is not changed, but L-BFGS's pairs: theirs is the
-    largest number.
+    Plans are tried in this order: the whole image; the whole image with as many L-BFGS pairs as
+    there are steps, which changes nothing, then with 20; the same with gradient checkpointing; the
+    largest tiles that fit, with 20 pairs down to 5 in bfloat16; and tiles that recompute the
+    content's features. Settings that fix the tile or ``remat`` are respected. The number of pairs
+    in the settings is an upper bound.
 
     Args:
-      task: of one size.
-      free: bytes that the device has, see ``memory.free_bytes``; None for no limit.
-      failed: whether ``free`` is only what a failure shows, and not to be told.
-      meter: how needs are found out; by default the compiler is asked.
-      tiles: sides of tiles to try, from the largest.
+      task: the run, at one size.
+      free: bytes that the device has free, see ``memory.free_bytes``; None for no limit.
+      failed: whether ``free`` was inferred from a failed allocation; the error then omits it.
+      meter: how memory is measured; by default by the compiler.
+      tiles: sides of tiles to try, in descending order.
 
     Returns:
-      The ``MemoryPlan``, or None where the backend does not tell what a program takes.
+      The ``MemoryPlan``, or None if the backend has no memory analysis.
 
     Raises:
-      InputError: where nothing fits, with the size that would.
+      InputError: if no execution plan fits; the message names a size that would.
     """
+    # The plan of the settings is compiled in any case: the run uses the same program if it fits.
     first = given_plan(task)
     wanted = meter.loop(task, first)
     if wanted is None:
@@ -219,111 +233,125 @@ def choose(
     if needed <= limit:
         return MemoryPlan(first, wanted, free)
 
-    off: dict[str, float] = {}  # what was measured of tiles and of remat, over what was expected
+    # Every measurement is a compilation, so memory is estimated first: state and targets exactly,
+    # scratch memory in proportion to the pixels of a window. Each measurement corrects the later
+    # estimates of the same kind of plan (whole, remat or tile) by the ratio of measured to
+    # estimated scratch memory.
+    corrections: dict[str, float] = {}
     measured: dict[ExecutionPlan, LoopMemory] = {}
     state_bytes = cache(partial(meter.state, task))
     targets_bytes = cache(
         lambda again: meter.targets(task, first._replace(recompute_content=again))
     )
 
-    def expect(execution_plan: ExecutionPlan, shape: Sequence[int]) -> LoopMemory:
-        """State and targets are known at once; scratch is that of a window's pixels, about."""
+    def estimate(execution_plan: ExecutionPlan, shape: Sequence[int]) -> LoopMemory:
         ratio = math.prod(shape[:2]) / math.prod(task.content.shape[:2])
-        scratch = _scratch(task, execution_plan, shape, whole=wanted.scratch) * off.get(
-            _kind(execution_plan), 1
-        )
+        scratch = _estimate_scratch(task, execution_plan, shape, whole=wanted.scratch)
+        scratch *= corrections.get(_kind(execution_plan), 1)
         parts = (
             ratio * state_bytes(execution_plan),
             ratio * targets_bytes(execution_plan.recompute_content),
         )
         return LoopMemory(wanted.network, *map(int, (*parts, scratch)))
 
-    alternatives, sparing = list(_alternatives(task, tiles)), math.inf
-    ends = _ends(alternatives)
-    for execution_plan in alternatives:
-        # Scratch hardly depends on the number of pairs, but may on their type.
-        way, kind = execution_plan._replace(memory_size=None), _kind(execution_plan)
-        expected = expect(execution_plan, task.content.shape)
-        if way == first:
-            expected = expected._replace(scratch=wanted.scratch)
-        elif way in measured:
-            expected = measured[way]._replace(state=expected.state)
-        elif sum(expected) <= NEAR * limit or execution_plan in ends:
+    plans, least = list(_cheaper_plans(task, tiles)), math.inf
+    always = _first_and_last_of_kind(plans)
+    for execution_plan in plans:
+        # Scratch memory hardly depends on the number of pairs, so plans that differ in nothing else
+        # share a measurement. It may depend on their dtype: some backends convert them.
+        pairless, kind = execution_plan._replace(memory_size=None), _kind(execution_plan)
+        needs = estimate(execution_plan, task.content.shape)
+        if pairless == first:
+            needs = needs._replace(scratch=wanted.scratch)
+        elif pairless in measured:
+            needs = measured[pairless]._replace(state=needs.state)
+        elif sum(needs) <= NEAR * limit or execution_plan in always:
             found = meter.loop(task, execution_plan)
-            assert found is not None  # or the first would have been None, too
-            off[kind] = found.scratch / max(1, _scratch(task, execution_plan, whole=wanted.scratch))
-            measured[way] = expected = found
-        if way in (first, *measured) and sum(expected) <= limit:
-            return MemoryPlan(execution_plan, expected, free, whole=needed)
-        sparing = min(sparing, sum(expected))
+            assert found is not None  # otherwise ``wanted`` would be None as well
+            estimated = _estimate_scratch(task, execution_plan, whole=wanted.scratch)
+            corrections[kind] = found.scratch / max(1, estimated)
+            measured[pairless] = needs = found
+        if pairless in (first, *measured) and sum(needs) <= limit:
+            return MemoryPlan(execution_plan, needs, free, whole=needed)
+        least = min(least, sum(needs))
 
     def fits(shape: tuple[int, int]) -> bool:
-        task_of = task._replace(content=jax.ShapeDtypeStruct((*shape, 3), "float32"))
-        ways = _alternatives(task_of, tiles)
-        return any(sum(expect(execution_plan, shape)) <= SURE * limit for execution_plan in ways)
+        smaller = task._replace(content=jax.ShapeDtypeStruct((*shape, 3), "float32"))
+        return any(
+            sum(estimate(execution_plan, shape)) <= SURE * limit
+            for execution_plan in _cheaper_plans(smaller, tiles)
+        )
 
+    # Nothing fits: find the largest size that would, in steps of 3 %, with sides of at least 64 px.
     longer, other = max(task.content.shape[:2]), min(task.content.shape[:2])
     sizes = (int(longer * 0.97**power) for power in range(1, 400))
     scaled = {size: _shape_at(task, size) for size in sizes if size * other >= 64 * longer}
     fitting = next((size for size, shape in scaled.items() if fits(shape)), None)
-    told = None if failed else int(limit)
-    raise too_large(task, last=alternatives[-1], needed=sparing, limit=told, fitting=fitting)
+    known = None if failed else int(limit)
+    raise too_large_error(task, last=plans[-1], needed=least, limit=known, fitting=fitting)
 
 
 def _shape_at(task: Task, size: int) -> tuple[int, int]:
-    """Height and width of the task's image at another longer side."""
+    """Height and width of the task's image, scaled to a longer side of ``size``."""
     height, width = task.content.shape[:2]
     ratio = size / max(height, width)
     return max(1, round(height * ratio)), max(1, round(width * ratio))
 
 
 def _kind(execution_plan: ExecutionPlan) -> str:
-    """What has a factor of its own between what is expected and what is measured."""
+    """The kind of plan that shares a correction between estimated and measured scratch memory."""
     return "tile" if execution_plan.tile else "remat" if execution_plan.remat else "whole"
 
 
-def _ends(alternatives: Sequence[ExecutionPlan]) -> set[ExecutionPlan]:
-    """The first and the last way of each kind: they are measured, whatever is expected."""
+def _first_and_last_of_kind(plans: Sequence[ExecutionPlan]) -> set[ExecutionPlan]:
+    """The first and the last plan of each kind.
+
+    They are always measured: the first calibrates the estimates of its kind, and no run is refused
+    before the cheapest plan of each kind has been compiled.
+    """
 
     def kind(execution_plan: ExecutionPlan) -> tuple[str, bool]:
         return _kind(execution_plan), execution_plan.recompute_content
 
-    lasts = {kind(execution_plan): execution_plan for execution_plan in alternatives}
-    firsts = {kind(execution_plan): execution_plan for execution_plan in reversed(alternatives)}
+    lasts = {kind(execution_plan): execution_plan for execution_plan in plans}
+    firsts = {kind(execution_plan): execution_plan for execution_plan in reversed(plans)}
     return {*lasts.values(), *firsts.values()}
 
 
-def _scratch(
+def _estimate_scratch(
     task: Task, execution_plan: ExecutionPlan, shape: Sequence[int] | None = None, *, whole: int
 ) -> float:
-    """Scratch memory that is expected, of an image of the task's shape or another one.
+    """Estimate the scratch memory of a run.
 
     Args:
       task, execution_plan: what is computed, and how.
-      shape: of the image, by default the task's.
-      whole: bytes for the task's whole image.
+      shape: of the image; by default the task's.
+      whole: measured scratch memory in bytes of the task's image under the plan of its settings.
     """
-    own = task.content.shape[:2]
-    height, width = own if shape is None else shape[:2]
-    per_pixel = whole / math.prod(own)
+    task_shape = task.content.shape[:2]
+    height, width = task_shape if shape is None else shape[:2]
+    per_pixel = whole / math.prod(task_shape)
     if not execution_plan.tile:
-        return per_pixel * height * width * (0.8 if execution_plan.remat else 1)
+        return per_pixel * height * width * (REMAT_SCRATCH if execution_plan.remat else 1)
     image = jax.ShapeDtypeStruct((height, width, 3), task.content.dtype)
     window = grid_of(task._replace(content=image), execution_plan).size
-    # A gradient and its sum over windows; L-BFGS's update has some of its own.
+    # Activations exist for one window at a time. Arrays of the whole image come on top: the
+    # gradient and its sum over windows, and for L-BFGS about four more in its update.
     images = 6 if not isinstance(task.config.optimizer, Adam) else 2
     return per_pixel * math.prod(window) + images * image.size * image.dtype.itemsize
 
 
-def _alternatives(task: Task, sides: Sequence[int] = TILES) -> Iterator[ExecutionPlan]:
-    """Ways to compute a run that need less than the settings' own, the quickest first."""
+def _cheaper_plans(task: Task, sides: Sequence[int] = TILES) -> Iterator[ExecutionPlan]:
+    """Execution plans that need less memory than that of the settings, the fastest first."""
     config, first = task.config, given_plan(task)
     memories: list[tuple[int | None, str | None]] = [(None, None)]
     if isinstance(config.optimizer, LBFGS) and task.optimizer is None:
-        # More pairs than steps are never there.
+        # A run never has more pairs than steps.
         pairs = min(config.optimizer.memory_size or PAIRS, config.steps)
         memories = [(pairs, None), *((m, dtype) for m, dtype in MEMORIES if m < pairs)]
     wholes = [first]
+    # Gradient checkpointing comes before tiles: it costs one more forward pass (Chen et al. 2016,
+    # "Training Deep Nets with Sublinear Memory Cost"), and tiles compute their overlaps on top.
     if config.execution.remat == "auto" and not first.tile:
         wholes.append(ExecutionPlan(remat=True))
     longer = max(task.content.shape[:2])
@@ -332,11 +360,12 @@ def _alternatives(task: Task, sides: Sequence[int] = TILES) -> Iterator[Executio
         tiles = [tile for tile in sides if tile < longer]
     if first.tile:
         wholes, tiles = [], (first.tile,)
-    # Of 20 pairs and more the whole image is worth more, of fewer the pairs.
-    roomy = [one for one in memories if (one[0] or 20) >= 20] or memories[:1]
-    few = [one for one in memories if (one[0] or 20) <= 20]
+    # Above 20 pairs, the whole image is worth more than the pairs: they are given up first. Below
+    # 20, the pairs are worth more: the image is divided into tiles first.
+    many = [memory for memory in memories if (memory[0] or 20) >= 20] or memories[:1]
+    few = [memory for memory in memories if (memory[0] or 20) <= 20]
     for whole in wholes:
-        for pairs, dtype in roomy:
+        for pairs, dtype in many:
             yield whole._replace(memory_size=pairs, memory_dtype=dtype)
     for again in (False, True) if tiles and config.loss.feature_layers else (False,):
         for pairs, dtype in memories if first.tile else few:

@@ -1,7 +1,7 @@
-"""What a run needs: its images, checked, in the wanted colours; targets, solver, start.
+"""Preparation of a run: checked images, targets, solver, initial image.
 
-Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. ``check_inputs`` is the one border: what
-it returns is trusted by all that follows.
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. Inputs are checked once, by
+``check_inputs``; everything after it trusts them.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,24 +67,23 @@ def check_inputs(
     layers: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> Inputs:
-    """Check all that a run is given, once, before anything is computed.
+    """Check the images and masks of a run before anything is computed.
 
     Args:
       content: ``[H, W, 3]`` in [0, 1].
       styles: one image or a sequence, ``[h, w, 3]`` each.
       config: settings.
-      guidance: which style holds where.
-      init: initial image, if any.
-      mesh: devices of the run, if any; one of ``sharding.rows_mesh`` has to divide the image.
-      layers: taps of an objective of one's own, which ``mesh`` has to divide in place of the
-        config's.
-      names: what to call the regions in errors in place of their numbers.
+      guidance: which style applies where.
+      init: initial image, or None.
+      mesh: devices of the run, or None. A mesh of ``sharding.rows_mesh`` must divide the image.
+      layers: layers of a custom objective, which ``mesh`` must divide instead of the config's.
+      names: names of the regions for error messages; by default their numbers.
 
     Returns:
       The ``Inputs``.
 
     Raises:
-      InputError: with what is wrong and what was expected.
+      InputError: for the first input that is wrong, with what was expected.
     """
     image = as_image(content)
     images = [as_image(style) for style in as_sequence(styles)]
@@ -104,13 +103,14 @@ def check_inputs(
 
 
 def check_shape(height: int, width: int, *, config: Config) -> None:
-    """Check the size of a result for the layers of ``config``.
+    """Check that an image of this size is large enough for the layers of ``config``.
 
     Raises:
-      InputError: with what is wrong and what was expected.
+      InputError: for what is wrong, with what was expected.
     """
     names = config.loss
-    what = "content image" if names.content_names else "image"  # may be a mere canvas
+    # Without content layers the content only gives the size of the result.
+    what = "content image" if names.content_names else "image"
     check_sides(height, width, names.layers, what=what, padding=names.padding)
     check_squares(height, width, names.laplacians, what=what)
     if names.padding == "circular":
@@ -118,10 +118,10 @@ def check_shape(height: int, width: int, *, config: Config) -> None:
 
 
 def check_style(style: Any, *, config: Config) -> None:
-    """Check a style image by itself.
+    """Check one style image.
 
     Raises:
-      InputError: with what is wrong and what was expected.
+      InputError: for what is wrong, with what was expected.
     """
     check_image("style image", style)
     if config.loss.style_layers:
@@ -135,10 +135,10 @@ def check_style(style: Any, *, config: Config) -> None:
 
 
 def check_initial(init: Any, *, shape: tuple[int, ...]) -> None:
-    """Check an initial image for a result of a shape.
+    """Check an initial image for a result of the given shape.
 
     Raises:
-      InputError: with what is wrong and what was expected.
+      InputError: for what is wrong, with what was expected.
     """
     check_image("initial image", init)
     if init.shape != shape:
@@ -148,29 +148,29 @@ def check_initial(init: Any, *, shape: tuple[int, ...]) -> None:
 
 
 def initial_image(content: Array, variables: Variables, *, config: Config, key: Array) -> Array:
-    """The image that the optimisation starts from.
+    """Make the initial image of the optimisation.
 
     noise = mean + noise_scale * N(0, 1)  or  mean + noise_scale * U(-1, 1)
     blend = noise_ratio * noise + (1 - noise_ratio) * content
 
-    with the network's mean colour, so that the blend is the course version's, which mixes
-    mean-subtracted images.
+    where mean is the network's mean colour. The blend therefore equals that of the course version,
+    which mixes mean-subtracted images.
 
     Args:
       content: ``[H, W, 3]`` in [0, 1].
       variables: the network's variables, for its mean colour.
-      config: ``init``, ``noise``, ``noise_scale`` and ``noise_ratio`` are read.
+      config: uses ``init``, ``noise``, ``noise_scale`` and ``noise_ratio``.
       key: PRNG key.
 
     Returns:
       ``[H, W, 3]``, not clipped.
 
     Raises:
-      InputError: where ``config.initial.init`` is none of the three.
+      InputError: for an unknown ``config.initial.init``.
     """
     if config.initial.init not in INITS:
         raise InputError(
-            f"init is {config.initial.init!r}: expected content, noise or blend, or that file's "
+            f"init is {config.initial.init!r}: expected content, noise or blend; pass a file's "
             "image as stylize(..., init=image)"
         )
     if config.initial.init == "content":
@@ -199,7 +199,7 @@ _prepare = jax.jit(prepare_kernels, static_argnames=("convolution", "layers", "d
 def start(
     solver: Solver, image: Array, variables: Variables, targets: Targets, *, sharding: Any = None
 ) -> State:
-    """The state before the first step, compiled; on several devices with the given sharding."""
+    """Compute the state before the first step, with the given sharding if any."""
     state = solver.init(image, variables, targets)
     return state if sharding is None else jax.lax.with_sharding_constraint(state, sharding)
 
@@ -208,9 +208,10 @@ def start(
 def compute_moments(
     loss: Loss, variables: Variables, styles: Sequence[Array], style_masks: Any
 ) -> dict[str, Moments]:
-    """``Targets.style`` alone, compiled: it serves contents of any size."""
+    """Compute ``Targets.style`` alone, which serves contents of any size."""
     unused = LossWeights(0.0, 0.0, 0.0, {}, {})
-    # In place of a content, of which nothing is computed: a style may be too small for its layers.
+    # Stands in for the content, of which nothing is computed. A style cannot: it may be too small
+    # for the content's layers.
     blank = jnp.zeros((64, 64, 3), styles[0].dtype)
     masks = Guidance(style_masks=style_masks)
     return loss.targets(variables, blank, styles, weights=unused, guidance=masks).style
@@ -220,12 +221,13 @@ class Problem(NamedTuple):
     """A run before its first step.
 
     Attributes:
-      solver, variables, targets: as ``solver.run`` takes them.
-      initial: ``(config, key, init) -> image``, of a config that differs in numbers only.
+      solver, variables, targets: arguments of ``solver.run``.
+      initial: ``(config, key, init) -> image``. Its config may have other numbers than the
+        problem's.
       shape: of the image.
-      finish: from the optimised image to the one to be shown: with the content's colours and
-        the parts that are left as they are.
-      execution_plan: how it is computed.
+      finish: turns the optimised image into the result, by putting back the content's colours and
+        the preserved region.
+      execution_plan: how the run is computed.
     """
 
     solver: Solver
@@ -244,25 +246,25 @@ def check_run(
     custom: Custom = Custom(),
     execution: Execution = Execution(),
 ) -> None:
-    """Check settings against the network, the devices, and what is one's own.
+    """Check settings against the network, the devices and the custom objective.
 
     Raises:
-      InputError: for what slim weights have not learned, what the devices do not know, and ways to
-        compute that an objective of one's own or divided rows do not have.
+      InputError: for layers or a pooling without a projection in slim weights, a precision that the
+        devices lack, tiles of divided rows, and tiles or remat with a custom objective.
     """
     check_precision(config)
     by_rows, plan = divides_rows(execution.mesh), execution.plan
     if custom.loss is None:
         check_learned(variables, config.loss)
         if by_rows and plan is not None and plan.tile:
-            raise InputError("tiles are cut out of whole images, not of divided rows")
+            raise InputError("tiles need whole images, not divided rows: use tile off")
         return
     by_tiles = execution.mesh is not None and not by_rows
     planned = plan not in (None, ExecutionPlan())
     if config.execution.evaluation.tile or config.execution.evaluation.remat or planned or by_tiles:
         raise InputError(
-            "tile and remat, or devices for tiles, are for the config's own objective: leave "
-            "them out"
+            "tile, remat and devices for tiles need the config's objective: leave them out with a "
+            "custom one"
         )
 
 
@@ -276,23 +278,23 @@ def make_problem(
     kernels: Variables | None = None,
     moments: dict[str, Moments] | None = None,
 ) -> Problem:
-    """Compute the targets, and put together what a run needs.
+    """Compute the targets and assemble a run.
 
-    Colours are matched from whole images: masks do not change what ``config.loss.color`` does.
+    Colours are matched between whole images: masks do not change what ``config.loss.color`` does.
 
     Args:
-      variables: the network's, as they were loaded.
+      variables: the network's variables, as loaded.
       inputs: from ``problem.check_inputs``.
       config: settings.
-      custom: objects in place of the config's.
-      execution: ``plan`` says how to compute, in place of what the room in the memory makes of
-        ``config.execution``; ``free`` are its bytes. Devices of a ``mesh`` divide
-        the image by rows, see ``sharding.rows_mesh``, or else its tiles.
-      kernels: ``variables`` of another problem of the same config, to share them.
-      moments: ``targets.style`` of another problem with the same styles, likewise.
+      custom: objects that replace the config's.
+      execution: its ``plan`` is used if given; else a plan is made from ``config.execution`` and
+        ``free`` bytes of memory. The devices of its ``mesh`` divide the rows of the image, see
+        ``sharding.rows_mesh``, or its tiles.
+      kernels: ``variables`` of another problem with the same config, to share them.
+      moments: ``targets.style`` of another problem with the same styles, to share them.
 
     Raises:
-      InputError: where the image does not fit into the memory.
+      InputError: if no execution plan fits into memory.
     """
     inputs = jax.tree.map(jnp.asarray, inputs)
     by_rows = divides_rows(execution.mesh)
@@ -310,10 +312,10 @@ def make_problem(
 
     content, styles = prepare_colors(inputs.content, inputs.styles, mode=config.loss.color)
     if execution.mesh is not None and by_rows:
-        # So that its features are divided from the beginning.
+        # Divide it before its features are computed, so that no device ever has all of them.
         content = jax.device_put(content, image_sharding(execution.mesh))
-    weights, own = loss_weights(config), custom.loss is not None
-    if own:
+    weights, custom_loss = loss_weights(config), custom.loss is not None
+    if custom_loss:
         given = {} if all(x is None for x in guidance) else {"guidance": guidance}
         targets = compute_targets(loss, variables, content, styles, weights, given)
     else:
@@ -322,25 +324,27 @@ def make_problem(
             moments = compute_moments(loss, variables, styles, masks) if compare else {}
         given = {"guidance": guidance._replace(style_masks=None), "moments": moments}
         targets = compute_targets(loss, variables, content, [], weights, given)
-        targets = targets._replace(style=moments)  # the same arrays, which problems may share
+        # The jitted function returned copies; keep the original arrays, which problems may share.
+        targets = targets._replace(style=moments)
     if execution.mesh is not None:
-        divided = by_rows and not own
+        divided = by_rows and not custom_loss
         targets = (
             jax.device_put(targets, targets_shardings(targets, mesh=execution.mesh))
             if divided
             else replicate(targets, execution.mesh)
         )
-    # Only now: targets are computed once, and more exactly by the plain convolution.
-    options = kernel_options(config, by_rows=by_rows, any_layer=own)
+    # Kernels are prepared after the targets, which are computed once and should be exact: plain
+    # convolutions in full precision instead of Winograd's or bfloat16's.
+    options = kernel_options(config, by_rows=by_rows, any_layer=custom_loss)
     kernels = kernels or _prepare(variables, **options)
-    initial, finish = _ends(variables, inputs, content, mode=config.loss.color)
+    initial, finish = _initial_and_finish(variables, inputs, content, mode=config.loss.color)
     return Problem(solver, kernels, targets, initial, content.shape, finish, plan)
 
 
-def _ends(
+def _initial_and_finish(
     variables: Variables, inputs: Inputs, content: Array, *, mode: Any
 ) -> tuple[Callable[..., Array], Callable[[Array], Array]]:
-    """``Problem.initial`` and ``Problem.finish``; ``content`` is in the colours of the run."""
+    """Make ``Problem.initial`` and ``Problem.finish``; ``content`` is in the colours of the run."""
     original, preserve = inputs.content, inputs.guidance.preserve
 
     def initial(config: Config, key: Array | None, init: Any) -> Array:
@@ -360,29 +364,30 @@ def _ends(
 def make_task(
     variables: Variables, inputs: Inputs, *, config: Config, optimizer: Any = None
 ) -> Task:
-    """What a plan of a run is made for."""
+    """Make the ``Task`` of a run, for planning its memory."""
     guidance = with_rest(inputs.guidance, config=config.loss)
     return Task(variables, inputs.content, inputs.styles, config, guidance, optimizer)
 
 
 def find_plan(task: Task, execution: Execution) -> ExecutionPlan:
-    """How an image is computed where its plan is not given.
+    """Find an execution plan for the given memory or devices.
 
     Raises:
-      InputError: where it does not fit into the memory.
+      InputError: if none fits into memory.
     """
     if execution.mesh is not None:
-        return _on_mesh(task, execution.mesh)
-    return _choose(task, execution.free)
+        return _plan_for_devices(task, execution.mesh)
+    return _plan_for_memory(task, execution.free)
 
 
-def _choose(task: Task, free: int | None) -> ExecutionPlan:
-    """How to compute what the settings leave to the memory's room.
+def _plan_for_memory(task: Task, free: int | None) -> ExecutionPlan:
+    """Find an execution plan for one device.
 
     Args:
-      task: of one size.
-      free: bytes, by default what the device has now.
+      task: the run, at one size.
+      free: bytes of free memory; by default measured now.
     """
+    # If the whole image surely fits, or free memory is unknown, nothing is compiled for planning.
     free = free_bytes(jax.local_devices()[0]) if free is None else free
     if free is None or fits_surely(task, free=free):
         return given_plan(task)
@@ -390,13 +395,17 @@ def _choose(task: Task, free: int | None) -> ExecutionPlan:
     return given_plan(task) if plan is None else plan.execution_plan
 
 
-def _on_mesh(task: Task, mesh: Mesh) -> ExecutionPlan:
-    """How to compute on several devices: by rows as it is, or else in tiles that divide well.
+def _plan_for_devices(task: Task, mesh: Mesh) -> ExecutionPlan:
+    """Find an execution plan for several devices.
 
-    Windows are of one size and each device takes as many, so that a step takes as long as
-    ceil(windows / devices) * height * width of a window: the tile, from 128 px on, for which that
-    is least, of several the smallest. Smaller ones have more overlap, larger ones leave devices
-    without work.
+    An image divided by rows keeps the plan of its settings. Otherwise the tile is chosen to
+    minimise the time of a step on the busiest device. All windows have one size, so this time is
+    proportional to
+
+      ceil(windows / devices) * window height * window width.
+
+    Smaller tiles overlap more; larger ones leave devices idle. Tiles from 128 px on are tried, and
+    the smallest of several best ones is taken.
     """
     execution_plan = given_plan(task)
     if divides_rows(mesh) or execution_plan.tile:
@@ -414,19 +423,20 @@ def _on_mesh(task: Task, mesh: Mesh) -> ExecutionPlan:
         grid = grids[tile]
         return -(-grid.count // mesh.size) * grid.size[0] * grid.size[1]
 
-    # A small image, as of a coarse scale, is computed whole by each, and any by a single device.
+    # A single device computes the whole image. So does every device with an image of one tile, for
+    # example at a coarse scale.
     dividing = [tile for tile in tiles if grids[tile].count > 1 and mesh.size > 1]
     return ExecutionPlan(tile=min(dividing, key=work)) if dividing else ExecutionPlan()
 
 
 def check_precision(config: Config) -> None:
-    """Check that the devices know the precision.
+    """Check that the devices support the precision.
 
     Raises:
-      InputError: where they do not.
+      InputError: for tf32 on other devices than GPUs.
     """
     if config.execution.precision == "tf32" and jax.default_backend() != "gpu":
         raise InputError(
-            f"precision tf32 is one of NVIDIA GPUs, and this run is on {jax.default_backend()}: "
+            f"precision tf32 needs an NVIDIA GPU, but this run is on {jax.default_backend()}: "
             "choose float32 or bfloat16"
         )

@@ -1,8 +1,8 @@
-"""The state of a run at one scale: how it begins, begins again, ends, and is saved and restored.
+"""The state of a run at one scale: start, recovery, outcome, saving and restoring.
 
-Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. What a checkpoint holds are NumPy's
-arrays by the path of a leaf in its tree, as ``"opt_state/0/mu"``; bfloat16, which files of arrays
-do not have, is there as uint16 of the same bits.
+Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``. A checkpoint holds NumPy arrays, named
+by the path of a leaf in its tree, for example ``"opt_state/0/mu"``. Array files cannot hold
+bfloat16, so it is stored as uint16 with the same bits.
 """
 
 from typing import Any
@@ -22,31 +22,32 @@ from nst_jax.transfer.sharding import divides_rows, replicate, start_rows, state
 from nst_jax.transfer.types import RECOVERIES, Arrays
 from nst_jax.types import Array, State
 
-SMALLER = 0.25  # the learning rate after each time, as a part of what it was
+RECOVERY_RATE = 0.25  # factor of the learning rate at each recovery
 
 
 def first_state(
     problem: Problem, image: Array, opt_state: Any, *, config: Config | None, mesh: Mesh | None
 ) -> State:
-    """The state before the first step, on the devices of a mesh if any.
+    """Make the state before the first step, on the devices of a mesh if any.
 
     Args:
-      problem: what to run.
-      image: the image to start from.
-      opt_state: the optimiser's state of a scale before, or None.
-      config: where the learning rate is, or None with an optimiser of one's own.
-      mesh: as of ``Execution``.
+      problem: the run.
+      image: the initial image.
+      opt_state: optimizer state of the previous scale (warm start), or None for a fresh one.
+      config: holds the learning rate; None with a custom optimiser.
+      mesh: as in ``Execution``.
     """
-    given = problem.solver, image, problem.variables, problem.targets
+    arguments = problem.solver, image, problem.variables, problem.targets
     by_rows = divides_rows(mesh)
-    state = start_rows(*given, mesh=mesh) if mesh is not None and by_rows else start(*given)
+    state = start_rows(*arguments, mesh=mesh) if mesh is not None and by_rows else start(*arguments)
     if opt_state is not None:
         state = state._replace(opt_state=opt_state)
     elif config is not None:
         state = state._replace(opt_state=set_learning_rate(state.opt_state, config))
     if mesh is None:
         return state
-    # The rates too, or the second call would compile anew.
+    # Place the learning rates as well: the first call returns them placed, so a second call would
+    # otherwise see other shardings and compile again.
     return (
         jax.device_put(state, state_shardings(state, mesh=mesh))
         if by_rows
@@ -55,49 +56,54 @@ def first_state(
 
 
 def may_recover(state: State, *, times: int) -> bool:
-    """Whether a run can go on from its best image for the given time, from 1."""
+    """Whether a run may return to its best image; ``times`` counts the recoveries, from 1."""
     return times <= RECOVERIES and bool(np.isfinite(jax.device_get(state.best_loss)))
 
 
-def begin_again(
+def recover(
     state: State,
     problem: Problem,
     *,
     config: Config,
-    own_optimizer: bool = False,
+    custom_optimizer: bool = False,
     mesh: Mesh | None = None,
     times: int,
 ) -> State | None:
-    """A state that goes on from the best image after a loss or gradient that was not finite.
+    """Restart from the best image after a non-finite loss or gradient.
 
-    The optimiser forgets what it knows, and where it has a learning rate that is 1/4 of what it
-    was, of 1/4 each time. An average goes on as if all images had been the best one.
+    The optimizer state is fresh. The learning rate, if the optimiser has one, is the original one
+    times ``RECOVERY_RATE`` to the number of recoveries. A running average continues as if all
+    images so far had been the best one.
 
     Args:
-      state: frozen; used up.
-      problem: what is run.
+      state: frozen; its buffers are reused.
+      problem: the run.
       config: its settings.
-      own_optimizer: whether the optimiser is not the config's.
-      mesh: as of ``Execution``.
-      times: which time it is, from 1.
+      custom_optimizer: whether the optimiser is not the config's.
+      mesh: as in ``Execution``.
+      times: number of this recovery, from 1.
 
     Returns:
-      The state with its count, or None where no image had a finite loss, or often enough.
+      The new state with the old step count, or None if no image had a finite loss or if the run has
+      recovered ``RECOVERIES`` times already.
     """
     if not may_recover(state, times=times):
         return None
-    plain = None if own_optimizer else config
+    rate_config = None if custom_optimizer else config
     image, count, best_loss = jnp.copy(state.best_image), state.count, state.best_loss
     jax.block_until_ready(image)
+    # Free the old optimizer state before the fresh one is allocated: L-BFGS's may fill the device.
     for leaf in jax.tree.leaves(state.opt_state):
-        leaf.delete()  # what L-BFGS remembers is not to be there twice
-    fresh = first_state(problem, image, None, config=plain, mesh=mesh)
+        leaf.delete()
+    fresh = first_state(problem, image, None, config=rate_config, mesh=mesh)
     average = fresh.average
     if average is not None:
+        # The state holds the sum (1 - d) sum_i d^(n-i) x_i, see ``solver.averaged``. With every x_i
+        # equal to the best image x that is (1 - d^n) x.
         weight = average_weight(count.astype(average.dtype), config.averaging)
         average = weight * fresh.best_image
     return fresh._replace(
-        opt_state=scale_learning_rate(fresh.opt_state, SMALLER**times),
+        opt_state=scale_learning_rate(fresh.opt_state, RECOVERY_RATE**times),
         count=count,
         best_loss=best_loss,
         average=average,
@@ -105,19 +111,25 @@ def begin_again(
 
 
 def outcome(state: State, *, config: Config) -> Array:
-    """The image that a scale ends with; after a divergence an average is of no use."""
+    """The image that a scale ends with: the average if there is one, else the best image.
+
+    After a divergence the average contains images of no finite loss and is not used.
+    """
     if config.averaging and not state.frozen:
         return averaged(state, averaging=config.averaging)
     return state.best_image
 
 
 def loss_at(problem: Problem, state: State, image: Array) -> Array:
-    """The loss of an average, by a step of the run's own program; the state is used up."""
+    """Evaluate the loss of an averaged image; the buffers of ``state`` are reused.
+
+    This takes one step with the program of the run, so that nothing else is compiled.
+    """
     if state.frozen:
         return state.best_loss
     _, info = run(
         problem.solver,
-        state._replace(image=jnp.copy(image)),  # for it is used up
+        state._replace(image=jnp.copy(image)),  # a copy, because ``run`` donates its state
         variables=problem.variables,
         targets=problem.targets,
         num_steps=1,
@@ -127,7 +139,7 @@ def loss_at(problem: Problem, state: State, image: Array) -> Array:
 
 
 def flatten(tree: Any) -> Arrays:
-    """The leaves of a tree on the host, by their paths.
+    """Fetch the leaves of a tree to the host, by path.
 
     >>> flatten({"a": (np.ones(2), np.zeros(1))})
     {'a/0': array([1., 1.]), 'a/1': array([0.])}
@@ -145,21 +157,21 @@ def _storable(leaf: Any) -> np.ndarray:
 
 
 def unflatten(like: Any, arrays: Arrays, *, rows: bool = False) -> Any:
-    """A tree of the given leaves on the host.
+    """Rebuild a tree on the host from its leaves.
 
     Args:
-      like: a tree of the structure, types and shapes to expect.
-      arrays: see ``flatten``.
+      like: a tree of the expected structure, dtypes and shapes.
+      arrays: from ``flatten``.
       rows: whether the first axis may have any length.
 
     Raises:
-      InputError: where leaves are missing, too many, or of another type or shape.
+      InputError: for missing or extra leaves, or another dtype or shape.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     if sorted(names) != sorted(arrays):
         other = sorted(set(names) ^ set(arrays))
-        raise _foreign(f"{other[0]} is in one of the two only")
+        raise _mismatch(f"{other[0]} is in only one of the two")
     found = []
     for name, (_, leaf) in zip(names, leaves, strict=True):
         array, dtype = arrays[name], np.dtype(leaf.dtype)
@@ -167,7 +179,7 @@ def unflatten(like: Any, arrays: Arrays, *, rows: bool = False) -> Any:
             array = array.view(dtype)
         skipped = int(rows)
         if array.dtype != dtype or array.shape[skipped:] != tuple(leaf.shape[skipped:]):
-            raise _foreign(
+            raise _mismatch(
                 f"{name} is {array.dtype}{list(array.shape)}, expected {dtype}{list(leaf.shape)}"
             )
         found.append(array)
@@ -175,11 +187,14 @@ def unflatten(like: Any, arrays: Arrays, *, rows: bool = False) -> Any:
 
 
 def restore(template: Any, arrays: Arrays) -> Any:
-    """A state on the devices where a template of it is, which is used up.
+    """Restore a saved state on the devices of a template.
+
+    At most one array at a time exists twice: the template's buffers are freed first, and ``arrays``
+    is emptied as its arrays move to the devices.
 
     Args:
-      template: the state of the same run before its first step.
-      arrays: see ``flatten``; it is emptied, so that no array is there twice for long.
+      template: the state of the same run before its first step; its buffers are freed.
+      arrays: from ``flatten``; emptied.
 
     Raises:
       InputError: as ``unflatten``.
@@ -187,7 +202,8 @@ def restore(template: Any, arrays: Arrays) -> Any:
     places = [leaf.sharding for leaf in jax.tree.leaves(template)]
     host = unflatten(jax.eval_shape(lambda tree: tree, template), arrays)
     for leaf in jax.tree.leaves(template):
-        leaf.delete()  # what L-BFGS remembers is not to be there twice
+        leaf.delete()
+    # Pop each array as it is transferred, so that the host frees it before the next transfer.
     waiting, structure = jax.tree.leaves(host)[::-1], jax.tree.structure(host)
     del host
     arrays.clear()
@@ -195,5 +211,5 @@ def restore(template: Any, arrays: Arrays) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def _foreign(reason: str) -> InputError:
-    return InputError(f"the saved state does not belong to this run ({reason}): begin anew")
+def _mismatch(reason: str) -> InputError:
+    return InputError(f"the saved state does not belong to this run ({reason}): start it again")

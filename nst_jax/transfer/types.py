@@ -1,4 +1,4 @@
-"""The records of a run: what goes in, how it is computed, what is seen of it, what comes out.
+"""The records of a run: inputs, execution plan, progress, resume point and result.
 
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
 """
@@ -14,13 +14,13 @@ from nst_jax.types import Array, Guidance, Info, Loss, State
 
 
 class Inputs(NamedTuple):
-    """Images and masks of a run, checked; of NumPy or on the device.
+    """The checked images and masks of a run, as NumPy arrays or on the device.
 
     Attributes:
       content: the content image, ``[H, W, 3]``.
       styles: the style images, ``[h, w, 3]`` each.
-      guidance: which style holds where, see ``guides.check_guidance``.
-      init: the initial image in place of the config's, ``[H, W, 3]``, or None.
+      guidance: which style applies where, see ``guides.check_guidance``.
+      init: an initial image ``[H, W, 3]`` that replaces the config's, or None.
     """
 
     content: Any
@@ -33,11 +33,13 @@ class ExecutionPlan(NamedTuple):
     """How a run is computed.
 
     Attributes:
-      tile: longest side of a tile, or 0 for the whole image.
-      remat: whether the whole image's activations are computed twice, block by block.
-      recompute_content: whether the content's features are computed again at every step.
-      memory_size: pairs that L-BFGS remembers; None for the optimiser's own default.
-      memory_dtype: their type, see ``lbfgs``.
+      tile: longest side of a tile in pixels, or 0 for the whole image.
+      remat: whether each block's activations are recomputed in the backward pass (gradient
+        checkpointing) instead of stored.
+      recompute_content: whether the content's features are recomputed at every step instead of
+        stored with the targets.
+      memory_size: pairs that L-BFGS remembers; None for the optimiser's default.
+      memory_dtype: dtype of these pairs, see ``lbfgs``.
     """
 
     tile: int = 0
@@ -48,20 +50,20 @@ class ExecutionPlan(NamedTuple):
 
 
 class Execution(NamedTuple):
-    """On what and how a run is computed; each is chosen by itself where it is left out.
+    """Where and how a run is computed; every field left out is chosen automatically.
 
     Attributes:
-      plan: how the last scale is computed, of a ``MemoryPlan``; by default as
-        ``config.execution`` and the free memory have it.
-      free: bytes of memory that plans are made for; by default measured at the start.
-      mesh: several devices. For one image: a mesh of ``sharding.rows_mesh`` divides it by rows,
-        with 1 / n of the memory on each; with any other, of ``sharding.make_mesh``, each device has
-        the whole image and computes its share of the tiles. For a batch: its images are
-        spread over the devices, their number need not divide; one of ``sharding.rows_mesh`` divides
-        each image by rows, and with ``groups`` above 1 the images among so many parts of the
-        devices.
-      together: of a batch, whether all images take each step together; by default not on CPUs,
-        but always where they are divided by rows.
+      plan: the execution plan of the last scale; by default it follows from ``config.execution``
+        and the free memory.
+      free: bytes of free memory to plan for; by default measured at the start.
+      mesh: several devices. One image on a mesh of ``sharding.rows_mesh`` is divided by rows and
+        takes 1 / n of the memory on each of n devices; on a mesh of ``sharding.make_mesh`` every
+        device holds the whole image and computes its share of the tiles. The images of a batch
+        are spread over the devices, in any number. On a mesh of ``sharding.rows_mesh`` each image
+        of the batch is divided by rows; with ``groups`` above 1 the images are first divided among
+        the groups of devices.
+      together: whether all images of a batch take each step together. The default is False on
+        CPUs and True elsewhere, and always True for images divided by rows.
     """
 
     plan: ExecutionPlan | None = None
@@ -71,11 +73,11 @@ class Execution(NamedTuple):
 
 
 class LoopMemory(NamedTuple):
-    """What the compiled loop of one image takes, in bytes.
+    """Memory of the compiled loop of one image, in bytes.
 
     Attributes:
-      network, state, targets: its arguments.
-      scratch: what it takes while it runs, for activations above all.
+      network, state, targets: the loop's arguments.
+      scratch: temporary memory while the loop runs, mostly activations.
     """
 
     network: int
@@ -85,18 +87,18 @@ class LoopMemory(NamedTuple):
 
     @property
     def own(self) -> int:
-        """All but the network, which images of one run share."""
+        """All but the network, which the images of a run share."""
         return self.state + self.targets + self.scratch
 
 
 class MemoryPlan(NamedTuple):
-    """What a run will need.
+    """An execution plan and the memory that it needs.
 
     Attributes:
-      execution_plan: how it is computed.
-      needs: what the compiled loop takes.
-      free: bytes that were free for it, or None where that is not known.
-      whole: bytes of the whole image's run as the settings have it, where it does not fit.
+      execution_plan: how the run is computed.
+      needs: memory of the compiled loop.
+      free: bytes that were free, or None if unknown.
+      whole: bytes that the plan of the settings would need, if it does not fit; else None.
     """
 
     execution_plan: ExecutionPlan
@@ -106,12 +108,12 @@ class MemoryPlan(NamedTuple):
 
 
 class Custom(NamedTuple):
-    """Objects of one's own in place of the config's.
+    """An objective and an optimiser that replace the config's.
 
     Attributes:
-      loss: an objective. It knows only what it is given: ``guidance`` where there is any.
-      optimizer: any optax transformation of pixels in [0, 1]. Reuse the same object for runs that
-        shall share a compilation.
+      loss: an objective. It receives ``guidance`` only if any is given.
+      optimizer: any optax transformation of pixels in [0, 1]. Runs share a compilation if they are
+        given the same object.
     """
 
     loss: Loss | None = None
@@ -119,21 +121,21 @@ class Custom(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a callback sees between two chunks of steps.
+    """What a callback receives between two chunks of steps.
 
     Attributes:
-      step, steps: steps done and asked for.
-      info: diagnostics of the last step, host numbers.
+      step, steps: steps done, and steps in total.
+      info: diagnostics of the last step, on the host.
       image: the current image, ``[H, W, 3]``, on the device.
-      seconds_per_step: of the last chunk, without compilation.
-      compile_s: seconds before the first step: targets and compilation.
-      scale, scales: the scale of a run from coarse to fine, from 1, and how many there are.
-      recoveries: how often the loss was not finite and the run went back to its best image.
-      state: the current state, which the next chunk uses up: copy what is to be kept.
-      history: diagnostics so far, pieces of one entry a step.
+      seconds_per_step: mean over the last chunk, without compilation.
+      compile_s: seconds before the first step, for targets and compilation.
+      scale, scales: number of the current scale, from 1 at the coarsest, and number of scales.
+      recoveries: how often the run has returned to its best image after a non-finite loss.
+      state: the current state. The next chunk donates its buffers, so copy what you want to keep.
+      history: diagnostics so far, in pieces with one entry per step.
       steps_s: seconds of all steps of this scale, without compilation.
-      position: of a run of ``single.stylize`` a function that gives its ``Position``, on the
-        host; call it before the callback returns.
+      position: in a run of ``single.stylize``, a function that returns the resume point, a
+        ``Position`` on the host. Call it before the callback returns.
     """
 
     step: int
@@ -152,12 +154,12 @@ class Progress(NamedTuple):
 
 
 class Callback(NamedTuple):
-    """A function that sees a run between chunks of steps, and when.
+    """A function to call between chunks of steps, and how often.
 
     Attributes:
-      call: called on the host with a ``Progress``; ``False`` stops the run.
-      every: call it at each multiple of so many steps at least, or of each of several such numbers;
-        by default about every second and a half.
+      call: called on the host with a ``Progress``; returning ``False`` stops the run.
+      every: a number of steps, or several numbers, at whose multiples the function is called
+        without fail. In between, and by default, it is called about every 1.5 seconds.
 
     >>> Callback(print, every=10).multiples
     (10,)
@@ -173,12 +175,12 @@ class Callback(NamedTuple):
 
 
 class EndedScale(NamedTuple):
-    """What a run did at one size.
+    """A scale that has ended.
 
     Attributes:
-      shape: height and width.
-      steps: how many it took.
-      execution_plan: how it was computed.
+      shape: height and width in pixels.
+      steps: number of steps taken.
+      execution_plan: how the scale was computed.
     """
 
     shape: tuple[int, int]
@@ -186,25 +188,28 @@ class EndedScale(NamedTuple):
     execution_plan: ExecutionPlan
 
 
-RECOVERIES = 3  # how often a run goes back to its best image
+RECOVERIES = 3  # a run returns to its best image at most this often
 
 Arrays = dict[str, np.ndarray]
 
 
 class Position(NamedTuple):
-    """Where a run of ``single.stylize`` stands; with its other arguments all that it needs.
+    """The resume point of a run of ``single.stylize``.
+
+    Together with the other arguments of the run it determines everything that follows.
 
     Attributes:
       step: steps done, over all scales.
-      scale: the scale that it is at, from 1.
-      ended: what it did at the scales before.
-      execution_plan: how this scale is computed.
-      recoveries: how often it went back to its best image, see ``single.stylize``.
+      scale: number of the current scale, from 1.
+      ended: the scales that have ended.
+      execution_plan: how the current scale is computed.
+      recoveries: how often the run has returned to its best image, see ``single.stylize``.
       timing: seconds so far, as in ``Result``.
-      state: the leaves of this scale's ``State``.
-      history: the leaves of ``Info`` with one entry for each step so far.
-      last_plan: how the last scale is to be computed, where that is known before.
-      free: bytes that the device had free at the start, or None; coarser scales follow it.
+      state: the leaves of the current scale's ``State``, by path.
+      history: the leaves of ``Info``, by path, with one entry per step so far.
+      last_plan: execution plan of the last scale, if it was made in advance.
+      free: bytes that the device had free at the start, or None. The plans of all scales but the
+        last follow it.
     """
 
     step: int
@@ -223,24 +228,24 @@ class Result(NamedTuple):
     """What ``stylize`` and ``stylize_batch`` return.
 
     Attributes:
-      image: the evaluated image of lowest loss, ``[H, W, 3]``, not clipped; after that with the
-        content's colours and the parts that are preserved, where these were asked for.
-        With ``averaging`` it is the average of the images, but after a divergence. Where a run
-        ended before its last scale it is enlarged.
-      loss: the lowest loss, of the image as it was evaluated, at the size where the run ended.
-      state: the last state, for ``run``; after a divergence its optimiser's part is of no use.
-        None with ``averaging``.
-      history: ``Info`` of arrays with one entry a step.
+      image: the image of lowest loss, ``[H, W, 3]``, not clipped. The content's colours and the
+        preserved region, if any, have been put back. With ``averaging`` it is the average of the
+        images, unless the run diverged. If the run ended before its last scale, the image has been
+        enlarged.
+      loss: the lowest loss, evaluated at the scale where the run ended.
+      state: the last state, for ``run``. After a divergence its optimizer state is useless. None
+        with ``averaging``.
+      history: ``Info`` of arrays with one entry per step.
       status: ``"done"``, ``"stopped"`` (by the callback) or ``"diverged"`` (the loss or its
-        gradient became infinite or NaN; ``image`` is the best before that).
-      timing: seconds: ``compile_s``, ``steps_s``.
-      scales: of a run from ``stylize`` what it did at each size, coarsest first.
-      recoveries: how often it went back to its best image because the loss or its gradient was
+        gradient became infinite or NaN; ``image`` is the best one before that).
+      timing: seconds, under ``compile_s`` and ``steps_s``.
+      scales: the scales of a run of ``stylize``, coarsest first.
+      recoveries: how often the run returned to its best image because the loss or its gradient was
         not finite; 0 in a batch.
 
-    Of several images, from ``stylize_batch``, ``image``, ``loss``, ``status`` and ``recoveries``
-    have an entry for each, as have the leaves of ``history`` on their second axis, and ``state`` is
-    None.
+    For a batch, ``image``, ``loss``, ``status`` and ``recoveries`` have one entry per batch
+    element, the leaves of ``history`` have the batch elements on their second axis, and ``state``
+    is None.
     """
 
     image: Array

@@ -211,7 +211,7 @@ SAME = [
     ("tile", "off", "the whole image"),
     ("tile", 16, "tiles of 16 px"),
     ("remat", "off", "the whole image"),
-    ("remat", "on", "the whole image, activations computed twice"),
+    ("remat", "on", "the whole image, activations recomputed"),
 ]
 
 
@@ -292,7 +292,7 @@ class TestSettings:
 
     @pytest.mark.skipif(jax.default_backend() == "gpu", reason="GPUs have it")
     def test_tf32_is_for_gpus(self, run, desk):
-        match = "precision tf32 is one of NVIDIA GPUs.*: choose float32 or bfloat16"
+        match = "precision tf32 needs an NVIDIA GPU.*: choose float32 or bfloat16"
         check_refused(desk, match, lambda: run(precision="tf32"))
 
     @pytest.mark.parametrize("name, value, computed", SAME)

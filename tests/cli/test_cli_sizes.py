@@ -168,7 +168,7 @@ class TestEstimate:
             ({"memory_size": 10**19}, "memory_size is 10+: expected .*, at most 2147483647"),
             ({"weights": "nowhere.h5"}, "nowhere.h5"),
             ({"min_size": 16, "scale_steps": "1 2 3 4 5 6"}, "scale_steps has 6 numbers"),
-            ({"precision": "tf32"}, "precision tf32 is one of NVIDIA GPUs"),
+            ({"precision": "tf32"}, "precision tf32 needs an NVIDIA GPU"),
             ({"max_megapixels": 0.0001}, "megapixels: expected at most"),
         ],
     )
@@ -188,7 +188,7 @@ class TestEstimate:
 
     def test_what_the_settings_fix(self, estimate):
         assert gib(estimate(tile=16).out)[1][-1] == "computed as: tiles of 16 px"
-        words = "computed as: the whole image, activations computed twice"
+        words = "computed as: the whole image, activations recomputed"
         assert gib(estimate(remat="on").out)[1][-1] == words
 
 
@@ -198,7 +198,7 @@ class TestWays:
         ways = {
             "off": ({"tile": "off"}, "the whole image"),
             "tiles": ({"tile": 64}, "tiles of 64 px"),
-            "twice": ({"remat": "on"}, "the whole image, activations computed twice"),
+            "twice": ({"remat": "on"}, "the whole image, activations recomputed"),
         }
         for name, (options, computed) in ways.items():
             code, _, err = run(size=150, output=f"{name}.png", **ADAM, **options)
@@ -214,7 +214,7 @@ class TestWays:
         code, _, err = run(size=300, **SHALLOW, steps=30)
         told = err.splitlines()[0]
         assert code == 0 and re.search(f"iB; {computed}", told)
-        assert re.search(r", as the usual way would need \d\S* .iB$", told)
+        assert re.search(r", because the default plan would need \d\S* .iB$", told)
         (scale,) = record()["scales"]
         assert re.match(computed, scale["computed"]) and scale["computed"] in told
 

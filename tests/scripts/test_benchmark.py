@@ -62,7 +62,7 @@ def test_candidates_of_each_precision(variables, content, style, monkeypatch):
     assert direct == pytest.approx(plain, rel=1e-5)
     assert 1e-5 < abs(narrow / plain - 1) < 0.05
     config = steps.neural_style(optimizer="adam", precision="tf32")
-    with pytest.raises(InputError, match="precision tf32 is one of NVIDIA GPUs"):
+    with pytest.raises(InputError, match="precision tf32 needs an NVIDIA GPU"):
         steps.jax_candidates(variables, *images, config=config, steps=2)
 
 

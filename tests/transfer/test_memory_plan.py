@@ -1,4 +1,4 @@
-"""What a run will need, and what is chosen where it does not fit, with made-up and real figures."""
+"""Memory plans, with made-up memory figures and with the compiler's."""
 
 import math
 import re
@@ -6,6 +6,7 @@ from functools import cache
 
 import jax
 import numpy as np
+import optax
 import pytest
 from helpers.records import stylize
 
@@ -29,16 +30,17 @@ from nst_jax.types import Guidance
 
 pytestmark = pytest.mark.sampled
 
-# Layers that are quickly compiled.
-SHALLOW = Config.of(
+LBFGS = Config.of(  # shallow layers, which compile quickly
     content_layers={"relu2_1": 1}, style_layers={"relu1_1": 1, "relu2_1": 1}, steps=40
 )
-LAYERS = SHALLOW.loss.content_names + SHALLOW.loss.style_names
-ADAM = SHALLOW.but(optimizer="adam")
+LAYERS = LBFGS.loss.content_names + LBFGS.loss.style_names
+ADAM = LBFGS.but(optimizer="adam")
 BFLOAT16 = "bfloat16"
+SIZE = (900, 1200)
+WHOLE = ExecutionPlan()
 
 
-def make_task(variables, size, config=SHALLOW, *, regions=0):
+def make_task(variables, size=SIZE, config=LBFGS, *, regions=0):
     height, width = size
     image = jax.ShapeDtypeStruct((height, width, 3), "float32")
     masks = jax.ShapeDtypeStruct((regions, height, width), "float32")
@@ -46,77 +48,70 @@ def make_task(variables, size, config=SHALLOW, *, regions=0):
     return Task(variables, image, [image], config, guidance)
 
 
-def limit_of(free):
-    return USABLE * free
-
-
 def just_enough(needed):
-    """Free bytes in which so many fit, and not one more."""
+    """The least free bytes of which ``needed`` bytes are usable."""
     free = math.ceil(needed / USABLE)
-    while int(limit_of(free)) < needed:
+    while int(USABLE * free) < needed:
         free += 1
     return free
 
 
 class Figures:
-    """Made-up needs: images and pairs as they are, and scratch memory of the windows' pixels."""
+    """A made-up ``Meter``: scratch memory in proportion to the pixels of a window.
 
-    known: dict = {}  # bytes of states, which do not change
+    ``tile`` and ``remat`` are factors by which the estimates are wrong.
+    """
 
-    def __init__(self, off=1.0, remat=0.8):
-        self.off, self.remat, self.calls = off, remat, []
+    known: dict = {}  # cache of the bytes of states
 
-    def __call__(self, task, execution_plan):
-        self.calls.append(execution_plan)
+    def __init__(self, *, tile=1.0, remat=0.8):
+        self.tile, self.remat, self.calls = tile, remat, []
+
+    def __call__(self, task, plan):
+        self.calls.append(plan)
         height, width, _ = task.content.shape
-        image = 12 * height * width
-        pixels = height * width * (self.remat if execution_plan.remat else 1)
-        if execution_plan.tile:
-            grid = make_grid((height, width), layers=LAYERS, tile=execution_plan.tile)
-            pixels = grid.size[0] * grid.size[1]
-        beside = (6 if task.config.optimizer.name.startswith("lbfgs") else 2) * image
-        scratch = int(2000 * pixels) + beside * bool(execution_plan.tile)
-        if execution_plan.tile or execution_plan.remat:
-            scratch = int(self.off * scratch)
-        return LoopMemory(
-            50_000, self.state(task, execution_plan), self.targets(task, execution_plan), scratch
-        )
+        scratch = 2000 * height * width * (self.remat if plan.remat else 1)
+        if plan.tile:
+            window = make_grid((height, width), layers=LAYERS, tile=plan.tile).size
+            images = 6 if task.config.optimizer.name.startswith("lbfgs") else 2
+            scratch = self.tile * (2000 * math.prod(window) + images * 12 * height * width)
+        return LoopMemory(50_000, self.state(task, plan), self.targets(task, plan), int(scratch))
 
-    def state(self, task, execution_plan):
-        key = task.content.shape, task.config, execution_plan
+    def state(self, task, plan):
+        key = task.content.shape, task.config, plan
         if key not in self.known:
-            self.known[key] = Meter().state(task, execution_plan)
+            self.known[key] = Meter().state(task, plan)
         return self.known[key]
 
-    def targets(self, task, execution_plan):
-        """A content's features are larger than the content."""
+    def targets(self, task, plan):
+        """The features of a content are larger than the content."""
         height, width, _ = task.content.shape
-        return 4 * height * width * (3 if execution_plan.recompute_content else 30)
+        return 4 * height * width * (3 if plan.recompute_content else 30)
 
-    def choose(self, task, *, free):
-        return choose(task, free=free, meter=Meter(self, self.state, self.targets))
+    def needs(self, task, plan=WHOLE):
+        return sum(self(task, plan))
 
-    def chosen(self, task, free):
-        return checked(self.choose(task, free=free), free)
+    def choose(self, task, free):
+        plan = choose(task, free=free, meter=Meter(self, self.state, self.targets))
+        assert plan is not None and plan.free == free
+        assert free is None or sum(plan.needs) <= USABLE * free
+        return plan
 
-
-def checked(plan, free):
-    """A plan that is one, and fits."""
-    assert plan is not None and plan.free == free
-    if free is not None:
-        assert sum(plan.needs) <= limit_of(free)
-    return plan
-
-
-@pytest.fixture
-def figures():
-    return Figures
+    def sweep(self, task, *, least=0.02):
+        """Plans for amounts of free memory up to what the settings' plan needs, or the error."""
+        needed = self.needs(task, given_plan(task))
+        for fraction in np.geomspace(least, 1.1, 80):
+            free = int(fraction * needed / USABLE)
+            try:
+                yield free, self.choose(task, free)
+            except InputError as error:
+                yield free, error
 
 
 SIDES = (1024, 768, 512, 384, 256)
-# What is tried for 1200x900 px in 40 steps of L-BFGS, the first that fits is taken.
-WAYS = [
-    ExecutionPlan(),
+# The plans for 1200x900 px and 40 steps of L-BFGS in the order in which they are tried.
+PLANS = [
+    WHOLE,
     ExecutionPlan(memory_size=40),
     ExecutionPlan(memory_size=20),
     ExecutionPlan(remat=True, memory_size=40),
@@ -126,445 +121,297 @@ WAYS = [
     *[ExecutionPlan(tile=t, memory_size=10, memory_dtype=BFLOAT16) for t in SIDES],
     *[ExecutionPlan(tile=t, memory_size=5, memory_dtype=BFLOAT16) for t in SIDES],
 ]
-SIZE = (900, 1200)
 
 
-class TestOrder:
-    def first(self, figures, task, ways, free):
-        return next((way for way in ways if sum(figures(task, way)) <= limit_of(free)), None)
-
-    def test_the_first_way_that_fits(self, variables, figures):
-        task, figures = make_task(variables, SIZE), figures()
+class TestChoose:
+    def test_the_first_plan_that_fits(self, variables):
+        task, figures = make_task(variables), Figures()
         reached = []
-        for way in WAYS:
-            free = just_enough(sum(figures(task, way)))
-            plan = figures.chosen(task, free)
+        for expected in PLANS:
+            free = just_enough(figures.needs(task, expected))
+            plan = figures.choose(task, free)
+            fitting = (one for one in PLANS if figures.needs(task, one) <= USABLE * free)
+            assert plan.execution_plan == next(fitting)
+            assert plan.whole == (figures.needs(task) if plan.execution_plan != WHOLE else None)
             reached.append(plan.execution_plan)
-            assert plan.execution_plan == self.first(figures, task, WAYS, free)
-            assert (plan.whole is None) == (plan.execution_plan == ExecutionPlan())
-            if plan.whole:
-                assert plan.whole == sum(figures(task, ExecutionPlan()))
-        kinds = {(way.remat, bool(way.tile), way.memory_size) for way in reached}
+        kinds = {(plan.remat, bool(plan.tile), plan.memory_size) for plan in reached}
         assert {(False, False, None), (False, False, 40), (False, False, 20)} <= kinds
         assert {(True, False, 20), (False, True, 20), (False, True, 10), (False, True, 5)} <= kinds
 
-    @pytest.mark.parametrize("steps", [15, 20])
-    def test_few_pairs_are_kept_as_long_as_tiles_fit(self, variables, figures, steps):
-        task, figures = make_task(variables, SIZE, SHALLOW.but(steps=steps)), figures()
-        for way in (ExecutionPlan(memory_size=steps), ExecutionPlan(tile=256, memory_size=steps)):
-            free = just_enough(sum(figures(task, way)))
-            assert figures.chosen(task, free).execution_plan == way
-            assert figures.chosen(task, free - 2).execution_plan != way
-
-    @pytest.mark.parametrize("tile", [1024, 768, 512, 384, 256])
-    def test_tiles_are_the_largest_that_fit(self, variables, figures, tile):
-        task, figures = make_task(variables, SIZE, ADAM), figures()
-        free = just_enough(sum(figures(task, ExecutionPlan(tile=tile))))
-        assert figures.chosen(task, free).execution_plan == ExecutionPlan(tile=tile)
-
-    def test_the_contents_features_are_computed_again_at_the_last(self, variables, figures):
-        task, figures = make_task(variables, SIZE, ADAM), figures()
-        least = sum(figures(task, ExecutionPlan(tile=256)))
-        assert figures.chosen(task, just_enough(least)).execution_plan == ExecutionPlan(tile=256)
-        plan = figures.chosen(task, just_enough(least) - 2)
-        assert plan.execution_plan.recompute_content and plan.execution_plan.tile
-        none = make_task(variables, SIZE, ADAM.but(content_layers=()))
-        assert figures.chosen(none, just_enough(least)).execution_plan == ExecutionPlan(tile=256)
-        with pytest.raises(InputError):
-            figures.choose(none, free=just_enough(least) - 2)
-
-    def test_no_limit(self, variables, figures):
-        task, figures = make_task(variables, SIZE), figures()
-        for free in (None, 2**60):
-            plan = figures.chosen(task, free)
-            assert plan == MemoryPlan(ExecutionPlan(), figures(task, ExecutionPlan()), free)
-
-    @pytest.mark.parametrize(
-        "changes, given",
-        [
-            ({"tile": 300}, {"tile": 300, "remat": False}),
-            ({"tile": "off"}, {"tile": 0}),
-            ({"tile": "off", "remat": "off"}, {"tile": 0, "remat": False}),
-            ({"remat": "off"}, {"remat": False}),
-            ({"remat": "on"}, {"tile": 0, "remat": True}),
-        ],
-    )
-    @pytest.mark.parametrize("config", [SHALLOW, ADAM], ids=["lbfgs", "adam"])
-    def test_what_the_settings_fix_stays(self, variables, figures, changes, given, config):
-        config, figures = config.but(**changes), figures()
-        task = make_task(variables, SIZE, config)
-        needed = sum(figures(task, given_plan(task)))
-        found = set()
-        for share in np.geomspace(0.02, 1.1, 400):
-            try:
-                execution_plan = figures.chosen(task, int(share * needed / USABLE)).execution_plan
-            except InputError:
-                continue
-            found.add(execution_plan)
-            assert given == {name: getattr(execution_plan, name) for name in given}
-        sizes = {None} if config.optimizer.name == "adam" else {None, 40, 20, 10, 5}
-        assert {execution_plan.memory_size for execution_plan in found} == sizes
-
-    @pytest.mark.parametrize("optimizer", ["adam", "lbfgs-linesearch"])
-    def test_others_have_no_memory_to_shrink(self, variables, figures, optimizer):
-        figures = figures()
-        task = make_task(variables, SIZE, SHALLOW.but(optimizer=optimizer))
-        needed = sum(figures(task, ExecutionPlan()))
-        ways = set()
-        for share in np.geomspace(0.02, 1.1, 100):
-            try:
-                ways.add(figures.chosen(task, int(share * needed / USABLE)).execution_plan)
-            except InputError:
-                pass
-        assert {(way.memory_size, way.memory_dtype) for way in ways} == {(None, None)}
-        assert len(ways) > 3
-
-    def test_a_memory_of_ones_own_is_never_enlarged(self, variables, figures):
-        figures = figures()
-        task = make_task(variables, SIZE, SHALLOW.but(memory_size=12))
-        needed = sum(figures(task, ExecutionPlan()))
-        sizes = set()
-        for share in np.geomspace(0.02, 1.1, 100):
-            try:
-                sizes.add(
-                    figures.chosen(task, int(share * needed / USABLE)).execution_plan.memory_size
-                )
-            except InputError:
-                pass
-        assert sizes == {None, 12, 10, 5}
-
-    @pytest.mark.parametrize("off", [0.6, 0.9, 1.3, 2.5])
-    @pytest.mark.parametrize("config", [SHALLOW, ADAM], ids=["lbfgs", "adam"])
-    def test_what_is_chosen_fits_whatever_was_expected(self, variables, figures, off, config):
-        """Also where a way takes more or less scratch memory than its share of the image."""
-        task, figures = make_task(variables, SIZE, config), figures(off=off, remat=1.0)
-        needed = sum(figures(task, ExecutionPlan()))
-        refused = []
-        for share in np.geomspace(0.02, 1.1, 400):
-            free = int(share * needed / USABLE)
-            try:
-                plan = figures.chosen(task, free)
-            except InputError:
-                ways = planner._alternatives(task)
-                assert min(sum(figures(task, way)) for way in ways) > limit_of(free)
-                refused.append(share)
-                continue
-            assert plan.needs == figures(task, plan.execution_plan)
-            assert share > max(refused, default=0)
-        assert refused
+    def test_pairs_of_few_steps_are_kept_as_long_as_tiles_fit(self, variables):
+        task, figures = make_task(variables, config=LBFGS.but(steps=15)), Figures()
+        for plan in (ExecutionPlan(memory_size=15), ExecutionPlan(tile=256, memory_size=15)):
+            free = just_enough(figures.needs(task, plan))
+            assert figures.choose(task, free).execution_plan == plan
+            assert figures.choose(task, free - 2).execution_plan != plan
 
     @pytest.mark.parametrize("remat", [0.3, 0.8])
-    def test_activations_computed_twice_where_that_takes_less_than_expected(
-        self, variables, figures, remat
-    ):
-        task, figures = make_task(variables, SIZE, ADAM), figures(remat=remat)
-        free = just_enough(sum(figures(task, ExecutionPlan(remat=True))))
-        assert figures.chosen(task, free).execution_plan == ExecutionPlan(remat=True)
+    def test_adam_has_checkpointing_and_the_largest_tiles_that_fit(self, variables, remat):
+        """Also if gradient checkpointing saves more than estimated."""
+        task, figures = make_task(variables, config=ADAM), Figures(remat=remat)
+        plans = [ExecutionPlan(remat=True)]
+        plans += [ExecutionPlan(tile=tile) for tile in SIDES] if remat == 0.8 else []
+        for plan in plans:
+            free = just_enough(figures.needs(task, plan))
+            assert figures.choose(task, free).execution_plan == plan
 
-    def test_few_are_measured(self, variables, figures):
-        """Each is a compilation."""
-        task, figures = make_task(variables, SIZE), figures()
-        for way in (WAYS[1], WAYS[2], WAYS[7]):
-            free = just_enough(sum(figures(task, way)))
-            figures.calls.clear()
-            assert figures.chosen(task, free).execution_plan == way
-            assert len(figures.calls) <= (1 if not way.tile else 4)
+    def test_the_contents_features_are_recomputed_last(self, variables):
+        task, figures = make_task(variables, config=ADAM), Figures()
+        free = just_enough(figures.needs(task, ExecutionPlan(tile=256)))
+        assert figures.choose(task, free).execution_plan == ExecutionPlan(tile=256)
+        plan = figures.choose(task, free - 2).execution_plan
+        assert plan.recompute_content and plan.tile
+        without = make_task(variables, config=ADAM.but(content_layers=()))
+        with pytest.raises(InputError):
+            figures.choose(without, free - 2)
 
-    @pytest.mark.slow
-    def test_another_type_of_pairs_is_measured(self, variables):
-        """Where a device converts what is remembered that takes scratch memory."""
-        plain = Figures(off=1.3)  # so that some are measured before without that
-
-        class Converting(Figures):
-            def __call__(self, task, execution_plan):
-                found = plain(task, execution_plan)
-                more = found.state * bool(execution_plan.memory_dtype)
-                return found._replace(scratch=found.scratch + more)
-
-        figures = Converting()
-        task = make_task(variables, SIZE)
-        needed = sum(plain(task, ExecutionPlan()))
-        for share in np.geomspace(0.02, 0.5, 300):
-            try:
-                plan = figures.chosen(task, int(share * needed / USABLE))
-            except InputError:
-                continue
-            assert sum(figures(task, plan.execution_plan)) <= limit_of(plan.free)
+    def test_no_limit(self, variables):
+        task, figures = make_task(variables), Figures()
+        for free in (None, 2**60):
+            assert figures.choose(task, free) == MemoryPlan(WHOLE, figures(task, WHOLE), free)
 
     @pytest.mark.parametrize(
-        "config, share",
-        [(SHALLOW, 0.04), (SHALLOW, 0.02), (ADAM, 0.03), (ADAM, 0.02), (ADAM, 0.01)],
+        "changes, fixed, sizes",
+        [
+            ({"tile": 300}, {"tile": 300, "remat": False}, {None, 40, 20, 10, 5}),
+            ({"tile": "off"}, {"tile": 0}, {None, 40, 20, 10, 5}),
+            ({"tile": "off", "remat": "off"}, {"tile": 0, "remat": False}, {None, 40, 20, 10, 5}),
+            ({"remat": "on", "optimizer": "adam"}, {"tile": 0, "remat": True}, {None}),
+            ({"memory_size": 12}, {}, {None, 12, 10, 5}),  # never enlarged
+            ({"optimizer": "lbfgs-linesearch"}, {"memory_dtype": None}, {None}),
+        ],
     )
-    def test_refusal_names_a_size_that_fits(self, variables, figures, config, share):
-        figures = figures()
-        task = make_task(variables, (3000, 4000), config)
-        free = int(share * sum(figures(task, ExecutionPlan())))
+    def test_fixed_settings_are_respected(self, variables, changes, fixed, sizes):
+        task = make_task(variables, config=LBFGS.but(**changes))
+        found = {plan.execution_plan for _, plan in Figures().sweep(task) if hasattr(plan, "needs")}
+        for plan in found:
+            assert fixed == {name: getattr(plan, name) for name in fixed}
+        assert sizes - {5} <= {plan.memory_size for plan in found} <= sizes
+
+    @pytest.mark.parametrize(
+        "config, tile", [(LBFGS, 0.6), (ADAM, 2.5), (LBFGS, 2.5)], ids=["less", "adam", "more"]
+    )
+    def test_a_plan_fits_even_if_estimates_are_wrong(self, variables, config, tile):
+        """And a run is refused only if no plan fits."""
+        task, figures = make_task(variables, config=config), Figures(tile=tile, remat=1.0)
+        refused = []
+        for free, plan in figures.sweep(task):
+            if isinstance(plan, InputError):
+                plans = planner._cheaper_plans(task)
+                assert min(figures.needs(task, one) for one in plans) > USABLE * free
+                refused.append(free)
+            else:
+                assert plan.needs == figures(task, plan.execution_plan)
+                assert free > max(refused, default=0)
+        assert refused
+
+    def test_a_dtype_of_pairs_is_measured(self, variables):
+        """A device that converts bfloat16 pairs needs scratch memory for it."""
+
+        class Converting(Figures):
+            def __call__(self, task, plan):
+                found = super().__call__(task, plan)
+                return found._replace(scratch=found.scratch + found.state * bool(plan.memory_dtype))
+
+        task, figures = make_task(variables), Converting(tile=1.3)
+        for free, plan in figures.sweep(task):
+            if not isinstance(plan, InputError):
+                assert figures.needs(task, plan.execution_plan) <= USABLE * free
+
+    def test_few_plans_are_compiled(self, variables):
+        task, figures = make_task(variables), Figures()
+        for plan, most in ((PLANS[1], 1), (PLANS[2], 1), (PLANS[7], 4)):
+            free = just_enough(figures.needs(task, plan))
+            figures.calls.clear()
+            assert figures.choose(task, free).execution_plan == plan
+            assert len(figures.calls) <= most
+
+    def test_no_memory_analysis(self, variables):
+        silent = Meter(loop=lambda task, execution_plan: None)
+        assert choose(make_task(variables), free=2**30, meter=silent) is None
+
+
+class TestRefusal:
+    @pytest.mark.parametrize(
+        "size, config, fraction", [((3000, 4000), LBFGS, 0.02), (SIZE, ADAM, 0.016)]
+    )
+    def test_it_names_a_size_that_fits(self, variables, size, config, fraction):
+        """The second is so small that a tile with its surroundings would need more than it."""
+        figures, task = Figures(), make_task(variables, size, config)
+        free = int(fraction * figures.needs(task))
         with pytest.raises(InputError) as caught:
-            figures.choose(task, free=free)
+            figures.choose(task, free)
         text = str(caught.value)
-        assert "4000x3000 px needs about" in text and "precision bfloat16" in text
-        size = int(re.search(r"about (\d+) px would fit", text)[1])
-        plan = figures.chosen(make_task(variables, (round(size * 0.75), size), config), free)
-        assert sum(plan.needs) > 0.5 * limit_of(free)  # and not a much smaller one
+        assert f"{size[1]}x{size[0]} px needs about" in text and "precision bfloat16" in text
+        side = int(re.search(r"about (\d+) px would fit", text)[1])
+        plan = figures.choose(make_task(variables, (round(side * 0.75), side), config), free)
+        assert sum(plan.needs) > 0.5 * USABLE * free  # and not a much smaller one
+        assert bool(plan.execution_plan.tile) == (config is LBFGS)
 
     @pytest.mark.parametrize(
         "changes, advised",
         [
             ({}, "adam and precision bfloat16"),
             ({"remat": "on"}, "adam and precision bfloat16 and remat auto"),
-            ({"tile": 256}, "adam and precision bfloat16 and tile auto"),
             ({"optimizer": "adam", "tile": "off"}, "precision bfloat16 and tile auto"),
         ],
     )
-    def test_refusal_advises_what_the_settings_are_not(self, variables, figures, changes, advised):
-        figures = figures()
-        task = make_task(variables, (3000, 4000), SHALLOW.but(**changes))
+    def test_it_advises_other_settings(self, variables, changes, advised):
+        task = make_task(variables, (3000, 4000), LBFGS.but(**changes))
         with pytest.raises(InputError, match=f"; {advised} would need less$") as caught:
-            figures.choose(task, free=30_000_000)
-        tiles = " even in tiles of 256 px" in str(caught.value)
-        assert tiles == ("remat" not in changes and changes.get("tile") != "off")
+            Figures().choose(task, 30_000_000)
+        assert (" even in tiles of 256 px" in str(caught.value)) == (not changes)
 
-    def test_a_small_whole_image_is_advised_where_tiles_take_more(self, variables, figures):
-        """A tile of 256 px with what it sees around it is more than an image of 150 px."""
-        figures = figures()
-        task = make_task(variables, SIZE, ADAM)
-        with pytest.raises(InputError) as caught:
-            figures.choose(task, free=40_000_000)
-        size = int(re.search(r"about (\d+) px would fit", str(caught.value))[1])
-        plan = figures.chosen(make_task(variables, (round(size * 0.75), size), ADAM), 40_000_000)
-        assert not plan.execution_plan.tile and sum(plan.needs) > 0.8 * limit_of(plan.free)
-
-    def test_refusal_where_no_size_would(self, variables, figures):
-        figures = figures()
+    def test_if_no_size_fits(self, variables):
         with pytest.raises(InputError, match="choose a smaller size"):
-            figures.choose(make_task(variables, SIZE), free=60_000)
-
-    def test_a_backend_that_does_not_tell(self, variables):
-        silent = Meter(loop=lambda task, execution_plan: None)
-        assert choose(make_task(variables, SIZE), free=2**30, meter=silent) is None
-
-
-class Compiled:
-    """``measure``, which compiles a way once only; for small tiles."""
-
-    def __init__(self):
-        self.known = {}
-
-    def __call__(self, task, execution_plan):
-        key = task.content.shape, task.config, execution_plan, len(task.variables["params"])
-        if key not in self.known:
-            self.known[key] = measure(task, execution_plan)
-        return self.known[key]
-
-    def choose(self, task, *, free):
-        return choose(task, free=free, meter=Meter(loop=self), tiles=(128, 64))
-
-    def chosen(self, task, free):
-        return checked(self.choose(task, free=free), free)
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    return Compiled()
+            Figures().choose(make_task(variables), 60_000)
 
 
 @pytest.mark.optimized
 class TestCompiled:
-    """With what the compiler says."""
-
-    size = (150, 200)
+    """With the compiler's figures, of small tiles."""
 
     @pytest.mark.parametrize(
-        "way",
-        [
-            ExecutionPlan(),
-            ExecutionPlan(memory_size=40),
-            ExecutionPlan(memory_size=20),
-            ExecutionPlan(tile=128),
-        ],
-        ids=str,
+        "config, expected",
+        [(LBFGS, ExecutionPlan(memory_size=20)), (ADAM, ExecutionPlan(tile=128))],
+        ids=["lbfgs", "adam"],
     )
-    def test_measuring_again_tells_the_same(self, variables, compiled, way):
-        config = ADAM if way.tile else SHALLOW
-        task = make_task(variables, self.size, config)
-        needed = sum(compiled(task, way))
-        if way.tile:  # what is expected of it, before it is compiled, is more
-            needed = (needed + sum(compiled(task, ExecutionPlan()))) // 2
+    def test_the_needs_of_a_plan_are_those_of_its_program(self, variables, config, expected):
+        measured = cache(lambda plan: measure(task, plan))
+        task = make_task(variables, (150, 200), config)
+        needed = sum(measured(expected))
+        if expected.tile:  # more, as its estimate is higher
+            needed = (needed + sum(measured(WHOLE))) // 2
         free = int(1.001 * just_enough(needed))
-        plan = compiled.chosen(task, free)
-        assert plan.execution_plan == way
-        again = measure(task, plan.execution_plan)
-        np.testing.assert_allclose(again, plan.needs, rtol=1e-3)
-        assert sum(again) <= limit_of(free) * 1.001
+        meter = Meter(loop=lambda task, plan: measured(plan))
+        plan = choose(task, free=free, meter=meter, tiles=(128, 64))
+        assert plan.execution_plan == expected
+        np.testing.assert_allclose(measured(expected), plan.needs, rtol=1e-3)
+        assert sum(measured(expected)) <= 1.001 * USABLE * free
 
-    @pytest.mark.slow
-    def test_pairs_in_bfloat16(self, variables, compiled):
-        task = make_task(variables, self.size, SHALLOW.but(tile="off", remat="off"))
-        plain = sum(compiled(task, ExecutionPlan(memory_size=10)))
-        small = sum(compiled(task, ExecutionPlan(memory_size=10, memory_dtype=BFLOAT16)))
-        free = just_enough(min(plain, small) - 1)
-        try:
-            plan = compiled.chosen(task, free)
-        except InputError:
-            return
-        assert sum(measure(task, plan.execution_plan)) <= 1.02 * limit_of(free)
 
-    @pytest.mark.slow
-    def test_refusal_names_a_size_that_fits(self, variables, compiled):
-        task = make_task(variables, (300, 400), ADAM)
-        free = int(0.55 * sum(compiled(task, ExecutionPlan(tile=64))))
-        with pytest.raises(InputError) as caught:
-            compiled.choose(task, free=free)
-        size = int(re.search(r"about (\d+) px would fit", str(caught.value))[1])
-        assert 100 < size < 400
-        # A few percent less, for the last windows' sizes do not shrink with the image.
-        size = int(0.95 * size)
-        compiled.chosen(make_task(variables, (round(size * 0.75), size), ADAM), free)
+def least_free(task):
+    """The least free bytes for which ``fits_surely`` holds."""
+    low, high = 0, 2**45
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits_surely(task, free=middle) else (middle, high)
+    return high
 
 
 class TestFitsSurely:
-    def test_of_many_layers_it_is_not_sure(self, variables):
+    def test_it_is_not_sure_of_many_layers(self, variables):
         names = {f"relu{block}_1": 1 for block in (1, 2, 3, 4)}
         for changes in ({"content_layers": names}, {"style_layers": names | {"relu1_2": 1}}):
             task = make_task(variables, (48, 64), ADAM.but(**changes))
             assert fits_surely(task, free=2**45) == ("content_layers" not in changes)
 
-    def test_of_an_optimiser_of_ones_own(self, variables):
-        """Its state counts."""
-        import optax
+    def test_what_it_counts(self, variables):
+        """Pixels, regions, L-BFGS's pairs, and the state of a custom optimiser."""
 
+        def least(size=(300, 400), regions=0, **changes):
+            return least_free(make_task(variables, size, ADAM.but(**changes), regions=regions))
+
+        plain = least()
+        assert least((600, 400)) > 1.9 * plain
+        assert least(regions=3) > 1.5 * plain
+        image = 300 * 400 * 12
+        assert least(optimizer="lbfgs", learning_rate=None) - plain > 200 * image
         task = make_task(variables, (300, 400), ADAM)
         heavy = task._replace(optimizer=optax.lbfgs(memory_size=50))
-        assert self.least(heavy) - self.least(task) > 90 * 300 * 400 * 12
-
-    def least(self, task):
-        """The least free bytes of which it is sure."""
-        low, high = 0, 2**45
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if fits_surely(task, free=middle) else (middle, high)
-        return high
+        assert least_free(heavy) - plain > 90 * image
 
     @pytest.mark.optimized
     @pytest.mark.parametrize(
         "channels, size, changes, regions",
         [
-            ((4, 6, 8, 10, 12), (90, 130), {}, 0),
             ((4, 6, 8, 10, 12), (64, 64), {"optimizer": "adam"}, 2),
-            ((64, 32, 16, 16, 16), (48, 200), {"optimizer": "adam"}, 0),
             ((64, 128, 16, 16, 16), (72, 64), {"precision": "bfloat16"}, 1),
+            ((64, 128, 256, 512, 512), (64, 96), {"optimizer": "adam"}, 0),
         ],
     )
-    def test_where_it_is_sure_the_whole_fits(self, channels, size, changes, regions):
+    def test_it_is_an_upper_bound(self, channels, size, changes, regions):
         variables = init_variables(jax.random.key(0), channels=channels)
-        config = SHALLOW.but(**changes)
-        task = make_task(variables, size, config, regions=regions)
-        assert sum(measure(task, ExecutionPlan())) <= limit_of(self.least(task))
-
-    def test_it_knows_what_costs(self, variables):
-        def least(size=(300, 400), regions=0, **changes):
-            return self.least(make_task(variables, size, ADAM.but(**changes), regions=regions))
-
-        plain = least()
-        assert least((600, 400)) > 1.9 * plain
-        assert least(regions=3) > 1.5 * plain
-        pairs = least(optimizer="lbfgs", learning_rate=None)
-        assert pairs - plain > 200 * 300 * 400 * 12
-
-    @pytest.mark.slow
-    @pytest.mark.optimized
-    @pytest.mark.parametrize("size", [(64, 96), (150, 130)])
-    def test_of_the_full_network(self, size):
-        variables = init_variables(jax.random.key(0))
-        task = make_task(variables, size, Config.of(optimizer="adam"))
-        assert sum(measure(task, ExecutionPlan())) <= limit_of(self.least(task))
+        config = LBFGS if channels[-1] < 512 else Config()  # the full network with all its layers
+        task = make_task(variables, size, config.but(**changes), regions=regions)
+        assert sum(measure(task, WHOLE)) <= USABLE * least_free(task)
 
 
 class TestRuns:
-    """The result is the same to rounding but for L-BFGS's memory."""
+    """Plans change the result by rounding only, unless they shrink L-BFGS's memory."""
 
     @pytest.fixture
     @staticmethod
     def run(variables, content, style):
         @cache
-        def run(execution_plan):
-            config = SHALLOW.but(steps=5)
-            return stylize(variables, content, style, config=config, execution_plan=execution_plan)
+        def run(plan):
+            config = LBFGS.but(steps=5)
+            return stylize(variables, content, style, config=config, execution_plan=plan)
 
         return run
 
     @pytest.mark.optimized
     def test_as_many_pairs_as_steps_change_nothing(self, run):
-        found, expected = run(ExecutionPlan(memory_size=5)), run(ExecutionPlan())
+        found, expected = run(ExecutionPlan(memory_size=5)), run(WHOLE)
         np.testing.assert_array_equal(found.history.loss, expected.history.loss)
         np.testing.assert_array_equal(found.image, expected.image)
         np.testing.assert_array_equal(found.state.image, expected.state.image)
         assert found.state.opt_state.inner_state[0].s.shape[0] == 5
 
     @pytest.mark.parametrize(
-        "execution_plan",
+        "plan",
         [
-            ExecutionPlan(remat=True),
-            ExecutionPlan(tile=16),
             ExecutionPlan(tile=32, recompute_content=True, memory_size=3),
+            ExecutionPlan(remat=True),
             ExecutionPlan(memory_size=2, memory_dtype=BFLOAT16),
         ],
         ids=str,
     )
-    def test_the_first_loss(self, run, execution_plan):
-        found, expected = run(execution_plan), run(ExecutionPlan())
+    def test_the_first_loss(self, run, plan):
+        found, expected = run(plan), run(WHOLE)
         assert found.history.loss[0] == pytest.approx(expected.history.loss[0], rel=1e-5)
-        assert found.scales[-1].execution_plan == execution_plan
+        assert found.scales[-1].execution_plan == plan
 
 
-class TestWords:
-    @pytest.mark.parametrize(
-        "execution_plan, words",
-        [
-            (ExecutionPlan(), "the whole image"),
-            (ExecutionPlan(memory_size=40), "the whole image, L-BFGS remembers 40 pairs"),
-            (ExecutionPlan(remat=True), "the whole image, activations computed twice"),
-            (ExecutionPlan(tile=256), "tiles of 256 px"),
-            (
-                ExecutionPlan(256, False, True, 5, BFLOAT16),
-                "tiles of 256 px, content features computed again, L-BFGS remembers 5 pairs in "
-                "bfloat16",
-            ),
-        ],
+def test_execution_plans_in_words():
+    words = execution_in_words(ExecutionPlan(256, False, True, 5, BFLOAT16))
+    assert words == (
+        "tiles of 256 px, content features recomputed, L-BFGS remembers 5 pairs in bfloat16"
     )
-    def test_choice(self, execution_plan, words):
-        assert execution_in_words(execution_plan) == words
-
-    def test_plan(self):
-        gib = 2**30
-        needs = LoopMemory(network=gib, state=2 * gib, targets=0, scratch=gib // 2)
-        plan = MemoryPlan(ExecutionPlan(tile=512), needs, 10 * gib, whole=12 * gib)
-        assert plan_in_words(plan, shape=(600, 800, 3), process=gib // 4) == (
-            "800x600 px: about 3.8 GiB (program 0.25 GiB, network 1.0 GiB, image and optimiser "
-            "2.0 GiB, activations 0.5 GiB) of 10.2 GiB; tiles of 512 px, as the usual way would "
-            "need 12.2 GiB"
-        )
-        plan = MemoryPlan(ExecutionPlan(), needs, None)
-        assert plan_in_words(plan, shape=(600, 800, 3)) == (
-            "800x600 px: about 3.5 GiB (network 1.0 GiB, image and optimiser 2.0 GiB, "
-            "activations 0.5 GiB); the whole image"
-        )
+    words = execution_in_words(ExecutionPlan(remat=True))
+    assert words == "the whole image, activations recomputed"
 
 
-class TestSettings:
-    def test_evaluation(self):
-        config = SHALLOW.but(precision="bfloat16")
-        found = evaluation(config, ExecutionPlan(tile=64, recompute_content=True))
-        assert found == (64, False, True, "bfloat16")
+def test_memory_plans_in_words():
+    gib = 2**30
+    needs = LoopMemory(network=gib, state=2 * gib, targets=0, scratch=gib // 2)
+    plan = MemoryPlan(ExecutionPlan(tile=512), needs, 10 * gib, whole=12 * gib)
+    assert plan_in_words(plan, shape=(600, 800, 3), process=gib // 4) == (
+        "800x600 px: about 3.8 GiB (program 0.25 GiB, network 1.0 GiB, image and optimiser "
+        "2.0 GiB, activations 0.5 GiB) of 10.2 GiB; tiles of 512 px, because the default plan "
+        "would need 12.2 GiB"
+    )
+    plan = MemoryPlan(WHOLE, needs, None)
+    assert plan_in_words(plan, shape=(600, 800, 3)) == (
+        "800x600 px: about 3.5 GiB (network 1.0 GiB, image and optimiser 2.0 GiB, "
+        "activations 0.5 GiB); the whole image"
+    )
 
-    @pytest.mark.skipif(jax.default_backend() != "cpu", reason="others choose for themselves")
-    def test_kernels(self):
-        def convolution(config, **options):
-            return kernel_options(config, **options)["convolution"]
 
-        assert convolution(SHALLOW) == "winograd"
-        assert convolution(SHALLOW, by_rows=True) == "direct"
-        assert convolution(SHALLOW.but(convolution="direct")) == "direct"
-        narrow = SHALLOW.but(precision="bfloat16")
-        assert convolution(narrow) == "direct" and kernel_options(narrow)["dtype"] == BFLOAT16
-        assert kernel_options(SHALLOW)["dtype"] is None
+def test_evaluation():
+    config = LBFGS.but(precision=BFLOAT16)
+    found = evaluation(config, ExecutionPlan(tile=64, recompute_content=True))
+    assert found == (64, False, True, BFLOAT16)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="auto is direct on accelerators")
+def test_kernel_options():
+    def convolution(config, **options):
+        return kernel_options(config, **options)["convolution"]
+
+    assert convolution(LBFGS) == "winograd"
+    assert convolution(LBFGS, by_rows=True) == "direct"
+    assert convolution(LBFGS.but(convolution="direct")) == "direct"
+    narrow = LBFGS.but(precision=BFLOAT16)
+    assert convolution(narrow) == "direct" and kernel_options(narrow)["dtype"] == BFLOAT16
+    assert kernel_options(LBFGS)["dtype"] is None
