@@ -1,6 +1,6 @@
-"""The state of a run on disk, whole or not at all.
+"""Save the state of a run to disk atomically, and restore it.
 
-Contract: what is read was checked (checksums, types, versions) before it is used; nothing is
+Contract: everything read is validated (checksums, types, versions) before it is used; nothing is
 unpickled.
 """
 

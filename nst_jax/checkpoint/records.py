@@ -1,7 +1,7 @@
-"""What a checkpoint says: of what program, network and devices it is, and where the run stands.
+"""The contents of a checkpoint: versions, network, devices, and the position of the run.
 
-Contract: records are what JSON holds, arrays are NumPy's. Both come from files that others may have
-made, so that all that is restored has the types and ranges that a run gives it.
+Contract: records are plain JSON data, arrays are NumPy's. Both come from files that others may have
+written, so everything restored is checked to have the types and ranges that a run produces.
 """
 
 import os
@@ -27,31 +27,38 @@ from nst_jax.transfer.types import (
 )
 from nst_jax.weights.canonical import Weights
 
-# What decides about the numbers, and about the form of an optimiser's state.
+# The packages that determine the numbers, and the structure of the optimizer state.
 VERSIONS = ("nst_jax", "jax", "jaxlib", "flax", "optax")
 
 LARGEST = 2**63 - 1
 
-# What a record of another form meets.
-FOREIGN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+# Exceptions that reading a malformed record may raise.
+MALFORMED_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 @contextmanager
 def foreign_is_input_error(saved: store.Saved) -> Iterator[None]:
-    """Make errors of the input of those that a record of another form meets."""
+    """Turn the exceptions of reading a malformed record into InputError."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{saved.path} is of another run: {error}") from None
-    except FOREIGN as error:
+        raise InputError(f"{saved.path} is from another run: {error}") from None
+    except MALFORMED_ERRORS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise InputError(
-            f"{saved.path} was not written by this program ({reason}): begin anew"
+            f"{saved.path} was not written by this program ({reason}): start a new run"
         ) from None
 
 
 def common_record(weights: Weights) -> dict[str, Any]:
-    """What the checkpoints of all commands say of the program and the network."""
+    """Return the part of the record that the checkpoints of all commands share."""
     info = weights.info
     return {
         "versions": versions(),
@@ -61,88 +68,90 @@ def common_record(weights: Weights) -> dict[str, Any]:
 
 
 def check_versions(saved: store.Saved) -> None:
-    """Check that the program is the one that saved.
+    """Check that the versions of ``VERSIONS`` are those that wrote a checkpoint.
 
     Raises:
-      InputError: with what differs.
+      InputError: naming the versions that differ.
     """
     with foreign_is_input_error(saved):
-        there, here = saved.record["versions"], versions()
-        other = [
-            f"{name} {there.get(name)} (here {here[name]})"
+        before, here = saved.record["versions"], versions()
+        differences = [
+            f"{name} {before.get(name)} (here {here[name]})"
             for name in VERSIONS
-            if there.get(name) != here[name]
+            if before.get(name) != here[name]
         ]
-    if other:
+    if differences:
         raise InputError(
-            f"{saved.path} was saved with {', '.join(other)}: go on with those, or begin anew"
+            f"{saved.path} was saved with {', '.join(differences)}: resume with those versions, or "
+            "start a new run"
         )
 
 
 def other_devices(saved: store.Saved, *, divided: bool = False) -> list[str]:
-    """Lines that tell where the devices are others than those that a checkpoint is of.
+    """Return warnings if the devices or threads differ from those that wrote a checkpoint.
 
     Args:
       saved: the checkpoint.
-      divided: whether they share an image.
+      divided: whether an image is divided among the devices.
 
     Raises:
-      InputError: where another number of devices would have to share it.
+      InputError: if the image would be divided among a different number of devices.
     """
     with foreign_is_input_error(saved):
-        there, here = saved.record["device"], device()
-        before, count = f"{there['count']} x {there['kind']}", there["count"]
-        threads = there.get("threads")
-        threads = None if threads is None else whole(threads)
+        before, here = saved.record["device"], device()
+        words, count = f"{before['count']} x {before['kind']}", before["count"]
+        threads = before.get("threads")
+        threads = None if threads is None else checked_int(threads)
     now = f"{here['count']} x {here['kind']}"
     if divided and count != here["count"]:
-        raise InputError(f"the run began on {before}, here are {now}: go on with as many")
+        raise InputError(f"the run started on {words}, got {now}: resume on the same number")
     lines = []
-    if before != now:
-        lines.append(f"the run began on {before}, here are {now}: the result may differ a little")
+    if words != now:
+        lines.append(f"the run started on {words}, got {now}: the result may differ slightly")
     if None not in (threads, here.get("threads")) and threads != here["threads"]:
         lines.append(
-            f"the run was on {threads} threads before and is on {here['threads']} now: the bits of "
-            f"its result will differ, {threads} threads keep them"
+            f"the run used {threads} threads before and uses {here['threads']} now: the bits of "
+            f"its result will differ; use {threads} threads to keep them"
         )
     return lines
 
 
 def saved_weights(saved: store.Saved) -> Path | None:
-    """The file of the network that a checkpoint is of, or None where it is not there any more."""
+    """Return the weights file of a checkpoint's run, or None if it no longer exists."""
     with foreign_is_input_error(saved):
         path = Path(saved.record["weights"]["path"])
         return path if os.path.isfile(path) else None
 
 
 def check_weights(saved: store.Saved, weights: Weights) -> None:
-    """Check that a network is the one that a checkpoint is of.
+    """Check that the weights are those of a checkpoint's run.
 
     Raises:
-      InputError: with what differs.
+      InputError: naming both, if they differ.
     """
     with foreign_is_input_error(saved):
-        there, here = saved.record["weights"], weights.info
-        same = there["sha256"] == here.sha256
-        words = f"{there['name']} ({there['path']}, sha256 {there['sha256'][:12]})"
+        before, here = saved.record["weights"], weights.info
+        same = before["sha256"] == here.sha256
+        words = f"{before['name']} ({before['path']}, sha256 {before['sha256'][:12]})"
     if not same:
         raise InputError(
-            f"the run began with the weights {words}, these are {here.name} ({here.path}, sha256 "
-            f"{here.sha256[:12]}): give the former as weights, or begin anew"
+            f"the run began with the weights {words}, got {here.name} ({here.path}, sha256 "
+            f"{here.sha256[:12]}): resume with the former, or start a new run"
         )
 
 
 def save_position(folder: str | Path, position: Position) -> None:
-    """Save where a run of ``single.stylize`` stands; for runs in Python, whose inputs are theirs.
+    """Save the position of a run of ``single.stylize`` from Python.
 
-    The folder keeps the newest two. Call it from a callback with ``progress.position()``.
+    Call it from a callback with ``progress.position()``. The folder keeps the newest two positions.
+    It does not keep the inputs of the run.
 
     Args:
-      folder: is made where it does not exist.
+      folder: the folder, which is created if it does not exist.
       position: from ``Progress.position``.
 
     Raises:
-      OSError: where it cannot be written; those before stay.
+      OSError: if the position cannot be written; earlier ones stay.
     """
     folder, arrays = Path(folder), {}
     folder.mkdir(exist_ok=True)
@@ -152,26 +161,32 @@ def save_position(folder: str | Path, position: Position) -> None:
 
 
 def load_position(folder: str | Path) -> Position:
-    """The newest position in a folder that is whole, for ``single.stylize``.
+    """Load the newest undamaged position in a folder, for ``single.stylize``.
 
-    Warns where the devices, or the number of CPU threads, are others than when it was saved.
+    Warns if the devices or the number of CPU threads differ from when it was saved.
+
+    Args:
+      folder: as for ``save_position``.
+
+    Returns:
+      The position.
 
     Raises:
-      InputError: where there is none, or it was saved with other versions.
+      InputError: if there is none, or it was saved with different versions.
     """
     saved = store.load(Path(folder))
     check_versions(saved)
     with foreign_is_input_error(saved):
         position = restore_position(saved.record["position"], saved.arrays)
     if position is None:
-        raise InputError(f"{saved.path} was saved before the first step: begin anew")
+        raise InputError(f"{saved.path} was saved before the first step: start a new run")
     for words in other_devices(saved):
         warnings.warn(words, stacklevel=2)
     return position
 
 
 def position_record(position: Position | None, arrays: dict[str, np.ndarray]) -> Any:
-    """A position as plain data; its arrays are added to ``arrays``."""
+    """Convert a position to plain data, and add its arrays to ``arrays``."""
     if position is None:
         return None
     for kind in ("state", "history"):
@@ -180,104 +195,108 @@ def position_record(position: Position | None, arrays: dict[str, np.ndarray]) ->
 
 
 def restore_position(plain: Any, arrays: dict[str, np.ndarray]) -> Position | None:
-    """The position that ``position_record`` made a record of; its arrays are taken out.
+    """Convert the data of ``position_record`` back, and remove its arrays from ``arrays``.
 
     Raises:
-      ArithmeticError, AttributeError, LookupError, TypeError, ValueError: for what is no position.
+      MALFORMED_ERRORS: if the data are not a valid position.
     """
     if plain is None:
         return None
     ended = [
         EndedScale(
-            (whole(height), whole(width)), whole(steps, least=1), _execution_plan(execution_plan)
+            (checked_int(height), checked_int(width)),
+            checked_int(steps, least=1),
+            _execution_plan(execution_plan),
         )
         for (height, width), steps, execution_plan in plain["ended"]
     ]
     last, free = plain["last_plan"], plain["free"]
     position = Position(
-        step=whole(plain["step"], least=1),
-        scale=whole(plain["scale"], least=1),
+        step=checked_int(plain["step"], least=1),
+        scale=checked_int(plain["scale"], least=1),
         ended=tuple(ended),
         execution_plan=_execution_plan(plain["execution_plan"]),
-        recoveries=whole(plain["recoveries"], most=RECOVERIES),
+        recoveries=checked_int(plain["recoveries"], most=RECOVERIES),
         timing={name: _seconds(plain["timing"][name]) for name in ("compile_s", "steps_s")},
-        state=_taken(arrays, "state/"),
-        history=_taken(arrays, "history/"),
+        state=_take_arrays(arrays, "state/"),
+        history=_take_arrays(arrays, "history/"),
         last_plan=None if last is None else _execution_plan(last),
-        free=None if free is None else whole(free),
+        free=None if free is None else checked_int(free),
     )
     rows = {len(values) for values in position.history.values()}
     counts = [np.max(value) for name, value in position.state.items() if name.startswith("count")]
-    taken = position.step - sum(scale.steps for scale in ended)
-    if rows != {position.step} or not counts or max(counts) != taken:
+    # The history has a row for each step of all scales; the optimizer counts those of this scale.
+    scale_steps = position.step - sum(scale.steps for scale in ended)
+    if rows != {position.step} or not counts or max(counts) != scale_steps:
         raise ValueError("its numbers of steps contradict each other")
     return position
 
 
 def plan_record(plan: MemoryPlan | None) -> Any:
-    """A memory plan as plain data."""
+    """Convert a memory plan to plain data."""
     return None if plan is None else [plan.execution_plan, plan.needs, plan.free, plan.whole]
 
 
 def restore_plan(plain: Any) -> MemoryPlan | None:
-    """The plan that ``plan_record`` made a record of; raises as ``restore_position``."""
+    """Convert the data of ``plan_record`` back; raises as ``restore_position``."""
     if plain is None:
         return None
-    execution_plan, needs, free, entire = plain
+    execution_plan, needs, free, untiled = plain
     return MemoryPlan(
         _execution_plan(execution_plan),
-        LoopMemory(*map(whole, needs)),
-        None if free is None else whole(free),
-        None if entire is None else whole(entire),
+        LoopMemory(*map(checked_int, needs)),
+        None if free is None else checked_int(free),
+        None if untiled is None else checked_int(untiled),
     )
 
 
 def frame_arrays(frames: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """An animation's frames by names."""
+    """Return an animation's frames as named arrays."""
     return {f"frames/{number:06}": frame for number, frame in enumerate(frames)}
 
 
 def restore_frames(arrays: dict[str, np.ndarray], *, shape: tuple[int, int]) -> list[np.ndarray]:
-    """The frames of ``frame_arrays``, taken out; raises as ``restore_position``."""
-    frames = [frame for _, frame in sorted(_taken(arrays, "frames/").items())]
+    """Remove the frames of ``frame_arrays`` from ``arrays``; raises as ``restore_position``."""
+    frames = [frame for _, frame in sorted(_take_arrays(arrays, "frames/").items())]
     if any(frame.dtype != np.uint8 or frame.shape != (*shape, 3) for frame in frames):
-        raise ValueError("a frame is no image of the run's size")
+        raise ValueError(f"expected frames of {shape} pixels in uint8")
     return frames
 
 
-def whole(value: Any, *, least: int = 0, most: int = LARGEST) -> int:
-    """A whole number of JSON, checked.
+def checked_int(value: Any, *, least: int = 0, most: int = LARGEST) -> int:
+    """Check that a value from JSON is an integer from ``least`` to ``most``, and return it.
 
-    >>> whole(3)
+    >>> checked_int(3)
     3
-    >>> whole(True)
+    >>> checked_int(True)
     Traceback (most recent call last):
-    TypeError: True is no whole number
+    TypeError: expected an integer, got True
     """
-    if type(value) is not int:
-        raise TypeError(f"{value!r:.40} is no whole number")
+    if type(value) is not int:  # isinstance would accept bool
+        raise TypeError(f"expected an integer, got {value!r:.40}")
     if not least <= value <= most:
-        raise ValueError(f"a number is out of its range of {least} to {most}")
+        # Python refuses to print integers of over 4300 digits.
+        raise ValueError(f"expected an integer from {least} to {most}, got another")
     return value
 
 
 def _seconds(value: Any) -> float:
     if type(value) not in (int, float):
-        raise TypeError(f"{value!r:.40} is no number")
+        raise TypeError(f"expected a number, got {value!r:.40}")
     return float(value)
 
 
 def _execution_plan(plain: Any) -> ExecutionPlan:
     tile, remat, recompute, size, dtype = plain
     if type(remat) is not bool or type(recompute) is not bool:
-        raise TypeError("a way to compute is none")
+        raise TypeError("expected true or false in an execution plan")
     execution_plan = ExecutionPlan(
-        whole(tile), remat, recompute, None if size is None else whole(size), dtype
+        checked_int(tile), remat, recompute, None if size is None else checked_int(size), dtype
     )
     check_plan(execution_plan)
     return execution_plan
 
 
-def _taken(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def _take_arrays(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     names = [name for name in arrays if name.startswith(prefix)]
     return {name.removeprefix(prefix): arrays.pop(name) for name in names}

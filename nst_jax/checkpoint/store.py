@@ -1,9 +1,9 @@
-"""Checkpoints of a run in a folder: arrays, plain data and input files, whole or not at all.
+"""Read and write the checkpoints of a run atomically: arrays, plain data and input files.
 
-Contract: a checkpoint is a folder ``checkpoint-00000003`` with ``arrays.safetensors``,
-``run.json`` and ``manifest.json``; beside it is ``checkpoint-inputs`` with copies of the files that
-the run reads. The manifest has the sha256 of each file. One run at a time has the folder. Nothing
-here needs JAX, nothing is unpickled.
+Contract: a checkpoint is a folder such as ``checkpoint-00000003`` with ``arrays.safetensors``,
+``run.json`` and ``manifest.json``. Beside it, ``checkpoint-inputs`` holds copies of the files that
+the run reads. The manifest lists the SHA-256 of each file. Only one run at a time uses the parent
+folder. Nothing here needs JAX, and nothing is unpickled.
 """
 
 import errno
@@ -39,18 +39,18 @@ INPUTS, ARRAYS, RECORD, MANIFEST = (
 
 _NAME = re.compile(r"checkpoint-(\d{8,})")
 
-_LARGEST_JSON = 2**26  # bytes; those of a run have some thousands
+_MAX_JSON = 2**26  # bytes; a run writes some thousands
 
 
 class Saved(NamedTuple):
-    """What ``load`` found.
+    """A checkpoint from ``load``.
 
     Attributes:
-      record: plain data.
-      arrays: of this checkpoint.
-      inputs: the sha256 of the copies of the run's input files, by their paths in the folder.
-      path: its folder.
-      damaged: newer ones that were passed over, and why.
+      record: the plain data.
+      arrays: the arrays by name.
+      inputs: the SHA-256 of the copied input files, by their paths relative to the parent folder.
+      path: the folder of the checkpoint.
+      damaged: a message for each newer checkpoint that was skipped because it is damaged.
     """
 
     record: dict[str, Any]
@@ -61,10 +61,10 @@ class Saved(NamedTuple):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; none where there is no such folder.
+    """List the checkpoints in a folder, oldest first; none if the folder does not exist.
 
     Raises:
-      InputError: where the folder cannot be read.
+      InputError: if the folder cannot be read.
     """
     try:
         names = os.listdir(folder)
@@ -77,26 +77,29 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _number(path: Path) -> int:
-    """Which checkpoint it is: as text, ``checkpoint-100000000`` would be before 99999999."""
+    """Return a checkpoint's number; as text, ``checkpoint-100000000`` would sort too early."""
     return int(path.name.removeprefix("checkpoint-"))
 
 
 def clear(folder: Path) -> None:
-    """Remove the checkpoints of an earlier run, and what killed runs have left half-written.
+    """Remove the checkpoints of an earlier run, and unfinished ones of killed runs.
 
     Raises:
-      OSError: where that is not possible.
+      OSError: if they cannot be removed.
     """
     for path in checkpoints(folder):
         remove(path)
     remove_unfinished(folder)
-    (folder / f"{INPUTS}.safetensors").unlink(missing_ok=True)  # of format 1
+    (folder / f"{INPUTS}.safetensors").unlink(missing_ok=True)  # format 1
     if os.path.isdir(folder / INPUTS):
         remove(folder / INPUTS)
 
 
 def remove_damaged(saved: Saved) -> None:
-    """Remove the checkpoints that ``load`` has passed over, so that no sound one goes for them."""
+    """Remove the damaged checkpoints that ``load`` skipped.
+
+    Otherwise ``save``, which keeps the newest ones, would remove an undamaged one instead.
+    """
     with suppress(OSError):
         for path in checkpoints(saved.path.parent):
             if _number(path) > _number(saved.path):
@@ -104,14 +107,14 @@ def remove_damaged(saved: Saved) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed runs have left half-written or half-removed."""
+    """Remove what killed runs left half-written or half-removed."""
     for name in os.listdir(folder):
         if re.fullmatch(r"\.checkpoint-\w{8}", name):
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def copied_names(inputs: Sequence[Path]) -> dict[Path, str]:
-    """Where the copies of a run's input files are in its folder.
+    """Map a run's input files to the paths of their copies, relative to the parent folder.
 
     >>> copied_names([Path("a.png"), Path("-"), Path("a.png")])[Path("-")]
     'checkpoint-inputs/01'
@@ -123,17 +126,17 @@ def copied_names(inputs: Sequence[Path]) -> dict[Path, str]:
 
 
 def begin(folder: Path, inputs: Sequence[Path] = ()) -> dict[str, str]:
-    """Make a folder ready for the checkpoints of a new run, and copy its input files there.
+    """Prepare a folder for the checkpoints of a new run, and copy its input files to it.
 
     Args:
-      folder: where the checkpoints will be; those of another run are removed.
+      folder: the parent folder of the checkpoints; those of an earlier run are removed.
       inputs: files, or ``-`` for standard input.
 
     Returns:
-      The sha256 of each copy, for ``save``.
+      The SHA-256 of each copy, for ``save``.
 
     Raises:
-      InputError: where it cannot be written.
+      InputError: if the folder cannot be written.
     """
     try:
         clear(folder)
@@ -146,8 +149,8 @@ def begin(folder: Path, inputs: Sequence[Path] = ()) -> dict[str, str]:
                     copy.write_bytes(standard_input())
                 else:
                     shutil.copyfile(path, copy)
-                _to_disk(copy)
-            temporary.chmod(0o777 & ~umask())  # its 0700 is for secrets
+                _fsync(copy)
+            temporary.chmod(0o777 & ~umask())  # mkdtemp creates folders with mode 0700
             os.replace(temporary, folder / INPUTS)
         return {name: file_digest(folder / name) for name in copied_names(inputs).values()}
     except OSError as error:
@@ -161,21 +164,21 @@ def save(
     *,
     inputs: Mapping[str, str],
 ) -> Path:
-    """Write a checkpoint; of those before only the newest stays.
+    """Write a checkpoint atomically, and remove all earlier ones except the newest.
 
-    It is there when all its bytes are on the disk, under its name only then.
+    All bytes are on the disk before the checkpoint gets its name.
 
     Args:
-      folder: where the checkpoints are.
-      record: plain data, NaN and infinity included.
-      arrays: any but bfloat16.
+      folder: the parent folder of the checkpoints.
+      record: plain data; NaN and infinity are allowed.
+      arrays: arrays by name, of any type except bfloat16.
       inputs: from ``begin``.
 
     Returns:
-      Its folder.
+      The folder of the checkpoint.
 
     Raises:
-      OSError: where it cannot be written; those before stay.
+      OSError: if it cannot be written; earlier checkpoints stay.
     """
     before = checkpoints(folder)
     path = folder / f"checkpoint-{_number(before[-1]) + 1 if before else 0:08}"
@@ -185,14 +188,15 @@ def save(
         digests = {name: file_digest(temporary / name) for name in (ARRAYS, RECORD)}
         files = digests | dict(inputs)
         (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}), "utf-8")
+        # The files, and then the folder, whose entries are data of their own (man 2 fsync).
         for name in (ARRAYS, RECORD, MANIFEST, ""):
-            _to_disk(temporary / name)
+            _fsync(temporary / name)
         for name in (ARRAYS, RECORD, MANIFEST):
             (temporary / name).chmod(0o666 & ~umask())
-        temporary.chmod(0o777 & ~umask())  # its 0700 is for secrets
+        temporary.chmod(0o777 & ~umask())  # mkdtemp creates folders with mode 0700
         os.replace(temporary, path)
-    with suppress(OSError):  # not every file system can, and the checkpoint is there
-        _to_disk(folder)
+    with suppress(OSError):  # some file systems cannot sync folders; the checkpoint exists anyway
+        _fsync(folder)
     with suppress(OSError):
         for old in before[: 1 - KEPT]:
             remove(old)
@@ -200,16 +204,16 @@ def save(
 
 
 def load(folder: Path) -> Saved:
-    """Read the newest checkpoint that is whole.
+    """Load the newest undamaged checkpoint.
 
     Raises:
-      InputError: where there is none, it is of another format, or cannot be read now, which says
-        nothing of its being whole.
+      InputError: if there is none, if the newest has another format, or if it cannot be read now
+        (for example without permission), which does not mean that it is damaged.
     """
     found = checkpoints(folder)
     if not found:
-        there = "" if os.path.isdir(folder) else ", there is no such folder"
-        raise InputError(f"nothing was saved in {folder}{there}: begin the run anew")
+        reason = "" if os.path.isdir(folder) else ", which does not exist"
+        raise InputError(f"nothing was saved in {folder}{reason}: start a new run")
     damaged: list[str] = []
     for path in reversed(found):
         try:
@@ -217,16 +221,18 @@ def load(folder: Path) -> Saved:
             return Saved(record, arrays, inputs, path, tuple(damaged))
         except (InputError, MemoryError):
             raise
-        except Exception as error:  # of files that may hold anything
+        except Exception as error:  # damaged files may raise almost any type
             if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-                # It may be sound, so nothing goes on from the one before, nor removes it.
+                # The checkpoint may be undamaged: resuming from an earlier one would remove it.
                 raise InputError(
-                    f"cannot read {error.filename or path}: {error.strerror or error}: make it "
-                    "readable, or try again when it is"
+                    f"cannot read {error.filename or path} ({error.strerror or error}): make it "
+                    "readable, or try again later"
                 ) from None
             reason = " ".join(f"{error}".split())[:120] or type(error).__name__
             damaged.append(f"{path.name} is damaged ({reason})")
-    raise InputError(f"no checkpoint in {folder} is whole: {'; '.join(damaged)}: begin anew")
+    raise InputError(
+        f"no checkpoint in {folder} is undamaged: {'; '.join(damaged)}: start a new run"
+    )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, str]]:
@@ -235,12 +241,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, 
         raise _other_format(path, manifest["format"])
     files = manifest["files"]
     inputs = {name: digest for name, digest in files.items() if name.startswith(f"{INPUTS}/")}
-    own = {name: files[name] for name in (ARRAYS, RECORD)}
-    for name, digest in (own | inputs).items():
-        place = path / name if name in own else path.parent / name
-        if not _is_file(place):
-            raise ValueError(f"{name} is no file, or is not there")
-        if file_digest(place) != digest:
+    contents = {name: files[name] for name in (ARRAYS, RECORD)}
+    for name, digest in (contents | inputs).items():
+        file = path / name if name in contents else path.parent / name
+        if not _is_file(file):
+            raise ValueError(f"{name} is missing or not a file")
+        if file_digest(file) != digest:
             raise ValueError(f"the checksum of {name} does not match")
     return _read_json(path / RECORD), _read_arrays(path / ARRAYS), inputs
 
@@ -251,27 +257,27 @@ def _other_format(path: Path, found: Any) -> InputError:
     except (OSError, LookupError, RecursionError, TypeError, ValueError):
         writer = "another nst_jax"
     return InputError(
-        f"{path} was written by {writer} in format {found!s:.40}, which this one, of format "
-        f"{FORMAT}, does not read: go on with that nst_jax, or begin anew"
+        f"{path} was written by {writer} in format {found!s:.40}: expected format {FORMAT}; resume "
+        "with that nst_jax, or start a new run"
     )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not _is_file(path):
-        raise ValueError(f"{path.name} is no file, or is not there")
-    if path.stat().st_size > _LARGEST_JSON:
+        raise ValueError(f"{path.name} is missing or not a file")
+    if path.stat().st_size > _MAX_JSON:
         raise ValueError(f"{path.name} is too large")
     value = json.loads(path.read_text("utf-8"))
     if not isinstance(value, dict):
-        raise ValueError(f"{path.name} is no object")
+        raise ValueError(f"{path.name} is not a JSON object")
     return value
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is such a file: to read from a pipe is to wait.
+    """Whether a path is a regular file; reading from a pipe would wait forever.
 
     Raises:
-      OSError: where that cannot be known; ``Path.is_file`` takes this for no in some versions.
+      OSError: if that cannot be determined, where ``Path.is_file`` of some Pythons returns False.
     """
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
@@ -285,11 +291,13 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    shaped = {name: plain[name].reshape(np.shape(array)) for name, array in arrays.items()}
+    # ascontiguousarray makes scalars one-dimensional, hence the reshape.
+    contiguous = {
+        name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()
+    }
     try:
-        save_file(shaped, path)
-    except SafetensorError as error:  # also for a full disk
+        save_file(contiguous, path)
+    except SafetensorError as error:  # also raised for a full disk, with the number in its text
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from None
@@ -301,7 +309,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return load_file(path)
 
 
-def _to_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -310,7 +318,7 @@ def _to_disk(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder so that no part of it is ever seen under its name."""
+    """Remove a folder atomically: rename it before its files are removed one by one."""
     away = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=path.parent))
     os.replace(path, away / path.name)
     shutil.rmtree(away)
@@ -318,16 +326,16 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def held(folder: Path | None, *, resumed: bool = False) -> Iterator[None]:
-    """Keep other runs out of a folder of checkpoints, which is made where it is missing.
+    """Lock a folder of checkpoints against other runs, and create it if it is missing.
 
-    A run that is killed holds it no more.
+    The lock belongs to the process, so that a killed run releases it.
 
     Args:
-      folder: of checkpoints, or None for none.
-      resumed: whether a run is to go on there, which cannot choose another folder.
+      folder: the parent folder of the checkpoints, or None to lock nothing.
+      resumed: whether a run is resumed there; the error then does not suggest another folder.
 
     Raises:
-      InputError: where another run has it, or it cannot be written.
+      InputError: if another run has the lock, or the folder cannot be written.
     """
     if folder is None:
         yield
@@ -339,14 +347,16 @@ def held(folder: Path | None, *, resumed: bool = False) -> Iterator[None]:
         folder.mkdir(exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        advice = "until it ends" if resumed else "for it, or choose another folder"
-        raise InputError(f"another run has the checkpoints in {folder}: wait {advice}") from None
+        advice = "" if resumed else ", or choose another folder"
+        raise InputError(
+            f"another run has the checkpoints in {folder}: wait until it ends{advice}"
+        ) from None
     except OSError as error:
         raise _unwritable(folder, error, resumed=resumed) from None
     try:
         yield
     finally:
-        with suppress(OSError):  # while it is held, so that nobody else has it
+        with suppress(OSError):  # before releasing, so that no other run has locked this file
             (folder / LOCK).unlink()
         lock.release()
 

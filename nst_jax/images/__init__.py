@@ -1,7 +1,7 @@
-"""Images from and to files.
+"""Read and write image files.
 
-Contract: arrays are float32 sRGB in [0, 1], ``[H, W, 3]``, of NumPy; masks ``[H, W]``. What cannot
-be read as it is meant is refused in one line (`InputError`). No JAX.
+Contract: images are NumPy arrays ``[H, W, 3]``, float32 sRGB in [0, 1]; masks are ``[H, W]``. A
+file that cannot be read correctly is refused with a one-line `InputError`. Nothing imports JAX.
 """
 
 import lazy_loader

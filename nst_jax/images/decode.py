@@ -1,10 +1,10 @@
-"""The samples of image files, before their colours are those of sRGB.
+"""Decode image files to samples in the file's own colour space.
 
-Pillow reads most. Deep PPMs, deep PNGs, and TIFFs of other than 8 bits it would read as less than
-they are: imagecodecs and tifffile decode these, and are imported only where they are needed. What
-they would allocate is bounded before, for a TIFF's header may claim anything.
+Pillow decodes most formats. It would reduce the depth of 16-bit PNGs and PPMs and of TIFFs that do
+not have 8 bits, so imagecodecs and tifffile decode these; both are imported only when needed. A
+TIFF header may claim any size, so the memory that decoding would take is bounded beforehand.
 
-Contract: 8-bit samples stay uint8, all deeper ones are float32 in [0, 1].
+Contract: 8-bit samples stay uint8; deeper samples become float32 in [0, 1].
 """
 
 import io
@@ -22,23 +22,26 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin
 
 from nst_jax.images.profiles import profile_of
 
-# Pillow's others it hands to other programs, or reads in part or not as they are meant.
-_READ = (
+# Pillow delegates its other formats to external programs, or reads them only partly or wrongly.
+_PILLOW_FORMATS = (
     *("AVIF", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000"),
     *("MPO", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP"),
 )
 
-# Of whose images the first is a choice; an icon's or a layered file's first is the whole.
+# Formats of animations and pages: reading the first image drops the others. In icons and layered
+# files the first image is the whole image.
 _SERIES = ("AVIF", "DCX", "FLI", "GIF", "PNG", "TIFF", "WEBP")
 
 _RAW = "a camera's raw format"
 
-_REFUSED = (  # of which Pillow would read something
+# First bytes of unsupported files from which Pillow would read something, such as a preview.
+_UNSUPPORTED = (
     (rb"(?s)II\*\0.{4}CR|IIRO|IIRS|IIU\0|FUJIFILMCCD-RAW|.{4}ftypcrx ", _RAW),
     (rb"P[Ff]\s", "a PFM"),
 )
 
-_FOREIGN = (
+# First bytes of unsupported files that Pillow does not recognise; the name is for the message.
+_UNRECOGNISED = (
     (rb"(?s).{4}ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "HEIC"),
     (rb"%PDF-", "PDF"),
     (rb"(?s)\s*<.*<svg|\s*<svg", "SVG"),
@@ -47,19 +50,26 @@ _FOREIGN = (
     (rb"(\xff\x0a|\0\0\0\x0cJXL )", "JPEG XL"),
 )
 
-_SWAPPED = (5, 6, 7, 8)  # EXIF orientations of which a file's rows are columns
+# EXIF orientations (tag 274; TIFF 6.0, section 8) in which rows of the file are columns of the
+# upright image: row 0 is the left or right side.
+_TRANSPOSED = (5, 6, 7, 8)
+
+# TIFF tags.
+_NEW_SUBFILE_TYPE, _BITS_PER_SAMPLE, _COMPRESSION, _ORIENTATION = 254, 258, 259, 274
+_PLANAR_CONFIGURATION, _SUB_IFDS, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 284, 330, 338, 339
+_XMP, _ICC_PROFILE, _DNG_VERSION = 700, 34675, 50706
 
 
-class Unread(ValueError):
-    """A file of a kind that is not read, damaged or not; the text says of which kind it is."""
+class UnsupportedImage(ValueError):
+    """An image of an unsupported kind; the message names the kind, such as "HEIC"."""
 
 
 class Samples(NamedTuple):
     """A decoded image in its file's own colour space.
 
     Attributes:
-      values: ``[H, W, C]`` uint8 or float32; not multiplied by alpha.
-      space: what the C channels are: grey (1), rgb (3) or cmyk (4, full ink is 1).
+      values: ``[H, W, C]`` uint8 or float32; not premultiplied by alpha.
+      space: the meaning of the C channels: grey (1), rgb (3) or cmyk (4; 1 is full ink).
       alpha: ``[H, W]`` float32 in [0, 1], or None.
       profile: the ICC profile of the values, or None.
     """
@@ -71,32 +81,32 @@ class Samples(NamedTuple):
 
 
 class Header(NamedTuple):
-    """An image of which only the header is read yet.
+    """The header of an image file whose pixels are not decoded yet.
 
     Attributes:
-      stored: height and width, as ``read`` gives them.
-      orientation: how they are to be turned, a number of EXIF's.
-      several: whether the file holds more images after the first, which is meant.
-      read: reads the samples.
+      stored_shape: height and width of the samples from ``read``.
+      orientation: the EXIF orientation of these samples.
+      is_series: whether the file holds further images after the first.
+      read: decodes the samples of the first image.
     """
 
-    stored: tuple[int, int]
+    stored_shape: tuple[int, int]
     orientation: int
-    several: bool
+    is_series: bool
     read: Callable[[], Samples]
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width, upright."""
-        height, width = self.stored
-        return (width, height) if self.orientation in _SWAPPED else (height, width)
+        height, width = self.stored_shape
+        return (width, height) if self.orientation in _TRANSPOSED else (height, width)
 
     def decode(self) -> Samples:
-        """The samples, upright.
+        """Decode the samples and turn them upright.
 
         Raises:
-          Unread: for floats outside of [0, 1].
-          Exception: almost any, for a damaged file.
+          UnsupportedImage: if the samples are floats outside [0, 1].
+          Exception: of almost any type, if the file is damaged.
         """
         samples = self.read()
         alpha = None if samples.alpha is None else upright(samples.alpha, self.orientation)
@@ -104,96 +114,104 @@ class Header(NamedTuple):
 
 
 def identify(file: BinaryIO) -> Header:
-    """Read the header of an image; the file is to stay open until it is decoded.
+    """Read the header of an image file, which must stay open until it is decoded.
 
     Raises:
-      Unread: for a kind that is known, but not read.
-      PIL.UnidentifiedImageError: for one that is not known.
-      PIL.Image.DecompressionBombError: for some that are far beyond Pillow's limit of pixels.
-      Exception: almost any, for a damaged file.
+      UnsupportedImage: if the format is known but not supported.
+      PIL.UnidentifiedImageError: if the format is unknown.
+      PIL.Image.DecompressionBombError: for some formats, if the image has over twice Pillow's
+        limit of pixels.
+      Exception: of almost any type, if the file is damaged.
     """
     head = file.read(4096)
     file.seek(0)
-    _refuse(head, _REFUSED)
+    _check_supported(head, _UNSUPPORTED)
     if (deep := _deep_ppm(file, head)) is not None:
         return deep
     try:
         image = Image.open(file, formats=_formats())
     except Image.UnidentifiedImageError:
-        if head[:4] in _TIFF_HEADS:  # Pillow knows few kinds
+        if head[:4] in _TIFF_HEADS:  # a combination of tags that Pillow does not know
             return _deep_tiff(file)
-        _refuse(head, _FOREIGN)
+        _check_supported(head, _UNRECOGNISED)
         raise
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _tiff(file, image)
     return _other(file, image, head)
 
 
-def _refuse(head: bytes, kinds: tuple[tuple[bytes, str], ...]) -> None:
+def _check_supported(head: bytes, kinds: tuple[tuple[bytes, str], ...]) -> None:
     for pattern, kind in kinds:
         if re.match(pattern, head):
-            raise Unread(kind)
+            raise UnsupportedImage(kind)
 
 
 @lru_cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _READ if name in Image.OPEN)
+    return tuple(name for name in _PILLOW_FORMATS if name in Image.OPEN)
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn ``[H, W, ...]`` as its EXIF orientation says; what is none leaves it as it is.
+    """Turn ``[H, W, ...]`` upright by its EXIF orientation, 1 to 8; ignore any other number.
 
     >>> upright(np.array([[1, 2], [3, 4]]), 6).tolist()
     [[3, 1], [4, 2]]
     """
-    array = array.swapaxes(0, 1) if orientation in _SWAPPED else array
+    array = array.swapaxes(0, 1) if orientation in _TRANSPOSED else array
     array = array[::-1] if orientation in (3, 4, 7, 8) else array
     array = array[:, ::-1] if orientation in (2, 3, 6, 7) else array
     return np.ascontiguousarray(array)
 
 
 def _floats(values: np.ndarray) -> np.ndarray:
-    """Floats as float32, checked: of what is outside of [0, 1] it is not known what it means."""
+    """Convert floats to float32; outside [0, 1] the value of white is unknown."""
     values = values.astype(np.float32)
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-        raise Unread("an image of floats outside of 0 to 1")
+        raise UnsupportedImage("an image with float values outside 0 to 1")
     return values
 
 
-# What Pillow reads.
+# Files that Pillow decodes.
 
 
 def _other(file: BinaryIO, image: Image.Image, head: bytes) -> Header:
-    """The header of anything but a TIFF."""
+    """Read the header of a file of any format except TIFF."""
     if image.mode == "LAB":
-        raise Unread("an image in Lab")
+        raise UnsupportedImage("an image in CIE Lab colours")
     colors = Image.getmodebands(image.mode.removesuffix("A"))
+    # Bytes 12 and 13 of a PSD count its channels (Photoshop File Formats, "File Header Section").
     if image.format == "PSD" and int.from_bytes(head[12:14]) > colors:
-        raise Unread("a PSD with an alpha channel or a saved selection")
+        raise UnsupportedImage("a PSD with an alpha channel or a saved selection")
     read = partial(_pillow_samples, image)
     if isinstance(image, PngImagePlugin.PngImageFile):
-        # Of few bits Pillow takes transparent grey for another.
-        few = head[24] < 8 and image.mode != "P" and "transparency" in image.info
-        read = partial(_png_samples, file, image) if few or head[24] == 16 else read
+        # Byte 24 is the bit depth in IHDR. At 1, 2 and 4 bits Pillow makes the wrong grey level
+        # transparent; tRNS states the level at the image's depth (W3C PNG, 11.3.1.1).
+        transparent_grey = head[24] < 8 and image.mode != "P" and "transparency" in image.info
+        if transparent_grey or head[24] == 16:
+            read = partial(_png_samples, file, image)
     return Header((image.height, image.width), _orientation(image), _is_series(image), read)
 
 
 def _tiff(file: BinaryIO, image: TiffImagePlugin.TiffImageFile) -> Header:
     tags = image.tag_v2
-    # The first image is a preview of what the sensor saw: subfile type, SubIFDs; DNG.
-    if (tags.get(254, 0) & 1 and 330 in tags) or 50706 in tags:
-        raise Unread(_RAW)
-    many = np.atleast_1d(tags.get(258, 1)).max() > 8
-    formats = set(np.atleast_1d(tags.get(339, 1)).tolist())
-    # Alpha that stands apart Pillow confuses.
-    apart = tags.get(284) == 2 and 338 in tags and tags.get(259, 1) in _COMPRESSIONS
-    if many or apart or formats != {1}:
+    # Cameras store a reduced-resolution preview (bit 0 of NewSubfileType) as the first image and
+    # the sensor's data in a SubIFD (TIFF Technical Note 1); DNG files name their version.
+    is_preview = tags.get(_NEW_SUBFILE_TYPE, 0) & 1 and _SUB_IFDS in tags
+    if is_preview or _DNG_VERSION in tags:
+        raise UnsupportedImage(_RAW)
+    deep = np.atleast_1d(tags.get(_BITS_PER_SAMPLE, 1)).max() > 8
+    # SampleFormat 1 is unsigned integers (TIFF 6.0, section 19).
+    integers = set(np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)).tolist()) == {1}
+    # Pillow mixes up the planes of images with alpha that are stored plane by plane.
+    planar = tags.get(_PLANAR_CONFIGURATION) == 2 and _EXTRA_SAMPLES in tags
+    if deep or not integers or (planar and tags.get(_COMPRESSION, 1) in _COMPRESSIONS):
         return _deep_tiff(file)
     if image.mode == "LAB":
-        raise Unread("a TIFF in Lab")
-    # Pillow turns the pixels itself, and has swapped the size if a tag asks for it, not XMP data.
-    swapped = ExifTags.Base.Orientation not in tags and _orientation(image) in _SWAPPED
+        raise UnsupportedImage("a TIFF in CIE Lab colours")
+    # Pillow turns the pixels itself. It has already swapped width and height if the tag says so,
+    # but not if only the XMP data does.
+    swapped = ExifTags.Base.Orientation not in tags and _orientation(image) in _TRANSPOSED
     shape = image.size if swapped else (image.height, image.width)
     return Header(shape, 1, _is_series(image), partial(_pillow_samples, image))
 
@@ -201,7 +219,7 @@ def _tiff(file: BinaryIO, image: TiffImagePlugin.TiffImageFile) -> Header:
 def _pillow_samples(image: Image.Image) -> Samples:
     profile = profile_of(image)
     image.load()
-    if image.mode == "I" or image.mode.startswith("I;16"):  # both hold 16 bits
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey
         return Samples(
             _floats(np.asarray(image, np.float32) / 65535)[..., None], "grey", profile=profile
         )
@@ -222,22 +240,26 @@ def _pillow_samples(image: Image.Image) -> Samples:
 def _is_series(image: Image.Image) -> bool:
     try:
         return image.format in _SERIES and getattr(image, "is_animated", False)
-    except Exception:  # damaged behind the first image
+    except Exception:  # damaged after the first image
         return False
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image of which only the header is read."""
+    """Return the EXIF orientation of an image whose pixels are not decoded."""
     if isinstance(image, PngImagePlugin.PngImageFile):
         _read_png_tail(image)
-    # Not the PNG's own method, which decodes the pixels.
+    # PngImageFile.getexif would decode the pixels first.
     return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
 
 
 def _read_png_tail(image: PngImagePlugin.PngImageFile) -> None:
-    """Have the texts and EXIF data that stand behind a PNG's pixels in ``image.info``."""
+    """Add the texts and EXIF data after a PNG's pixels to ``image.info``.
+
+    eXIf, tEXt, zTXt and iTXt may stand before or after IDAT (W3C PNG, 5.6), and Pillow reads those
+    after it only when it decodes the pixels.
+    """
     stream, file = image.png, image.fp
-    assert stream is not None and file is not None  # until the pixels are decoded
+    assert stream is not None and file is not None  # Pillow drops both once it has decoded
     here = file.tell()
     file.seek(image.tile[0].offset - 8)
     try:
@@ -245,21 +267,21 @@ def _read_png_tail(image: PngImagePlugin.PngImageFile) -> None:
             name, start, length = chunk
             if name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
                 stream.call(name, start, length)
-            file.seek(start + length + 4)  # behind the checksum
-    except (struct.error, SyntaxError, UnicodeDecodeError):  # cut off or damaged; Pillow stops, too
+            file.seek(start + length + 4)  # 4 bytes of checksum
+    except (struct.error, SyntaxError, UnicodeDecodeError):  # truncated or damaged: stop here
         pass
     file.seek(here)
 
 
-# PPMs of more than 8 bits.
+# PPMs with more than 8 bits (Netpbm's ppm(5)): P6 holds two big-endian bytes per sample, P3 text.
 
-_COMMENT = rb"#[^\n]*\n"  # it goes on to its line's end
+_COMMENT = rb"#[^\n]*\n"
 
 _DEEP_PPM = re.compile(rb"(P[36])" + 3 * (rb"(?:\s|" + _COMMENT + rb")+(\d+)") + rb"\s")
 
 
 def _deep_ppm(file: BinaryIO, head: bytes) -> Header | None:
-    """The header of a PPM of numbers from 0 to 256 or more, or None for any other file."""
+    """Read the header of a PPM with a maximum above 255; return None for any other file."""
     found = _DEEP_PPM.match(head)
     if found is None or not 255 < int(found[4]) < 65536:
         return None
@@ -274,14 +296,14 @@ def _deep_ppm(file: BinaryIO, head: bytes) -> Header | None:
             words = re.finditer(rb"\S+", re.sub(_COMMENT, b"\n", data))
             values = np.fromiter((int(word[0]) for word in islice(words, count)), np.uint16)
         if not count or len(values) < count:
-            raise ValueError("it is cut off")
+            raise ValueError("the file is truncated")
         values = np.minimum(values.reshape(height, width, 3) / np.float32(top), 1)
         return Samples(values, "rgb")
 
     return Header((height, width), 1, False, read)
 
 
-# PNGs of 16 bits, or of transparent grey of few.
+# PNGs with 16 bits, or with a transparent grey level and fewer than 8 bits.
 
 
 def _png_samples(file: BinaryIO, image: Image.Image) -> Samples:
@@ -292,7 +314,7 @@ def _png_samples(file: BinaryIO, image: Image.Image) -> Samples:
     values = imagecodecs.png_decode(b"".join(_pixel_chunks(file.read(), shape=shape)))
     values = values[..., None] if values.ndim == 2 else values
     if values.shape[:2] != shape:
-        raise ValueError("its size is not that of its header")
+        raise ValueError(f"expected {shape} pixels as in its header, got {values.shape[:2]}")
     channels = values.shape[-1]
     deep = values.dtype != np.uint8
     scaled = values / np.float32(65535 if deep else 255)
@@ -302,32 +324,36 @@ def _png_samples(file: BinaryIO, image: Image.Image) -> Samples:
 
 
 def _pixel_chunks(data: bytes, *, shape: tuple[int, int]) -> Iterator[bytes]:
-    """A PNG without all that says nothing of its pixels, of which libpng might complain aloud."""
+    """Yield a PNG's signature and the chunks that its pixels depend on (W3C PNG, 5.3).
+
+    libpng prints warnings about other chunks, such as a damaged profile, to standard error.
+    """
     yield data[:8]
     start = 8
     while start < len(data):
         length, name = struct.unpack(">I4s", data[start : start + 8])
         if name == b"IHDR" and struct.unpack(">II", data[start + 8 : start + 16]) != shape[::-1]:
-            raise ValueError("it has two headers")
+            raise ValueError("it has two different headers")
         if name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
-            yield data[start : start + length + 12]
+            yield data[start : start + length + 12]  # length, name and checksum: 4 bytes each
         start += length + 12
 
 
-# TIFFs of more than 8 bits, of floats, or with alpha that stands apart.
+# TIFFs with more than 8 bits, with floats, or with alpha in a plane of its own.
 
-_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # "*" is TIFF, "+" BigTIFF
 
-# None, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard: of which tifffile bounds the output.
+# None, LZW, Deflate (two numbers), PackBits, LZMA, Zstandard: tifffile bounds what these expand to.
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
 
-_WHITE_IS_0, _BLACK_IS_0, _RGB, _CMYK = 0, 1, 2, 5  # photometric interpretations
-
+# PhotometricInterpretation (TIFF 6.0, section 8; CMYK: section 16), and colour channels of each.
+_WHITE_IS_0, _BLACK_IS_0, _RGB, _CMYK = 0, 1, 2, 5
 _COLORS = {_WHITE_IS_0: 1, _BLACK_IS_0: 1, _RGB: 3, _CMYK: 4}
 
-_PREMULTIPLIED, _STRAIGHT = 1, 2  # what an extra sample is
+# ExtraSamples (TIFF 6.0, section 18): alpha with which the colours are multiplied, or not.
+_PREMULTIPLIED, _STRAIGHT = 1, 2
 
-_MOST_SAMPLES = 16
+_MAX_SAMPLES = 16
 
 
 def _deep_tiff(file: BinaryIO) -> Header:
@@ -340,36 +366,37 @@ def _deep_tiff(file: BinaryIO) -> Header:
 
 @contextmanager
 def _page(data: bytes) -> Iterator[tuple[Any, int]]:
-    """A TIFF's first page, of a kind that can be read, and the number of pages."""
+    """Open a TIFF's first page and count the pages; raise if the page is not supported."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = tiff.pages.first
-        _check_kind(page)
+        _check_page(page)
         yield page, len(tiff.pages)
 
 
-def _check_kind(page: Any) -> None:
+def _check_page(page: Any) -> None:
     colors = _COLORS.get(page.photometric)
     if colors is None:
-        raise Unread(f"a TIFF in {getattr(page.photometric, 'name', 'unknown colours')}")
+        raise UnsupportedImage(f"a TIFF in {getattr(page.photometric, 'name', 'unknown colours')}")
     if page.compression not in _COMPRESSIONS:
         name = getattr(page.compression, "name", "unknown")
-        raise Unread(f"a TIFF of more than 8 bits with the compression {name}")
-    if not colors <= page.samplesperpixel <= _MOST_SAMPLES or page.imagedepth != 1:
-        raise ValueError(f"it has {page.samplesperpixel} samples a pixel: expected {colors}")
+        raise UnsupportedImage(f"a TIFF with more than 8 bits and {name} compression")
+    if not colors <= page.samplesperpixel <= _MAX_SAMPLES or page.imagedepth != 1:
+        raise ValueError(f"expected {colors} samples per pixel, got {page.samplesperpixel}")
     if not isinstance(page.bitspersample, int) or page.dtype is None:
-        raise ValueError("its samples are of different or unknown types")
+        raise ValueError("its samples have different or unknown types")
     if page.dtype.kind != "f" and not (page.dtype.kind in "bu" and page.bitspersample <= 16):
-        raise Unread(f"a TIFF of numbers of type {page.dtype}, whose range is not known")
+        # Without a convention for white, the range of 32-bit or signed integers is unknown.
+        raise UnsupportedImage(f"a TIFF with samples of type {page.dtype}")
 
 
 def _tiff_orientation(page: Any) -> int:
-    """A page's orientation by its tag, or else by its XMP data."""
-    tag = page.tags.valueof(274)
+    """Return a page's orientation from its tag, or from its XMP data if it has no tag."""
+    tag = page.tags.valueof(_ORIENTATION)
     if tag is not None:
         return int(tag)
-    xmp = page.tags.valueof(700)
+    xmp = page.tags.valueof(_XMP)
     found = re.search(rb'tiff:Orientation(?:="|>)([1-8])', bytes(xmp or b""))
     return int(found[1]) if found else 1
 
@@ -377,23 +404,26 @@ def _tiff_orientation(page: Any) -> int:
 def _tiff_samples(data: bytes) -> Samples:
     with _page(data) as (page, _):
         _check_segments(page, data)
-        # [planes, depth 1, height, width, samples of a plane]
+        # [planes, depth, height, width, samples per plane] -> [height, width, samples]; the depth
+        # is 1, and either planes or samples per plane is 1.
         values = page.asarray(squeeze=False, maxworkers=1)
         values = np.moveaxis(values[:, 0], 0, -2).reshape(*values.shape[2:4], -1)
         return _tiff_colors(page, values)
 
 
 def _check_segments(page: Any, data: bytes) -> None:
-    """Check that all strips or tiles are there, and none is larger than it may be."""
+    """Check that all strips or tiles are in the file and none expands beyond the image."""
+    # Tiles are padded to their full size, so that one tile may hold more than a small image: 4 Mi
+    # samples are more than any usual tile has.
     if math.prod(page.chunks) > 2 * math.prod(page.shaped) + 2**22:
-        raise ValueError("its tiles are larger than the image")
+        raise ValueError("its tiles are far larger than the image")
     offsets, counts = page.dataoffsets, page.databytecounts
     missing = len(offsets) != math.prod(page.chunked) or len(counts) != len(offsets)
     if missing or any(
         size <= 0 or start <= 0 or start + size > len(data)
         for start, size in zip(offsets, counts, strict=True)
     ):
-        raise ValueError("a part of its pixels is missing")
+        raise ValueError("part of its pixels is missing")
 
 
 def _tiff_colors(page: Any, values: np.ndarray) -> Samples:
@@ -406,7 +436,7 @@ def _tiff_colors(page: Any, values: np.ndarray) -> Samples:
         values[..., 0] = 1 - values[..., 0]
     extra = tuple(page.extrasamples)
     if not extra and values.shape[-1] == colors + 1 and page.photometric in (_BLACK_IS_0, _RGB):
-        extra = (_STRAIGHT,)  # it does not tell; as libtiff's readers take it
+        extra = (_STRAIGHT,)  # unspecified: libtiff's RGBA reader assumes straight alpha too
     alpha = None
     if extra and extra[0] in (_PREMULTIPLIED, _STRAIGHT):
         alpha = values[..., colors]
@@ -414,6 +444,6 @@ def _tiff_colors(page: Any, values: np.ndarray) -> Samples:
     if extra and extra[0] == _PREMULTIPLIED:
         assert alpha is not None
         colored = np.clip(colored / np.maximum(alpha, 1e-6)[..., None], 0, 1)
-    profile = page.tags.valueof(34675)
+    profile = page.tags.valueof(_ICC_PROFILE)
     space = "grey" if colors == 1 else "rgb" if colors == 3 else "cmyk"
     return Samples(colored, space, alpha, bytes(profile) if profile else None)

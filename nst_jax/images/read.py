@@ -1,8 +1,8 @@
-"""Images from files, on the host.
+"""Read image files into NumPy arrays.
 
-Contract: arrays are float32 sRGB in [0, 1], ``[H, W, 3]``, NumPy; alpha is ``[H, W]``. The path
-``-`` is standard input, which is read once and kept. What cannot be read as it is meant is refused
-in one line.
+Contract: images are ``[H, W, 3]``, float32 sRGB in [0, 1]; alpha is ``[H, W]``. The path ``-`` is
+standard input, which is read once and cached. A file that cannot be read correctly is refused with
+a one-line `InputError`.
 """
 
 import io
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from nst_jax.errors import InputError
-from nst_jax.images.decode import Header, Unread, identify
+from nst_jax.images.decode import Header, UnsupportedImage, identify
 from nst_jax.images.profiles import to_srgb
 from nst_jax.system.streams import STANDARD, standard_input
 
@@ -32,7 +32,8 @@ class RGBA(NamedTuple):
     """A decoded image.
 
     Attributes:
-      rgb: ``[H, W, 3]``; not multiplied by alpha, and white where nothing is to be seen.
+      rgb: ``[H, W, 3]``; not premultiplied by alpha. ``load_rgba`` makes it white where alpha
+        is 0.
       alpha: ``[H, W]`` in [0, 1], or None for an opaque image.
     """
 
@@ -41,16 +42,16 @@ class RGBA(NamedTuple):
 
 
 def limit_pixels(max_megapixels: float) -> None:
-    """Choose how large an image file may be to be read, for the whole process.
+    """Set how large an image file may be to be read, for the whole process.
 
-    Pillow's limit ``PIL.Image.MAX_IMAGE_PIXELS`` is set, which guards the parts of icons and tiled
-    files, too.
+    This sets ``PIL.Image.MAX_IMAGE_PIXELS``, which Pillow also applies to the parts of icons and
+    tiled files.
 
     Args:
       max_megapixels: width times height, in millions.
 
     Raises:
-      InputError: for what is not positive and finite.
+      InputError: if the number is not positive and finite.
     """
     if not 0 < 1e6 * max_megapixels < math.inf:
         raise InputError(
@@ -60,41 +61,39 @@ def limit_pixels(max_megapixels: float) -> None:
 
 
 def load_rgba(path: str | Path, *, size: int | None = None) -> RGBA:
-    """Read an image as it is meant to be seen.
+    """Read an image in sRGB, upright.
 
-    The EXIF orientation is applied, and an embedded colour profile: the colours are sRGB's. Grey,
-    palette and CMYK are converted. PNGs, TIFFs and PPMs keep the depth that they have, up to 16
-    bits or floats; other formats are read with 8 bits a channel. Of an animation, or of several
-    pages, the first image is taken, of which a warning is logged, as of a profile that cannot be
-    used.
+    Applies the EXIF orientation and converts an embedded colour profile, grey, palettes and CMYK
+    to sRGB. PNGs, TIFFs and PPMs keep their depth of up to 16 bits or floats; other formats are
+    read with 8 bits per channel. Logs a warning if the file holds several images, of which the
+    first is read, or if its colour profile cannot be used.
 
     Args:
-      path: a file in any format that Pillow reads by itself, whatever its name; ``-`` is standard
-        input.
-      size: length of the longer side in pixels; the image is shrunk or enlarged to it with its
-        aspect ratio kept, by an antialiased bilinear filter as in neural-style's loaders. None
-        keeps the size.
+      path: a file in a supported format, whatever its suffix; ``-`` is standard input.
+      size: length of the longer side in pixels, to which the image is resized with its aspect
+        ratio, by an antialiased bilinear filter as in neural-style. None keeps the size.
 
     Returns:
       A ``RGBA``.
 
     Raises:
-      InputError: for a missing, damaged or foreign file, one of more pixels than
-        ``PIL.Image.MAX_IMAGE_PIXELS``, or a size that is not positive.
+      InputError: if the file is missing, damaged or not supported, has more pixels than
+        ``PIL.Image.MAX_IMAGE_PIXELS``, or if ``size`` is not positive.
     """
     rgb, alpha = _read(path, size=size)
     if alpha is None:
         return RGBA(rgb if size is None else resize_longer(rgb, size=size), None)
-    # Colours are averaged by how much of them is to be seen.
-    seen = np.concatenate([rgb * alpha[..., None], alpha[..., None]], axis=-1)
-    seen = seen if size is None else resize_longer(seen, size=size)
-    alpha = seen[..., 3:]
-    rgb = np.where(alpha > 0, seen[..., :3] / np.maximum(alpha, 1e-6), 1).astype(np.float32)
+    # Resize premultiplied colours, so that hidden colours do not bleed into visible ones.
+    premultiplied = np.concatenate([rgb * alpha[..., None], alpha[..., None]], axis=-1)
+    if size is not None:
+        premultiplied = resize_longer(premultiplied, size=size)
+    rgb, alpha = premultiplied[..., :3], premultiplied[..., 3:]
+    rgb = np.where(alpha > 0, rgb / np.maximum(alpha, 1e-6), 1).astype(np.float32)
     return RGBA(np.clip(rgb, 0, 1), alpha[..., 0])
 
 
 def load_image(path: str | Path, *, size: int | None = None) -> np.ndarray:
-    """Read an image's colours, shown over white where it is transparent; see ``load_rgba``.
+    """Read an image, composited over white where it is transparent; see ``load_rgba``.
 
     Returns:
       ``[H, W, 3]`` float32 in [0, 1].
@@ -103,42 +102,41 @@ def load_image(path: str | Path, *, size: int | None = None) -> np.ndarray:
     return rgb if alpha is None else rgb * alpha[..., None] + (1 - alpha[..., None])
 
 
-def load_numbers(path: str | Path) -> RGBA:
-    """Read an image whose colours are numbers, as of a mask or of labels.
+def load_values(path: str | Path) -> RGBA:
+    """Read an image whose values are data rather than colours, such as a mask or labels.
 
-    Colour profiles are left out, and colours stay where they are not to be seen; else as
-    ``load_rgba``.
+    As ``load_rgba``, but ignores colour profiles and keeps the values of transparent pixels.
     """
-    return _read(path, size=None, profiled=False)
+    return _read(path, size=None, convert_profile=False)
 
 
 def image_shape(path: str | Path, *, size: int | None = None) -> tuple[int, int]:
-    """Height and width of what ``load_rgba`` gives, without decoding the pixels.
+    """Return the height and width of the image from ``load_rgba`` without decoding its pixels.
 
     Args:
       path, size: as for ``load_rgba``.
 
     Raises:
-      InputError: as ``load_rgba``, but not for damage behind the header.
+      InputError: as for ``load_rgba``, except that damage after the header goes unnoticed.
     """
     _check_size(size)
-    with _opened(Path(path)) as header:
+    with _open_header(Path(path)) as header:
         shape = header.shape
     return shape if size is None else scaled_shape(shape, size=size)
 
 
-def _read(path: str | Path, *, size: int | None, profiled: bool = True) -> RGBA:
+def _read(path: str | Path, *, size: int | None, convert_profile: bool = True) -> RGBA:
     path = Path(path)
     _check_size(size)
-    with _opened(path) as header:
+    with _open_header(path) as header:
         samples = header.decode()
-        _check_pixels(samples.values.shape, name=_named(path))  # of an icon its directory may lie
-        profile = samples.profile if profiled else None
+        _check_pixels(samples.values.shape, name=_display_name(path))  # an icon's directory may lie
+        profile = samples.profile if convert_profile else None
         rgb, note = to_srgb(samples.values, space=samples.space, profile=profile)
     if note:
-        _log.warning("%s: %s", _named(path), note)
-    if header.several:
-        _log.warning("%s holds several images: the first is read", _named(path))
+        _log.warning("%s: %s", _display_name(path), note)
+    if header.is_series:
+        _log.warning("%s holds several images: only the first is read", _display_name(path))
     alpha = samples.alpha
     return RGBA(rgb, None if alpha is None or (alpha == 1).all() else alpha)
 
@@ -149,16 +147,16 @@ def _check_size(size: int | None) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Header]:
-    """Open an image, of which only the header is read yet.
+def _open_header(path: Path) -> Iterator[Header]:
+    """Open an image file and read its header; the block may decode the pixels.
 
     Raises:
-      InputError: for a missing, foreign or too large file; for any failure of the block that uses
-        it, too, as of a damaged file.
+      InputError: if the file is missing, not supported or too large, or if the block raises any
+        exception, as decoders do for damaged files.
     """
-    name = _named(path)
+    name = _display_name(path)
     try:
-        with warnings.catch_warnings(), _stream(path) as file, _quiet():
+        with warnings.catch_warnings(), _open_file(path) as file, _decoders_silenced():
             warnings.simplefilter("ignore")
             header = identify(file)
             _check_pixels(header.shape, name=name)
@@ -169,24 +167,24 @@ def _opened(path: Path) -> Iterator[Header]:
         raise _too_large(name, int(re.findall(r"\d+", str(error))[0])) from None
     except Image.UnidentifiedImageError:
         raise InputError(
-            f"{name} is no image in a known format: expected PNG, JPEG or the like"
+            f"{name} is not an image in a known format: expected PNG, JPEG or similar"
         ) from None
-    except Unread as error:
+    except UnsupportedImage as error:
         raise InputError(
-            f"{name} is {error}, which is not read: export it as PNG, JPEG, or TIFF of grey or RGB "
-            "with 8 or 16 bits"
+            f"{name} is {error}, which is not supported: export it as PNG, JPEG, or a grey or RGB "
+            "TIFF with 8 or 16 bits"
         ) from None
-    except Exception as error:  # for damaged files Pillow's plugins raise almost anything
+    except Exception as error:  # decoders raise almost any type for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot read the image {name} ({reason}): get the file again") from None
 
 
-def _named(path: Path) -> str:
+def _display_name(path: Path) -> str:
     return "standard input" if path == STANDARD else str(path)
 
 
 @contextmanager
-def _stream(path: Path) -> Iterator[BinaryIO]:
+def _open_file(path: Path) -> Iterator[BinaryIO]:
     if path == STANDARD:
         yield io.BytesIO(standard_input())
         return
@@ -195,34 +193,36 @@ def _stream(path: Path) -> Iterator[BinaryIO]:
     if not os.path.exists(path):
         raise InputError(f"{path} does not exist: expected an image file")
     if not os.path.isfile(path):
-        raise InputError(f"{path} is no regular file: expected one, or - for standard input")
+        raise InputError(f"{path} is not a regular file: expected one, or - for standard input")
     if os.path.getsize(path) == 0:
         raise InputError(f"{path} is empty: expected an image file")
-    # Not by its path: then Pillow maps raw TIFFs into memory, and scrambles turned ones.
+    # Pillow gets a file, not a path: given a path it maps uncompressed TIFFs into memory, and then
+    # scrambles those that it has to turn.
     with open(path, "rb") as file:
         yield file
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what this thread's decoders log: the error that follows says it.
+def _decoders_silenced() -> Iterator[None]:
+    """Drop what decoders log in this thread.
 
-    libpng warns of interlaced files, too, which are read right.
+    The InputError says what is wrong with a damaged file, and libpng also warns of interlaced
+    files, which are read correctly.
     """
     thread = threading.get_ident()
 
-    def of_others(record: logging.LogRecord) -> bool:
+    def is_other_thread(record: logging.LogRecord) -> bool:
         return record.thread != thread
 
     names = ("PIL.TiffImagePlugin", "tifffile", "imagecodecs")
     loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
-        logger.addFilter(of_others)
+        logger.addFilter(is_other_thread)
     try:
         yield
     finally:
         for logger in loggers:
-            logger.removeFilter(of_others)
+            logger.removeFilter(is_other_thread)
 
 
 def _check_pixels(shape: tuple[int, ...], *, name: str) -> None:
@@ -231,21 +231,21 @@ def _check_pixels(shape: tuple[int, ...], *, name: str) -> None:
 
 
 def _too_large(name: str, pixels: int) -> InputError:
-    """The error of an image beyond Pillow's limit."""
-    most = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+    """Return the error for an image with more pixels than Pillow's limit."""
+    limit = (Image.MAX_IMAGE_PIXELS or 0) / 1e6
     return InputError(
-        f"{name} has {pixels / 1e6:.10g} megapixels: expected at most {most:.10g}; if it is meant "
-        f"to be so large, raise max_megapixels to {math.ceil(pixels / 1e6)}, or in Python "
-        "PIL.Image.MAX_IMAGE_PIXELS"
+        f"{name} has {pixels / 1e6:.10g} megapixels: expected at most {limit:.10g}; to read it "
+        f"anyway, raise max_megapixels to {math.ceil(pixels / 1e6)}, or raise "
+        "PIL.Image.MAX_IMAGE_PIXELS in Python"
     )
 
 
 def resize_longer(image: np.ndarray, *, size: int) -> np.ndarray:
-    """Scale to a longer side of ``size`` pixels, in float32, with an antialiased bilinear filter.
+    """Resize so that the longer side has ``size`` pixels; see ``resize_to``.
 
     Args:
-      image: ``[H, W, C]``.
-      size: pixels of the longer side; the shorter one is rounded, and at least 1.
+      image: ``[H, W, C]`` float32.
+      size: length of the longer side in pixels; the shorter side is rounded, to at least 1.
 
     Returns:
       ``[H', W', C]``.
@@ -255,7 +255,7 @@ def resize_longer(image: np.ndarray, *, size: int) -> np.ndarray:
 
 
 def scaled_shape(shape: tuple[int, int], *, size: int) -> tuple[int, int]:
-    """Height and width scaled to a longer side of ``size`` pixels, see ``resize_longer``.
+    """Return the height and width after ``resize_longer``.
 
     >>> scaled_shape((480, 640), size=100)
     (75, 100)
@@ -266,11 +266,11 @@ def scaled_shape(shape: tuple[int, int], *, size: int) -> tuple[int, int]:
 
 
 def resize_to(image: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
-    """Scale to a height and width, in float32, with an antialiased bilinear filter.
+    """Resize to a height and width with an antialiased bilinear filter, in float32.
 
     Args:
-      image: ``[H, W, C]``.
-      shape: height and width.
+      image: ``[H, W, C]`` float32.
+      shape: the new height and width.
 
     Returns:
       ``[H', W', C]``.
@@ -278,6 +278,7 @@ def resize_to(image: np.ndarray, *, shape: tuple[int, int]) -> np.ndarray:
     height, width, channels = image.shape
     if shape == (height, width):
         return image
+    # Pillow resizes single-channel float images (mode F) without rounding to 8 bits.
     scaled = [
         np.asarray(
             Image.fromarray(np.ascontiguousarray(image[..., channel])).resize(

@@ -1,4 +1,4 @@
-"""A labelled grid of images, on the host."""
+"""Contact sheets: labelled grids of images, as NumPy arrays."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-INK = 64  # dark grey
+INK = 64  # grey level of text, from 0 for black to 255
 
 
 def contact_sheet(
@@ -17,29 +17,32 @@ def contact_sheet(
     columns: int,
     title: str | None = None,
 ) -> np.ndarray:
-    """Lay out images in rows on white, each with its label beneath.
+    """Lay out images in rows on white, with a label below each.
 
-    Text grows with the images' width, and is wrapped to it. Images that are too narrow for
-    text get wider cells.
+    The text size grows with the width of the images, and text is wrapped to that width. Images
+    too narrow for text get wider cells.
 
     Args:
-      images: ``[H, W, 3]`` each, of the same shape; values are clipped to [0, 1], NaN is 0.
-      labels: a text for each image, of any number of lines.
-      columns: images in a row; the last row may hold fewer.
+      images: images of one shape ``[H, W, 3]``; values are clipped to [0, 1], NaN becomes 0.
+      labels: a text for each image, which may have several lines.
+      columns: images per row; the last row may have fewer.
       title: a text above all images.
 
     Returns:
       ``[H', W', 3]`` float32 in [0, 1].
 
     Raises:
-      ValueError: for no images, images of several shapes, another number of labels, or less
-        than one column.
+      ValueError: if there are no images, their shapes differ, the number of labels is not that of
+        the images, or there is less than one column.
 
     >>> contact_sheet([np.zeros((150, 200, 3))] * 3, labels=["", "", ""], columns=2).shape
     (336, 436, 3)
     """
     if not len(images) or len(images) != len(labels) or columns < 1:
-        raise ValueError(f"{len(images)} images, {len(labels)} labels, {columns} columns")
+        raise ValueError(
+            "expected images, a label for each and at least one column, got "
+            f"{len(images)} images, {len(labels)} labels, {columns} columns"
+        )
     shapes = {np.shape(image) for image in images}
     height, width, *channels = shapes.pop()
     if shapes or channels != [3]:
@@ -47,7 +50,7 @@ def contact_sheet(
     layout = _layout((height, width), labels=labels, columns=columns, title=title)
     canvas = Image.new("L", (layout.shape[1], layout.shape[0]), 255)
     draw = ImageDraw.Draw(canvas)
-    with _any_size():
+    with _no_pixel_limit():
         for x, top, line, face in layout.texts:
             draw.text((x, top), line, fill=INK, font=face)
     sheet = np.repeat(np.asarray(canvas, np.float32)[..., None] / 255, 3, axis=-1)
@@ -60,7 +63,7 @@ def contact_sheet(
 def sheet_shape(
     shape: Sequence[int], *, labels: Sequence[str], columns: int, title: str | None = None
 ) -> tuple[int, int]:
-    """Height and width of the ``contact_sheet`` of images of this height and width.
+    """Return the height and width of the ``contact_sheet`` of images of this height and width.
 
     >>> sheet_shape((150, 200), labels=["", "", ""], columns=2)
     (336, 436)
@@ -69,12 +72,12 @@ def sheet_shape(
 
 
 class _Layout(NamedTuple):
-    """Where everything of a sheet is.
+    """The positions of images and text on a sheet.
 
     Attributes:
-      shape: its height and width.
-      places: the left and top of each image.
-      texts: left, top, line and font.
+      shape: height and width of the sheet.
+      places: left and top of each image.
+      texts: left, top, text and font of each line.
     """
 
     shape: tuple[int, int]
@@ -88,7 +91,7 @@ def _layout(
     height, width = shape[:2]
     columns = min(columns, len(labels))
     size = min(max(round(width / 22), 11), 28)
-    gap, space = size + 1, size // 3  # around cells; between an image and its label
+    gap, space = size + 1, size // 3  # between cells; between an image and its label
     cell = max(width, 6 * size)
     font, title_font = _font(size), _font(round(1.25 * size))
     sheet_width = columns * (cell + gap) + gap
@@ -112,8 +115,8 @@ def _layout(
 
 
 @contextmanager
-def _any_size() -> Iterator[None]:
-    """Lift Pillow's limit of pixels: a low one for files, which it holds lines of text to, too."""
+def _no_pixel_limit() -> Iterator[None]:
+    """Lift Pillow's limit of pixels, which is meant for files but also applies to drawn text."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -123,7 +126,7 @@ def _any_size() -> Iterator[None]:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # as for every given size
+    assert isinstance(font, ImageFont.FreeTypeFont)  # load_default returns one if given a size
     return font
 
 
@@ -132,7 +135,7 @@ def _line_height(font: ImageFont.FreeTypeFont) -> int:
 
 
 def _wrap(text: str, *, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break a text into lines no wider than so many pixels; a word only where it is too long."""
+    """Break a text into lines of at most ``width`` pixels; break words only if they do not fit."""
 
     def fits(line: str) -> bool:
         return font.getbbox(line)[2] <= width

@@ -1,8 +1,8 @@
-"""Writing images: PNG, JPEG, WebP and TIFF in sRGB, with what is known of their making.
+"""Write images as PNG, JPEG, WebP or TIFF in sRGB, with metadata texts.
 
-A PNG has each text of its making in a chunk of its own. In the other formats the text "Software" is
-the EXIF (TIFF) tag of that name, and all others are a JSON object in the tag ImageDescription. The
-path ``-`` is standard output, to which a PNG is written.
+A PNG stores each text in an iTXt chunk. The other formats store the text "Software" in the EXIF
+(TIFF) tag of that name, and all other texts as a JSON object in the tag ImageDescription. The path
+``-`` is standard output, to which a PNG is written.
 """
 
 import io
@@ -31,22 +31,23 @@ FORMATS = {
     ".tiff": "TIFF",
 }
 
-_DEEP = ("PNG", "TIFF")
+_WITH_16_BITS = ("PNG", "TIFF")
 
 _LOSSY = ("JPEG", "WEBP")
 
-# Pixels that a side may have; PNG and TIFF hold more than any device computes.
+# Largest side in pixels: of libjpeg, of WebP's 14 bits and of GIF's 16 bits. PNG and TIFF can hold
+# larger images than any device computes.
 _LARGEST_SIDES = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".gif": 65_535}
 
 _SOFTWARE = "Software"
 
-_JPEG_SEGMENT = 65_533  # bytes that a JPEG's EXIF data may have
+_JPEG_SEGMENT = 65_533  # bytes of EXIF data: a segment's 16-bit length counts its own 2 bytes
 
-_AFTER_HEADER = 33  # a PNG's signature and its first chunk
+_PNG_HEADER = 33  # bytes: the signature (8) and the chunk IHDR (25)
 
 
 def to_uint8(image) -> np.ndarray:
-    """Clip to [0, 1] and round to 0-255; NaN, as in a diverging run's preview, becomes 0.
+    """Clip to [0, 1] and round to 0-255; NaN, as in previews of a diverging run, becomes 0.
 
     >>> to_uint8(np.array([-1.0, 0.5, 2.0])).tolist()
     [0, 128, 255]
@@ -68,11 +69,16 @@ def to_uint16(image) -> np.ndarray:
 def check_output(
     path: str | Path, *, alpha: bool = False, bit_depth: int = 8, quality: int | None = None
 ) -> None:
-    """Check that an image can be written as it is asked for.
+    """Check that an image can be written with these options.
+
+    Args:
+      path: as for ``save_image``.
+      alpha: whether the image has an alpha channel.
+      bit_depth, quality: as for ``save_image``.
 
     Raises:
-      InputError: for an unknown suffix, what its format cannot hold or has no use for, and standard
-        output where it is closed or a terminal.
+      InputError: if the suffix is unknown, the format does not support an option, or standard
+        output is closed or a terminal.
     """
     path = Path(path)
     if path == STANDARD:
@@ -84,42 +90,42 @@ def check_output(
     format = _format(path)
     if alpha and format == "JPEG":
         raise InputError(
-            f"the content image is partly transparent, which JPEG cannot hold: name {path.name} "
-            ".png, .webp or .tif"
+            "the content image is partly transparent, which JPEG does not support: write "
+            f"{path.name} as .png, .webp or .tif"
         )
     if bit_depth not in (8, 16):
         raise InputError(f"bit_depth is {bit_depth}: expected 8 or 16")
-    if bit_depth == 16 and format not in _DEEP:
+    if bit_depth == 16 and format not in _WITH_16_BITS:
         raise InputError(
-            f"bit_depth 16 is more than {format} can hold: name {path.name} .png or .tif"
+            f"{format} does not support bit_depth 16: write {path.name} as .png or .tif"
         )
     if quality is not None and not 1 <= quality <= 100:
         raise InputError(f"quality is {quality}: expected 1 to 100")
     if quality is not None and format not in _LOSSY:
         raise InputError(
-            f"quality has no meaning for {format}, which loses nothing: leave it out, or name "
-            f"{path.name} .jpg or .webp"
+            f"quality has no meaning for {format}, which is lossless: leave it out, or write "
+            f"{path.name} as .jpg or .webp"
         )
 
 
 def check_output_sides(path: str | Path, shape: Sequence[int]) -> None:
-    """Check that the format of a name, which may be an animation's, can hold so many pixels.
+    """Check that the format of an image or animation supports sides of this length.
 
     Args:
-      path: where to.
+      path: the file to write.
       shape: height and width.
 
     Raises:
-      InputError: where it cannot.
+      InputError: if a side is too long.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     most = _LARGEST_SIDES.get(suffix)
     if most is not None and max(shape[:2]) > most:
-        advice = f"name {path.name} .png or .tif" if suffix in FORMATS else "leave it out"
+        advice = f"write {path.name} as .png or .tif" if suffix in FORMATS else "leave it out"
         raise InputError(
-            f"{path} would be {shape[1]}x{shape[0]} px, and a side of a {suffix} has at most "
-            f"{most}: {advice}, or choose a smaller size"
+            f"{path} would be {shape[1]}x{shape[0]} px: expected at most {most} px a side for "
+            f"{suffix}; {advice}, or choose a smaller size"
         )
 
 
@@ -132,20 +138,21 @@ def save_image(
     bit_depth: int = 8,
     quality: int | None = None,
 ) -> None:
-    """Write an image whole or not at all, with the colour profile of sRGB.
+    """Write an image atomically, with the sRGB colour profile.
 
     Args:
-      path: where to; the suffix chooses PNG, JPEG (no chroma subsampling), WebP or TIFF. ``-``
-        writes a PNG to standard output.
-      image: ``[H, W, 3]``; values are clipped to [0, 1] and rounded to the nearest of the depth.
+      path: the file to write, whose suffix chooses PNG, JPEG (without chroma subsampling), WebP or
+        TIFF. ``-`` writes a PNG to standard output.
+      image: ``[H, W, 3]``; values are clipped to [0, 1] and rounded to the nearest level.
       alpha: ``[H, W]`` in [0, 1].
-      metadata: texts, which ``read_texts`` reads again. A JPEG has room for less than 64 KB of
-        them: of more, only Software is written.
-      bit_depth: bits a channel, 8 or 16; 16 for PNG and TIFF.
-      quality: 1 to 100, for JPEG (by default 95) and WebP (by default lossless).
+      metadata: texts by name, for ``read_texts``. A JPEG has room for less than 64 KB; if they are
+        longer, it gets only the text Software.
+      bit_depth: bits per channel: 8, or 16 for PNG and TIFF.
+      quality: 1 to 100, for JPEG (default 95) and WebP (default lossless).
 
     Raises:
-      InputError: for what ``check_output`` and ``check_output_sides`` refuse.
+      InputError: as ``check_output`` and ``check_output_sides``.
+      OSError: if the file cannot be written.
     """
     path = Path(path)
     check_output(path, alpha=alpha is not None, bit_depth=bit_depth, quality=quality)
@@ -169,13 +176,16 @@ def _format(path: Path) -> str:
 def encode(
     pixels: np.ndarray, *, format: str, texts: Mapping[str, str], quality: int | None = None
 ) -> bytes:
-    """A file's bytes, with the profile of sRGB and texts.
+    """Encode an image file with the sRGB profile and texts.
 
     Args:
       pixels: ``[H, W, 3 or 4]`` uint8, or uint16 for PNG and TIFF.
       format: PNG, JPEG, WEBP or TIFF.
-      texts: as ``save_image``'s metadata.
-      quality: of JPEG and WebP, or None.
+      texts: as ``metadata`` of ``save_image``.
+      quality: as for ``save_image``.
+
+    Returns:
+      The bytes of the file.
     """
     if pixels.dtype == np.uint16:
         return (_deep_png if format == "PNG" else _deep_tiff)(pixels, texts)
@@ -186,8 +196,8 @@ def encode(
             options["pnginfo"].add_itxt(key, text)
     elif format == "TIFF":
         software, description = _split(texts)
-        given = {"software": software, "description": description}
-        options = {name: text for name, text in given.items() if text is not None}
+        tags = {"software": software, "description": description}
+        options = {name: text for name, text in tags.items() if text is not None}
         options["compression"] = "tiff_lzw"
     elif format == "JPEG":
         options = {"exif": _exif(texts, most=_JPEG_SEGMENT), "subsampling": 0}
@@ -202,13 +212,13 @@ def encode(
 
 
 def _split(texts: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """The text of the tag Software, and that of ImageDescription for all others."""
+    """Return the texts for the tags Software and ImageDescription."""
     others = {key: text for key, text in texts.items() if key != _SOFTWARE}
     return texts.get(_SOFTWARE), json.dumps(others) if others else None
 
 
 def _exif(texts: Mapping[str, str], *, most: int | None = None) -> bytes:
-    """EXIF data of texts, without the long one where there is no room for it."""
+    """Return EXIF data with the texts, without ImageDescription if they exceed ``most`` bytes."""
     software, description = _split(texts)
     exif = Image.Exif()
     if software is not None:
@@ -224,11 +234,13 @@ def _deep_png(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
     import imagecodecs
 
     data = imagecodecs.png_encode(np.ascontiguousarray(pixels))
-    # It has no option for profile and texts, whose chunks come before the pixels.
+    # imagecodecs cannot write a profile or texts. iCCP must precede IDAT (W3C PNG, 5.6): its data
+    # are a name, a zero byte, the compression method 0 and the compressed profile.
     chunks = _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(srgb_profile()))
     for key, text in texts.items():
+        # A keyword, a zero byte, two zeros for "not compressed", empty language and translation.
         chunks += _chunk(b"iTXt", key.encode("latin-1") + b"\0\0\0\0\0" + text.encode())
-    return b"".join([data[:_AFTER_HEADER], chunks, data[_AFTER_HEADER:]])
+    return b"".join([data[:_PNG_HEADER], chunks, data[_PNG_HEADER:]])
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
@@ -250,17 +262,23 @@ def _deep_tiff(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
         predictor=True,
         iccprofile=srgb_profile(),
         description=description,
-        software=software or False,
+        software=software or False,  # None would write "tifffile.py"
         metadata=None,
     )
     return buffer.getvalue()
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """The texts that ``save_image`` has written with an image; its pixels are not decoded.
+    """Read the metadata texts that ``save_image`` wrote, without decoding the pixels.
+
+    Args:
+      path: a PNG, JPEG, WebP or TIFF file.
+
+    Returns:
+      The texts by name.
 
     Raises:
-      OSError, ValueError and others: for a file that is no image, or damaged.
+      OSError, ValueError and others: if the file is damaged or not an image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

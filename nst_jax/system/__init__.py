@@ -1,7 +1,7 @@
-"""The operating system: files, streams, signals, threads, memory and JAX's devices.
+"""Interfaces to the operating system: files, streams, signals, threads, memory, JAX's devices.
 
-Contract: nothing here knows of images or networks. JAX is imported within functions only, so that
-asking the command line for help does not wait for it.
+Contract: nothing here depends on images or networks. JAX is imported only inside functions, so that
+the command line's help does not wait for it.
 """
 
 import lazy_loader

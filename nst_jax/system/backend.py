@@ -1,6 +1,6 @@
-"""JAX's devices: settings of the whole process, the cache of compiled programs, what computes.
+"""JAX's devices, its process-wide settings and its cache of compiled programs.
 
-JAX is imported by the functions that need it, as ``--help`` needs none.
+JAX is imported by the functions that need it, because ``--help`` does not.
 """
 
 import hashlib
@@ -17,40 +17,46 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def use_cpu_devices(most: int = 4) -> None:
-    """Let JAX see a CPU as so many devices as it has threads to compute on, up to a number.
+    """Let JAX show the CPU as one device per thread.
 
-    A setting of the whole process, for the command line, before any device is touched. What users
-    have set by themselves stays.
+    Sets the whole process, before JAX starts; only the command line calls it. Has no effect if the
+    user has set a number of CPU devices.
+
+    Args:
+      most: the largest number of devices.
     """
     import jax
 
-    own = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if own or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
+    set_by_user = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if set_by_user or jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
         return
     jax.config.update("jax_num_cpu_devices", min(most, threads_in_use()))
 
 
 def make_deterministic() -> None:
-    """Let GPUs sum in the same order each time, at some cost of speed; CPUs always do.
+    """Make GPUs add in the same order each time, which is slower.
 
-    On CPUs it takes the same number of threads, see ``threads``.
+    CPUs do so without this, on an equal number of threads; see ``threads``.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
 def machine_fingerprint(*, cpuinfo: Path = CPUINFO) -> str:
-    """A short name of processor, its instructions and jaxlib: programs of others must not run here.
+    """Return a hash of the processor, its instruction sets and the version of jaxlib.
 
-    A home folder may be shared by machines of several kinds.
+    Compiled programs must only run on the kind of machine that compiled them, and machines of
+    several kinds may share a home folder.
 
     Args:
-      cpuinfo: where Linux tells of the processor.
+      cpuinfo: Linux's description of the processor.
     """
     try:
         lines = cpuinfo.read_text().splitlines()
-    except OSError:  # another system
+    except OSError:  # not Linux
         lines = [platform.processor()]
+    # x86 has "model name" and "flags", ARM "Features" and "CPU part". The first lines describe the
+    # first core.
     kinds = ("model name", "flags", "Features", "CPU part")
     facts = [line for line in lines if line.startswith(kinds)][: len(kinds)] or lines[:1]
     text = "\n".join(
@@ -60,16 +66,16 @@ def machine_fingerprint(*, cpuinfo: Path = CPUINFO) -> str:
 
 
 def use_compilation_cache() -> Path | None:
-    """Let JAX keep what it compiles in the per-user cache.
+    """Let JAX store compiled programs in the per-user cache.
 
-    A setting of the whole process, for the command line. What is kept is machine code that the next
-    run executes, so the folder belongs to its user alone: nothing is done where others may write to
-    it, where it cannot be made, or where the user has set ``JAX_COMPILATION_CACHE_DIR`` or turned
-    JAX's cache off. Nothing is ever evicted, about 400 kB for a size of images; the folder
-    ``compiled`` may be deleted at any time.
+    Sets the whole process; only the command line calls it. The next run executes the stored machine
+    code, so only the user may write to the folder. Has no effect if others may write to it, if it
+    cannot be created, or if the user has set ``JAX_COMPILATION_CACHE_DIR`` or disabled JAX's cache.
+    Programs are never evicted, and take about 400 kB for each image size; the folder ``compiled``
+    may be deleted at any time.
 
     Returns:
-      The folder, or None.
+      The folder, or None if the cache is not used.
     """
     import jax
 
@@ -86,20 +92,20 @@ def use_compilation_cache() -> Path | None:
     except OSError:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Small programs too: together they take longer to compile than the loop.
+    # Also store programs that compile quickly: together they take longer than the loop.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and those that decide about its numbers."""
+    """Return the versions of Python, this package and the packages that determine its results."""
     packages = ("nst_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version()} | found
 
 
 def device() -> dict[str, Any]:
-    """The devices that JAX computes on, and of CPUs on how many threads."""
+    """Return the platform, kind and number of JAX's devices, and the number of CPU threads."""
     import jax
 
     first = jax.devices()[0]

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, checked before any work; the user's cache."""
+"""Write files atomically, check output paths before any work, and find the user's cache."""
 
 import hashlib
 import os
@@ -15,28 +15,30 @@ CACHE_VARIABLE = "NST_JAX_CACHE"
 
 _umask_lock = threading.Lock()
 
-_temporaries: set[Path] = set()  # files and folders that are being written
+_temporaries: set[Path] = set()  # files and folders being written
 
-_made: set[Path] = set()  # folders that are removed where they stay empty
+_removed_if_empty: set[Path] = set()  # folders to remove if they stay empty
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; move it into place if the block ends well.
+    """Yield a temporary path to write, and rename it to ``path`` if the block succeeds.
 
-    The temporary file has the same suffix, and is removed where the block fails. It is moved only
-    when its bytes are on the disk, so that a crash leaves no empty file either.
+    The temporary file is in the same folder, because a rename is atomic only within one file
+    system. It has the same suffix, and is removed if the block fails.
     """
-    path = Path(os.path.realpath(path))  # of a link the file that it points to is replaced
+    path = Path(os.path.realpath(path))  # replace the file that a link points to, not the link
     handle, name = tempfile.mkstemp(prefix=_prefix(path), suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     _temporaries.add(temporary)
     try:
         yield temporary
+        # Without fsync before the rename, a crash of the system may leave an empty file under the
+        # new name: the rename may reach the disk before the data.
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~umask())  # mkstemp's 0600 is for secrets
+        temporary.chmod(0o666 & ~umask())  # mkstemp creates files with mode 0600
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -45,7 +47,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(parent: Path, *, prefix: str) -> Iterator[Path]:
-    """Give a folder for what is on its way, which is removed at the end of the block."""
+    """Yield a new folder, and remove it with its contents at the end of the block."""
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     _temporaries.add(folder)
     try:
@@ -57,21 +59,21 @@ def temporary_folder(parent: Path, *, prefix: str) -> Iterator[Path]:
 
 @contextmanager
 def removed_if_empty(folder: Path) -> Iterator[None]:
-    """Remove a folder at the end of the block where nothing has been written to it."""
-    _made.add(folder)
+    """Remove a folder at the end of the block if it is empty."""
+    _removed_if_empty.add(folder)
     try:
         yield
     finally:
-        _made.discard(folder)
+        _removed_if_empty.discard(folder)
         with suppress(OSError):
             folder.rmdir()
 
 
 def cache_dir() -> Path:
-    """The per-user folder of what can be had again, or the one in ``NST_JAX_CACHE``.
+    """Return the per-user cache folder, or the folder named by ``NST_JAX_CACHE``.
 
     Raises:
-      InputError: as ``expanded``.
+      InputError: if its home folder is unknown; see ``expanded``.
     """
     if folder := os.environ.get(CACHE_VARIABLE):
         return expanded(folder)
@@ -81,25 +83,27 @@ def cache_dir() -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with ``~`` or ``~name`` at its beginning replaced.
+    """Replace ``~`` or ``~name`` at the beginning of a path by the home folder.
 
     Raises:
-      InputError: where nobody knows that home.
+      InputError: if that home folder is unknown.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise InputError(f"{path} begins with no known home: write the whole path") from None
+        raise InputError(
+            f"{path} begins with an unknown home folder: write the full path"
+        ) from None
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hexadecimal checksum of a file, by "sha256" or, for example, "md5"."""
+    """Return the hexadecimal digest of a file by an algorithm of ``hashlib``."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def umask() -> int:
-    """The process's umask, which is read by setting it."""
+    """Return the process's umask; POSIX can only read it by setting it."""
     with _umask_lock:
         mask = os.umask(0)
         os.umask(mask)
@@ -107,14 +111,14 @@ def umask() -> int:
 
 
 def discard_temporaries() -> None:
-    """Remove what is being written: for a process that ends without its clean-up."""
+    """Remove files and folders being written, for a process that ends without cleaning up."""
     for path in list(_temporaries):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    for folder in list(_made):
-        with suppress(OSError):  # something is in it
+    for folder in list(_removed_if_empty):
+        with suppress(OSError):  # not empty
             folder.rmdir()
 
 
@@ -123,12 +127,12 @@ def check_free(path: Path, *, overwrite: bool, advice: str = "set overwrite") ->
 
     Args:
       path: the file.
-      overwrite: whether it may be there.
-      advice: how its overwriting is allowed.
+      overwrite: whether the file may exist.
+      advice: how to allow overwriting, for the error message.
 
     Raises:
-      InputError: where it exists and may not be overwritten, is a directory, has a name that the
-        file system refuses, or lies in no folder.
+      InputError: if the file exists and must not be overwritten, if it is a directory, if its
+        folder does not exist, or if the file system does not allow its name.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -146,13 +150,13 @@ def check_free(path: Path, *, overwrite: bool, advice: str = "set overwrite") ->
 
 
 def check_folder(folder: Path) -> None:
-    """Check that files can be made in a folder.
+    """Check that files can be created in a folder.
 
     Raises:
-      InputError: where they cannot.
+      InputError: if they cannot.
     """
     try:
-        # Permission bits do not tell for read-only file systems, nor for the superuser.
+        # Permission bits say nothing about read-only file systems, or for the superuser.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -160,7 +164,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_writable(path: Path, *, overwrite: bool, advice: str = "set overwrite") -> None:
-    """Check, before any work, that ``path`` can be written; see ``check_free``, ``check_folder``.
+    """Check that ``path`` can be written, by ``check_free`` and ``check_folder``.
 
     Raises:
       InputError: as they do.
@@ -170,18 +174,22 @@ def check_writable(path: Path, *, overwrite: bool, advice: str = "set overwrite"
 
 
 def remove_leftovers(paths: Sequence[Path]) -> None:
-    """Remove temporary files that killed writers of these files have left in their folders.
+    """Remove the temporary files of ``atomic_write`` that killed processes left behind.
 
-    Only where no other process writes to files with such names.
+    Call it only while no other process writes these files.
+
+    Args:
+      paths: the files that were to be written.
     """
     prefixes = {(path.parent, _prefix(path), path.suffix) for path in paths}
     for folder in {path.parent for path in paths}:
         for name in os.listdir(folder):
             stem, suffix = os.path.splitext(name)
             head, dash, random = stem.rpartition("-")
+            # mkstemp puts 8 random characters between the prefix and the suffix.
             if len(random) == 8 and (folder, head + dash, suffix) in prefixes:
                 (folder / name).unlink(missing_ok=True)
 
 
 def _prefix(path: Path) -> str:
-    return f".{path.stem[:40]}-"  # of a long name a part, so that the temporary one fits too
+    return f".{path.stem[:40]}-"  # cut, so that the temporary name is not too long

@@ -1,7 +1,7 @@
-"""Memory: how much there is and is taken, and freed memory that stays with the process.
+"""Measure free and used memory, and control how the process keeps freed memory.
 
-What Linux tells of the machine, the process and the control groups that limit it, and what JAX
-tells of its devices; JAX is imported only where a device is asked.
+The numbers come from Linux (for the machine, the process and the control groups that limit it), and
+from JAX for its devices. JAX is imported only inside functions.
 """
 
 import ctypes
@@ -14,35 +14,38 @@ MEMINFO = Path("/proc/meminfo")
 
 STATUS = Path("/proc/self/status")
 
-OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUP_FILE = Path("/proc/self/cgroup")
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
-GROUP_FILES = {  # of each version: the limit, what is used, what of it is given back when asked
+# For each version of control groups, the file with the limit, the file with the usage, and the
+# counter in memory.stat of file pages that the kernel reclaims first. See the kernel's documents
+# admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst.
+GROUP_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
 }
 
-LATER_PROGRAMS = 100_000_000  # bytes: of what is compiled once the run has been planned, measured
+LATER_PROGRAMS = 100_000_000  # bytes, measured: programs compiled after the run is planned
 
-# Of glibc's malloc.h.
+# Options of mallopt in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 
-_LARGE = 2**25  # bytes, the most that glibc takes for its threshold
+_LARGEST_THRESHOLD = 2**25  # bytes: glibc's maximum for M_MMAP_THRESHOLD on 64-bit systems
 
 PAGE, PROBES = mmap.PAGESIZE, 256
 
-ALIGNMENT = 64  # of XLA's blocks
+ALIGNMENT = 64  # bytes: XLA's alignment of buffers
 
-_SLACK = 2**26  # for small things that come and go beside a run's large ones
+_SLACK = 2**26  # bytes for small allocations beside the large ones of a run
 
 
 def in_gib(count: float, *, digits: int = 2) -> str:
-    """A number of bytes in words.
+    """Format a number of bytes as GiB, or as MiB if it is small.
 
     Args:
-      count: of bytes.
-      digits: that matter.
+      count: the number of bytes.
+      digits: significant digits.
 
     >>> in_gib(3.14 * 2**30), in_gib(2**28), in_gib(0), in_gib(1.234 * 2**30, digits=3)
     ('3.1 GiB', '0.25 GiB', '0 GiB', '1.23 GiB')
@@ -54,17 +57,17 @@ def in_gib(count: float, *, digits: int = 2) -> str:
 
 
 def free_bytes(device: Any, **paths: Path) -> int | None:
-    """Memory that a device still has for this process.
+    """Return the memory that this process can still take on a device.
 
-    All CPU devices of a process share what is told of one. On GPUs it is the rest of the pool that
-    JAX takes at its start (by default three quarters of the memory).
+    All CPU devices of a process share the host's memory. For a GPU it is the rest of the pool that
+    JAX allocates when it starts (by default three quarters of the GPU's memory).
 
     Args:
-      device: of JAX.
+      device: a device of JAX.
       paths: as for ``host_bytes``.
 
     Returns:
-      Bytes, or None where it is not known.
+      Bytes, or None if unknown.
     """
     if device.platform == "cpu":
         return host_bytes(**paths)
@@ -75,26 +78,27 @@ def free_bytes(device: Any, **paths: Path) -> int | None:
 
 
 def host_bytes(
-    *, meminfo: Path = MEMINFO, own: Path = OWN_CGROUPS, mount: Path = CGROUPS
+    *, meminfo: Path = MEMINFO, cgroup_file: Path = CGROUP_FILE, mount: Path = CGROUP_MOUNT
 ) -> int | None:
-    """Memory that this process may still take of the machine, or None where it is not known.
+    """Return the host memory that this process can still take, or None if unknown.
 
     Args:
-      meminfo: where Linux tells of the machine's memory.
-      own, mount: as for ``own_groups``.
+      meminfo: Linux's ``/proc/meminfo``.
+      cgroup_file, mount: as for ``process_cgroups``.
     """
-    known = [available_bytes(meminfo), cgroup_bytes(own=own, mount=mount)]
-    return min((free for free in known if free is not None), default=None)
+    limits = [available_bytes(meminfo), cgroup_bytes(cgroup_file=cgroup_file, mount=mount)]
+    return min((free for free in limits if free is not None), default=None)
 
 
 def own_memory(*, device: Any = None, status: Path = STATUS) -> int:
-    """What this process takes of the memory that it computes in, once all is compiled.
+    """Return the host memory of this process once all programs are compiled, in bytes.
 
-    0 where it computes in another, a GPU's, and on other systems than Linux.
+    It is the resident memory now plus an allowance for programs that are compiled later. It is 0 if
+    the process computes in a GPU's memory, and on systems other than Linux.
 
     Args:
-      device: of JAX, by default the first of the process.
-      status: where Linux tells of the process.
+      device: a device of JAX, by default the first one of the process.
+      status: Linux's ``/proc/self/status``.
     """
     resident = _table(status).get("VmRSS")
     if (device or _first_device()).platform != "cpu" or resident is None:
@@ -103,7 +107,7 @@ def own_memory(*, device: Any = None, status: Path = STATUS) -> int:
 
 
 def peak_memory(*, device: Any = None, status: Path = STATUS) -> int | None:
-    """The most that this process has had of the memory it computes in, or None if not known.
+    """Return the peak use so far of the memory that this process computes in, or None if unknown.
 
     Args:
       device, status: as for ``own_memory``.
@@ -116,48 +120,51 @@ def peak_memory(*, device: Any = None, status: Path = STATUS) -> int | None:
 
 
 def available_bytes(meminfo: Path = MEMINFO) -> int | None:
-    """Memory of the machine that Linux says is available, or None on other systems."""
+    """Return the memory that Linux reports as available, or None on other systems."""
     kibibytes = _table(meminfo).get("MemAvailable")
     return None if kibibytes is None else 1024 * kibibytes
 
 
-def cgroup_bytes(*, own: Path = OWN_CGROUPS, mount: Path = CGROUPS) -> int | None:
-    """What the control groups of this process still allow: containers and queues limit memory so.
+def cgroup_bytes(*, cgroup_file: Path = CGROUP_FILE, mount: Path = CGROUP_MOUNT) -> int | None:
+    """Return the memory that the control groups of this process still allow.
 
-    Of the groups from that of the process up to the root of the mount the tightest counts. Files
-    that are not there are passed over.
+    Containers and job queues limit memory by control groups. A group's limit includes the use of
+    all groups below it, so the tightest on the path from the root to the process's group applies.
+    Missing files count as no limit.
 
     Args:
-      own, mount: as for ``own_groups``.
+      cgroup_file, mount: as for ``process_cgroups``.
 
     Returns:
-      Bytes, or None where there is no limit.
+      Bytes, or None if there is no limit.
     """
-    groups = own_groups("memory", own=own, mount=mount)
-    rooms = [_room(folder, *GROUP_FILES[version]) for version, folder in groups]
-    return min((room for room in rooms if room is not None), default=None)
+    groups = process_cgroups("memory", cgroup_file=cgroup_file, mount=mount)
+    free = [_group_bytes(folder, *GROUP_FILES[version]) for version, folder in groups]
+    return min((count for count in free if count is not None), default=None)
 
 
-def own_groups(
-    controller: str, *, own: Path = OWN_CGROUPS, mount: Path = CGROUPS
+def process_cgroups(
+    controller: str, *, cgroup_file: Path = CGROUP_FILE, mount: Path = CGROUP_MOUNT
 ) -> list[tuple[int, Path]]:
-    """The control groups that limit this process, from the root of the mount to its own.
+    """List the control groups that limit this process, from the root to the process's group.
 
-    Folders need not be there: a container may see its own group as the root.
+    A listed folder may not exist: in a container the mounted root may be the container's group,
+    while the path is relative to the host's root.
 
     Args:
-      controller: what is limited, ``"memory"`` or ``"cpu"``.
-      own: the list of this process's groups.
-      mount: where groups are mounted.
+      controller: the limited resource, ``"memory"`` or ``"cpu"``.
+      cgroup_file: Linux's ``/proc/self/cgroup``.
+      mount: the folder where control groups are mounted.
 
     Returns:
-      For each the version of control groups and the folder; none on other systems than Linux.
+      The version of control groups and the folder of each; empty on systems other than Linux.
     """
     try:
-        lines = own.read_text().splitlines()
+        lines = cgroup_file.read_text().splitlines()
     except (OSError, UnicodeDecodeError):
         return []
     groups: list[tuple[int, Path]] = []
+    # Each line is "hierarchy:controllers:path"; version 2 lists no controllers (man 7 cgroups).
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -178,24 +185,26 @@ def _first_device() -> Any:
     return jax.local_devices()[0]
 
 
-def _room(folder: Path, limit_file: str, usage_file: str, reclaimable: str) -> int | None:
-    """What one group still allows, or None where it has no limit."""
+def _group_bytes(folder: Path, limit_file: str, usage_file: str, reclaimable: str) -> int | None:
+    """Return the memory that one group still allows, or None if it has no limit."""
     limit, usage = _number(folder / limit_file), _number(folder / usage_file)
-    if limit is None or usage is None or limit >= 2**60:  # version 1 has no word for "no limit"
+    if limit is None or usage is None or limit >= 2**60:  # version 1: a huge number is no limit
         return None
-    usage -= _table(folder / "memory.stat").get(reclaimable, 0)  # files read, given back when asked
+    # The usage includes the page cache. Its inactive file pages are reclaimed before an allocation
+    # fails.
+    usage -= _table(folder / "memory.stat").get(reclaimable, 0)
     return max(0, limit - max(0, usage))
 
 
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # not there; "max"
+    except (OSError, ValueError):  # missing, or "max"
         return None
 
 
 def _table(path: Path) -> dict[str, int]:
-    """Lines of a name and a number, as the kernel writes them."""
+    """Parse the kernel's tables of a name and a number per line."""
     try:
         words = [line.replace(":", " ").split() for line in path.read_text().splitlines()]
     except OSError:
@@ -204,66 +213,69 @@ def _table(path: Path) -> dict[str, int]:
 
 
 def keep_freed_memory(*, large: bool = True, libc: Any = None) -> bool:
-    """Let glibc keep freed memory instead of giving it back to the system.
+    """Let glibc keep freed memory instead of returning it to the system.
 
-    A chunk of steps takes its scratch memory anew, half a gigabyte at 512 px; once given back, all
-    its pages are cleared and mapped again, which takes 0.2 s a chunk. One arena, because only the
-    main one can hold such blocks. Has no effect after other threads have allocated, so call it
-    first; only the command line does, for it is a setting of the whole process.
+    Every chunk of steps allocates its scratch memory again, half a gigabyte at 512 px. If freed
+    memory is returned, the system has to clear and map all these pages again, which takes 0.2 s per
+    chunk. Sets the whole process; only the command line calls it. Call it before other threads
+    allocate, or it has no effect.
 
     Args:
-      large: whether also large blocks are kept. Where memory is scarce, call it again without: each
-        is then given back when it is freed, so that none is ever there twice.
+      large: whether to keep large blocks, too. If memory is scarce, call it again with False: a
+        large block is then returned when it is freed, so that none occupies memory twice.
       libc: the C library, by default that of the process.
 
     Returns:
-      Whether there is a glibc that took the settings.
+      Whether the settings were applied; False if the C library is not glibc.
     """
     libc = libc or _glibc()
     if libc is None:
         return False
-    settings = {M_MMAP_MAX: 0 if large else 2**16, M_MMAP_THRESHOLD: _LARGE}
+    # Blocks above M_MMAP_THRESHOLD are mapped one by one, and unmapped when freed, unless
+    # M_MMAP_MAX is 0. M_TRIM_THRESHOLD stops the heap from shrinking. Only the main arena can grow
+    # to blocks of any size, hence a single arena (man 3 mallopt).
+    settings = {M_MMAP_MAX: 0 if large else 2**16, M_MMAP_THRESHOLD: _LARGEST_THRESHOLD}
     settings |= {M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
     return all([libc.mallopt(option, value) for option, value in settings.items()])
 
 
 def reserve(size: int, *, libc: Any = None) -> bool:
-    """Make room in one piece for what will be allocated, where freed memory is kept.
+    """Reserve one contiguous free area in the heap, for use with ``keep_freed_memory``.
 
-    Nothing is used up until it is written to. Without it a small thing may get into a large block
-    that was freed, which then is no longer large enough to be used again: the largest blocks of a
-    run would be there twice.
+    Otherwise a small allocation may land in a freed large block, which is then too small to be used
+    again, and the largest blocks of a run occupy memory twice. Reserved memory is not used until
+    it is written to.
 
     Args:
-      size: of all that will be there at the same time, in bytes.
+      size: bytes that will be allocated at the same time.
       libc: the C library, by default that of the process.
 
     Returns:
-      Whether there is a glibc that made room.
+      Whether the area was reserved; False if the C library is not glibc.
     """
     libc = libc or _glibc()
     if libc is None:
         return False
-    room = libc.malloc(size + _SLACK)
-    libc.malloc(2**20)  # never freed: it keeps the room apart from what is yet to be taken
-    libc.free(room)
-    return room is not None
+    area = libc.malloc(size + _SLACK)
+    libc.malloc(2**20)  # never freed: separates the area from the top of the heap
+    libc.free(area)
+    return area is not None
 
 
 def keep_to_place(size: int, *, libc: Any = None) -> bool:
-    """Prepare that a large block will be taken again that has just been freed.
+    """Return a freed block's pages to the system if its next allocation would not reuse them.
 
-    It may get another place: something small that has come to lie in the old one, or a few bytes
-    beside it for its alignment, suffice. Then the old one's pages are given back first, or both
-    would count. To see it, as much is taken and freed again. (What other threads take before the
-    block itself is taken may still change its place: seldom, on a busy machine.)
+    A large block that is freed and allocated again may move, because a small allocation has landed
+    in its old place. Then the pages of both places would count. This allocates the block as a
+    trial and looks whether its pages are resident; if not, it trims the heap. Allocations by other
+    threads in between may still move the block, which is rare.
 
     Args:
-      size: of the block.
+      size: size of the block in bytes.
       libc: the C library, by default that of the process.
 
     Returns:
-      Whether it will be where its pages are.
+      Whether the block will reuse resident pages.
     """
     libc = libc or _glibc()
     if libc is None:
@@ -271,30 +283,32 @@ def keep_to_place(size: int, *, libc: Any = None) -> bool:
     block = libc.aligned_alloc(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT)
     if block is None:
         return True
+    # Probe about 256 pages spread over the block: bit 0 of mincore's answer says "resident".
     step = max(1, size // PAGE // PROBES) * PAGE
     resident, state = 0, ctypes.c_ubyte()
     for place in range(block - block % PAGE, block + size, step):
         libc.mincore(place, PAGE, ctypes.byref(state))
         resident += state.value & 1
     libc.free(block)
-    there = resident * step > size // 2
-    if not there:
+    reuses_pages = resident * step > size // 2
+    if not reuses_pages:
         libc.malloc_trim(0)
-    return there
+    return reuses_pages
 
 
 def bytes_in_use() -> int | None:
-    """What this process has allocated and not freed, or None where there is no glibc that tells."""
+    """Return the bytes that this process has allocated and not freed, or None without glibc."""
     libc = _glibc()
-    if libc is None or not hasattr(libc, "mallinfo2"):  # glibc 2.33
+    if libc is None or not hasattr(libc, "mallinfo2"):  # new in glibc 2.33
         return None
     libc.mallinfo2.restype = _MallocInfo
     info = libc.mallinfo2()
+    # Bytes allocated in the heap, plus bytes in blocks that are mapped one by one.
     return info.uordblks + info.hblkhd
 
 
 class _MallocInfo(ctypes.Structure):
-    """``struct mallinfo2`` of malloc.h."""
+    """``struct mallinfo2`` from malloc.h."""
 
     _fields_ = [
         (name, ctypes.c_size_t)

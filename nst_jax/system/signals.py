@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM: the first asks a run to stop, and what need not be waited for ends at once.
+"""Handle Ctrl-C and SIGTERM: stop a run after its current steps, or end the process at once.
 
-Python's own handlers wait until compiled code returns, so a thread sees the signals and ends the
-process, without the files that are being written. Standard library only.
+Python runs signal handlers only between bytecodes of the main thread, that is, after compiled code
+returns. A thread that reads the wakeup file descriptor (``signal.set_wakeup_fd``) learns of a
+signal immediately; it can end the process and remove files being written. Standard library only.
 """
 
 import logging
@@ -17,76 +18,80 @@ from nst_jax.system.files import discard_temporaries
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-SHOW_CURSOR = b"\x1b[?25h"  # which progress bars hide
+SHOW_CURSOR = b"\x1b[?25h"  # DECTCEM: progress bars hide the cursor
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
 def end_on_signals() -> Iterator[None]:
-    """Let Ctrl-C or SIGTERM end the process at once within the block, with nothing half-written.
+    """End the process at once on Ctrl-C or SIGTERM within the block, and remove unfinished files.
 
-    The exit code is 130 or 143, as shells have it. The process ends without Python's clean-up, so
-    that it does also amid compiled code, imports and finalisers, which lose or cannot bear an
-    exception. Other threads than the main one get no signals: there the block just runs.
+    The exit code is 128 plus the signal's number, 130 or 143, as in shells. The process ends
+    without Python's clean-up, and hence also in compiled code, imports and finalisers, where an
+    exception would be lost or do harm. In threads other than the main one this has no effect,
+    because only the main thread can set signal handlers.
     """
-    with _seen(_end, handle=lambda number, frame: None):
+    with _watch_signals(_end, handle=lambda number, frame: None):
         yield
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], int | None]]:
-    """Let Ctrl-C or SIGTERM ask the block to stop, and a second one end the process at once.
+    """Request a stop on Ctrl-C or SIGTERM within the block; a second signal ends the process.
 
-    Gives a function that returns the signal that asked to stop, or None; until it was first called,
-    when there is nothing to keep yet, the first signal ends at once too.
+    Yields a function that returns the number of the signal that requested the stop, or None. Until
+    that function is called for the first time there is no result to keep, and the first signal
+    ends the process at once.
 
     Example:
-      >>> with stop_on_signals() as asked:
-      ...     while asked() is None:
+      >>> with stop_on_signals() as stop_requested:
+      ...     while stop_requested() is None:
       ...         break  # a step
     """
-    asked: int | None = None
-    running = told = False
+    requested: int | None = None
+    running = warned = False
 
     def handle(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = asked or number
+        nonlocal requested
+        requested = requested or number
 
-    def see(number: int) -> None:
-        nonlocal told
-        if told or not running:
+    def watch(number: int) -> None:
+        nonlocal warned
+        if warned or not running:
             _end(number)
-        told = True
+        warned = True
         name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
         _log.warning("stopping at the next report; %s again ends at once", name)
 
-    def asked_for() -> int | None:
+    def stop_requested() -> int | None:
         nonlocal running
         running = True
-        return asked
+        return requested
 
-    with _seen(see, handle=handle):
-        yield asked_for
+    with _watch_signals(watch, handle=handle):
+        yield stop_requested
 
 
 @contextmanager
-def _seen(see: Callable[[int], Any], *, handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """Call ``see`` with each signal in a thread at once, ``handle`` when compiled code returns."""
+def _watch_signals(
+    watch: Callable[[int], Any], *, handle: Callable[[int, Any], None]
+) -> Iterator[None]:
+    """Call ``watch`` in a thread at each signal, and ``handle`` once compiled code returns."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)  # required by set_wakeup_fd
 
-    def watch() -> None:
-        while numbers := ours.recv(1):
+    def read_signals() -> None:
+        while numbers := reader.recv(1):  # one byte per signal: its number
             if numbers[0] in SIGNALS:
-                see(numbers[0])
+                watch(numbers[0])
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=read_signals, daemon=True)
     thread.start()
-    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     handlers = [signal.signal(number, handle) for number in SIGNALS]
     try:
         yield
@@ -94,9 +99,9 @@ def _seen(see: Callable[[int], Any], *, handle: Callable[[int, Any], None]) -> I
         for number, handler in zip(SIGNALS, handlers):
             signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
-        theirs.close()  # the thread sees what has come before, and ends
+        writer.close()  # the thread reads what is left, and ends
         thread.join()
-        ours.close()
+        reader.close()
 
 
 def _end(number: int) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Standard input and output as files, both called ``-``. Standard library only."""
+"""Standard input and output as files, both named ``-``. Standard library only."""
 
 import logging
 import os
@@ -13,44 +13,49 @@ from nst_jax.errors import InputError
 
 STANDARD = Path("-")
 
-MOST_BYTES = 2**30  # of standard input
+MAX_INPUT = 2**30  # bytes of standard input
 
 _log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1)
-def standard_input(*, most: int = MOST_BYTES) -> bytes:
-    """All bytes of standard input, at most so many; it is read at the first call.
+def standard_input(*, most: int = MAX_INPUT) -> bytes:
+    """Return all bytes of standard input, which is read once and cached.
+
+    Args:
+      most: the largest number of bytes to accept.
 
     Raises:
-      InputError: where there is none, or it is a terminal, empty or endless.
+      InputError: if standard input is closed, a terminal, empty or too long.
     """
     if sys.stdin is None or sys.stdin.closed:
-        raise InputError("standard input is closed: expected an image, as by < FILE")
+        raise InputError("standard input is closed: expected an image, for example from < FILE")
     if sys.stdin.isatty():
-        raise InputError("standard input is a terminal: expected an image, as by < FILE")
+        raise InputError("standard input is a terminal: expected an image, for example from < FILE")
     data = sys.stdin.buffer.read(most + 1)
     if not data:
         raise InputError("standard input is empty: expected an image file")
     if len(data) > most:
-        raise InputError(f"standard input holds over {most / 2**30:.3g} GiB: name a file instead")
+        raise InputError(f"standard input is over {most / 2**30:.3g} GiB: name a file instead")
     return data
 
 
 @contextmanager
 def lasting_streams() -> Iterator[list[OSError]]:
-    """Let standard output and error fail without an exception, which would end a run.
+    """Keep errors of writing to standard output and error from ending a run.
 
-    As of ``nst-jax ... 2>&1 | tee log``, where Ctrl-C ends ``tee``, too. What cannot be encoded is
-    written as escapes.
+    For example, Ctrl-C in ``nst-jax ... 2>&1 | tee log`` also ends ``tee``. Characters that cannot
+    be encoded are written as escapes.
 
-    Gives a list of why standard output could not be written, complete once it is flushed; the first
-    of them is logged at the end. That its reader has gone, such as ``head``, which has seen enough,
-    is no reason.
+    Yields a list of the errors of standard output, complete once it is flushed; the first is logged
+    at the end. A broken pipe is not an error: readers such as ``head`` may stop early.
     """
     output, error = sys.stdout, sys.stderr
     errors: list[OSError] = []
-    sys.stdout, sys.stderr = output and _Lasting(output, errors), error and _Lasting(error, [])
+    sys.stdout, sys.stderr = (
+        output and _TolerantStream(output, errors),
+        error and _TolerantStream(error, []),
+    )
     try:
         yield errors
     finally:
@@ -60,8 +65,8 @@ def lasting_streams() -> Iterator[list[OSError]]:
         sys.stdout, sys.stderr = output, error
 
 
-class _Lasting:
-    """A text stream of which writing never fails; a list gets the errors but of broken pipes."""
+class _TolerantStream:
+    """A text stream whose methods never fail; errors other than broken pipes go to a list."""
 
     def __init__(self, stream: TextIO, errors: list[OSError]):
         self._stream, self._errors = stream, errors
@@ -73,27 +78,27 @@ class _Lasting:
         if getattr(self._stream, "errors", None) == "strict":
             encoding = self._stream.encoding
             text = text.encode(encoding, "backslashreplace").decode(encoding)
-        with self._tried():
+        with self._catch_errors():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with self._tried():
+        with self._catch_errors():
             self._stream.flush()
 
     @contextmanager
-    def _tried(self) -> Iterator[None]:
+    def _catch_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # broken, or closed
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
             if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
                 self._errors.append(error)
             with suppress(OSError, ValueError):
-                _drop(self._stream)
+                _redirect_to_null(self._stream)
 
 
-def _drop(stream: TextIO) -> None:
-    """Send to nowhere what is still to come, so that nothing is left to be flushed at the exit."""
+def _redirect_to_null(stream: TextIO) -> None:
+    """Redirect a stream to the null device, so that flushing it at the exit cannot fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -101,7 +106,7 @@ def check_standard_output() -> None:
     """Check that an image can be written to standard output.
 
     Raises:
-      InputError: where it is closed or a terminal.
+      InputError: if standard output is closed or a terminal.
     """
     if sys.stdout is None or sys.stdout.closed:
         raise InputError("standard output is closed: expected a file or pipe for the PNG")
@@ -110,10 +115,10 @@ def check_standard_output() -> None:
 
 
 def write_standard_output(data: bytes) -> None:
-    """Write to standard output at once.
+    """Write bytes to standard output and flush it.
 
     Raises:
-      OSError: where it cannot be written, as of a pipe that is closed.
+      OSError: if writing fails, for example because the pipe is closed.
     """
     stream = sys.stdout
     try:
@@ -121,5 +126,5 @@ def write_standard_output(data: bytes) -> None:
         stream.buffer.write(data)
         stream.buffer.flush()
     except OSError as error:
-        _drop(stream)
+        _redirect_to_null(stream)
         raise OSError(error.errno, error.strerror, "standard output") from None

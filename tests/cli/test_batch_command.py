@@ -692,7 +692,7 @@ def spoil_some():
     save_image("in/flat.png", smooth_image(1, 32, seed=1))
     return {
         "cut__style.png": "cannot read the image in/cut.jpg .*truncated",
-        "text__style.png": "in/text.png is no image in a known format",
+        "text__style.png": "in/text.png is not an image in a known format",
         "zero__style.png": "in/zero.png is empty",
         "flat__style.png": "the content image is 32x1 px, but layer relu2_1 needs",
     }

@@ -525,8 +525,8 @@ BAD_IMAGES = {
     "missing": "bad.png does not exist",
     "empty": "bad.png is empty",
     "truncated": "cannot read the image bad.png .*truncated",
-    "text": "bad.png is no image in a known format",
-    "zero-sized": "bad.png is no image in a known format",
+    "text": "bad.png is not an image in a known format",
+    "zero-sized": "bad.png is not an image in a known format",
     "directory": "bad.png is a directory",
 }
 
@@ -649,7 +649,7 @@ class TestBadInput:
 
     def test_jpeg_for_a_transparent_image(self, refused, content):
         save_image("content.png", content, alpha=np.full(content.shape[:2], 0.5))
-        refused("transparent.*JPEG.*out.jpg .png", output="out.jpg")
+        refused("transparent.*JPEG.*write out.jpg as .png", output="out.jpg")
 
     def test_names_with_line_breaks(self, capsys):
         assert main(["stylize", "a\nb.png", "--style", "style.png", "-o", "out.png"]) == 2

@@ -268,7 +268,7 @@ class TestRegions:
         assert (code, out) == (0, "out.png\n")
         notes = [text for text in err.splitlines() if "stretched" in text]
         assert notes == [
-            "nst-jax: the mask square.png is 30x30 px, its image 32x24 px: it is stretched"
+            "nst-jax: the mask square.png is 30x30 px and its image 32x24 px: the mask is stretched"
         ]
 
     def test_slim_network(self, run, reference, slim_file):
@@ -637,8 +637,8 @@ BAD_REGIONS = [
     ),
     (dict(region_styles="keep keep", feather=2, **REGIONS), "all of the image is preserved"),
     # Files.
-    (dict(content_mask="left.png black.png"), "black.png marks nothing: expected white"),
-    (dict(style_mask="top.png black.png"), "black.png marks nothing"),
+    (dict(content_mask="left.png black.png"), "black.png is black everywhere: expected white"),
+    (dict(style_mask="top.png black.png"), "black.png is black everywhere"),
     (dict(content_mask="left.png none.png"), "none.png does not exist"),
     (dict(style_mask="top.png none.png"), "none.png does not exist"),
     (dict(labels="none.png"), "none.png does not exist"),
@@ -646,7 +646,7 @@ BAD_REGIONS = [
     (dict(content_mask="left.png bad.png"), "cannot read the image bad.png"),
     (dict(style_mask="top.png bad.png"), "cannot read the image bad.png"),
     (dict(labels="bad.png"), "cannot read the image bad.png"),
-    (dict(content_mask="left.png text.png"), "text.png is no image in a known format"),
+    (dict(content_mask="left.png text.png"), "text.png is not an image in a known format"),
     (dict(output="left.png", overwrite=True, **REGIONS), "left.png is an input"),
     (dict(output="top.png", overwrite=True, style_mask=STYLE_MASKS), "top.png is an input"),
     (dict(output="labels.png", overwrite=True, **LABELS), "labels.png is an input"),
@@ -670,7 +670,7 @@ BAD_REGIONS = [
         )
     ),
     # Label images.
-    (dict(labels="white.png"), "label image white.png has one colour only"),
+    (dict(labels="white.png"), "label image white.png has only one colour"),
     (dict(labels="labels.jpg"), "label image labels.jpg has .* colours: .*save it as PNG"),
     (
         dict(style_labels="other_labels.png", **ONE, **LABELS),

@@ -228,7 +228,7 @@ def test_a_damaged_one_is_passed_over(run, kill):
         (lambda r: r["arguments"].append("--what"), "its command line cannot be parsed"),
         (lambda r: r["arguments"].append("--help"), "its command line cannot be parsed"),
         (lambda r: r.update(arguments=["presets"]), "input files are others than those of its"),
-        (lambda r: r["arguments"].extend(["--steps", "-1"]), "is of another run: steps is -1"),
+        (lambda r: r["arguments"].extend(["--steps", "-1"]), "is from another run: steps is -1"),
         (lambda r: r["arguments"].extend(["--memory-size", "5"]), "does not belong to this run"),
         (lambda r: r["arguments"].extend(["--init", "a.png"]), "input files are others"),
         (lambda r: r.update(kind="batch"), "was not written by this program"),
@@ -254,7 +254,7 @@ def test_of_another_program(run, desk, format):  # noqa: F811
     for folder in store.checkpoints(Path("kept")):
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(manifest | {"format": format}))
-    match = f"was written by nst_jax 0.0.1 in format {format}, which this one"
+    match = f"was written by nst_jax 0.0.1 in format {format}: expected format"
     code, out, err = run(["resume", "kept"])
     assert (code, out) == (2, "") and len(err.splitlines()) == 1 and match in err
 
@@ -286,10 +286,10 @@ def test_other_devices_are_told(run):
     run([*words(steps=2), "--checkpoint", "kept"])
     changed(lambda r: r["device"].update(kind="abacus", count=3))
     code, _, err = run(["resume", "kept"])
-    assert code == 0 and "nst-jax: the run began on 3 x abacus, here are " in err
+    assert code == 0 and "nst-jax: the run started on 3 x abacus, got " in err
     changed(lambda r: r["arguments"].extend(["--spread", "tiles"]))
     code, _, err = run(["resume", "kept"])
-    assert code == 2 and err.endswith(": go on with as many\n")
+    assert code == 2 and err.endswith(": resume on the same number\n")
 
 
 @pytest.mark.parametrize("spread", ["rows", "tiles"])
@@ -328,7 +328,7 @@ def test_weights_elsewhere(run, desk, slim_file, tiny_weights_file):  # noqa: F8
     assert main([*words(steps=2, weights="mine.safetensors"), "--checkpoint", "kept"]) == 0
     os.rename("mine.safetensors", "moved.safetensors")
     code, _, err = run(["resume", "kept", "--weights", slim_file])
-    assert code == 2 and "give the former as weights, or begin anew" in err
+    assert code == 2 and "resume with the former, or start a new run" in err
     assert run(["resume", "kept", "--weights", "moved.safetensors"]).code == 0
 
 
@@ -604,7 +604,7 @@ class TestBatch:
         self.kill_batch(run, monkeypatch, after=1)
         changed(lambda r: r["device"].update(threads=7))
         code, _, err = run(["resume", "kept"])
-        assert code == 0 and "nst-jax: the run was on 7 threads before and is on " in err
+        assert code == 0 and "nst-jax: the run used 7 threads before and uses " in err
         changed(lambda r: r["weights"].update(sha256="ab" * 32))
         code, _, err = run(["resume", "kept"])
         assert code == 2 and "the run began with the weights tiny" in err

@@ -766,7 +766,7 @@ class TestCommand:
             "tv_weight=1", f"seed={seeds}", init="noise", size=200, output="o.webp"
         )
         assert (code, out, len(err.splitlines())) == (2, "", 1)
-        assert "px, and a side of a .webp has at most 16383: name o.webp .png" in err
+        assert "px: expected at most 16383 px a side for .webp; write o.webp as .png" in err
         assert not (desk / "o.webp").exists()
 
     def test_a_sheet_that_cannot_be_written_is_kept(

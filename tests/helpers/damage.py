@@ -1,4 +1,4 @@
-"""Sound image files in eight formats, as bytes, and ways to damage them. Pure functions."""
+"""Image files in ten formats, as bytes, and ways to damage them."""
 
 import io
 import struct
@@ -32,12 +32,12 @@ def sample_pixels(*, height: int = 20, width: int = 30, channels: int = 3, seed:
 
 
 def image_bytes(format: str, *, seed: int = 1, profile: bytes | None = None) -> bytes:
-    """A sound file of 30 x 20 pixels.
+    """An undamaged file of 30 x 20 pixels.
 
     Args:
-      format: one of ``FORMATS``; PNG16 and TIFF16 have 16 bits a channel and alpha.
-      seed: of the pixels.
-      profile: an ICC profile to embed where the format has room for one.
+      format: one of ``FORMATS``; PNG16 and TIFF16 have 16 bits per channel and alpha.
+      seed: the seed of the pixels.
+      profile: an ICC profile to embed if the format supports one.
     """
     pixels = sample_pixels(seed=seed)
     exif = Image.Exif()
@@ -75,11 +75,11 @@ def image_bytes(format: str, *, seed: int = 1, profile: bytes | None = None) -> 
 
 
 def damaged(data: bytes, *, seed: int) -> bytes:
-    """A damaged file; equal seeds damage equally.
+    """Damage a file; equal seeds do equal damage.
 
-    One of: some bits flipped (half of the time within the first 100 bytes), the end cut off, a run
-    of bytes removed, doubled or zeroed, another format's signature, or a 2- or 4-byte number of
-    either byte order overwritten by an extreme one, as of a length or a size.
+    Flips some bits (half of the time within the first 100 bytes), truncates the file, removes,
+    doubles or zeroes a run of bytes, puts another format's signature, or overwrites 2 or 4 bytes by
+    an extreme number in either byte order, such as a length or a size may be.
     """
     random = np.random.default_rng(seed)
     kind = random.integers(6)

@@ -1,4 +1,4 @@
-"""Parts of image files, and images whose pixels are known."""
+"""Parts of image files, and an oracle for resizing."""
 
 import struct
 import zlib
@@ -6,7 +6,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
-# What the EXIF tag says: the visual side that the file's row 0 and its column 0 are.
+# EXIF orientation -> how an upright image is stored. The comments name the sides of the image that
+# row 0 and column 0 of the file are (TIFF 6.0, section 8).
 STORED = {
     1: lambda upright: upright,  # top, left
     2: lambda upright: upright[:, ::-1],  # top, right
@@ -26,8 +27,11 @@ def orientation(number):
 
 
 def triangle_weights(old, new):
-    """Antialiased linear interpolation as a matrix ``[new, old]``: a triangle around each new
-    pixel's centre, one new pixel (at least one old pixel) to each side."""
+    """Antialiased linear interpolation as a matrix ``[new, old]``.
+
+    Each row is a triangle around the centre of a new pixel. It extends by the width of a new pixel,
+    but at least of an old pixel, to each side.
+    """
     width = max(old / new, 1)
     centres = (np.arange(new) + 0.5) * old / new
     distance = np.abs(np.arange(old)[None] + 0.5 - centres[:, None])
@@ -36,5 +40,5 @@ def triangle_weights(old, new):
 
 
 def chunk(name, data):
-    """A PNG's chunk."""
+    """A chunk of a PNG: length, name, data and checksum (W3C PNG, 5.3)."""
     return struct.pack(">I", len(data)) + name + data + zlib.crc32(name + data).to_bytes(4)

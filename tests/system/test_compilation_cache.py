@@ -1,4 +1,4 @@
-"""What computes, and the cache of compiled programs."""
+"""Versions and devices in records, and the cache of compiled programs."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ from nst_jax.system import device, use_compilation_cache, versions
 from nst_jax.system.backend import machine_fingerprint
 
 
-def test_what_a_record_names():
+def test_versions_and_device_of_a_record():
     found = versions()
     assert found["jax"] == jax.__version__ and found["numpy"] == np.__version__
     assert {"python", "nst_jax", "jaxlib", "flax", "optax", "pillow"} <= set(found)
@@ -24,7 +24,7 @@ def test_what_a_record_names():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache folder, and JAX's settings as they were before."""
+    """Point to an empty cache folder, and restore JAX's settings afterwards."""
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
     names = "compilation_cache_dir", "persistent_cache_min_compile_time_secs"
     names = [f"jax_{name}" for name in (*names, "enable_compilation_cache")]
@@ -36,37 +36,35 @@ def cache(tmp_path, monkeypatch):
         jax.config.update(name, value)
 
 
-def test_the_folder_is_the_user_s_alone(cache):
+def test_only_the_user_may_write_to_the_folder(cache):
     assert use_compilation_cache() == cache
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert jax.config.jax_compilation_cache_dir == str(cache)
 
 
 @pytest.mark.parametrize("level", range(3))
-def test_a_folder_that_others_may_write_to_is_not_used(cache, level):
+def test_folder_writable_by_others_is_not_used(cache, level):
     cache.mkdir(parents=True)
     (cache, *cache.parents)[level].chmod(0o777)
     assert use_compilation_cache() is None
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_where_jax_s_own_is_off_nothing_is_kept(cache):
+def test_settings_of_the_user_stay(cache, tmp_path):
     jax.config.update("jax_enable_compilation_cache", False)
     assert use_compilation_cache() is None and not cache.exists()
-
-
-def test_a_folder_that_cannot_be_made_is_done_without(cache):
-    cache.parent.parent.write_text("a file in the folder's place")
-    assert use_compilation_cache() is None
-
-
-def test_the_user_s_own_cache_is_left(cache, tmp_path):
+    jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
     assert use_compilation_cache() is None
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
 
 
-def test_another_processor_has_another_folder(tmp_path):
+def test_folder_that_cannot_be_created_is_no_error(cache):
+    cache.parent.parent.write_text("a file in place of the folder")
+    assert use_compilation_cache() is None
+
+
+def test_each_processor_has_its_own_folder(tmp_path):
     other = tmp_path / "cpuinfo"
     other.write_text("model name : another\nflags : sse2\n")
     found = {machine_fingerprint(), machine_fingerprint(cpuinfo=other)}
@@ -75,7 +73,7 @@ def test_another_processor_has_another_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_second_run_compiles_nothing(cache, tmp_path, tiny_weights_file, content, style):
+def test_second_run_compiles_nothing(cache, tmp_path, tiny_weights_file, content, style):
     save_image(tmp_path / "content.png", content)
     save_image(tmp_path / "style.png", style)
 

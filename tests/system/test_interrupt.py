@@ -1,4 +1,4 @@
-"""Signals in real processes: also amid compiled code, which Python's own handlers wait for."""
+"""Signals in real processes, also during compiled code, for which Python's own handlers wait."""
 
 import os
 import signal
@@ -10,94 +10,93 @@ import pytest
 from nst_jax.system import end_on_signals, stop_on_signals
 from nst_jax.system.signals import SIGNALS
 
-# What blocks is a call of compiled code that releases the interpreter's lock, as XLA's do.
+# pbkdf2_hmac stands for compiled code: it releases the interpreter's lock, as XLA's programs do.
 SCRIPT = """
 import hashlib, sys, threading
 from pathlib import Path
 from nst_jax.system import atomic_write
 from nst_jax.system.files import removed_if_empty, temporary_folder
 from nst_jax.system import end_on_signals, stop_on_signals
-begun = threading.Lock()
-begun.acquire()
-def tell():
-    with begun:
+in_compiled_code = threading.Lock()
+in_compiled_code.acquire()
+def print_ready():
+    with in_compiled_code:
         print("ready", flush=True)
-threading.Thread(target=tell, daemon=True).start()
+threading.Thread(target=print_ready, daemon=True).start()
 Path("results").mkdir()
 with (
     end_on_signals(),
-    stop_on_signals() as asked,
+    stop_on_signals() as stop_requested,
     removed_if_empty(Path("results")),
     temporary_folder(Path("."), prefix="folder") as folder,
     atomic_write(Path("out.png")) as temporary,
 ):
     (folder / "file").touch()
     if sys.argv[1] == "running":
-        asked()
-    sys.setswitchinterval(1000)  # the thread goes on when compiled code lets it
-    begun.release()
+        stop_requested()
+    sys.setswitchinterval(1000)  # the thread continues only when compiled code releases the lock
+    in_compiled_code.release()
     hashlib.pbkdf2_hmac("sha256", b"", b"", int(float(sys.argv[2])))
-    print(asked(), flush=True)
+    print(stop_requested(), flush=True)
 """
 
 
-def start(folder, state, rounds):
-    line = [sys.executable, "-c", SCRIPT, state, str(rounds)]
+def start(folder, *words):
+    """Start a Python process and wait until it prints "ready"."""
+    line = [sys.executable, *words]
     process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    assert process.stdout.readline() == b"ready\n"
     return process
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("state, told", [("running", 1), ("before", 0)])
-def test_compiled_code_does_not_keep_it(tmp_path, number, state, told):
-    process = start(tmp_path, state, 2e9)  # many minutes
+def finish(process):
+    """Return the exit code, the output and the errors of a process."""
     try:
-        process.send_signal(number)
-        name = b"Ctrl-C" if number == signal.SIGINT else b"SIGTERM"
-        first = b"stopping at the next report; %s again ends at once\n" % name
-        if told:  # amid compiled code, too
-            assert process.stderr is not None and process.stderr.readline() == first
-            process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert (process.returncode, out, err) == (128 + number, b"", b"nst-jax: interrupted\n")
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    "number, state", [(signal.SIGINT, "running"), (signal.SIGTERM, "running"), (2, "before")]
+)
+def test_process_ends_during_compiled_code_without_unfinished_files(tmp_path, number, state):
+    """At the second signal, or at the first one before the run has something to keep."""
+    process = start(tmp_path, "-c", SCRIPT, state, "2e9")  # many minutes
+    process.send_signal(number)
+    if state == "running":
+        name = b"Ctrl-C" if number == signal.SIGINT else b"SIGTERM"
+        first = b"stopping at the next report; %s again ends at once\n" % name
+        assert process.stderr.readline() == first
+        process.send_signal(number)
+    assert finish(process) == (128 + number, b"", b"nst-jax: interrupted\n")
     assert os.listdir(tmp_path) == []
 
 
-def test_one_is_a_request(tmp_path):
-    process = start(tmp_path, "running", 3e6)  # seconds
-    try:
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert (process.returncode, out) == (0, b"15\n") and os.listdir(tmp_path) == ["out.png"]
+def test_first_signal_requests_a_stop(tmp_path, caplog):
+    process = start(tmp_path, "-c", SCRIPT, "running", "3e6")  # seconds
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = finish(process)
+    assert (code, out) == (0, b"15\n") and os.listdir(tmp_path) == ["out.png"]
+    for number in SIGNALS:
+        with stop_on_signals() as stop_requested:
+            assert stop_requested() is None
+            signal.raise_signal(number)
+            assert stop_requested() == number
+    assert all(text.startswith("stopping at the next report") for text in caplog.messages)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_request_is_there_when_the_signal_is(number, caplog):
-    with stop_on_signals() as asked:
-        assert asked() is None
-        signal.raise_signal(number)
-        assert asked() == number
-    (message,) = caplog.messages
-    assert message.startswith("stopping at the next report")
-
-
-def test_nothing_is_left_of_the_handlers():
+def test_handlers_are_restored():
     before = [signal.getsignal(number) for number in SIGNALS]
     for context in (stop_on_signals, end_on_signals):
         with context():
             assert signal.getsignal(signal.SIGTERM) not in before
         assert [signal.getsignal(number) for number in SIGNALS] == before
-    wakeup = signal.set_wakeup_fd(-1)
-    assert wakeup == -1
+    assert signal.set_wakeup_fd(-1) == -1
 
 
-# An exception would be told and dropped within a finaliser, and makes some extensions crash that
-# are being imported.
+# In a finaliser an exception would be printed and dropped; in an import it crashes some extensions.
 FINALISER = """
 import time
 from nst_jax.system import end_on_signals
@@ -109,35 +108,20 @@ with end_on_signals():
     Finalised()
 """
 IMPORT = "from nst_jax.system import end_on_signals\nwith end_on_signals():\n    import slow"
+SLEEP = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
 
 
-def interrupted(*words, number=signal.SIGINT, **environment):
-    """Exit code, output and errors of a Python that gets a signal once it has said "ready"."""
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | environment,
-    )
-    try:
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return process.returncode, out, err
+@pytest.mark.parametrize("script, number", [(FINALISER, signal.SIGINT), (IMPORT, signal.SIGTERM)])
+def test_process_ends_in_finalisers_and_imports(tmp_path, script, number):
+    (tmp_path / "slow.py").write_text(SLEEP)
+    process = start(tmp_path, "-c", f"import sys; sys.path.append('.')\n{script}")
+    process.send_signal(number)
+    assert finish(process) == (128 + number, b"", b"nst-jax: interrupted\n")
 
 
-@pytest.mark.parametrize("script", [FINALISER, IMPORT])
-def test_where_an_exception_would_not_do(tmp_path, script):
-    (tmp_path / "slow.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(600)\n")
-    code = f"import sys; sys.path.append({str(tmp_path)!r})\n{script}"
-    for number in SIGNALS:
-        found = interrupted("-c", code, number=number)
-        assert found == (128 + number, b"", b"nst-jax: interrupted\n")
-
-
-def test_amid_the_command_s_own_imports(tmp_path):
-    (tmp_path / "tyro.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(600)\n")
-    found = interrupted("-m", "nst_jax", "version", PYTHONPATH=str(tmp_path))
-    assert found == (-signal.SIGINT, b"", b"")
+def test_command_ends_during_its_own_imports(tmp_path, monkeypatch):
+    (tmp_path / "tyro.py").write_text(SLEEP)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    process = start(tmp_path, "-m", "nst_jax", "version")
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (-signal.SIGINT, b"", b"")

@@ -1,29 +1,26 @@
-"""What is free and what is taken, on laid-out files and devices made up."""
+"""Free and used memory, on made-up files and devices, and how glibc keeps freed memory."""
 
+import ctypes
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
 import pytest
+from helpers.control_groups import lay_out  # noqa: F401
 
-from nst_jax.system import free_bytes, peak_memory
-from nst_jax.system.memory import LATER_PROGRAMS, STATUS, available_bytes, cgroup_bytes, own_memory
+from nst_jax.system import free_bytes, keep_freed_memory, peak_memory
+from nst_jax.system.memory import (
+    LATER_PROGRAMS,
+    STATUS,
+    bytes_in_use,
+    cgroup_bytes,
+    keep_to_place,
+    own_memory,
+    reserve,
+)
 
-UNLIMITED = 9223372036854771712  # as version 1 says it
-
-
-@pytest.fixture
-def groups(tmp_path):
-    """Lay out control groups; what they still allow."""
-
-    def lay_out(own, files):
-        (tmp_path / "own").write_text(own)
-        for name, text in files.items():
-            path = tmp_path / "mount" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{text}\n")
-        return cgroup_bytes(own=tmp_path / "own", mount=tmp_path / "mount")
-
-    return lay_out
+UNLIMITED = 9223372036854771712  # version 1 without a limit
 
 
 def version_2(limit, usage, *, inactive=0, folder="."):
@@ -42,28 +39,27 @@ def version_1(limit, usage, *, inactive=0, folder="."):
     }
 
 
-class TestGroups:
-    def test_version_2(self, groups):
-        files = version_2(1000, 600, inactive=150, folder="a/b")
-        assert groups("0::/a/b\n", files) == 1000 - (600 - 150)
-
-    def test_the_tightest_of_the_way_to_the_root_counts(self, groups):
+class TestControlGroups:
+    def test_tightest_limit_on_the_path_from_the_root_applies(self, lay_out):
         files = version_2("max", 600, folder="a/b") | version_2(1000, 900, folder="a")
         files |= version_2(5000, 1000) | version_2(10, 10, folder="elsewhere")
-        assert groups("0::/a/b\n", files) == 100
+        assert cgroup_bytes(**lay_out("0::/a/b\n", files)) == 100
+        files |= version_2(1000, 900, inactive=150, folder="a")  # these pages count as free
+        assert cgroup_bytes(**lay_out("0::/a/b\n", files)) == 250
+        files |= version_2(1000, 1400, folder="a")
+        assert cgroup_bytes(**lay_out("0::/a/b\n", files)) == 0
 
-    def test_a_container_sees_its_own_group_as_the_root(self, groups):
-        assert groups("0::/\n", version_2(1000, 400)) == 600
-        assert groups("0::/system/docker-1\n", version_2(1000, 400)) == 600
-        assert groups("0::/../../other\n", version_2(1000, 400)) == 600
+    @pytest.mark.parametrize("path", ["/", "/system/docker-1", "/../../other"])
+    def test_container_sees_its_own_group_as_the_root(self, lay_out, path):
+        assert cgroup_bytes(**lay_out(f"0::{path}\n", version_2(1000, 400))) == 600
 
-    def test_version_1(self, groups):
-        own = "5:cpu,cpuacct:/x\n4:memory:/slurm/job\n0::/\n"
+    def test_version_1(self, lay_out):
+        cgroup_file = "5:cpu,cpuacct:/x\n4:memory:/slurm/job\n0::/\n"
         files = version_1(2000, 700, inactive=100, folder="slurm/job")
-        assert groups(own, files | version_1(UNLIMITED, 9000)) == 1400
+        assert cgroup_bytes(**lay_out(cgroup_file, files | version_1(UNLIMITED, 9000))) == 1400
 
     @pytest.mark.parametrize(
-        "own, files",
+        "cgroup_file, files",
         [
             ("0::/a\n", {}),
             ("0::/a\n", version_2("max", 600, folder="a")),
@@ -71,79 +67,92 @@ class TestGroups:
             ("5:cpu:/\n", version_1(1000, 600)),
         ],
     )
-    def test_no_limit(self, groups, own, files):
-        assert groups(own, files) is None
-
-    def test_more_used_than_allowed_is_nothing(self, groups):
-        assert groups("0::/\n", version_2(1000, 1400)) == 0
-
-    def test_another_system(self, tmp_path):
-        assert cgroup_bytes(own=tmp_path / "nothing", mount=tmp_path) is None
-        assert available_bytes(tmp_path / "nothing") is None
+    def test_no_limit(self, lay_out, cgroup_file, files):
+        assert cgroup_bytes(**lay_out(cgroup_file, files)) is None
 
 
-class TestFree:
-    def test_cpu_has_the_smaller_of_machine_and_group(self, tmp_path):
-        device = SimpleNamespace(platform="cpu")
-        meminfo, own = tmp_path / "meminfo", tmp_path / "own"
-
-        def free():
-            return free_bytes(device, meminfo=meminfo, own=own, mount=tmp_path)
-
-        assert free() is None
+class TestFreeMemory:
+    def test_cpu_has_the_smaller_of_machine_and_control_group(self, tmp_path, lay_out):
+        device, meminfo = SimpleNamespace(platform="cpu"), tmp_path / "meminfo"
+        paths = dict(meminfo=meminfo, cgroup_file=tmp_path / "cgroup", mount=tmp_path / "mount")
+        assert free_bytes(device, **paths) is None  # no such files on other systems
         meminfo.write_text("MemTotal:  90 kB\nMemFree:   1 kB\nMemAvailable:   8 kB\nHuge: 0\n")
-        assert free() == 8192
-        own.write_text("0::/\n")
-        for name, text in version_2(6000, 1000).items():
-            (tmp_path / name).write_text(f"{text}\n")
-        assert free() == 5000
+        assert free_bytes(device, **paths) == 8192
+        lay_out("0::/\n", version_2(6000, 1000))
+        assert free_bytes(device, **paths) == 5000
 
-    def test_this_machine_tells(self):
+    def test_of_this_machine(self):
         free = free_bytes(jax.local_devices(backend="cpu")[0])
         assert free is None or 2**20 < free < 2**50
 
     @pytest.mark.parametrize(
-        "stats, free",
+        "stats, free, peak",
         [
-            ({"bytes_limit": 100, "bytes_in_use": 30, "num_allocs": 1}, 70),
-            ({"bytes_limit": 100, "bytes_in_use": 130}, 0),
-            ({"bytes_in_use": 30}, None),
-            ({}, None),
-            (None, None),
+            ({"bytes_limit": 100, "bytes_in_use": 30, "peak_bytes_in_use": 90}, 70, 90),
+            ({"bytes_limit": 100, "bytes_in_use": 130}, 0, None),
+            ({"bytes_in_use": 30}, None, None),
+            (None, None, None),
         ],
     )
-    def test_accelerators_tell_of_their_pool(self, stats, free):
-        assert free_bytes(SimpleNamespace(platform="gpu", memory_stats=lambda: stats)) == free
-
-
-class TestOwn:
-    def found(self, tmp_path, text, *, device=SimpleNamespace(platform="cpu")):
-        """What the process takes and has had, by what Linux tells of it."""
-        status = tmp_path / "status"
-        if text is not None:
-            status.write_text(text)
-        given = dict(device=device, status=status)
-        return own_memory(**given), peak_memory(**given)
-
-    def test_what_linux_tells(self, tmp_path):
-        text = "Name:\tnst\nVmPeak:\t  99 kB\nVmHWM:\t   7 kB\nVmRSS:\t   5 kB\n"
-        assert self.found(tmp_path, text) == (5 * 1024 + LATER_PROGRAMS, 7 * 1024)
-
-    @pytest.mark.parametrize("text", [None, "", "Name:\tVmHWM\nVmHWM:\nVmRSS:\tmuch kB\n"])
-    def test_other_systems(self, tmp_path, text):
-        assert self.found(tmp_path, text) == (0, None)
-
-    @pytest.mark.parametrize(
-        "stats, peak", [({"peak_bytes_in_use": 9}, 9), ({}, None), (None, None)]
-    )
-    def test_accelerators_have_their_own(self, tmp_path, stats, peak):
+    def test_accelerators_report_their_pool(self, stats, free, peak):
         device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
-        assert self.found(tmp_path, "VmHWM: 7 kB\nVmRSS: 5 kB\n", device=device) == (0, peak)
+        assert free_bytes(device) == free
+        assert peak_memory(device=device) == peak and own_memory(device=device) == 0
+
+
+class TestUsedMemory:
+    @pytest.mark.parametrize(
+        "text, own, peak",
+        [
+            ("Name:\tx\nVmHWM:\t   7 kB\nVmRSS:\t   5 kB\n", 5120 + LATER_PROGRAMS, 7168),
+            (None, 0, None),  # another system
+            ("Name:\tVmHWM\nVmHWM:\nVmRSS:\tmuch kB\n", 0, None),
+        ],
+    )
+    def test_numbers_from_linux(self, tmp_path, text, own, peak):
+        if text is not None:
+            (tmp_path / "status").write_text(text)
+        options = dict(device=SimpleNamespace(platform="cpu"), status=tmp_path / "status")
+        assert own_memory(**options) == own and peak_memory(**options) == peak
 
     @pytest.mark.skipif(not STATUS.exists(), reason="not Linux")
     @pytest.mark.skipif(jax.default_backend() != "cpu", reason="another memory")
-    def test_this_process(self):
-        block = b"x" * 50_000_000
-        peak, own = peak_memory(), own_memory()
-        assert own - LATER_PROGRAMS > len(block) and peak > len(block)
-        assert own - LATER_PROGRAMS <= 1.1 * peak < 2**50
+    def test_of_this_process(self):
+        before = bytes_in_use()
+        block = ctypes.create_string_buffer(100_000_000)
+        assert before is None or bytes_in_use() - before > 90_000_000
+        block.raw = b"x" * len(block)
+        peak, own = peak_memory(), own_memory() - LATER_PROGRAMS
+        assert own > len(block) and peak > len(block) and own <= 1.1 * peak < 2**50
+
+
+MALLOC = """
+import ctypes
+from pathlib import Path
+from nst_jax.system.memory import keep_freed_memory, keep_to_place, reserve
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 10**6
+assert keep_freed_memory() and reserve(10**9)
+before = resident()
+block = libc.malloc(10**8)
+ctypes.memset(block, 1, 10**8)
+libc.free(block)
+print(resident() - before > 90, keep_to_place(10**8), resident() - before > 90)
+print(keep_to_place(9 * 10**8), resident() - before < 10)
+"""
+
+
+class TestMalloc:
+    @pytest.mark.skipif(bytes_in_use() is None, reason="not glibc")
+    def test_freed_memory_is_kept_and_reused(self):
+        """A larger block would not reuse the kept pages, which are then returned."""
+        done = subprocess.run([sys.executable, "-c", MALLOC], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("True True True\nFalse True\n", "")
+
+    def test_other_systems_are_left_alone(self, monkeypatch):
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert not keep_freed_memory() and not reserve(1) and bytes_in_use() is None
+        assert keep_to_place(1)

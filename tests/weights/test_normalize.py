@@ -279,7 +279,7 @@ class TestCommand:
             (["tiny.safetensors", "x.safetensors"], "there is no sample image"),
             (["tiny.safetensors", "x.safetensors", "empty"], "holds no sample image"),
             (["tiny.safetensors", "x.safetensors", "b.png", "no.png"], "no.png does not exist"),
-            (["tiny.safetensors", "x.safetensors", "tiny.safetensors"], "is no image"),
+            (["tiny.safetensors", "x.safetensors", "tiny.safetensors"], "is not an image"),
             (["tiny.safetensors", "x.safetensors", "b.png", "cut.png"], "cannot read .*cut.png"),
             (["tiny.safetensors", "x.safetensors", "b.png", "--size", "50"], "b.png is 15x50 px"),
             (["tiny.safetensors", "x.safetensors", "b.png", "--size", "0"], "size is 0"),

@@ -266,7 +266,7 @@ class TestFind:
         assert "the default" in places[5].detail and places[5].path.startswith("https://")
 
     def test_a_home_that_nobody_knows(self, tmp_path, monkeypatch):
-        match = "^~nosuchuser/x begins with no known home: write the whole path$"
+        match = "^~nosuchuser/x begins with an unknown home folder: write the full path$"
         with pytest.raises(InputError, match=match):
             load_weights("~nosuchuser/x")
         with pytest.raises(InputError, match=match):
