@@ -1,6 +1,6 @@
-"""Weights of VGG-19, from files of any known form to one tree.
+"""Weights of VGG-19: one tree of float32 arrays from any known file format.
 
-Contract: files are foreign data: checked before they are used, never unpickled. The tree is
+Contract: files are untrusted. They are checked before use and never unpickled. The tree is
 ``{"params": ..., "preprocessing": ...}``, float32.
 """
 

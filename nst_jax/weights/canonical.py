@@ -1,10 +1,16 @@
-"""The canonical file of weights: one .safetensors whose header says all that is known of them.
+"""The canonical weights file: one .safetensors whose header records where the weights come from.
 
-Arrays are under ``conv1_1/kernel`` ([height, width, in, out], input RGB) and ``conv1_1/bias``,
-and in slim weights also under ``lift/max/relu1_1/kernel`` and ``.../bias``, see
-``models.projection``; they are float32, or float16 where so written. The header is a dictionary of
-strings, JSON where structured. It holds a digest of the arrays, since the format has no checksum of
-its own and a flipped bit would pass.
+Arrays are stored under ``conv1_1/kernel`` ([height, width, in, out], input RGB) and
+``conv1_1/bias``. Slim weights also have ``lift/max/relu1_1/kernel`` and ``.../bias``, the
+projections of ``models.projection``. All are float32 or all float16. The header is a dictionary of
+strings, which hold JSON where the value is structured.
+
+Layout of a .safetensors file (https://github.com/huggingface/safetensors, "Format"): 8 bytes, the
+length N of the header as an unsigned little-endian integer; N bytes of JSON, which map each name
+to ``dtype``, ``shape`` and ``data_offsets`` ([begin, end) counted from the end of the header), and
+``__metadata__`` to a dictionary of strings; then the arrays, row-major and little-endian. The
+format has no checksum, so a flipped bit would go unnoticed: the header of a canonical file
+therefore holds a digest of the arrays.
 """
 
 import hashlib
@@ -33,16 +39,21 @@ VERSION = "1"
 
 _FORMAT = "nst_jax.weights"  # the entry "format" in the header of a canonical file
 
-_MAX_HEADER = 8 * 2**20  # bytes; VGG-19's has some thousand
+_MAX_HEADER = 8 * 2**20  # bytes; VGG-19's header has some thousand
 
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
-_MAX_TEXT = 100_000  # characters of an entry of the header
+_MAX_TEXT = 100_000  # characters of one entry in the header
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Network input = (image - mean) / std for an image in [0, 1], red, green, blue."""
+    """Network input = (image - mean) / std, for an RGB image in [0, 1].
+
+    Attributes:
+      kind: "caffe", "torchvision" or a custom name.
+      mean, std: one number each for red, green and blue; std is positive.
+    """
 
     kind: str
     mean: tuple[float, ...]
@@ -53,19 +64,19 @@ class Preprocessing:
         mean, std = self.mean, self.std
         if not (len(mean) == len(std) == 3 and np.isfinite(mean + std).all() and min(std) > 0):
             raise InputError(
-                f"the preprocessing has mean {mean} and std {std}, expected three finite numbers "
-                "each for red, green and blue, and a positive std"
+                "expected a preprocessing of three finite means and three positive stds (red, "
+                f"green, blue), got mean {mean} and std {std}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """How weights were scaled to a mean activation of 1, by `normalize_weights`.
+    """How `normalize_weights` scaled weights to a mean activation of 1.
 
     Attributes:
-      images: over how many images the means were taken.
-      pooling: with which pooling; with another the means are others.
-      inactive: layer -> number of its channels that were not active, and are as they were.
+      images: the number of images over which the means were taken.
+      pooling: the pooling of the network whose means are 1; with another pooling they differ.
+      inactive: layer -> number of its inactive channels, which were not scaled.
     """
 
     images: int
@@ -74,14 +85,19 @@ class Normalization:
 
     def __post_init__(self):
         if not self.pooling.isprintable() or len(self.pooling) > 40:
-            raise InputError("activations normalised with no pooling: expected its name")
+            raise InputError(
+                "expected the name of a pooling in the header's entry 'normalized', got "
+                f"{printable(self.pooling, 40)!r}"
+            )
         if self.images < 1:
-            raise InputError(f"activations normalised over {self.images} images: expected some")
+            raise InputError(
+                f"expected activations normalised over 1 or more images, got {self.images}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is known of some weights besides their arrays."""
+    """What a file tells about its weights besides the arrays; see `WeightsInfo` for the fields."""
 
     name: str
     preprocessing: Preprocessing
@@ -90,8 +106,8 @@ class Record:
     source_md5: str = ""
     licence: str = "unknown"
     attribution: str = ""
-    training: str = ""  # of slim weights: how trained, on what, and figures, as JSON
-    normalized: Normalization | None = None  # None: activations as trained, or not known
+    training: str = ""
+    normalized: Normalization | None = None
 
     def __post_init__(self):
         for key in ("name", *_TEXTS):
@@ -100,20 +116,20 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
-    """What is known of some weights; plain data, so that it can be saved beside a result.
+    """What is known about some weights: plain data that can be saved beside a result.
 
     Attributes:
       name: a short name, such as "vgg19-caffe".
-      sha256: checksum of the file that was read; empty for weights from memory.
+      sha256: checksum of the loaded file; empty for weights from memory.
       form: "canonical", "keras", "matconvnet", "torch", "safetensors" or "memory".
-      preprocessing: "caffe", "torchvision" or a name of one's own; the numbers are in the tree.
-      source: where the weights come from: an address or a file, and its form.
-      source_sha256, source_md5: checksums of that source, empty where not known.
-      licence, attribution: terms of use, and whom to name.
-      training: of slim weights, how and on what they were trained, and figures, as JSON.
+      preprocessing: "caffe", "torchvision" or a custom name; the numbers are in the tree.
+      source: the origin of the weights: an address or file name, and its form.
+      source_sha256, source_md5: checksums of the source, empty if unknown.
+      licence, attribution: the terms of use, and whom to credit.
+      training: for slim weights, how and on what they were trained, and figures, as JSON.
       normalized: how the weights were scaled to a mean activation of 1; None for weights as
-        trained, and those of a file that cannot tell.
-      path: the file that was read; empty for weights from memory.
+        trained, and for files that do not record it.
+      path: the loaded file; empty for weights from memory.
     """
 
     name: str
@@ -131,7 +147,7 @@ class WeightsInfo:
 
 
 class Weights(NamedTuple):
-    """Variables of the network and what is known of them, see ``load_weights``."""
+    """The network's variables and what is known about them, see ``load_weights``."""
 
     variables: dict[str, Any]
     info: WeightsInfo
@@ -141,11 +157,11 @@ _TEXTS = ("source", "source_sha256", "source_md5", "licence", "attribution", "tr
 
 
 def _check_text(key: str, text: str) -> None:
-    """Refuse what would not be one line where it is shown, or would command a terminal."""
+    """Refuse text that would break a line of output or send control codes to a terminal."""
     if not text.isprintable() or len(text) > _MAX_TEXT:
         raise InputError(
-            f"the {key} is {printable(text, 60)!r}, expected one line of printable characters: "
-            "convert the original again"
+            f"expected one line of printable characters as the {key}, got "
+            f"{printable(text, 60)!r}: convert the original again"
         )
 
 
@@ -155,7 +171,7 @@ _SLIM = "; slim: fewer channels, with lifts (kernel [slim, full], bias) by pooli
 
 
 def make_header(arrays: Mapping[str, np.ndarray], record: Record) -> dict[str, str]:
-    """The header of a canonical file: a dictionary of strings."""
+    """Make the header of a canonical file: a dictionary of strings."""
     preprocessing = record.preprocessing
     slim = any(name.startswith("lift/") for name in arrays)
     return {
@@ -186,20 +202,20 @@ def make_header(arrays: Mapping[str, np.ndarray], record: Record) -> dict[str, s
 
 
 def _shortest(value: float) -> float:
-    """The number of fewest digits that is the same float32, so that a round trip is exact."""
+    """The number with the fewest digits that rounds to the same float32."""
     return float(str(np.float32(value)))
 
 
 def parse_header(header: Mapping[str, str]) -> Record:
-    """The record in the header of a canonical file.
+    """Read the record from the header of a canonical file.
 
     Raises:
-      InputError: for another version, or an entry that is missing or malformed.
+      InputError: for another format version, or a missing or malformed entry.
     """
     if header.get("format_version") != VERSION:
         raise InputError(
-            f"the file has format version {header.get('format_version')!r}, expected {VERSION!r}: "
-            "use the nst-jax that wrote it, or convert the original again"
+            f"expected format version {VERSION!r}, got {header.get('format_version')!r}: use the "
+            "nst-jax that wrote the file, or convert the original again"
         )
     try:
         entry = json.loads(header["preprocessing"])
@@ -211,8 +227,8 @@ def parse_header(header: Mapping[str, str]) -> Record:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"the header's preprocessing is wrong ({error!r}), expected a mean and std of three "
-            "numbers for RGB in [0, 1]: convert the original again"
+            f"the header's preprocessing is malformed ({error!r}), expected a mean and std of "
+            "three numbers each for RGB in [0, 1]: convert the original again"
         ) from error
     return Record(
         name=header.get("name", ""),
@@ -223,27 +239,30 @@ def parse_header(header: Mapping[str, str]) -> Record:
 
 
 def describe_normalization(normalized: Normalization) -> str:
-    """One line of what was done.
+    """Describe a normalisation in one line.
 
     >>> describe_normalization(Normalization(images=2, pooling="max", inactive={"relu5_4": 3}))
-    'mean activations 1 over 2 images with max pooling, but of 3 inactive channels'
+    'mean activations 1 over 2 images with max pooling, except 3 inactive channels'
     """
     images, inactive = normalized.images, sum(normalized.inactive.values())
     line = f"mean activations 1 over {images} image{'s' * (images > 1)} with "
     line += f"{normalized.pooling} pooling"
-    return line + f", but of {inactive} inactive channel{'s' * (inactive > 1)}" * bool(inactive)
+    return line + f", except {inactive} inactive channel{'s' * (inactive > 1)}" * bool(inactive)
 
 
 def to_entry(normalized: Normalization | None) -> dict[str, str]:
-    """The header's entry, none for weights as trained; the inverse of ``parse_normalization``."""
+    """The header's entry ``normalized``; no entry for weights as trained.
+
+    The inverse of ``parse_normalization``.
+    """
     return {"normalized": json.dumps(asdict(normalized))} if normalized else {}
 
 
 def parse_normalization(header: Mapping[str, str]) -> Normalization | None:
-    """How the weights of a canonical file's header were normalised, None where they were not.
+    """Read how weights were normalised from a header; None if they were not.
 
     Raises:
-      InputError: for an entry that is malformed.
+      InputError: for a malformed entry.
     """
     if "normalized" not in header:
         return None
@@ -251,7 +270,7 @@ def parse_normalization(header: Mapping[str, str]) -> Normalization | None:
         entry = json.loads(header["normalized"])
         inactive = {str(layer): int(count) for layer, count in entry["inactive"].items()}
         return Normalization(
-            images=int(entry.get("images", entry.get("pictures"))),  # the latter until 0.1
+            images=int(entry.get("images", entry.get("pictures"))),  # "pictures" until 0.1
             pooling=str(entry["pooling"]),
             inactive=inactive,
         )
@@ -259,16 +278,16 @@ def parse_normalization(header: Mapping[str, str]) -> Normalization | None:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
-            f"the header's entry of normalised activations is wrong ({error!r}), expected "
-            "images, pooling and inactive: normalise the original again"
+            f"the header's entry 'normalized' is malformed ({error!r}), expected images, pooling "
+            "and inactive: normalise the original again"
         ) from error
 
 
 def check_contents(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
-    """Compare the arrays with what the header says of them.
+    """Check that arrays have the shapes and the digest that the header records.
 
     Raises:
-      InputError: where shapes or digest differ.
+      InputError: if they differ.
     """
     shapes = json.dumps({name: array.shape for name, array in sorted(arrays.items())})
     try:
@@ -276,16 +295,18 @@ def check_contents(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) 
     except (KeyError, AttributeError, ValueError):
         recorded = "no list of shapes"
     if recorded != shapes:
-        raise InputError("the header's shapes differ from the arrays': convert the original again")
+        raise InputError(
+            "the shapes of the arrays differ from those in the header: convert the original again"
+        )
     if header.get("contents_sha256") != digest(arrays):
         raise InputError(
-            "the arrays' sha256 differs from the one in the header: the file is damaged, get it "
-            "again"
+            "the sha256 of the arrays differs from the one in the header: the file is damaged, "
+            "get it again"
         )
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over the arrays' names, shapes and bytes, in the order of names."""
+    """The sha256 of the arrays' names, shapes and float32 bytes, in alphabetical order of names."""
     total = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         total.update(f"{name}{list(array.shape)}".encode())
@@ -301,20 +322,29 @@ def write_canonical(
     overwrite: bool = False,
     half: bool = False,
 ) -> None:
-    """Write a canonical file under a temporary name, then rename it; in float16 if ``half``.
+    """Write a canonical file under a temporary name, then rename it.
 
-    Equal arrays and records give equal bytes. This is why the header is put together here: the
-    safetensors library writes its entries in random order.
+    Equal arrays and records give equal bytes.
+
+    Args:
+      path: the file to write.
+      arrays: flat arrays, as from `to_arrays`.
+      record: what to write into the header.
+      overwrite: whether an existing file may be replaced.
+      half: store float16 instead of float32.
 
     Raises:
-      InputError: where the file exists already, or cannot be written, or where float16 does not
-        hold the numbers.
+      InputError: if the file exists or cannot be written, or if a number overflows in float16.
     """
     kind, dtype = ("F16", "<f2") if half else ("F32", "<f4")
     with np.errstate(over="ignore"):
         arrays = {name: array.astype(dtype) for name, array in sorted(arrays.items())}
     if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise InputError(f"cannot write {path}: there are numbers beyond the range of {dtype[1:]}")
+        raise InputError(
+            f"cannot write {path}: expected numbers within the range of {np.dtype(dtype).name}"
+        )
+    # The safetensors library writes the entries of the metadata in random order, so the header is
+    # made here.
     entries: dict[str, object] = {"__metadata__": make_header(arrays, record)}
     start = 0
     for name, array in arrays.items():
@@ -322,7 +352,8 @@ def write_canonical(
         entries[name] = {"dtype": kind, "shape": array.shape, "data_offsets": [start, end]}
         start = end
     text = json.dumps(entries, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    # The format allows trailing spaces; they align the arrays to 8 bytes.
+    text += b" " * (-len(text) % 8)
     try:
         check_writable(path, overwrite=overwrite)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
@@ -335,10 +366,10 @@ def write_canonical(
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[OpenedWeights]:
-    """Open a .safetensors file: the canonical one, or one with torchvision's names.
+    """Open a .safetensors file, canonical or with torchvision's names.
 
-    The library refuses a header nested deeper than 128 and arrays that overlap, leave gaps, lie
-    outside the file or differ from their shape; the size of the header is bounded here.
+    The library refuses a header nested deeper than 128 levels, and arrays that overlap, leave
+    gaps, lie outside the file or disagree with their shapes. The header's size is bounded here.
     """
     from safetensors import safe_open
 
@@ -349,7 +380,9 @@ def open_safetensors(path: Path) -> Iterator[OpenedWeights]:
             arrays: dict[str, Stored] = {}
             names = file.keys()
             if len(names) > MAX_ITEMS:
-                raise InputError(f"there are {len(names)} arrays: save VGG-19 alone")
+                raise InputError(
+                    f"expected at most {MAX_ITEMS} arrays, got {len(names)}: save VGG-19 alone"
+                )
             for name in names:
                 piece = file.get_slice(name)
                 dtype = _DTYPES.get(str(piece.get_dtype()), "another type")
@@ -366,12 +399,12 @@ def _check_header(path: Path) -> None:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
         raise InputError(
-            f"its header should have {length} bytes, expected at most {_MAX_HEADER}: the file is "
-            "damaged or holds far more than VGG-19, get it again"
+            f"expected a header of at most {_MAX_HEADER} bytes, got {length}: the file is damaged "
+            "or holds far more than VGG-19, get it again"
         )
 
 
 def _read_safetensor(file: Any, name: str, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
-        import ml_dtypes  # noqa: F401  (gives NumPy the type that safetensors asks it for)
+        import ml_dtypes  # noqa: F401  (registers the bfloat16 that safetensors asks NumPy for)
     return file.get_tensor(name)

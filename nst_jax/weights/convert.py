@@ -1,15 +1,22 @@
-"""From a file of VGG-19's weights in any known form to one tree. NumPy only.
+"""Convert a file of VGG-19 weights in any known format to one tree. NumPy only.
 
 The tree is ``{"params": {"conv1_1": {"kernel", "bias"}, ...}, "preprocessing": {"mean", "std"}}``,
-all float32: kernels [height, width, in, out] for an RGB image in [0, 1], of which the network
-sees ``(image - mean) / std``. In between, arrays are flat: ``{"conv1_1/kernel": ..., ...}``.
+all float32. Kernels are [height, width, in, out] and the network's input is
+``(image - mean) / std`` for an RGB image in [0, 1]. During conversion the arrays are flat:
+``{"conv1_1/kernel": ..., ...}``.
 
-Two trained VGG-19 are in use. "caffe" is the original of Simonyan and Zisserman (2015), which
-Keras, MatConvNet and Gatys distribute too; it takes BGR in 0-255 minus a mean. "torchvision" was
-trained anew and takes RGB with the mean and deviation of ImageNet. Their arrays look alike, and
-the same network is stored for RGB or for BGR; a wrong pairing of weights and preprocessing gives
-images that are only a little worse, so it is settled by the first filter. Only where the network
-is neither of these does the file's form settle its layout.
+Two trained VGG-19 are in use:
+
+* "caffe", the original (Simonyan and Zisserman 2015), which Keras, MatConvNet and Gatys also
+  distribute. Its input is BGR in [0, 255] minus the mean colour of ImageNet, not divided by a
+  standard deviation.
+* "torchvision", trained independently. Its input is RGB in [0, 1], minus the mean and divided by
+  the standard deviation of ImageNet.
+
+Their arrays have the same shapes, and files store the same network for RGB or for BGR. A wrong
+pairing of weights and preprocessing only makes the images a little worse, so nobody would notice.
+The values of the first filter therefore decide; the file's format decides only for an unknown
+network.
 """
 
 import itertools
@@ -33,6 +40,11 @@ from nst_jax.weights.canonical import (
 from nst_jax.weights.foreign import MAX_VALUES, OpenedWeights, Stored, printable
 from nst_jax.weights.readers import CAFFE_MEAN, open_weights
 
+# In terms of RGB images in [0, 1]:
+# - caffe: 255 x - m = (x - m / 255) / (1 / 255), with the mean colour m in [0, 255]
+#   (``keras.applications.imagenet_utils.preprocess_input``, mode "caffe"). The order BGR is taken
+#   out of the kernel of conv1_1 instead, see `_to_rgb`.
+# - torchvision: ``torchvision.models.VGG19_Weights.IMAGENET1K_V1.transforms()``.
 PREPROCESSING = {
     "caffe": Preprocessing(
         kind="caffe",
@@ -44,7 +56,8 @@ PREPROCESSING = {
     ),
 }
 
-# (licence, attribution) of each network; what it asks for is passed on with every converted file.
+# (licence, attribution) of each network. Both licences require a notice, so every converted file
+# carries it in its header.
 CREDITS = {
     "caffe": (
         "CC BY 4.0, https://creativecommons.org/licenses/by/4.0/",
@@ -59,10 +72,10 @@ CREDITS = {
     ),
 }
 
-# The first filter of conv1_1 as [channel (R, G, B), row, column]. One filter and not a statistic
-# of all: it tells networks, channel orders and transpositions apart by at least 0.05 in some
-# entry, and it is all that is printed of torchvision's network without its file. The tolerance
-# leaves room for weights that were rounded to 16 bits.
+# The first filter of conv1_1 as [channel (R, G, B), row, column]. One filter is enough: for any two
+# combinations of network, channel order and transposition some entry differs by at least 0.05. It
+# is also the only part of torchvision's network that can be found in print, without its file. The
+# tolerance allows for weights that were rounded to 16 bits.
 FIRST_FILTER = {
     "caffe": (
         (
@@ -94,7 +107,13 @@ _VGG16 = {conv for conv in CONVS if conv not in ("conv3_4", "conv4_4", "conv5_4"
 
 
 class Layout(NamedTuple):
-    """What kernels as stored are: of which network, whether for BGR, whether [width, height]."""
+    """How kernels are stored in a file.
+
+    Attributes:
+      network: "caffe" or "torchvision".
+      bgr: whether conv1_1 takes blue, green, red.
+      transposed: whether kernels are [width, height, in, out].
+    """
 
     network: str
     bgr: bool
@@ -102,13 +121,13 @@ class Layout(NamedTuple):
 
 
 def recognise(kernel: np.ndarray) -> Layout | None:
-    """Which known network a first kernel belongs to, and in which layout it is stored.
+    """Recognise a known network and its layout by the first filter.
 
     Args:
-      kernel: conv1_1's kernel [3, 3, 3, out] as it is in the file.
+      kernel: the kernel of conv1_1, [3, 3, 3, out], as stored in the file.
 
     Returns:
-      None for a network that is not known.
+      The layout, None for an unknown network.
     """
     first = kernel[..., 0].transpose(2, 0, 1)
     for network, target in FIRST_FILTER.items():
@@ -122,10 +141,15 @@ def recognise(kernel: np.ndarray) -> Layout | None:
 
 
 class Converted(NamedTuple):
-    """Flat arrays in the canonical layout, and all that is known of them.
+    """Weights read from a file.
 
-    ``network`` is the one recognised by its first filter, if any; ``sha256`` is of the file;
-    ``half`` tells of a canonical file in float16.
+    Attributes:
+      arrays: flat arrays in the canonical layout.
+      record: what the file or its network tells about them.
+      form: the file's format, as in `OpenedWeights`.
+      network: the network recognised by its first filter, if any.
+      sha256: checksum of the file.
+      half: whether the file is canonical and stores float16.
     """
 
     arrays: dict[str, np.ndarray]
@@ -137,21 +161,19 @@ class Converted(NamedTuple):
 
 
 def convert(path: str | Path, *, preprocessing: str | None = None) -> Converted:
-    """Read a file of VGG-19's weights in any known form.
+    """Read a file of VGG-19 weights in any known format.
 
     Args:
-      path: a canonical .safetensors, Keras .h5, MatConvNet .mat, PyTorch .pth or torchvision's
-        names in .safetensors, recognised by content.
-      preprocessing: "caffe" or "torchvision", for weights of PyTorch's names that are neither of
-        the two known networks. It also says the channel order: caffe is BGR (in MatConvNet's
-        files RGB), torchvision RGB.
+      path: a canonical .safetensors, Keras .h5, MatConvNet .mat, PyTorch .pth, or a .safetensors
+        with torchvision's names. The content decides, not the file's name.
+      preprocessing: "caffe" or "torchvision", for weights that belong to neither known network.
+        It implies the channel order: caffe is BGR (RGB in MatConvNet's files), torchvision RGB.
 
     Returns:
-      The arrays and what is known of them.
+      The arrays and what is known about them.
 
     Raises:
-      InputError: where the file is damaged or holds another network, or where its preprocessing
-        cannot be told.
+      InputError: if the file is damaged, holds another network, or leaves its preprocessing open.
     """
     path = expanded(path)
     if preprocessing is not None and preprocessing not in PREPROCESSING:
@@ -171,7 +193,7 @@ def convert(path: str | Path, *, preprocessing: str | None = None) -> Converted:
                 raise InputError(_contradiction(record.preprocessing.kind, preprocessing))
             half = all(stored.dtype == "float16" for stored in opened.arrays.values())
             return Converted(arrays, record, opened.form, network, sha256, half)
-        layout = _settle(found, opened.form, preprocessing)
+        layout = _choose_layout(found, opened.form, preprocessing)
     licence, attribution = CREDITS.get(network or "", ("unknown", ""))
     record = Record(
         name=f"vgg19-{network}" if network else printable(path.stem),
@@ -191,10 +213,19 @@ def convert_file(
     preprocessing: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Convert a file of weights to the canonical form.
+    """Convert a weights file to the canonical format.
+
+    Args:
+      source: a file in any format that `load_weights` reads.
+      destination: the .safetensors to write.
+      preprocessing: "caffe" or "torchvision", only for weights of neither known network.
+      overwrite: whether an existing file may be replaced.
+
+    Returns:
+      The path of the written file.
 
     Raises:
-      InputError: as `convert` and `write_canonical`.
+      InputError: if the source cannot be used or the destination cannot be written.
     """
     destination = expanded(destination)
     converted = convert(source, preprocessing=preprocessing)
@@ -209,25 +240,25 @@ def convert_file(
 
 
 def to_tree(arrays: Mapping[str, np.ndarray], preprocessing: Preprocessing) -> dict[str, Any]:
-    """The tree of flat arrays.
+    """Build the tree from flat arrays.
 
     >>> flat = {"conv1_1/kernel": np.ones((3, 3, 3, 4)), "conv1_1/bias": np.ones(4)}
     >>> to_tree(flat, PREPROCESSING["torchvision"])["params"]["conv1_1"]["bias"].shape
     (4,)
     """
     params: dict[str, Any] = {}
-    lift: dict[str, Any] = {}
+    projections: dict[str, Any] = {}
     for name, array in arrays.items():
         *path, layer, part = name.split("/")
-        entry = lift.setdefault(path[1], {}) if path else params
+        entry = projections.setdefault(path[1], {}) if path else params
         entry.setdefault(layer, {})[part] = array
     mean, std = np.array(preprocessing.mean, np.float32), np.array(preprocessing.std, np.float32)
     tree = {"params": params, "preprocessing": {"mean": mean, "std": std}}
-    return tree | {"lift": lift} if lift else tree
+    return tree | {"lift": projections} if projections else tree
 
 
 def to_arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The flat arrays of a tree, float32; the inverse of ``to_tree``."""
+    """Flatten a tree to float32 arrays; the inverse of ``to_tree``."""
 
     def flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, np.ndarray]]:
         for key, value in tree.items():
@@ -236,70 +267,74 @@ def to_arrays(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
             else:
                 yield prefix + key, np.asarray(value, np.float32)
 
-    lift = dict(flatten(variables.get("lift", {}), "lift/"))
-    return dict(flatten(variables["params"], "")) | lift
+    projections = dict(flatten(variables.get("lift", {}), "lift/"))
+    return dict(flatten(variables["params"], "")) | projections
 
 
 def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
     """Raise `InputError` for the first array that holds NaN or infinity."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise InputError(f"{name} holds NaN or infinite values: get the file again")
+            raise InputError(
+                f"expected finite numbers, got NaN or infinity in {name}: get the file again"
+            )
 
 
 def _check_stored(opened: OpenedWeights) -> None:
     shapes = {name: stored.shape for name, stored in opened.arrays.items()}
     check_shapes(shapes)
-    if (total := sum(map(math.prod, shapes.values()))) > MAX_VALUES:  # of any number of channels
-        raise InputError(f"the arrays have {total} numbers, expected at most {MAX_VALUES}")
+    # `check_shapes` allows any numbers of channels, so it does not bound the size.
+    if (total := sum(map(math.prod, shapes.values()))) > MAX_VALUES:
+        raise InputError(f"expected at most {MAX_VALUES} numbers in all arrays, got {total}")
 
 
 def _read(name: str, stored: Stored) -> np.ndarray:
     if stored.dtype.lstrip("<>=") not in ("float16", "bfloat16", "float32", "float64"):
-        raise InputError(f"{name} holds {stored.dtype} values, expected floating-point numbers")
-    with np.errstate(over="ignore"):  # what overflows is infinite, and refused as such
+        raise InputError(f"expected floating-point numbers in {name}, got {stored.dtype}")
+    with np.errstate(over="ignore"):  # float64 may overflow to infinity, refused below
         array = np.ascontiguousarray(stored.read(), np.float32)
     check_finite({name: array})
     return array
 
 
-def _settle(found: Layout | None, form: str, preprocessing: str | None) -> Layout:
-    """The layout of kernels: what they were recognised as, else what the form or the user says."""
+def _choose_layout(found: Layout | None, form: str, preprocessing: str | None) -> Layout:
+    """The layout of the kernels: as recognised, otherwise by the file's format or the user."""
     if found is not None:
         if preprocessing not in (None, found.network):
             raise InputError(_contradiction(found.network, preprocessing))
         return found
     if form == "matconvnet" and preprocessing is None:
-        # Both orders of a kernel's axes are told of these files: only a known filter settles it.
+        # Reports differ on the order of a kernel's axes in these files: only a known filter
+        # settles it.
         raise InputError(
-            "conv1_1 is neither that of imagenet-vgg-verydeep-19 nor its transpose: the file is "
-            "damaged or was trained further; in that case convert it first with 'nst-jax weights "
-            "convert', and name its preprocessing: caffe"
+            "conv1_1 is neither that of imagenet-vgg-verydeep-19 nor its transpose: if the file "
+            "is not damaged but was trained further, convert it first with 'nst-jax weights "
+            "convert FILE OUTPUT --preprocessing caffe'"
         )
     if form != "keras" and preprocessing is None:
         raise InputError(
-            "the weights are of no known network, so their preprocessing cannot be told: "
-            "convert them first with 'nst-jax weights convert', and name it: caffe (BGR, 0-255) or "
+            "the network is unknown, so its preprocessing has to be named: convert the file first "
+            "with 'nst-jax weights convert FILE OUTPUT --preprocessing' and caffe (BGR, 0-255) or "
             "torchvision (RGB)"
         )
     network = preprocessing or "caffe"
-    # MatConvNet stores RGB, and [height, width] by its manual.
+    # MatConvNet stores RGB and, according to its manual, [height, width].
     return Layout(network, bgr=network == "caffe" and form != "matconvnet")
 
 
-def _contradiction(found: str, asked: str | None) -> str:
-    return f"the weights need {found} preprocessing, but {asked} was asked for: leave that out"
+def _contradiction(found: str, given: str | None) -> str:
+    return f"the weights need {found} preprocessing, got {given}: leave that option out"
 
 
 def _to_rgb(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
-    def settle(name: str, array: np.ndarray) -> np.ndarray:
+    def reorder(name: str, array: np.ndarray) -> np.ndarray:
         if layout.transposed and array.ndim == 4:
             array = array.swapaxes(0, 1)
         if layout.bgr and name == "conv1_1/kernel":
             array = array[:, :, ::-1]
         return np.ascontiguousarray(array)
 
-    return {name: settle(name, array) for name, array in arrays.items()}
+    return {name: reorder(name, array) for name, array in arrays.items()}
 
 
 def expected_shapes(
@@ -308,9 +343,9 @@ def expected_shapes(
     """Shapes of all arrays of a VGG-19.
 
     Args:
-      channels: of the five blocks.
-      lifts: of slim weights, the pairs (pooling, layer) that they have learned; they end with the
-        deepest of these layers.
+      channels: the numbers of channels of the five blocks.
+      lifts: for slim weights, the pairs (pooling, layer) that have a projection. The network ends
+        with the deepest of these layers.
 
     >>> expected_shapes((64, 128, 256, 512, 512))["conv2_1/kernel"]
     (3, 3, 64, 128)
@@ -318,8 +353,8 @@ def expected_shapes(
     lifts = tuple(lifts)
     shapes: dict[str, tuple[int, ...]] = {}
     inputs = 3
-    lifted = tuple(layer for _, layer in lifts)
-    for conv in convs_to(deepest(lifted)) if lifted else CONVS:
+    projected = tuple(layer for _, layer in lifts)
+    for conv in convs_to(deepest(projected)) if projected else CONVS:
         outputs = channels[block_of(conv) - 1]
         shapes[f"{conv}/kernel"] = (3, 3, inputs, outputs)
         shapes[f"{conv}/bias"] = (outputs,)
@@ -334,39 +369,40 @@ def expected_shapes(
 def check_shapes(
     shapes: Mapping[str, tuple[int, ...]], *, channels: tuple[int, ...] | None = None
 ) -> None:
-    """Check that arrays of these shapes make a VGG-19, full or slim.
+    """Check that arrays of these shapes form a VGG-19, full or slim.
 
     Args:
       shapes: shapes by name.
-      channels: of the five blocks; any numbers if not given.
+      channels: the numbers of channels of the five blocks; any numbers if not given.
 
     Raises:
-      InputError: names the first array that is missing, too many or of a wrong shape.
+      InputError: names the first array that is missing, unexpected or has a wrong shape.
     """
     if {name.split("/")[0] for name in shapes} == _VGG16:
-        raise InputError("this is VGG-16 (13 convolutions), expected VGG-19 (16): use that file")
-    lifts = find_projections(shapes)
-    names = expected_shapes(CHANNELS, lifts=lifts)
+        raise InputError("expected VGG-19 (16 convolutions), got VGG-16 (13): use a file of VGG-19")
+    projections = find_projections(shapes)
+    names = expected_shapes(CHANNELS, lifts=projections)
     missing = [name for name in names if name not in shapes]
     if missing:
         raise InputError(
-            f"{missing[0]} is missing, and {len(missing) - 1} more of {len(names)}: "
-            "expected the convolutions of VGG-19, use a file of that network"
+            f"expected the convolutions of VGG-19, but {missing[0]} is missing, and "
+            f"{len(missing) - 1} more of {len(names)} arrays: use a file of VGG-19"
         )
     extra = sorted(set(shapes) - set(names))
     if extra:
-        raise InputError(f"{extra[0]!r} is no array of VGG-19: convert the original again")
+        raise InputError(f"{extra[0]!r} is not an array of VGG-19: convert the original again")
     if channels is None:
         kernels = (shapes.get(f"conv{block}_1/kernel", ())[-1:] for block in range(1, 6))
         channels = tuple(max((1, *size)) for size in kernels)
-    for name, expected in expected_shapes(channels, lifts=lifts).items():
+    for name, expected in expected_shapes(channels, lifts=projections).items():
         if tuple(shapes[name]) != expected:
             raise InputError(
-                f"{name} has shape {tuple(shapes[name])}, expected {expected}: use a file of VGG-19"
+                f"expected shape {expected} for {name}, got {tuple(shapes[name])}: use a file of "
+                "VGG-19"
             )
 
 
 def find_projections(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """The pairs (pooling, layer) that slim weights have learned, in the network's order."""
+    """The pairs (pooling, layer) that have a projection in slim weights, in network order."""
     pairs = {tuple(parts[1:3]) for name in names if len(parts := name.split("/")) == 4}
     return tuple(pair for pair in itertools.product(("max", "average"), TAPS) if pair in pairs)

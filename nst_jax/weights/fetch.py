@@ -1,4 +1,4 @@
-"""Download the published weights once, check them and keep them converted in a per-user cache."""
+"""Download published weights once, verify them and keep them converted in a per-user cache."""
 
 import logging
 import shutil
@@ -22,15 +22,27 @@ from nst_jax.weights.canonical import write_canonical
 from nst_jax.weights.convert import convert
 from nst_jax.weights.foreign import MAX_FILE, printable
 
-_PIECE = 2**18  # bytes
+_CHUNK = 2**18  # bytes
 
-_PASSING = (408, 425, 429)  # statuses of a server that may give the file later
+# Client errors (4xx) that may pass: request timeout, too early, too many requests (RFC 9110,
+# section 15.5.9; RFC 8470, section 5.2; RFC 6585, section 4).
+_TEMPORARY_STATUSES = (408, 425, 429)
 
 _log = logging.getLogger(__name__)
 
 
 class Published(NamedTuple):
-    """A published file. ``checksum`` is "md5:..." or "sha256:...", ``limit`` in bytes."""
+    """A published weights file.
+
+    Attributes:
+      urls: addresses, tried in this order.
+      filename: the published name.
+      checksum: "md5:..." or "sha256:..." of the file.
+      preprocessing: "caffe" or "torchvision".
+      licence: the terms of use.
+      summary: a few words for `list_weights`.
+      limit: the most bytes to download.
+    """
 
     urls: tuple[str, ...]
     filename: str
@@ -45,8 +57,8 @@ _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/vgg19/"
 
 _VLFEAT = "www.vlfeat.org/matconvnet/models/"
 
-# vlfeat.org is also tried by plain http: its certificate has expired before, and the checksum
-# settles what was received.
+# vlfeat.org's certificate has expired before, so plain http is tried too: the checksum decides
+# whether the file is the published one.
 SOURCES = {
     "keras": Published(
         urls=(_KERAS + "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5",),
@@ -62,7 +74,7 @@ SOURCES = {
         checksum="md5:106118b7cf60435e6d8e04f6a6dc3657",
         preprocessing="caffe",
         licence="CC BY 4.0",
-        summary="the original network as MatConvNet has it, 550 MB",
+        summary="the original network in MatConvNet's format, 550 MB",
     ),
     "matconvnet-beta16": Published(
         urls=tuple(
@@ -72,17 +84,17 @@ SOURCES = {
         checksum="md5:8ee3263992981a1d26e73b3ca028a123",
         preprocessing="caffe",
         licence="CC BY 4.0",
-        summary="the same in the older MatConvNet format, 550 MB",
+        summary="the same in MatConvNet's older format, 550 MB",
     ),
-    # PyTorch publishes the first eight digits, in the file's name; the others are those that
-    # several projects, independent of each other, state for the file.
+    # PyTorch publishes the first eight digits in the file's name. Several independent projects
+    # state the whole checksum.
     "torchvision": Published(
         urls=("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",),
         filename="vgg19-dcbb9e9d.pth",
         checksum="sha256:dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
         preprocessing="torchvision",
         licence="BSD-3-Clause",
-        summary="the network that torchvision trained, other features than the original, 575 MB",
+        summary="torchvision's network, whose features differ from the original's, 575 MB",
     ),
 }
 
@@ -90,7 +102,7 @@ DEFAULT_SOURCE = "keras"
 
 
 def cached_path(source: str, *, cache: Path | None = None) -> Path:
-    """Where `fetch` keeps the weights of a source, whether they are there or not."""
+    """Where `fetch` keeps the weights of a source, whether or not they exist."""
     return (cache_dir() if cache is None else cache) / f"vgg19-{source}.safetensors"
 
 
@@ -104,53 +116,53 @@ def fetch(
     show: Callable[[int, int | None], None] = lambda done, total: None,
     say: Callable[[str], None] = _log.info,
 ) -> Path:
-    """Download, check and convert published weights, unless the cache has them.
+    """Download, verify and convert published weights, unless they are in the cache.
 
-    Where another process fetches the same, it is waited for and what it has got is taken.
-    Proxies and certificates are those of the environment, as ``requests`` reads them.
+    If another process is fetching the same weights, wait for it and use its file. Proxies and
+    certificates come from the environment, as ``requests`` reads them.
 
     Args:
       source: a name in ``sources``.
-      cache: the folder to keep them in; the per-user cache if not given.
-      sources: what can be fetched, by name; others than `SOURCES` for a mirror.
-      retries: further attempts at each address, after 1, 2, 3 ... seconds.
-      timeout: seconds to connect, and between two packets, after which an attempt has failed.
-      show: called with the bytes received so far, and those to come in all where that is known.
-      say: called with a line of text where something takes longer: a further attempt, or another
-        process that fetches the same. By default these lines are logged.
+      cache: the folder to keep the weights in; the per-user cache if not given.
+      sources: what can be fetched, by name; pass another mapping to use a mirror.
+      retries: number of further attempts at each address, after 1, 2, 3 ... seconds.
+      timeout: seconds to wait for a connection, and between two packets.
+      show: called with the bytes received so far and the total, or None if that is unknown.
+      say: called with a line of text before a further attempt, and before waiting for another
+        process. By default these lines are logged.
 
     Returns:
-      The canonical file in the cache. A download that fails leaves nothing behind.
+      The canonical file in the cache. A failed download leaves nothing behind.
 
     Raises:
-      InputError: for an unknown source, where no address gives the expected file, or where the
+      InputError: for an unknown source, if no address provides the published file, or if the
         cache cannot be written.
     """
     if source not in sources:
-        raise InputError(f"unknown weights {source!r}: expected one of {', '.join(sources)}")
+        raise InputError(f"expected one of the weights {', '.join(sources)}, got {source!r}")
     folder = cache_dir() if cache is None else expanded(cache)
     target = cached_path(source, cache=folder)
     if _is_complete(target):
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(target, say=say), _scratch(target) as scratch:
-            if not _is_complete(target):  # by now
+        with _locked(target, say=say), _scratch_folder(target) as scratch:
+            if not _is_complete(target):  # another process may have fetched it meanwhile
                 published = sources[source]
                 url = _download(
                     published, scratch, retries=retries, timeout=timeout, show=show, say=say
                 )
-                _keep(published, scratch / published.filename, url, target)
+                _convert_download(published, scratch / published.filename, url, target)
     except OSError as error:
         raise InputError(
-            f"cannot write to the cache {folder} ({error.strerror or error}): make room or get "
-            f"the right to write there, or set {CACHE_VARIABLE} to a folder of yours"
+            f"cannot write to the cache {folder} ({error.strerror or error}): free some space, "
+            f"make the folder writable, or set {CACHE_VARIABLE} to another folder"
         ) from error
     return target
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether a file is there and whole, by its own checksum."""
+    """Whether a canonical file exists and matches its own checksum."""
     try:
         convert(path)
     except InputError:
@@ -159,8 +171,11 @@ def _is_complete(path: Path) -> bool:
 
 
 @contextmanager
-def _alone(target: Path, *, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock of a file in the cache. The system frees that of a process that is killed."""
+def _locked(target: Path, *, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a file in the cache.
+
+    The operating system releases the lock of a killed process.
+    """
     from filelock import FileLock, Timeout
 
     path = target.with_name(f".{target.stem}.lock")
@@ -173,25 +188,27 @@ def _alone(target: Path, *, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: who waited for it finds that it is gone, and makes another.
+        # Removed while it is still locked: `FileLock` in a waiting process sees that the file is
+        # gone and creates a new one. Removed after the release, a third process could lock the
+        # new file while the second still holds the old one.
         with suppress(OSError):
             path.unlink()
         lock.release()
 
 
 @contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    """A folder beside the target while it is fetched; what killed processes left is removed."""
+def _scratch_folder(target: Path) -> Iterator[Path]:
+    """Make a temporary folder beside the target, and remove those left by killed processes."""
     prefix = f".fetch-{target.stem}-"
-    for left in target.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     remove_leftovers([target])
     with temporary_folder(target.parent, prefix=prefix) as folder:
         yield folder
 
 
-def _keep(source: Published, file: Path, url: str, target: Path) -> None:
-    """Convert a downloaded file into the cache, with a record of where it comes from."""
+def _convert_download(source: Published, file: Path, url: str, target: Path) -> None:
+    """Convert a downloaded file into the cache and record its origin."""
     converted = convert(file, preprocessing=source.preprocessing)
     record = replace(
         converted.record,
@@ -201,8 +218,8 @@ def _keep(source: Published, file: Path, url: str, target: Path) -> None:
     write_canonical(target, converted.arrays, record, overwrite=True)
 
 
-class _Refused(Exception):
-    """This address does not give the file, whenever it is asked; the message is the reason."""
+class _PermanentError(Exception):
+    """This address will never provide the file; the message says why."""
 
 
 def _download(
@@ -214,11 +231,11 @@ def _download(
     show: Callable[[int, int | None], None],
     say: Callable[[str], None],
 ) -> str:
-    """Download from the first address that gives the published file, and return that address."""
+    """Download from the first address that provides the published file; return that address."""
     import pooch
     import requests
 
-    tried = []
+    failures = []
     for url in source.urls:
         attempts = count()
 
@@ -236,21 +253,22 @@ def _download(
         )
         try:
             with _quiet(pooch.get_logger()):
-                files.fetch(source.filename, downloader=cast(Any, get))  # its type names others
-        # A ValueError where the checksum is another one.
-        except (_Refused, requests.RequestException, ValueError) as error:
-            tried.append(f"{url} ({_in_words(error, source)})")
+                # pooch's annotation of ``downloader`` names only its own classes.
+                files.fetch(source.filename, downloader=cast(Any, get))
+        # pooch raises ValueError for a wrong checksum.
+        except (_PermanentError, requests.RequestException, ValueError) as error:
+            failures.append(f"{url} ({_describe_error(error, source)})")
         else:
             return url
     raise InputError(
-        f"cannot download {source.filename}: tried {'; '.join(tried)}; check the connection, or "
-        f"get that file ({source.checksum}) by other means and name it as the weights"
+        f"cannot download {source.filename}: tried {'; '.join(failures)}; check the connection, "
+        f"or get that file ({source.checksum}) by other means and give its path as the weights"
     )
 
 
 @contextmanager
 def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Without the lines that pooch prints of every file."""
+    """Suppress the lines that pooch logs for every file."""
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -267,37 +285,38 @@ def _get(
     timeout: float,
     show: Callable[[int, int | None], None],
 ) -> None:
-    """Write what an address gives to a file, up to a limit in bytes."""
+    """Download an address to a file of at most ``limit`` bytes."""
     import requests
 
-    # Not compressed, so that the length is that of the file.
+    # Without compression, Content-Length is the length of the file itself.
     headers = {"Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=timeout) as answer:
-        if 400 <= answer.status_code < 500 and answer.status_code not in _PASSING:
-            raise _Refused(f"{answer.status_code} {answer.reason}")
-        answer.raise_for_status()
-        length = answer.headers.get("Content-Length", "")
+    with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+        if 400 <= response.status_code < 500 and response.status_code not in _TEMPORARY_STATUSES:
+            raise _PermanentError(f"{response.status_code} {response.reason}")
+        response.raise_for_status()
+        length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() and len(length) < 19 else None
         with file.open("wb") as out:
-            for piece in answer.iter_content(_PIECE):
-                out.write(piece)
+            for chunk in response.iter_content(_CHUNK):
+                out.write(chunk)
                 if out.tell() > limit:
-                    raise _Refused(f"it sends more than {limit} bytes")
+                    raise _PermanentError(f"it sends more than {limit} bytes")
                 show(out.tell(), total)
 
 
-def _in_words(error: Exception, source: Published) -> str:
-    """Why an address did not give the file, in a few words."""
+def _describe_error(error: Exception, source: Published) -> str:
+    """Why an address did not provide the file, in a few words."""
     import requests
 
     if isinstance(error, requests.Timeout):
-        return "it does not answer in time"
+        return "no response in time"
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"{error.response.status_code} {printable(error.response.reason or '', 60)}"
+    # Only this class: its text is long and nested. Subclasses such as SSLError keep theirs.
     if type(error) is requests.ConnectionError:
-        return "no connection, or it broke"  # its own text is long and nested
-    if isinstance(error, _Refused):
+        return "no connection, or it broke"
+    if isinstance(error, _PermanentError):
         return printable(str(error))
     if isinstance(error, requests.RequestException):
         return printable(f"{type(error).__name__}: {error}", 120)
-    return f"its {source.checksum.split(':')[0]} is not that of the published file"
+    return f"its {source.checksum.split(':')[0]} differs from the published file's"

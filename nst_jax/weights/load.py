@@ -1,6 +1,6 @@
 """Load, save, find and list weights of VGG-19.
 
-`load_weights` takes any known form (``readers``) and gives one tree (``convert``); `save_weights`
+`load_weights` reads any known format (``readers``) into one tree (``convert``); `save_weights`
 writes the canonical .safetensors (``canonical``).
 """
 
@@ -31,7 +31,14 @@ SLIM_FILE = "vgg19-slim.safetensors"
 
 
 class Place(NamedTuple):
-    """One line of `list_weights`: ``path`` is a file that is there, or an address to fetch."""
+    """One line of `list_weights`.
+
+    Attributes:
+      where: "NST_JAX_WEIGHTS", "cache", "shipped" or "to fetch".
+      name: a short name.
+      path: an existing file, or the address of a file to fetch.
+      detail: size and kind, or what would be fetched.
+    """
 
     where: str
     name: str
@@ -40,29 +47,30 @@ class Place(NamedTuple):
 
 
 def load_weights(path: str | Path | None, *, preprocessing: str | None = None) -> Weights:
-    """Load VGG-19's weights from a file of any known form and put them on the device.
+    """Load VGG-19 weights from a file in any known format and put them on the device.
 
-    ``load_weights(find_weights())`` takes those that ``nst-jax stylize`` would take.
+    ``load_weights(find_weights())`` loads the weights that ``nst-jax stylize`` would use.
 
     Args:
-      path: a canonical .safetensors, Keras .h5, MatConvNet .mat, PyTorch .pth or torchvision's
-        names in .safetensors; the form is found from the content.
-      preprocessing: "caffe" or "torchvision", needed only for PyTorch's names with weights that
-        belong to neither network.
+      path: a canonical .safetensors, Keras .h5, MatConvNet .mat, PyTorch .pth, or a .safetensors
+        with torchvision's names. The content decides, not the file's name. None, which
+        `find_weights` returns if it finds nothing, is refused.
+      preprocessing: "caffe" or "torchvision", needed only for weights that belong to neither
+        network.
 
     Returns:
-      ``variables`` = {"params": {"conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...},
-      "preprocessing": {"mean": [3], "std": [3]}}, float32, for RGB images in [0, 1], and for slim
-      weights "lift": pooling -> layer -> {"kernel": [c, C], "bias": [C]}, see
-      ``models.projection``; ``info``.
+      ``variables`` and ``info``. The variables are {"params": {"conv1_1": {"kernel": [3, 3, in,
+      out], "bias": [out]}, ...}, "preprocessing": {"mean": [3], "std": [3]}}, float32, for RGB
+      images in [0, 1]. Slim weights also have "lift": pooling -> layer -> {"kernel": [c, C],
+      "bias": [C]}, see ``models.projection``.
 
     Raises:
-      InputError: where the file cannot be used; the message says why and what to do.
+      InputError: if the file cannot be used; the message says why and what to do.
     """
     import jax
 
     if path is None:
-        raise InputError("no such weights were found: run 'nst-jax weights fetch', or name a file")
+        raise InputError("found no such weights: run 'nst-jax weights fetch', or name a file")
     converted = convert(path, preprocessing=preprocessing)
     record = converted.record
     info = WeightsInfo(
@@ -85,26 +93,26 @@ def load_weights(path: str | Path | None, *, preprocessing: str | None = None) -
 def save_weights(
     path: str | Path, weights: Weights, *, overwrite: bool = False, half: bool = False
 ) -> Path:
-    """Save weights as a canonical .safetensors; it appears whole or not at all.
+    """Save weights as a canonical .safetensors, atomically.
 
     Args:
-      path: the file to write, in a folder that exists.
-      weights: as `load_weights` gives them. Each block may have any number of channels.
-      overwrite: whether a file of that name may be replaced.
-      half: whether to store float16 in place of float32.
+      path: the file to write, in an existing folder.
+      weights: as `load_weights` returns them. A block may have any number of channels.
+      overwrite: whether an existing file may be replaced.
+      half: store float16 instead of float32.
 
     Returns:
       The path.
 
     Raises:
-      InputError: where these are no weights of a VGG-19, or the file cannot be written.
+      InputError: if the weights are not a VGG-19, or the file cannot be written.
     """
     path = expanded(path)
     variables, info = weights
     if set(variables) - {"lift"} != {"params", "preprocessing"}:
         raise InputError(
-            f"the variables have the collections {sorted(variables)}, expected params and "
-            "preprocessing, and of slim weights lift: save only those"
+            "expected variables with the collections params and preprocessing, and lift for slim "
+            f"weights, got {', '.join(sorted(variables))}: save only those"
         )
     arrays = to_arrays(variables)
     check_shapes({name: array.shape for name, array in arrays.items()})
@@ -134,24 +142,24 @@ def find_weights(
     model: str | None = None,
     folders: Sequence[Path] | None = None,
 ) -> Path | None:
-    """The weights to use: those named, else of ``NST_JAX_WEIGHTS``, the cache, or shipped ones.
+    """Find the weights to use: ``path``, else ``NST_JAX_WEIGHTS``, the cache, or shipped weights.
 
     Args:
-      path: a file that someone named.
-      model: ``"vgg19"`` for full ones only, ``"vgg19-slim"`` for slim ones only; what does not fit
-        is passed over.
-      folders: where shipped ones are; `shipped_folders` if not given.
+      path: a file that the user named.
+      model: ``"vgg19"`` for the full network only, ``"vgg19-slim"`` for the slim one only. Files
+        of the other model are skipped.
+      folders: the folders of shipped weights; `shipped_folders` if not given.
 
     Returns:
-      A file, or None where there is none.
+      A file, or None if there is none.
 
     Raises:
-      InputError: where a file that was named, or the one in the variable, does not exist, or where
-        the one named is of the other model.
+      InputError: if ``path`` or the file in the variable does not exist, or if ``path`` holds the
+        other model.
       ValueError: for an unknown model.
     """
     if model not in (None, "vgg19", "vgg19-slim"):
-        raise ValueError(f"model is {model!r}: expected 'vgg19', 'vgg19-slim' or None")
+        raise ValueError(f"expected the model 'vgg19', 'vgg19-slim' or None, got {model!r}")
     variable = os.environ.get(WEIGHTS_VARIABLE)
     for named, origin in ((path, ""), (variable, f" (from {WEIGHTS_VARIABLE})")):
         if not named:
@@ -159,21 +167,22 @@ def find_weights(
         found = expanded(named)
         if not os.path.isfile(found):
             raise InputError(
-                f"the weights {found}{origin} do not exist or are no file: check the path, or run "
-                "'nst-jax weights fetch'"
+                f"the weights {found}{origin} do not exist or are not a file: check the path, or "
+                "run 'nst-jax weights fetch'"
             )
         if model is None or model_of(found) == model:
             return found
         if named is path:
             raise InputError(
-                f"{found} holds {model_of(found)}, but {model} was asked for: leave one of them out"
+                f"expected {model} weights, got {model_of(found)} in {found}: leave out the file "
+                "or the model"
             )
     places = (path for _, path in _installed(folders))
     return next((path for path in places if model is None or _is_sound(path, model)), None)
 
 
 def _is_sound(path: Path, model: str) -> bool:
-    """Whether a file that nobody named holds this model; a damaged one holds none."""
+    """Whether a file that the user did not name holds this model; False if it is damaged."""
     try:
         return model_of(path) == model
     except InputError:
@@ -181,42 +190,47 @@ def _is_sound(path: Path, model: str) -> bool:
 
 
 def model_of(path: Path) -> str:
-    """Which network a file of weights holds: ``"vgg19"``, or with lifts ``"vgg19-slim"``."""
+    """The network in a weights file: ``"vgg19"``, or ``"vgg19-slim"`` if it has projections."""
     with open_weights(path) as opened:
         slim = any(name.startswith("lift/") for name in opened.arrays)
     return "vgg19-slim" if slim else "vgg19"
 
 
 def is_shipped_slim(path: Path, *, folders: Sequence[Path] | None = None) -> bool:
-    """Whether a file is the slim one that comes with the package."""
+    """Whether a file is the slim one that is shipped with the package."""
     return path.name == SLIM_FILE and ("shipped", path) in _installed(folders)
 
 
 def shipped_folders(package: Path | None = None) -> list[Path]:
-    """Where weights come with a package, this one or another: in its data, and in its checkout."""
+    """The folders of shipped weights: the package's ``data``, and ``weights`` in a checkout.
+
+    Args:
+      package: the package's folder; that of nst_jax if not given.
+    """
     package = Path(__file__).parents[1] if package is None else package
     folders = [package / "data"]
-    if (package.parent / "pyproject.toml").is_file():  # else it may be someone else's folder
+    # Beside an installed package (site-packages) a folder "weights" may belong to someone else.
+    if (package.parent / "pyproject.toml").is_file():
         folders.append(package.parent / "weights")
     return folders
 
 
 def _installed(folders: Sequence[Path] | None) -> Iterator[tuple[str, Path]]:
-    """Weights in the cache, then those shipped with the package or in a checkout."""
+    """Iterate over the weights in the cache, then over shipped ones, as (where, path)."""
     for source in SOURCES:
         if os.path.isfile(path := cached_path(source)):
             yield "cache", path
     folders = shipped_folders() if folders is None else folders
     shipped = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    for path in sorted(shipped, key=lambda path: path.name == SLIM_FILE):  # full ones first
+    for path in sorted(shipped, key=lambda path: path.name == SLIM_FILE):  # full networks first
         yield "shipped", path
 
 
 def list_weights(*, folders: Sequence[Path] | None = None) -> list[Place]:
-    """What there is: the variable, the cache, shipped files, then what can be fetched.
+    """List the weights in the variable, the cache and the package, then those to fetch.
 
     Args:
-      folders: where shipped ones are; `shipped_folders` if not given.
+      folders: the folders of shipped weights; `shipped_folders` if not given.
 
     Returns:
       One `Place` each, in the order in which `find_weights` looks.
@@ -238,10 +252,11 @@ def list_weights(*, folders: Sequence[Path] | None = None) -> list[Place]:
 def _size_and_kind(path: Path) -> str:
     size = f"{path.stat().st_size / 2**20:.0f} MB"
     try:
-        if find_form(path) != "safetensors":  # no other form tells, and some are slow to open
+        # Only canonical files record it, and other formats may be slow to open.
+        if find_form(path) != "safetensors":
             return size
         with open_weights(path) as opened:
             normalized = parse_normalization(opened.header or {})
-    except InputError:  # of which loading and ``verify`` tell
+    except InputError:  # reported when the file is loaded or verified
         return size
     return f"{size}, normalised" if normalized else size

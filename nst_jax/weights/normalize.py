@@ -1,16 +1,18 @@
-"""Weights scaled so that every channel's mean activation is 1, the network otherwise the same.
+"""Scale weights so that every channel has a mean activation of 1, without changing the network.
 
     m_l[c]      = mean of relu_l[..., c] over all images and positions
     K_l[..i,o] <- K_l[..i,o] m_(l-1)[i] / m_l[o],    b_l[o] <- b_l[o] / m_l[o]
 
-K_l and b_l are kernel and bias of the l-th convolution; m_0 = 1, for images are not scaled. Every
-feature becomes the original one over its channel's mean: the ReLU and every pooling here (max,
-average, l2, scaled or not) are positively homogeneous, pool(c x) = c pool(x) for c > 0, and work on
-each channel alone, so the factor passes through them and is taken back by the next kernel. That
-holds with any pooling and padding; only the mean of 1 is of the pooling that it was measured with.
+K_l and b_l are the kernel and bias of the l-th convolution; m_0 = 1, since images are not scaled.
+Each feature becomes the original one divided by the mean of its channel. The ReLU and all poolings
+here (max, average, l2, scaled or not) work on each channel alone and are positively homogeneous,
+pool(c x) = c pool(x) for c > 0: the factor passes through them, and the next kernel undoes it. This
+holds with any pooling and padding, but the means are 1 only with the pooling that they were
+measured with.
 
-Gatys, Ecker and Bethge 2016, section 2, who scaled over the validation set of ImageNet; Gatys et
-al. 2017, "Controlling Perceptual Factors in Neural Style Transfer".
+References: Gatys, Ecker and Bethge 2016, "Image Style Transfer Using Convolutional Neural
+Networks", section 2, who normalised over the validation set of ImageNet; Gatys et al. 2017,
+"Controlling Perceptual Factors in Neural Style Transfer".
 
 Contract: images are float32 RGB in [0, 1], ``[H, W, 3]``.
 """
@@ -32,7 +34,9 @@ from nst_jax.weights.canonical import Normalization, Weights, WeightsInfo, descr
 
 RELUS = tuple(conv.replace("conv", "relu") for conv in CONVS)
 
-LEAST_SHARE = 1e-6  # of the layer's mean; of a channel with less there is hardly a mean to measure
+# A channel is inactive if its mean is at most this fraction of its layer's mean. Dividing by so
+# small a mean would amplify rounding errors a million times.
+_INACTIVE_BELOW = 1e-6
 
 
 def normalize_weights(
@@ -40,20 +44,20 @@ def normalize_weights(
 ) -> Weights:
     """Scale weights so that every channel's mean activation over some images is 1.
 
-    The module's text has the formula and its sources.
+    See ``nst_jax.weights.normalize`` for the formula and references.
 
     Args:
-      weights: of the full VGG-19, as ``load_weights`` gives them.
-      images: ``[H, W, 3]`` in [0, 1] each, of any sizes; taken one after another.
-      pooling: with which the mean is to be 1.
+      weights: of the full VGG-19, as ``load_weights`` returns them.
+      images: ``[H, W, 3]`` in [0, 1] each, of any sizes; read one at a time.
+      pooling: the pooling with which the means are to be 1.
 
     Returns:
-      The weights, with ``info.normalized`` set; ``info.form`` is "memory" until they are saved.
-      Channels that are not active in these images are as they were, see ``inactive_channels``.
+      The weights, with ``info.normalized`` set. ``info.form`` is "memory" until they are saved.
+      Channels that are inactive in these images are not scaled, see ``inactive_channels``.
 
     Raises:
-      InputError: for weights that are normalised already or slim, no image, or one that cannot
-        be used.
+      InputError: if the weights are normalised already or slim, if there is no image, or if an
+        image cannot be used.
     """
     check_not_normalized(weights.info)
     count = 0
@@ -73,45 +77,45 @@ def normalize_weights(
         sha256="",
         path="",
     )
-    if info.attribution:  # licences ask that changes be told
+    if info.attribution:  # CC BY 4.0 requires that changes be indicated
         info = replace(info, attribution=f"{info.attribution} Channels scaled to a mean of 1.")
     return Weights(dict(scale_activations(weights.variables, means)), info)
 
 
 def check_not_normalized(info: WeightsInfo) -> None:
-    """Check that weights have their activations as trained, as far as is known.
+    """Check that weights are not known to be normalised.
 
     Raises:
-      InputError: where they are normalised.
+      InputError: if they are.
     """
     if info.normalized:
         raise InputError(
-            f"the weights {info.path or info.name} are normalised already "
-            f"({describe_normalization(info.normalized)}): expected the original ones"
+            f"expected the original weights, but {info.path or info.name} are normalised already "
+            f"({describe_normalization(info.normalized)})"
         )
 
 
 def mean_activations(
     variables: Variables, images: Iterable[ArrayLike], *, pooling: Pooling = "max"
 ) -> dict[str, np.ndarray]:
-    """Mean of every channel over all images and positions; each position counts the same.
+    """Mean activation of every channel over all images and positions, weighted equally.
 
     Args:
       variables: of a full network, see ``VGG19``.
-      images: ``[H, W, 3]`` each, of any sizes; taken one after another.
+      images: ``[H, W, 3]`` each, of any sizes; read one at a time.
       pooling: of the network, see ``Config``.
 
     Returns:
       ``reluB_I`` -> ``[C]``, float64.
 
     Raises:
-      InputError: for slim weights, no image, what is none or too small for the deepest layer,
-        and activations that are not finite.
+      InputError: for slim weights, no image, an invalid image or one that is too small for the
+        deepest layer, and activations that are not finite.
     """
     if "lift" in variables:
         raise InputError(
-            "these are slim weights, whose lifts lead to the full network's channels as they are: "
-            "expected the full VGG-19, run 'nst-jax weights fetch', or name it"
+            "expected the full VGG-19, got slim weights, whose projections approximate the "
+            "unscaled channels of the full network: run 'nst-jax weights fetch', or name a file"
         )
     sums: dict[str, np.ndarray] = {}
     positions = dict.fromkeys(RELUS, 0)
@@ -119,7 +123,7 @@ def mean_activations(
         image = as_image(image)
         check_image(f"image {number}", image)
         check_large_enough(*image.shape[:2], what=f"image {number}")
-        # A row's sum is exact enough in float32; that of all rows and images would not be.
+        # float32 is exact enough for the sum over a row, but not for all rows and images.
         found = network_features(
             variables,
             image,
@@ -131,39 +135,43 @@ def mean_activations(
             sums[layer] = sums.get(layer, 0) + np.asarray(rows, np.float64).sum(0)
             positions[layer] += height * width
     if not sums:
-        raise InputError("there is no image: expected at least one to measure activations on")
+        raise InputError("expected at least one image to measure activations on, got none")
     means = {layer: sums[layer] / positions[layer] for layer in RELUS}
     for layer, mean in means.items():
         if not np.isfinite(mean).all():
             raise InputError(
-                f"the activations of {layer} are not finite: expected trained weights and images "
-                "in [0, 1]"
+                f"expected finite activations, got NaN or infinity in {layer}: use trained "
+                "weights and images in [0, 1]"
             )
     return means
 
 
 def check_large_enough(height: int, width: int, *, what: str) -> None:
-    """Check that every layer has a feature of an image of this size.
+    """Check that an image of this size has at least one feature in the deepest layer.
+
+    Args:
+      height, width: of the image, in pixels.
+      what: names the image in the message.
 
     Raises:
-      InputError: where the last one has none.
+      InputError: if it has none.
     """
     least = stride(RELUS[-1])
     if min(height, width) < least:
         raise InputError(
-            f"{what} is {width}x{height} px, but {RELUS[-1]} needs a shorter side of at least "
-            f"{least} px: choose a larger size, or leave it out"
+            f"expected a shorter side of at least {least} px, which {RELUS[-1]} needs, got "
+            f"{width}x{height} px for {what}: choose a larger size, or leave the image out"
         )
 
 
 def inactive_channels(means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Channels whose mean is nothing, or nothing beside that of their layer.
+    """Find channels whose mean is zero, or negligible beside that of their layer.
 
     Args:
       means: layer -> ``[C]``, as from ``mean_activations``.
 
     Returns:
-      Layer -> indices of its channels; layers without any are left out.
+      Layer -> indices of its inactive channels, for layers that have any.
 
     >>> inactive_channels({"relu1_1": np.array([0.5, 0, 2]), "relu1_2": np.array([3.0])})
     {'relu1_1': array([1])}
@@ -173,22 +181,23 @@ def inactive_channels(means: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _is_inactive(mean: np.ndarray) -> np.ndarray:
-    return mean <= LEAST_SHARE * mean.mean()
+    return mean <= _INACTIVE_BELOW * mean.mean()
 
 
 def scale_activations(variables: Variables, means: Mapping[str, np.ndarray]) -> Variables:
-    """Divide every channel's activations by its mean, by way of the weights.
+    """Scale the weights so that each channel's activations are divided by its mean.
 
     Args:
       variables: VGG-19's ``params`` and ``preprocessing``.
-      means: ``reluB_I`` -> ``[C]``, as from ``mean_activations``; those of ``inactive_channels``
-        count as 1.
+      means: ``reluB_I`` -> ``[C]``, as from ``mean_activations``. Those of ``inactive_channels``
+        are replaced by 1.
 
     Returns:
-      The same with other ``params``; ``prepared`` is left out, for it is of the old ones.
+      The variables with new ``params``. The collection ``prepared`` is dropped, because it was
+      computed from the old ones.
     """
     params = {}
-    incoming = np.ones(3)
+    incoming = np.ones(3)  # m_(l-1) of the module's formula; outgoing is m_l
     for conv, layer in zip(CONVS, RELUS, strict=True):
         kernel, bias = (variables["params"][conv][part] for part in ("kernel", "bias"))
         outgoing = np.where(_is_inactive(means[layer]), 1.0, means[layer])

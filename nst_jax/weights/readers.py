@@ -1,17 +1,20 @@
-"""The forms in which VGG-19's weights are found: what a file is, and which array is which layer.
+"""The file formats of VGG-19 weights: recognise the format, and find each layer's arrays.
 
 Every ``open_*`` is a context manager that yields `OpenedWeights`: the arrays of the convolutions
-under the names ``conv1_1/kernel`` and ``conv1_1/bias``, kernels as [height, width, in, out],
-everything else in the file left out. Nothing is decided here about channel order or preprocessing.
+under the names ``conv1_1/kernel`` and ``conv1_1/bias``, with kernels as [height, width, in, out].
+Everything else in the file is ignored. Channel order and preprocessing are left to ``convert``.
 
-Keras' .h5 and MatConvNet's .mat are read here, PyTorch's .pth in ``weights.torch`` and .safetensors
-in ``weights.canonical``. The HDF5 library itself bounds little: it follows links to other files,
-loads plugins for filters that it has not, and inflates a chunk to whatever length it has; so only
-datasets that lie in the file, in one of the plain ways, are read. SciPy's ``loadmat`` reads .mat
-files too, but a single flipped bit can make it crash the process (it takes an array's type number
-as an index without checking it), and it reads every array.
+This module reads Keras' .h5 and MatConvNet's .mat; ``weights.torch`` reads PyTorch's .pth and
+``weights.canonical`` .safetensors.
 
-Source: MathWorks, "MAT-File Format" (level 5), whose names are used here.
+The HDF5 library limits little: it follows links to other files, loads plugins for filters that it
+does not have, and inflates a chunk to any length. Only datasets that lie in the file and use the
+built-in filters are therefore read. SciPy's ``loadmat`` reads .mat files too, but a flipped bit can
+crash the process (it uses an array's type number as an index without checking it), and it reads
+every array.
+
+References: "HDF5 File Format Specification Version 3.0" (The HDF Group); "MAT-File Format"
+(MathWorks), level 5, whose names are used here.
 """
 
 import math
@@ -44,39 +47,47 @@ CAFFE_MEAN = (123.68, 116.779, 103.939)  # red, green, blue, of pixels in 0-255
 
 _MAX_AVERAGE = 3 * 2**20  # numbers in the mean image, which has 224 x 224 x 3
 
+# Names in Keras' files, after an optional ``model_weights/`` (``model.save``):
+#   Keras 1:  block1_conv1/block1_conv1_W_1:0          (the published file)
+#   Keras 2:  block1_conv1/block1_conv1/kernel:0, and block1_conv1/kernel:0 after some conversions
+# The ``:0`` is TensorFlow's number of the output and may be missing. Keras 3's ``.weights.h5``
+# numbers the variables of a layer instead (``layers/.../vars/0``) and is not read.
 _KERAS_NAME = re.compile(
     r"(?:^|/)block(\d)_conv(\d)/(?:.+/)?(?:block\d_conv\d_)?(W|b|kernel|bias)(?:_1)?(?::0)?$"
 )
 
 _PARTS = {"W": "kernel", "kernel": "kernel", "b": "bias", "bias": "bias"}
 
-_DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3  # numbers of the filters that are built in
+_DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3  # H5Z_FILTER_* of the HDF5 library
 
+# Data types (mi...) of stored numbers: miINT8 = 1, miUINT8 = 2, ..., miSINGLE = 7, miDOUBLE = 9.
+# miUTF8 = 16, miUTF16 = 17 and miUTF32 = 18 are read as numbers too.
 _TYPES = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8"}
 
 _TYPES |= {12: "<i8", 13: "<u8", 16: "u1", 17: "<u2", 18: "<u4"}
 
-_MATRIX, _COMPRESSED = 14, 15
+_MATRIX, _COMPRESSED = 14, 15  # miMATRIX, miCOMPRESSED
 
-_CELL, _STRUCT, _CHAR = 1, 2, 4
+_CELL, _STRUCT, _CHAR = 1, 2, 4  # mxCELL_CLASS, mxSTRUCT_CLASS, mxCHAR_CLASS
 
+# Classes (mx...) of numeric arrays: mxDOUBLE_CLASS = 6, ..., mxUINT64_CLASS = 15.
 _CLASSES = {6: "float64", 7: "float32", 8: "int8", 9: "uint8", 10: "int16", 11: "uint16"}
 
 _CLASSES |= {12: "int32", 13: "uint32", 14: "int64", 15: "uint64"}
 
-_MAX_BYTES = 2**30  # of the file, and of its variables decompressed; all of VGG-19 is 575 MB
+_MAX_BYTES = 2**30  # of the file and of its decompressed variables; all of VGG-19 takes 575 MB
 
-_MAX_ENTRIES = 100_000  # fields, cells and variables; MatConvNet has some thousand
+_MAX_ENTRIES = 100_000  # fields, cells and variables; MatConvNet's files have some thousand
 
-_MAX_DEPTH = 20  # of cells and structs within each other; MatConvNet has 4
+_MAX_DEPTH = 20  # nesting of cells and structs; MatConvNet's files have 4
 
 _MAX_AXES = 32
 
-_MAX_TEXT = 2**16  # characters, and bytes of the names of a struct's fields
+_MAX_TEXT = 2**16  # characters of a text, and bytes of the names of a struct's fields
 
 
 def find_form(path: Path) -> str:
-    """Form of a file of weights, from its first bytes and never from its name.
+    """Recognise the format of a weights file by its first bytes, never by its name.
 
     Args:
       path: the file.
@@ -85,14 +96,14 @@ def find_form(path: Path) -> str:
       "keras", "matconvnet", "torch" or "safetensors".
 
     Raises:
-      InputError: where there is no such file, it is far too large, or it begins like none of these.
+      InputError: if the file does not exist, is far too large, or has none of these formats.
     """
     if os.path.isdir(path):
-        raise InputError(f"{path} is a folder, expected a file of VGG-19 weights: name the file")
+        raise InputError(f"expected a file of VGG-19 weights, got the folder {path}: name the file")
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
-            raise InputError(f"{path} is no file, expected VGG-19 weights: name their file")
+        if not stat.S_ISREG(found.st_mode):  # opening a named pipe would block
+            raise InputError(f"expected VGG-19 weights, but {path} is not a file: name a file")
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
@@ -100,17 +111,19 @@ def find_form(path: Path) -> str:
             f"cannot read the weights {path} ({error.strerror}): check the path, or run "
             "'nst-jax weights fetch'"
         ) from error
-    if found.st_size > MAX_FILE:  # of which the checksum alone would take minutes
+    if found.st_size > MAX_FILE:  # its checksum alone would take minutes
         raise InputError(
-            f"{path} has {found.st_size / 2**30:.1f} GiB, expected at most {MAX_FILE // 2**30} "
-            "(VGG-19 has 0.6): save the network alone"
+            f"expected at most {MAX_FILE // 2**30} GiB (VGG-19 has 0.6), got "
+            f"{found.st_size / 2**30:.1f} GiB in {path}: save the network alone"
         )
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "keras"
     if head.startswith(b"MATLAB 5"):
         return "matconvnet"
+    # A zip archive, or a pickle of protocol 2 (opcode PROTO), which torch.save uses by default.
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return "torch"
+    # The length of the JSON header, then its opening brace.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100 * 2**20:
         return "safetensors"
     raise InputError(
@@ -129,20 +142,17 @@ def _describe(head: bytes) -> str:
         return "is a Git LFS pointer without its data"
     if head.startswith(b"MATLAB 7"):
         return "is a MATLAB 7.3 file"
-    return "is of no known form"
+    return "has an unknown format"
 
 
 def open_weights(path: Path) -> AbstractContextManager[OpenedWeights]:
-    """Open a file of weights in whichever form it has; see `find_form` and the ``open_*``."""
+    """Open a weights file in the format that `find_form` recognises."""
     return _OPENERS[find_form(path)](path)
 
 
 @contextmanager
 def open_keras(path: Path) -> Iterator[OpenedWeights]:
-    """Open Keras' HDF5 file, with or without the fully connected layers, of any Keras up to 2.
-
-    Names: ``block1_conv1/block1_conv1_W_1:0`` (Keras 1) or ``block1_conv1/kernel:0`` at any depth.
-    """
+    """Open an HDF5 file of Keras 1 or 2, with or without the fully connected layers."""
     import h5py
 
     with damaged_is_input_error(path, "Keras .h5"), h5py.File(path, "r") as file:
@@ -155,10 +165,10 @@ def open_keras(path: Path) -> Iterator[OpenedWeights]:
 
 
 def _datasets(file: Any, *, depth: int = 4) -> Iterator[tuple[str, Any]]:
-    """All datasets of an open file by their paths, up to some groups deep.
+    """Iterate over the datasets of an open file as (path, dataset), ``depth`` groups deep.
 
     Raises:
-      InputError: for links to other places or files, and for far too many entries.
+      InputError: for soft and external links, and for too many entries.
     """
     count = 0
 
@@ -168,13 +178,15 @@ def _datasets(file: Any, *, depth: int = 4) -> Iterator[tuple[str, Any]]:
         nonlocal count
         for name in group:
             count += 1
-            if count > MAX_ITEMS:  # hard links may form cycles, and many of them
-                raise InputError(f"there are more than {MAX_ITEMS} entries: save VGG-19 alone")
+            # Hard links may form cycles. The depth bounds one cycle, but n of them at each of
+            # d levels give n^d paths.
+            if count > MAX_ITEMS:
+                raise InputError(f"expected at most {MAX_ITEMS} entries: save VGG-19 alone")
             path = f"{prefix}{name}"
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise InputError(
-                    f"{path} is a link to another place or file, which is not followed: expected "
-                    "one file that holds all weights"
+                    f"{path} is a link, which is not followed: expected one file that holds all "
+                    "weights"
                 )
             item = group[name]
             if isinstance(item, h5py.Dataset):
@@ -186,29 +198,30 @@ def _datasets(file: Any, *, depth: int = 4) -> Iterator[tuple[str, Any]]:
 
 
 def _dataset(name: str, dataset: Any) -> Stored:
-    """A dataset to be read while its file is open.
-
-    Its ``read`` raises `InputError` where the data lie in another file, where they need other
-    filters than shuffle, deflate (gzip) and fletcher32, or where they unfold to more than they
-    should.
-    """
     return Stored(dataset.shape, str(dataset.dtype), partial(_read_dataset, name, dataset))
 
 
 def _read_dataset(name: str, dataset: Any) -> np.ndarray:
+    """Read a dataset while its file is open.
+
+    Raises:
+      InputError: if the data lie in another file, use filters other than shuffle, deflate (gzip)
+        and fletcher32, or inflate to more than their declared size.
+    """
     if dataset.external or dataset.is_virtual:
         raise InputError(
-            f"the data of {name} lies in another file, which is not read: expected one file that "
+            f"the data of {name} is in another file, which is not read: expected one file that "
             "holds all weights"
         )
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
-    # Behind deflate only a checksum, so that what is stored is what zlib made.
-    behind = filters[filters.index(_DEFLATE) + 1 :] if _DEFLATE in filters else []
-    if set(filters) - {_DEFLATE, _SHUFFLE, _FLETCHER32} or set(behind) - {_FLETCHER32}:
+    # Filters are applied in this order on writing. After deflate only a checksum may follow, which
+    # is appended: `_check_chunks` can then hand the stored bytes to zlib.
+    after = filters[filters.index(_DEFLATE) + 1 :] if _DEFLATE in filters else []
+    if set(filters) - {_DEFLATE, _SHUFFLE, _FLETCHER32} or set(after) - {_FLETCHER32}:
         raise InputError(
-            f"{name} is stored with the HDF5 filters {filters[:8]}, which are not read: expected "
-            "shuffle and gzip at most; h5repack -f GZIP=9 FILE OUTPUT makes them so"
+            f"expected no HDF5 filters other than shuffle and gzip, got {filters[:8]} for {name}: "
+            "rewrite the file with h5repack -f GZIP=9 FILE OUTPUT"
         )
     if dataset.chunks is not None:
         _check_chunks(name, dataset, filters)
@@ -216,24 +229,25 @@ def _read_dataset(name: str, dataset: Any) -> np.ndarray:
 
 
 def _check_chunks(name: str, dataset: Any, filters: list[int]) -> None:
-    """Inflate all chunks with a limit, as HDF5 would without one."""
+    """Inflate all chunks up to their declared size, because HDF5 would inflate without limit."""
     size = math.prod(dataset.chunks) * dataset.dtype.itemsize
     sides = zip(dataset.shape, dataset.chunks, strict=True)
     count = math.prod(-(-side // chunk) for side, chunk in sides)
-    # Chunks at an edge are stored whole.
+    # A chunk at an edge of the array is stored whole, so the chunks may exceed the array.
     if count > MAX_ITEMS or count * size > 8 * dataset.nbytes + 2**20:
         raise InputError(
-            f"{name} is stored in {count} chunks of {size} bytes, far more than it has itself: get "
-            "the file again"
+            f"{name} has {dataset.nbytes} bytes, but is stored in {count} chunks of {size} bytes: "
+            "get the file again"
         )
     if _DEFLATE not in filters:
         return
+    # Bit i of a chunk's filter mask says that filter i was not applied to it (H5Dread_chunk).
     skipped = 1 << filters.index(_DEFLATE)
     places: list[tuple[int, ...]] = []
 
     def visit(chunk: Any) -> bool | None:
         if chunk.size > size + 2**16 or len(places) == count:
-            return True  # ends the visit
+            return True  # stops the iteration
         if not chunk.filter_mask & skipped:
             places.append(chunk.chunk_offset)
         return None
@@ -243,15 +257,20 @@ def _check_chunks(name: str, dataset: Any, filters: list[int]) -> None:
     for place in places:
         _, data = dataset.id.read_direct_chunk(place)
         if len(zlib.decompressobj().decompress(data, size + 1)) > size:
-            raise InputError(f"a chunk of {name} inflates to more than {size} bytes")
+            raise InputError(
+                f"expected chunks of {size} bytes for {name}, got one that inflates to more: get "
+                "the file again"
+            )
 
 
 @contextmanager
 def open_matconvnet(path: Path) -> Iterator[OpenedWeights]:
-    """Open MatConvNet's .mat file, of either released generation.
+    """Open a .mat file of MatConvNet, of any release.
 
-    The older has ``normalization.averageImage`` as a whole image and, at first, ``filters`` and
-    ``biases`` instead of ``load``; the newer has ``meta.normalization``.
+    Each element of the cell array ``layers`` is a struct. Its ``weights`` are a pair (kernel,
+    bias); the first releases have the fields ``filters`` and ``biases`` instead. The mean colour is
+    in ``meta.normalization.averageImage``; older releases have ``normalization.averageImage``, a
+    whole image.
     """
     with damaged_is_input_error(path, "MatConvNet .mat"):
         data = read_mat(path, ("layers", "meta", "normalization"))
@@ -270,57 +289,67 @@ def open_matconvnet(path: Path) -> Iterator[OpenedWeights]:
 
 
 def _flat(stored: Stored) -> Stored:
-    """A bias as a vector: MATLAB has none, so it is stored as a row or a column."""
+    """A bias as a vector; MATLAB stores it as a row or a column, for lack of vectors."""
     return Stored((math.prod(stored.shape),), stored.dtype, lambda: stored.read().ravel())
 
 
 def _check_average(average: Stored) -> None:
     if math.prod(average.shape) == 0:
         return
-    # A whole image [224, 224, 3], or one colour in any of the shapes of a vector.
+    # A whole image [224, 224, 3], or one colour as a row or a column.
     if math.prod(average.shape) > _MAX_AVERAGE:
-        raise InputError(f"the mean image has the shape {average.shape}, expected (224, 224, 3)")
-    with np.errstate(all="ignore"):  # of values that are no colours
+        raise InputError(f"expected a mean image of shape (224, 224, 3), got {average.shape}")
+    with np.errstate(all="ignore"):  # infinite values are refused below
         mean = average.read().reshape(-1, 3, order="F").mean(0)
     if not np.allclose(mean, CAFFE_MEAN, atol=0.1):
         raise InputError(
-            f"the mean colour is {np.round(mean, 2).tolist()}, expected {list(CAFFE_MEAN)} (red, "
-            "green, blue) of imagenet-vgg-verydeep-19: use that file"
+            f"expected the mean colour {list(CAFFE_MEAN)} (red, green, blue) of "
+            f"imagenet-vgg-verydeep-19, got {np.round(mean, 2).tolist()}: use that file"
         )
 
 
 def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Read some variables of a file.
+    """Read some variables of a MATLAB 5 file.
+
+    The file is a header of 128 bytes, followed by data elements. Each element is a tag (type and
+    size, 4 bytes each), its contents, and padding to 8 bytes. A variable is an element of type
+    miMATRIX, which is made of further elements, or of type miCOMPRESSED, which holds a miMATRIX
+    compressed by zlib.
 
     Args:
-      path: a MATLAB 5 file, compressed or not.
-      names: the variables wanted; others are not even decompressed.
+      path: the file.
+      names: the variables to read; others are not even decompressed.
 
     Returns:
-      Those that are there: a struct as a dictionary, a cell array as a list in column order, text
-      as a string, an array as `Stored`; empty dictionaries for arrays of structs and None for
-      what else there may be.
+      The variables that exist, by name: a struct as a dictionary, a cell array as a list in column
+      order, text as a string, a numeric array as `Stored`. An array of structs becomes an empty
+      dictionary, and anything else None.
 
     Raises:
-      InputError: where the file is big-endian or absurdly large.
-      Exception: others where it is damaged; see `damaged_is_input_error`.
+      InputError: if the file is big-endian or far too large.
+      Exception: various others if it is damaged; see `damaged_is_input_error`.
     """
     if path.stat().st_size > _MAX_BYTES:
-        raise InputError("the MATLAB file has more than 1 GiB, too much for VGG-19: save it alone")
+        raise InputError("expected a MATLAB file of at most 1 GiB: save VGG-19 alone")
     data = memoryview(path.read_bytes())
+    # The header ends with the characters "MI" as a 16-bit number, "IM" if little-endian.
     if data[126:128] != b"IM":
-        raise InputError("the MATLAB file is big-endian or cut short: save it again elsewhere")
+        raise InputError(
+            "expected a little-endian MATLAB file, got a big-endian or cut one: save it again on "
+            "another machine"
+        )
     variables: dict[str, Any] = {}
     at, total, items = 128, 0, _counter()
     while at < len(data):
         next(items)
         kind, size = struct.unpack_from("<II", data, at)
         element = data[at : at + 8 + size]
-        # Only matrices are padded, and their sizes are multiples of 8 already.
+        # No padding to skip: the size of a matrix is a multiple of 8, and compressed elements are
+        # not padded.
         at += 8 + size
         if len(element) < 8 + size:
             raise ValueError("a variable is cut short")
-        head = element[:1032]
+        head = element[:1032]  # enough for flags, dimensions and name
         if kind == _COMPRESSED:
             head = memoryview(zlib.decompressobj().decompress(head[8:], 1024))
         name = _name(head)
@@ -330,26 +359,29 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
             (size,) = struct.unpack_from("<I", head, 4)
             total += size
             if total > _MAX_BYTES:
-                raise InputError(f"the MATLAB file's {name} has {size} bytes, too many for VGG-19")
-            # One byte more than it should hold, so that zlib goes on to compare its checksum.
+                raise InputError(
+                    f"expected at most {_MAX_BYTES} bytes of variables in the MATLAB file, got "
+                    f"{size} for {name}: save VGG-19 alone"
+                )
+            # A limit of one byte more than declared makes zlib read on and compare the checksum.
             element = memoryview(zlib.decompressobj().decompress(element[8:], 8 + size + 1))
         variables[name] = _matrix(_element(element, 0)[1], items)
     return variables
 
 
 def _counter() -> Iterator[int]:
-    """Count variables, fields and cells, up to far more than an honest file has."""
+    """Count variables, fields and cells; raise `InputError` for far too many."""
     yield from range(_MAX_ENTRIES)
-    raise InputError(f"there are more than {_MAX_ENTRIES} fields and cells: save the network alone")
+    raise InputError(f"expected at most {_MAX_ENTRIES} fields and cells: save VGG-19 alone")
 
 
 def _name(element: memoryview) -> str:
-    """Name of a top-level variable, of which the beginning is enough; empty for other elements."""
+    """Name of a top-level variable, given its first bytes; empty for elements of other types."""
     kind, _ = struct.unpack_from("<II", element, 0)
     if kind != _MATRIX:
         return ""
     at = 8
-    for _ in range(2):  # its flags and dimensions
+    for _ in range(2):  # array flags, dimensions
         _, _, at = _element(element, at)
     return bytes(_element(element, at)[1]).decode()
 
@@ -357,7 +389,9 @@ def _name(element: memoryview) -> str:
 def _element(data: memoryview, at: int) -> tuple[int, memoryview, int]:
     """Type, contents and end of the data element at a position."""
     kind, size = struct.unpack_from("<II", data, at)
-    if kind >> 16:  # the small form: size and type in one word, contents in the other
+    # "Small Data Element Format": up to 4 bytes of contents take the place of the size, and the
+    # upper half of the first word, otherwise 0, holds the size.
+    if kind >> 16:
         kind, size = kind & 0xFFFF, kind >> 16
         contents, end = data[at + 4 : at + 4 + min(size, 4)], at + 8
     else:
@@ -368,14 +402,21 @@ def _element(data: memoryview, at: int) -> tuple[int, memoryview, int]:
 
 
 def _matrix(data: memoryview, items: Iterator[int], depth: int = 0) -> Any:
+    """Parse the contents of a miMATRIX: array flags, dimensions, name, and the values.
+
+    Args:
+      data: the contents.
+      items: counts variables, fields and cells.
+      depth: the number of cells and structs around this one.
+    """
     next(items)
     if depth > _MAX_DEPTH:
         raise ValueError("cells are nested too deep")
-    if not data:  # how an empty array is written inside cells and structs
+    if not data:  # an empty array inside a cell or struct has no contents
         return Stored((0, 0), "float64", partial(np.zeros, (0, 0)))
     _, flags, at = _element(data, 0)
     _, sizes, at = _element(data, at)
-    _, _, at = _element(data, at)  # the name, empty inside cells and structs
+    _, _, at = _element(data, at)  # name, empty inside cells and structs
     if len(sizes) > 4 * _MAX_AXES:
         raise ValueError("an array has too many axes")
     shape = struct.unpack(f"<{len(sizes) // 4}i", sizes)
@@ -386,6 +427,7 @@ def _matrix(data: memoryview, items: Iterator[int], depth: int = 0) -> Any:
     if flags[0] == _STRUCT:
         if math.prod(shape) != 1:
             return {}
+        # The names of the fields have a fixed width and end at a zero byte.
         _, length, at = _element(data, at)
         _, text, at = _element(data, at)
         width = struct.unpack("<i", length)[0]
@@ -397,7 +439,7 @@ def _matrix(data: memoryview, items: Iterator[int], depth: int = 0) -> Any:
     if flags[0] != _CHAR and flags[0] not in _CLASSES:
         return None
     kind, contents, _ = _element(data, at)
-    # Numbers may be stored in a smaller type than that of the array.
+    # MATLAB stores numbers in the smallest type that holds them, whatever the array's class.
     values = partial(np.frombuffer, contents, _TYPES[kind])
     if flags[0] == _CHAR:
         if len(contents) > _MAX_TEXT:
@@ -410,11 +452,12 @@ def _matrix(data: memoryview, items: Iterator[int], depth: int = 0) -> Any:
 
 
 def _matrices(data: memoryview, at: int, count: int, items: Iterator[int], depth: int) -> list[Any]:
+    """Parse ``count`` matrices, the cells of an array or the fields of a struct."""
     found = []
     for _ in range(count):
         kind, body, at = _element(data, at)
         if kind != _MATRIX:
-            raise ValueError("a cell or field is no matrix")
+            raise ValueError("a cell or field is not a matrix")
         found.append(_matrix(body, items, depth))
     return found
 

@@ -1,13 +1,25 @@
-"""Read the tensors of a PyTorch file without PyTorch, and without running anything in it.
+"""Read the tensors of a PyTorch file without PyTorch, and without running code from the file.
 
-A ``.pth`` file is a pickle that describes tensors, with their bytes beside it: in members of a zip
-archive (PyTorch 1.6 and later), or behind the pickle in the same file (the older, "legacy" form).
+A ``.pth`` file is a pickle that describes tensors, and their bytes. There are two layouts
+(``torch/serialization.py``):
 
-A pickle is a program. Here it may use only the instructions and the few names that a dictionary
-of tensors needs, and it builds descriptions instead of tensors: which elements of which storage.
-Each description is checked as it is made; the bytes are read later.
+* zip, since PyTorch 1.6: an archive with the members ``NAME/data.pkl`` (the pickle),
+  ``NAME/data/KEY`` (the bytes of each storage) and, in recent versions, ``NAME/byteorder``, all
+  uncompressed;
+* legacy: five pickles one after another (magic number, protocol version, system info, the object,
+  the list of storage keys), then for each key the number of elements (int64) and the bytes.
 
-Source: ``torch/serialization.py`` and ``torch/_utils.py`` of PyTorch.
+In both, the object refers to a storage by the persistent id ``("storage", type, key, location,
+number of elements)``; legacy files append a view, None or ``(key, start, length)``. A tensor is a
+call of ``torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, ...)``.
+
+A pickle is a program for a stack machine, which can import and call anything. Here it may use only
+the opcodes and names that a dictionary of tensors needs, and it builds descriptions instead of
+tensors: which elements of which storage. Each description is checked as soon as it is made; the
+bytes are read later.
+
+References: ``torch/serialization.py`` and ``torch/_utils.py`` of PyTorch; ``pickletools`` of
+Python's standard library, which documents each opcode; PKWARE's APPNOTE.TXT (zip).
 """
 
 import io
@@ -39,7 +51,7 @@ from nst_jax.weights.foreign import (
     damaged_is_input_error,
 )
 
-# Positions in torchvision's nn.Sequential, where ReLU and pooling count as well.
+# Positions of the convolutions in torchvision's nn.Sequential, which counts ReLUs and poolings too.
 _TORCH_VGG19 = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 
 _TORCH_VGG16 = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -48,19 +60,20 @@ _TORCH_NAME = re.compile(r"(?:^|\.)(?:features\.(\d+)|(conv\d_\d))\.(weight|bias
 
 _PARTS = {"weight": "kernel", "bias": "bias"}
 
-_MAX_PICKLE = 16 * 2**20
+_MAX_PICKLE = 16 * 2**20  # bytes
 
-_MAX_DIRECTORY = 200 * MAX_ITEMS  # bytes of a zip archive's list of members
+_MAX_DIRECTORY = 200 * MAX_ITEMS  # bytes of a zip archive's central directory
 
-_ZIP_TAIL = 2**16 + 22 + 20 + 56  # bytes: the longest comment, and the records at the end
+# Bytes: the longest comment, the end of central directory record, and for zip64 its locator and
+# record (APPNOTE.TXT 4.3.16, 4.3.15 and 4.3.14).
+_ZIP_TAIL = 2**16 + 22 + 20 + 56
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # MAGIC_NUMBER of torch/serialization.py
 
-_LEGACY_PROTOCOL = 1001
+_LEGACY_PROTOCOL = 1001  # PROTOCOL_VERSION
 
 _BIG_ENDIAN = (
-    "the PyTorch file was written on a big-endian machine, expected little-endian: save it again "
-    "on another machine"
+    "expected a little-endian PyTorch file, got a big-endian one: save it again on another machine"
 )
 
 _DTYPES = {
@@ -78,17 +91,21 @@ _DTYPES = {
 
 _REBUILD_TENSOR = ("_rebuild_tensor", "_rebuild_tensor_v2")  # the first is from before 0.4
 
-# A state of VGG-19 takes about a thousand. The limit also bounds how deep values are nested,
-# since Python hashes nested tuples by recursion in C.
+# A state of VGG-19 takes about a thousand opcodes. The limit also bounds the nesting of values:
+# Python hashes nested tuples by recursion in C, and too many levels would overflow its stack.
 _MAX_OPCODES = 20_000
 
-# What may be used a second time, by the instruction that made it. Not a tuple: of forty that each
-# hold the one before twice, the hash would take days.
+# Opcodes whose result may be fetched again from the memo (BINGET). Those that make tuples are left
+# out: a tuple that holds the same tuple twice, and so on 60 levels deep, is tiny in memory, but its
+# hash, which a dictionary key needs, takes 2^60 steps.
 _SHARED = frozenset(
     """BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING EMPTY_DICT EMPTY_LIST GLOBAL
     STACK_GLOBAL BINPERSID REDUCE""".split()
 )
 
+# Opcodes that a dictionary of tensors needs. Left out on purpose are, among others, INST, OBJ and
+# NEWOBJ (make instances), EXT1 to EXT4 (import by number), the text opcodes of protocol 0 such as
+# STRING and PERSID, and those of bytes (BINBYTES, BYTEARRAY8).
 _OPCODES = frozenset(
     """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
     BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING EMPTY_DICT EMPTY_LIST EMPTY_TUPLE
@@ -98,7 +115,7 @@ _OPCODES = frozenset(
 
 
 class Storage(NamedTuple):
-    """A run of ``length`` elements from ``start`` in the storage ``key`` of ``total`` elements."""
+    """``length`` elements from ``start`` on, in the storage ``key`` of ``total`` elements."""
 
     key: str
     dtype: str
@@ -108,7 +125,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A strided view of a storage, known to lie inside it. Offset and strides count elements."""
+    """A strided view that lies inside its storage. Offset and strides count elements."""
 
     storage: Storage
     offset: int
@@ -118,30 +135,30 @@ class Tensor(NamedTuple):
 
 @contextmanager
 def open_pth(path: Path) -> Iterator[OpenedWeights]:
-    """Open a PyTorch file of either serialisation, with the names of `from_torch_names`."""
+    """Open a PyTorch file, zip or legacy, and rename its tensors by `from_torch_names`."""
     with open_torch(path) as state:
         yield OpenedWeights("torch", from_torch_names(state))
 
 
 def from_torch_names(state: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Rename PyTorch's parameters and turn their kernels from [out, in, h, w] to [h, w, in, out].
+    """Rename PyTorch's parameters, and transpose kernels from [out, in, h, w] to [h, w, in, out].
 
-    Known are torchvision's ``features.0.weight`` and Gatys' ``conv1_1.weight``, with any prefix
-    such as ``module.``; other parameters are left out.
+    Knows torchvision's ``features.0.weight`` and Gatys' ``conv1_1.weight``, with any prefix such as
+    ``module.``, and leaves out other parameters.
 
     Raises:
-      InputError: where the names are those of another network of the VGG family.
+      InputError: if the names belong to another network of the VGG family.
     """
     matches = {name: match for name in state if (match := _TORCH_NAME.search(name))}
     positions = {int(match[1]) for match in matches.values() if match[1]}
     if any(name.endswith(".running_mean") for name in state):
-        raise InputError("this network has batch normalisation, expected VGG-19 without it")
+        raise InputError("expected VGG-19 without batch normalisation, got a network with it")
     if positions == set(_TORCH_VGG16):
-        raise InputError("this is VGG-16 (13 convolutions), expected VGG-19 (16): use that file")
+        raise InputError("expected VGG-19 (16 convolutions), got VGG-16 (13): use a file of VGG-19")
     if positions - set(_TORCH_VGG19):
         raise InputError(
-            f"features has convolutions at {sorted(positions)}, expected VGG-19's "
-            f"{list(_TORCH_VGG19)}: use a VGG-19 without batch normalisation"
+            f"expected VGG-19's convolutions at {list(_TORCH_VGG19)} of features, got "
+            f"{sorted(positions)}: use a VGG-19 without batch normalisation"
         )
     arrays: dict[str, Stored] = {}
     for name, match in matches.items():
@@ -161,18 +178,18 @@ def _hwio(stored: Stored) -> Stored:
 
 @contextmanager
 def open_torch(path: Path, *, limit: int = MAX_FILE) -> Iterator[dict[str, Stored]]:
-    """Open the state of a PyTorch file, zip or legacy; nothing in it is executed.
+    """Open the state in a PyTorch file, zip or legacy, without running code from it.
 
     Args:
-      path: a file written by ``torch.save``: a dictionary of tensors, or one that holds such a
-        dictionary as ``state_dict``.
-      limit: bytes that may be read of its storages, each as often as it is.
+      path: a file written by ``torch.save``: a dictionary of tensors, or a dictionary that holds
+        one as ``state_dict``.
+      limit: the most bytes to read from storages, counting a storage each time it is read.
 
     Yields:
       The tensors by name, in their stored axis order, to be read while the file is open.
 
     Raises:
-      InputError: where the file is damaged, or needs anything but tensors and dictionaries.
+      InputError: if the file is damaged, or needs anything but tensors and dictionaries.
     """
     with damaged_is_input_error(path, "PyTorch"), path.open("rb") as file:
         magic = file.read(4)
@@ -191,7 +208,7 @@ def _stored(state: Any, read: Callable[[Storage], bytes], limit: int) -> dict[st
         state = dict.get(state, "state_dict")
     if not isinstance(state, dict):
         raise InputError(
-            f"the PyTorch file holds a {type(state).__name__}, expected a dictionary of tensors: "
+            f"expected a dictionary of tensors in the PyTorch file, got {type(state).__name__}: "
             "save model.state_dict()"
         )
     read = _bounded(read, limit)
@@ -203,7 +220,7 @@ def _stored(state: Any, read: Callable[[Storage], bytes], limit: int) -> dict[st
 
 
 def _bounded(read: Callable[[Storage], bytes], limit: int) -> Callable[[Storage], bytes]:
-    """Read as ``read``, the last storage only once, and not more than an honest file may have."""
+    """Wrap ``read``: cache the last storage, and bound the bytes read in total."""
     total = 0
 
     @lru_cache(maxsize=1)
@@ -213,8 +230,8 @@ def _bounded(read: Callable[[Storage], bytes], limit: int) -> Callable[[Storage]
         total += len(data)
         if total > limit:
             raise InputError(
-                f"the tensors' storages have more than {limit} bytes, VGG-19's 575 million: save "
-                "copies of its tensors alone"
+                f"expected at most {limit} bytes of storages (VGG-19 has 575 million): save "
+                "copies of VGG-19's tensors alone"
             )
         return data
 
@@ -226,7 +243,7 @@ def _read_tensor(tensor: Tensor, read: Callable[[Storage], bytes]) -> np.ndarray
     dtype = _numpy_dtype(storage.dtype)
     flat = np.frombuffer(read(storage), dtype, storage.total)[storage.start + tensor.offset :]
     strides = [stride * dtype.itemsize for stride in tensor.strides]
-    # The pickle's reader has checked that the view ends inside the storage.
+    # `_tensor` has checked that the view ends inside the storage.
     values = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
     if storage.dtype == "bfloat16":  # the upper half of a float32
         return (values.astype(np.uint32) << 16).view(np.float32)
@@ -238,43 +255,47 @@ def _numpy_dtype(name: str) -> np.dtype:
 
 
 def _check_directory(file: IO[bytes]) -> None:
-    """Refuse a zip archive of far too many members, before they become objects."""
+    """Refuse a zip archive with far too many members, before zipfile makes an object of each.
+
+    Sizes and offsets are those of APPNOTE.TXT: the end of central directory record (4.3.16) has 22
+    bytes and the size of the directory at 12. For zip64 (4.3.14, 4.3.15) a record of 56 bytes, with
+    the size at 40, and a locator of 20 bytes come before it.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _ZIP_TAIL))
     tail = file.read()
-    plain = tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0"  # without a comment
+    plain = tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0"  # no comment
     end = len(tail) - 22 if plain else tail.rfind(b"PK\5\6")
     if end < 0:
         raise InputError("the zip archive is damaged or cut short: get the file again")
     (length,) = struct.unpack_from("<I", tail, end + 12)
-    if end >= 76 and tail[end - 20 : end - 16] == b"PK\6\7":  # the form for large files
+    if end >= 76 and tail[end - 20 : end - 16] == b"PK\6\7":  # zip64
         if tail[end - 76 : end - 72] != b"PK\6\6":
             raise InputError("the zip archive is damaged: get the file again")
         (length,) = struct.unpack_from("<Q", tail, end - 36)
     if length > _MAX_DIRECTORY:
         raise InputError(
-            f"the zip archive's list of members has {length} bytes, too many for a VGG-19: get the "
+            f"expected a zip directory of at most {_MAX_DIRECTORY} bytes, got {length}: get the "
             "file again"
         )
 
 
 def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, Callable[[Storage], bytes]]:
-    # Members are read by their names and never written anywhere, so any names are harmless.
+    # Members are only looked up by name and never extracted, so "../" in a name is harmless.
     names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(names) != 1:
         raise InputError(
-            "the zip archive is no PyTorch file (it has no data.pkl): expected a file that "
-            "torch.save wrote"
+            "expected a file written by torch.save, got a zip archive without data.pkl"
         )
     folder = names[0].removesuffix("data.pkl")
 
     def member(name: str, limit: int) -> bytes:
         info = archive.getinfo(folder + name)
-        # PyTorch never compresses, so no member can be larger than the file.
+        # PyTorch never compresses. Without compression no member can be larger than the file.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > limit:
             raise InputError(
-                f"member {name!r} of the PyTorch file is compressed or too large: expected a file "
-                "that torch.save wrote"
+                f"expected a file written by torch.save, got the member {name!r}, which is "
+                "compressed or too large"
             )
         return archive.read(info)
 
@@ -292,8 +313,8 @@ def _open_legacy(file: IO[bytes]) -> tuple[Any, Callable[[Storage], bytes]]:
     magic, protocol = load_pickle(file)[0], load_pickle(file)[0]
     if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL:
         raise InputError(
-            "the pickle is no PyTorch file, or one of an unknown version: save the state again "
-            "with a current PyTorch"
+            "expected a pickle written by torch.save, got another one or an unknown version: save "
+            "the state again with a current PyTorch"
         )
     if not load_pickle(file)[0]["little_endian"]:
         raise InputError(_BIG_ENDIAN)
@@ -320,22 +341,24 @@ def _open_legacy(file: IO[bytes]) -> tuple[Any, Callable[[Storage], bytes]]:
 
 
 def load_pickle(file: IO[bytes]) -> tuple[Any, dict[str, str]]:
-    """Load the one pickle that starts at the file's position, and stop behind it.
+    """Load the pickle that starts at the file's position, and stop after it.
 
     Args:
-      file: a binary file that can seek.
+      file: a seekable binary file.
 
     Returns:
-      What the pickle holds, with `Tensor` for tensors, and the dtype of each storage by key.
+      The object in the pickle, with `Tensor` for tensors, and the dtype of each storage by key.
 
     Raises:
-      InputError: where it needs an instruction or a name beyond a dictionary of tensors, or
-        describes a tensor outside its storage.
-      Exception: many others where it is damaged; see `damaged_is_input_error`.
+      InputError: if it uses an opcode or a name that no dictionary of tensors needs, or describes
+        a tensor outside its storage.
+      Exception: various others if it is damaged; see `damaged_is_input_error`.
     """
+    # Two passes: the opcodes are checked without executing any, then the same bytes are loaded.
     start = file.tell()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of strange escapes in text, which is refused anyway
+        # pickletools warns of invalid escapes in STRING, an opcode that is refused anyway.
+        warnings.simplefilter("ignore")
         _check_instructions(file)
     length = file.tell() - start
     file.seek(start)
@@ -345,35 +368,36 @@ def load_pickle(file: IO[bytes]) -> tuple[Any, dict[str, str]]:
 
 
 def _check_instructions(file: IO[bytes]) -> None:
-    """Go through one pickle without executing it, and stop behind it."""
-    before, memo = "", {}
+    """Check the opcodes of one pickle without executing it, and stop after it."""
+    before, memo = "", {}  # memo: index -> whether the value may be used again
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name == "GLOBAL":  # refused by name here, before instructions that go with it
+        # A refused name makes a better message than the opcode after it, such as NEWOBJ.
+        if opcode.name == "GLOBAL":
             _find(*str(argument).split(" ", 1))
         if opcode.name not in _OPCODES:
             raise InputError(
-                f"the PyTorch file uses the pickle instruction {opcode.name}, which no "
-                "dictionary of tensors needs: it was not executed; save model.state_dict()"
+                f"the PyTorch file uses the pickle opcode {opcode.name}, which no dictionary of "
+                "tensors needs: it was not executed; save model.state_dict()"
             )
-        # The unpickler allocates a table up to the largest index.
+        # The unpickler in C allocates its memo up to the largest index.
         huge_index = opcode.name == "LONG_BINPUT" and int(argument or 0) > _MAX_OPCODES
         if number >= _MAX_OPCODES or huge_index:
             raise InputError(
-                f"the pickle in the PyTorch file has more than {_MAX_OPCODES} instructions, too "
-                "many for a VGG-19: save model.state_dict() alone"
+                f"expected at most {_MAX_OPCODES} pickle opcodes in the PyTorch file: save "
+                "model.state_dict() of VGG-19 alone"
             )
         if opcode.name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = before in _SHARED
         if opcode.name in ("BINGET", "LONG_BINGET") and not memo.get(argument):
             raise InputError(
-                "the pickle in the PyTorch file uses a tuple twice, or nothing, which no "
-                "dictionary of tensors needs: save model.state_dict()"
+                "the pickle in the PyTorch file fetches a tuple or a missing value from its memo, "
+                "which no dictionary of tensors needs: save model.state_dict()"
             )
         before = opcode.name
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dictionaries and descriptions of tensors, and refuses every other name."""
+    """Build dictionaries and descriptions of tensors; refuse every other name."""
 
     dtypes: dict[str, str]
 
@@ -384,19 +408,26 @@ class _Unpickler(pickle.Unpickler):
         kind, storage_type, key, _, total, *view = pid
         if kind != "storage" or storage_type not in _DTYPES or not isinstance(key, str):
             raise InputError("the PyTorch file has a malformed storage: get the file again")
-        # Legacy files add None or (key of the view, start, count).
+        # Legacy files append None or (key of the view, start, length).
         start, length = view[0][1:3] if view and view[0] else (0, total)
         _check_counts(total, start, length)
         if start + length > total:
-            raise InputError(f"a view of storage {key!r} in the PyTorch file lies outside it")
+            raise InputError(
+                f"expected a view inside the {total} elements of storage {key!r} in the PyTorch "
+                f"file, got {start} to {start + length}: get the file again"
+            )
         storage = Storage(key, _DTYPES[storage_type], total, start, length)
         if self.dtypes.setdefault(key, storage.dtype) != storage.dtype:
-            raise InputError(f"storage {key!r} in the PyTorch file has two types")
+            raise InputError(
+                f"expected one type for storage {key!r} in the PyTorch file, got two: get the file "
+                "again"
+            )
         return storage
 
 
 def _find(module: str, name: str) -> Any:
-    # A pickle may set attributes of what it gets here: hence constants, and new functions.
+    # BUILD sets attributes of the objects returned here. Strings, built-in types and new lambdas
+    # keep such changes within this pickle; `_tensor` itself could be altered for later ones.
     if module == "collections" and name == "OrderedDict":
         return OrderedDict
     if module == "torch" and name in _DTYPES:
@@ -424,11 +455,12 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
         raise InputError("the PyTorch file has a malformed tensor: get the file again")
     elements = math.prod(shape)
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    # The bound on the last element alone would let a stride of 0 make an array of any size.
+    # Both bounds are needed: with strides of 0 the last element is the first, so that an array of
+    # any size would pass the second.
     if elements > storage.length or (elements and last >= storage.length):
         raise InputError(
-            f"a tensor of shape {shape} and strides {strides} in the PyTorch file lies outside "
-            f"its storage of {storage.length} elements: get the file again"
+            f"expected tensors inside their storage of {storage.length} elements in the PyTorch "
+            f"file, got shape {shape}, strides {strides}, offset {offset}: get the file again"
         )
     return Tensor(storage, offset, shape, strides)
 
@@ -436,5 +468,6 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
 def _check_counts(*values: Any) -> None:
     if not all(type(value) is int and 0 <= value < 2**62 for value in values):
         raise InputError(
-            "the PyTorch file has a negative or absurd size, stride or offset: get the file again"
+            "expected sizes, strides and offsets from 0 to 2^62 in the PyTorch file: get the file "
+            "again"
         )

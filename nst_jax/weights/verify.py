@@ -1,4 +1,4 @@
-"""Check a file of weights, for `nst-jax weights verify`."""
+"""Check a weights file, for `nst-jax weights verify`."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -22,15 +22,20 @@ class Check(NamedTuple):
 
 
 def verify_weights(path: str | Path) -> list[Check]:
-    """Check a file of weights.
+    """Check a weights file.
 
     Args:
       path: the file.
 
     Returns:
-      Checks in order: its form; its arrays (layers, shapes, finite values, and in a canonical
-      file what the header says of them); its checksum; its network by the first filter. A check
-      that fails to read the file is the last. Weights that are merely unknown pass.
+      The checks in this order:
+
+      * form: the file format;
+      * arrays: layers, shapes, finite values, and that a canonical file agrees with its header;
+      * checksum: whether this is a published file, or was converted from one;
+      * network: the network recognised by its first filter.
+
+      If the file cannot be read, the failed check is the last. An unknown network passes.
     """
     path = expanded(path)
     try:
@@ -46,8 +51,8 @@ def verify_weights(path: str | Path) -> list[Check]:
     kernels = {n: a for n, a in converted.arrays.items() if a.ndim == 4}
     widest = max(array.shape[-1] for array in kernels.values())
     arrays = f"{len(kernels)} convolutions of VGG-19 with {kernel.shape[3]} to {widest} channels"
-    if lifts := find_projections(converted.arrays):
-        poolings, layers = (list(dict.fromkeys(part)) for part in zip(*lifts, strict=True))
+    if projections := find_projections(converted.arrays):
+        poolings, layers = (list(dict.fromkeys(part)) for part in zip(*projections, strict=True))
         arrays += f", slim, trained for {' and '.join(poolings)} pooling, {', '.join(layers)}"
     arrays += ", all finite"
     if converted.form == "canonical":
@@ -64,29 +69,31 @@ def verify_weights(path: str | Path) -> list[Check]:
 
 def _check_checksum(path: Path, converted: Converted) -> Check:
     record = converted.record
+    # A canonical file records the checksums of its source; any other file is itself the source.
     md5 = record.source_md5 if converted.form == "canonical" else file_digest(path, "md5")
     found = {"md5": md5, "sha256": record.source_sha256}
     for name, source in SOURCES.items():
         algorithm, expected = source.checksum.split(":")
         if found[algorithm] == expected:
-            made = "normalised from " if record.normalized else ""
-            return Check("checksum", True, f"{made}the published file {name!r} ({source.checksum})")
+            origin = "normalised from " if record.normalized else ""
+            detail = f"{origin}the published file {name!r} ({source.checksum})"
+            return Check("checksum", True, detail)
     published = [source.checksum for source in SOURCES.values() if source.filename == path.name]
     if published:
-        detail = f"md5 is {md5}, expected {' or '.join(published)} of the published file"
+        detail = f"expected {' or '.join(published)} of the published file, got md5:{md5}"
         return Check("checksum", False, detail)
-    known = "none of the published files"
+    origin = "not a published file"
     if find_projections(converted.arrays):
-        known = f"{record.name}, {record.source}, {record.licence}"
-    return Check("checksum", True, f"{known}; sha256 is {converted.sha256}")
+        origin = f"{record.name}, {record.source}, {record.licence}"
+    return Check("checksum", True, f"{origin}; sha256 is {converted.sha256}")
 
 
 def _check_network(kernel: np.ndarray, preprocessing: Preprocessing) -> Check:
     found = recognise(kernel)
     if found is None:
-        return Check("network", True, f"not known; its preprocessing is {preprocessing.kind}")
+        return Check("network", True, f"unknown; its preprocessing is {preprocessing.kind}")
     ok = found == (preprocessing.kind, False, False)
     detail = f"conv1_1 is that of {found.network}"
     if not ok:
-        detail += f", but not in the layout and with the preprocessing {preprocessing.kind}"
+        detail += f", but its layout or its preprocessing ({preprocessing.kind}) does not match"
     return Check("network", ok, detail)

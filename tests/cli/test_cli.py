@@ -571,7 +571,7 @@ BAD_OPTIONS = [
     ({"min_size": 10**400}, "min_size is 10+: expected .*, at most 100000"),
     *(({"memory_size": n}, "memory_size is .*, at most 2147483647") for n in (3 * 10**9, 10**19)),
     ({"weights": "nowhere.h5"}, "nowhere.h5 .*do not exist"),
-    ({"weights": "."}, "are no file"),
+    ({"weights": "."}, "are not a file"),
     # Too small for the deepest layer: 16 px a side for relu5_1, 8 px for conv4_1.
     ({"size": 20}, "content image is 20x15 px, but layer relu5_1 needs .* at least 16 px"),
     (

@@ -1,4 +1,4 @@
-"""Damage done to files of weights, reproducible by a seed: what disks, networks and people do."""
+"""Reproducible damage to weights files, of the kinds that disks and networks do."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ _LENGTHS = (0, 1, 2, 7, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 
 
 
 def damaged(data: bytes, *, seed: int, other: bytes) -> tuple[str, bytes]:
-    """A kind of damage, each in its turn, and the data with it.
+    """Damage data; returns the kind of damage and the damaged data.
 
     Args:
       data: a sound file.
-      seed: which damage.
-      other: a sound file of another form, whose head is put in the place of this one's.
+      seed: decides the damage; successive seeds go through all ``KINDS``.
+      other: a sound file of another format, whose head may replace this one's.
     """
     rng = np.random.default_rng(seed)
     kind = KINDS[seed % len(KINDS)]
@@ -20,14 +20,12 @@ def damaged(data: bytes, *, seed: int, other: bytes) -> tuple[str, bytes]:
     size = len(data)
 
     def place(limit: int = size) -> int:
-        """A position, of which half are near one of the ends, where the structure is."""
+        """A position; half of them are near one of the ends, where the structure is."""
         near = min(limit, 2000)
-        execution_plan = rng.integers(4)
-        if execution_plan == 0:
+        quarter = rng.integers(4)
+        if quarter == 0:
             return int(rng.integers(near))
-        return int(
-            rng.integers(limit - near, limit) if execution_plan == 1 else rng.integers(limit)
-        )
+        return int(rng.integers(limit - near, limit) if quarter == 1 else rng.integers(limit))
 
     if kind == "flip":
         for _ in range(rng.integers(1, 9)):

@@ -1,4 +1,4 @@
-"""Small weights and writers of every form, none of which needs PyTorch unless it says so."""
+"""Small weights, and writers of every file format that need no PyTorch."""
 
 import io
 import resource
@@ -19,7 +19,7 @@ FEATURES = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 
 
 def make_arrays(*, network=None, channels=SMALL, seed=0):
-    """Random flat arrays; with a network's first filter, so that they are taken for it."""
+    """Random flat arrays, with a known network's first filter if ``network`` names one."""
     rng = np.random.default_rng(seed)
     arrays = {
         name: rng.standard_normal(shape, np.float32)
@@ -32,7 +32,7 @@ def make_arrays(*, network=None, channels=SMALL, seed=0):
 
 
 def flip(arrays):
-    """The same network for BGR."""
+    """The same network for BGR input."""
     kernel = arrays["conv1_1/kernel"]
     return {**arrays, "conv1_1/kernel": np.ascontiguousarray(kernel[:, :, ::-1])}
 
@@ -56,7 +56,7 @@ def write_keras(path, arrays, *, naming="kernel", top=False, **storage):
             file["predictions/predictions/bias:0"] = np.zeros(3, np.float32)
 
 
-def write_matconvnet(path, arrays, *, generation="new", transposed=False, mean=None):
+def write_matconvnet(path, arrays, *, generation="new", transposed=False, mean=None, packed=False):
     from scipy.io import savemat
 
     cells = []
@@ -82,7 +82,7 @@ def write_matconvnet(path, arrays, *, generation="new", transposed=False, mean=N
         average = np.broadcast_to(mean, (224, 224, 3))
         data = {"layers": layers, "normalization": {"averageImage": average}, "classes": {}}
     with open(path, "wb") as file:
-        savemat(file, data)
+        savemat(file, data, do_compression=packed)
 
 
 def torch_state(arrays, *, names="features", prefix=""):
@@ -106,7 +106,7 @@ def write_own(path, arrays, *, network="caffe"):
     write_canonical(Path(path), arrays, record)
 
 
-# Pickles by hand: each function gives the instructions that leave one value on the stack.
+# Pickles by hand: each function returns the opcodes that push one value onto the stack.
 
 
 def p_text(text):
@@ -173,7 +173,7 @@ def p_state(state, *, legacy=False):
 
 
 def write_zip(path, value, blobs, *, byteorder=b"little", compression=zipfile.ZIP_STORED):
-    """A zip-form .pth from the instructions of its value and the bytes of its storages."""
+    """Write a .pth in the zip layout, from the opcodes of its value and its storages' bytes."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", p_whole(value))
         archive.writestr("archive/byteorder", byteorder)
@@ -182,7 +182,7 @@ def write_zip(path, value, blobs, *, byteorder=b"little", compression=zipfile.ZI
 
 
 def write_legacy(path, value, blobs, *, little_endian=True, itemsize=4):
-    """The same in the older form."""
+    """Write the same in the legacy layout."""
     file = io.BytesIO()
     flag = b"\x88" if little_endian else b"\x89"
     keys = b"](" + b"".join(p_text(key) for key in blobs) + b"e"
@@ -204,7 +204,7 @@ def write_pth(path, state, *, legacy=False):
 
 
 def write_all(folder, *, arrays=None):
-    """One small file of every form and layout, of the same network; returns paths by label."""
+    """Write one network to a small file of every format and layout; returns paths by label."""
     arrays = make_arrays(network="caffe") if arrays is None else arrays
     bgr = flip(arrays)
     paths = {}
@@ -217,7 +217,9 @@ def write_all(folder, *, arrays=None):
         put(f"keras-{naming}", write_keras, bgr, naming=naming, top=naming == "nested")
     for generation in ("old", "filters", "new"):
         put(f"mat-{generation}", write_matconvnet, arrays, generation=generation)
+    put("keras-gzip", write_keras, bgr, compression="gzip", shuffle=True)
     put("mat-transposed", write_matconvnet, arrays, transposed=True)
+    put("mat-compressed", write_matconvnet, arrays, packed=True)
     put("pth-zip", write_pth, torch_state(bgr))
     put("pth-legacy", write_pth, torch_state(bgr), legacy=True)
     put("pth-gatys", write_pth, torch_state(bgr, names="conv"))
@@ -230,7 +232,7 @@ def write_all(folder, *, arrays=None):
 
 @contextmanager
 def largest_file(size):
-    """As on a full disk: no file of this process can grow beyond some bytes."""
+    """Imitate a full disk: no file of this process can grow beyond ``size`` bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
