@@ -79,7 +79,7 @@ def newest_damaged(
     killed_at(rng.randint(3, 9), folder, cache=cache)
     damage(checkpoints(folder / FOLDER)[-1] / name, rng)
     code, said = run(RESUME, folder, cache=cache)
-    told = "is damaged (" in said and "going on from the one before" in said
+    told = "is damaged (" in said and "continuing from the one before" in said
     expect(code == 0 and told, f"exit code {code}: {said[:300]!r}")
     check_same(folder, reference.results)
     return "the one before, exit 0"

@@ -1,15 +1,18 @@
-"""The command line: from its words to an exit code.
+"""The command line, from its arguments to an exit code.
 
-Only the standard library and tyro are imported here; what computes is imported by the command
-that needs it, so that ``--help`` answers at once.
+Imports only the standard library and tyro. Every command imports what it needs when it runs, so
+that ``--help`` answers at once.
 """
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from nst_jax.cli.flags import check_words
+from nst_jax.cli.help import help_text, wants_help
 from nst_jax.cli.messages import log
 from nst_jax.cli.options import (
     Batch,
@@ -33,15 +36,15 @@ from nst_jax.system.signals import end_on_signals
 from nst_jax.system.streams import lasting_streams
 from nst_jax.system.threads import jax_has_started, set_threads
 
-# Of which standard output is the result, rather than a word about files.
+# Commands whose result is their standard output; for them a failed write is an error.
 PRINTED = (Estimate, ListWeights, Presets, Verify, Version)
 
 
 def prepare_process(run: RunOptions) -> None:
-    """Set what holds for the whole process, before a command reads anything.
+    """Apply the options that concern the whole process, before a command reads anything.
 
     Raises:
-      InputError: for a number of threads or a limit of pixels that is none.
+      InputError: for an invalid number of threads or limit of pixels.
     """
     prepare_threads(run.threads)
     from nst_jax.images.read import limit_pixels
@@ -55,8 +58,8 @@ def prepare_process(run: RunOptions) -> None:
 def prepare_threads(threads: int | None = None) -> None:
     """Set the number of threads, before NumPy and JAX are imported.
 
-    Where JAX has started, as by an earlier command of the same process, its number stays, unless
-    another is asked for.
+    If an earlier command of the same process has started JAX, its number stays unless another is
+    given.
 
     Raises:
       InputError: as ``set_threads``.
@@ -65,31 +68,45 @@ def prepare_threads(threads: int | None = None) -> None:
         set_threads(threads=threads)
 
 
-class _Told(logging.Handler):
-    """Prints what the package logs as lines of the command."""
+class _LineHandler(logging.Handler):
+    """Prints log records as lines of the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log(record.getMessage())
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Print what the package logs to standard error."""
-    handler, logger = _Told(), logging.getLogger("nst_jax")
+def library_messages() -> Iterator[None]:
+    """Print what the package logs, and warnings of all libraries, as lines of the command."""
+    handler, logger = _LineHandler(), logging.getLogger("nst_jax")
+    shown: set[str] = set()
+
+    def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            log(f"warning: {message}")
+
     logger.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            yield
     finally:
         logger.removeHandler(handler)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the return value is the exit code.
+    """Run the command line.
 
-    0 done; 1 diverged, with the best image written; 2 bad input, or an output that cannot be
-    written; 130 interrupted, 143 by SIGTERM.
+    Args:
+      arguments: the words after the program's name; by default those of the process.
+
+    Returns:
+      The exit code: 0 for success; 1 if the run diverged, with the best image written, or a check
+      of weights failed; 2 for bad input or an output that cannot be written; 130 if interrupted,
+      143 if ended by SIGTERM.
     """
-    with told(), lasting_streams() as errors, end_on_signals():
+    with library_messages(), lasting_streams() as errors, end_on_signals():
         return _main(sys.argv[1:] if arguments is None else arguments, errors)
 
 
@@ -97,6 +114,10 @@ def _main(arguments: list[str], errors: list[OSError]) -> int:
     if arguments == ["--version"]:
         arguments = ["version"]
     try:
+        if wants_help(arguments):
+            print(help_text(arguments))
+            return 0
+        check_words(arguments)
         options = parse(arguments)
         code = run_command(options, arguments)
     except InputError as error:
@@ -105,19 +126,23 @@ def _main(arguments: list[str], errors: list[OSError]) -> int:
     except MemoryError:
         log("error: out of memory: choose a smaller --size")
         return 2
-    print(end="", flush=True)  # what fails of it is among the errors then
+    print(end="", flush=True)  # so that a failed write is among the errors
     printed = isinstance(getattr(options, "action", options), PRINTED)
     return 2 if errors and printed else code
 
 
 def run_command(options: Any, arguments: list[str]) -> int:
-    """Run the command of these options, which are those of the arguments.
+    """Run the command to which the options belong.
+
+    Args:
+      options: one of the dataclasses in ``options``.
+      arguments: the command line from which they were parsed, for checkpoints.
 
     Returns:
       The exit code.
 
     Raises:
-      InputError: as the command.
+      InputError: as raised by the command.
     """
     match options:
         case Stylize() | Texture() | Reconstruct():
@@ -165,7 +190,7 @@ def run_command(options: Any, arguments: list[str]) -> int:
 
 
 def print_presets(options: Presets) -> int:
-    """Print all presets with formula and source, or one with its notes and settings too."""
+    """Print all presets with formula and source, or one of them with its notes and settings."""
     from textwrap import fill, indent
 
     from nst_jax.config.presets import PRESETS

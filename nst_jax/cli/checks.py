@@ -1,4 +1,4 @@
-"""What every job reads and writes, checked: outputs, initial image, weights."""
+"""Checks that every command shares, of sizes, outputs, the initial image and the weights."""
 
 import os
 from collections.abc import Sequence
@@ -31,28 +31,30 @@ from nst_jax.weights.load import WEIGHTS_VARIABLE, find_weights, is_shipped_slim
 
 MOST_PREVIEWS = 100_000
 
-LEAST_BYTES = 60  # a pixel: the content, the image, the best one, a gradient, a step
+# Bytes per pixel that no execution plan can do without. Five images of 3 float32 values: the
+# content, the present image, the best one, a gradient and a step.
+LEAST_BYTES = 60
 
 
 def check_size(size: int, *, what: str = "size") -> None:
-    """Check a side in pixels.
+    """Check the length of a side in pixels.
 
     Raises:
-      InputError: where it is not positive, or beyond all devices.
+      InputError: if it is not positive, or too large for any device.
     """
     if not 1 <= size <= LARGEST_SIZE:
         raise InputError(f"{what} is {size}: expected 1 to {LARGEST_SIZE} pixels")
 
 
 def check_room(shape: tuple[int, int], *, what: str = "image") -> None:
-    """Check, before an image is read and scaled, that there is memory for the images alone.
+    """Check, before an image is read and scaled, that the images alone fit into memory.
 
     Args:
-      shape: height and width of the result, or of a style.
-      what: it is.
+      shape: height and width of the result, or of a style image.
+      what: the noun for the message, "image" or "style".
 
     Raises:
-      InputError: where there is not.
+      InputError: if they do not fit.
     """
     needed, free = LEAST_BYTES * shape[0] * shape[1], host_bytes()
     if free is not None and needed > free:
@@ -63,23 +65,23 @@ def check_room(shape: tuple[int, int], *, what: str = "image") -> None:
 
 
 def check_preset_fits(config: Config, *, preset: str, command: str) -> None:
-    """Refuse what a preset sets for one image at a time where there are many.
+    """Refuse settings of a preset that a command for many images cannot apply.
 
     Args:
-      config: the settings, which may be others than the preset's.
-      preset: its name.
-      command: the name of what takes many.
+      config: the run's settings; those that differ from the preset's are not refused here.
+      preset: the preset's name.
+      command: the name of the command.
 
     Raises:
-      InputError: with the flags that go on without it.
+      InputError: with the flags that switch these settings off.
     """
     flags = {"min_size": "--min-size None", "averaging": "--averaging 0"}
-    given, its, default = map(to_flat, (config, get_preset(preset).config, Config()))
-    own = [name for name in flags if given[name] == its[name] != default[name]]
-    if own:
+    given, from_preset, default = map(to_flat, (config, get_preset(preset).config, Config()))
+    refused = [name for name in flags if given[name] == from_preset[name] != default[name]]
+    if refused:
         raise InputError(
-            f"preset {preset} sets {' and '.join(own)}, for one image at a time and not for "
-            f"{command}: add {' '.join(flags[name] for name in own)}, or choose another preset"
+            f"preset {preset} sets {' and '.join(refused)}, for one image at a time and not for "
+            f"{command}: add {' '.join(flags[name] for name in refused)}, or choose another preset"
         )
 
 
@@ -87,9 +89,9 @@ def check_seed(seed: int) -> None:
     """Check a seed.
 
     Raises:
-      InputError: where JAX does not take it as it is.
+      InputError: if it is not an unsigned integer of 32 bits.
     """
-    if not 0 <= seed < 2**32:  # larger ones it takes modulo 2**32, or not at all
+    if not 0 <= seed < 2**32:  # JAX takes larger ones modulo 2**32, or not at all
         raise InputError(f"seed is {seed}: expected 0 to {2**32 - 1}")
 
 
@@ -102,12 +104,12 @@ def check_outputs(
     inputs: Sequence[Path],
     steps: int | None = None,
 ) -> None:
-    """Check what can be checked before any image is read.
+    """Check the outputs of a run before any image is read.
 
     Args:
-      output, run, watch, image: what the command was told.
-      inputs: images and masks that it reads.
-      steps: of the run; by default the config's.
+      output, run, watch, image: the command's options.
+      inputs: the images and masks that the command reads.
+      steps: the number of steps over all scales; by default the config's.
 
     Raises:
       InputError: for options that contradict each other, and outputs that cannot be written.
@@ -118,7 +120,7 @@ def check_outputs(
         raise InputError(f"save_every is {watch.save_every}: expected 1 or more")
     check_checkpoints(watch.checkpoint, watch.checkpoint_every, overwrite=run.overwrite)
     if watch.animation is not None and watch.animation.suffix.lower() != ".gif":
-        raise InputError(f"{watch.animation} is no name of an animation: expected FILE.gif")
+        raise InputError(f"{watch.animation} is not the name of an animation: expected FILE.gif")
     if watch.plot is not None:
         record.check_plotting(watch.plot)
     if watch.save_every is not None and output == STANDARD:
@@ -130,7 +132,7 @@ def check_outputs(
     if run.weights is not None:
         inputs.append(run.weights)
     if inputs.count(STANDARD) > 1:
-        raise InputError("- stands for several inputs, and standard input is one: name files")
+        raise InputError("- is given for several inputs, but there is one standard input")
     read = {os.path.realpath(path) for path in inputs}
     seen: set[str] = set()
     if watch.checkpoint is not None:
@@ -140,7 +142,7 @@ def check_outputs(
         if real in read:
             raise InputError(f"{path} is an input: choose another name for the output")
         if real in seen:
-            raise InputError(f"{path} is named for two outputs: choose different names")
+            raise InputError(f"{path} is the name of two outputs: choose different names")
         seen.add(real)
         check_free(path, overwrite=run.overwrite, advice="give --overwrite")
     for folder in {path.parent for path in outputs}:
@@ -148,16 +150,16 @@ def check_outputs(
 
 
 def output_paths(output: Path, watch: WatchOptions, *, steps: int) -> list[Path]:
-    """The files that a run of so many steps writes, but its checkpoints.
+    """The files that a run of ``steps`` steps writes, except checkpoints.
 
     Raises:
-      InputError: for more previews than anyone looks at.
+      InputError: for more than ``MOST_PREVIEWS`` previews.
     """
     outputs = [] if output == STANDARD else [output, json_path(output)]
     outputs += [path for path in (watch.animation, watch.plot) if path is not None]
     if watch.save_every is None:
         return outputs
-    count = steps // watch.save_every  # a range has no length beyond 2**63
+    count = steps // watch.save_every  # len() of a range fails beyond 2**63
     if count > MOST_PREVIEWS:
         raise InputError(
             f"save_every {watch.save_every} makes {count} previews: expected at most "
@@ -168,16 +170,23 @@ def output_paths(output: Path, watch: WatchOptions, *, steps: int) -> list[Path]
 
 
 def load_init(config: Config, *, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """The initial image where ``config.initial.init`` names a file, scaled to the result's size.
+    """The initial image if ``config.initial.init`` names a file, scaled to the result's size.
+
+    Args:
+      config: the settings.
+      shape: ``(height, width, 3)`` of the result.
+
+    Returns:
+      The image, ``[height, width, 3]`` float32 in [0, 1], or None.
 
     Raises:
-      InputError: for a file of another aspect ratio, and as ``load_image``.
+      InputError: for a file of another aspect ratio, and as raised by ``load_image``.
     """
     if config.initial.init in INITS:
         return None
     image = load_image(config.initial.init)
     height, width, _ = image.shape
-    # The rounding of an earlier run's size, or of its content's, may be a pixel off.
+    # An earlier run's result, or its content, may be off by a pixel through rounding.
     if abs(width * shape[0] - height * shape[1]) > max(0.01 * width * shape[0], *shape[:2]):
         raise InputError(
             f"the initial image {config.initial.init} is {width}x{height} px, the result "
@@ -187,10 +196,10 @@ def load_init(config: Config, *, shape: tuple[int, int, int]) -> np.ndarray | No
 
 
 def obtain_weights(path: Path | None, *, model: str | None = None) -> Weights:
-    """The weights of ``path``, or found on this machine: full ones first, else the shipped slim.
+    """The weights from ``path``, else those found on this machine: full first, then slim.
 
     Raises:
-      InputError: where there are none of the wanted model, or they are no VGG-19.
+      InputError: if there are none of the required model, or the file is not a VGG-19.
     """
     found = find_weights(path=path, model=model)
     if found is None:
@@ -206,17 +215,21 @@ def find_network(
     mesh: Mesh | None = None,
     resumed: Saved | None = None,
 ) -> Weights:
-    """The weights of a run, which have all that its settings ask for; says which, if that matters.
+    """The weights of a run, checked against its settings.
+
+    Logs a line if the slim weights stand in for missing full ones, and another if the preset's
+    weights of the terms were chosen for another network.
 
     Args:
       run: the command's options.
-      configs: the settings.
-      balanced: whether content and style are balanced against each other.
-      mesh: devices that divide the image, if any.
-      resumed: the checkpoint from which the run goes on, if any.
+      configs: the settings of all images of the run.
+      balanced: whether the run weighs content against style; otherwise the second line is left
+        out.
+      mesh: the devices that divide the image, if any.
+      resumed: the checkpoint from which the run continues, if any.
 
     Raises:
-      InputError: where there are none such, or the checkpoint is of others.
+      InputError: if there are no such weights, or the checkpoint was made with others.
     """
     weights = obtain_weights(run.weights, model=run.model)
     if resumed is not None:
@@ -231,37 +244,37 @@ def find_network(
 
 
 def log_slim(run: RunOptions, weights: Weights) -> None:
-    """Say where the shipped slim weights are used because no others were found."""
-    asked = run.weights or run.model or os.environ.get(WEIGHTS_VARIABLE)
-    if not asked and is_shipped_slim(Path(weights.info.path)):
+    """Log a line if the installed slim weights are used because no others were found."""
+    chosen = run.weights or run.model or os.environ.get(WEIGHTS_VARIABLE)
+    if not chosen and is_shipped_slim(Path(weights.info.path)):
         log(
-            "no full VGG-19 was found, so the slim weights that come with nst_jax are "
-            "used; for the full network run 'nst-jax weights fetch'"
+            "no full VGG-19 was found: using the slim weights that are installed with nst_jax; "
+            "for the full network run 'nst-jax weights fetch'"
         )
 
 
 def network_of(info: WeightsInfo) -> str:
-    """What network some weights are, in the presets' words, or a name of their own."""
+    """The network of some weights, by the name that presets give it if they know it."""
     return info.preprocessing + "-normalized" * (info.normalized is not None)
 
 
 def log_network(run: RunOptions, weights: Weights) -> None:
-    """Say where a preset's factors were chosen for another network."""
-    meant, found = get_preset(run.preset).weights, network_of(weights.info)
-    if meant != found:
+    """Log a line if a preset's weights of the terms were chosen for another network."""
+    expected, found = get_preset(run.preset).weights, network_of(weights.info)
+    if expected != found:
         log(
-            f"the factors of preset {run.preset} are for {meant} weights and these are "
-            f"{found}: expect another balance of content and style, or name others by --weights"
+            f"preset {run.preset} is balanced for {expected} weights and these are {found}: "
+            "content and style will weigh differently; --weights chooses other weights"
         )
 
 
 _MISSING = {
-    None: "no weights on this machine: run 'nst-jax weights fetch', or name a file by --weights",
+    None: "no weights on this machine: run 'nst-jax weights fetch', or name a file with --weights",
     "vgg19": (
-        "no full VGG-19 on this machine: run 'nst-jax weights fetch', or name a file by --weights"
+        "no full VGG-19 on this machine: run 'nst-jax weights fetch', or name a file with --weights"
     ),
     "vgg19-slim": (
-        "the slim weights that come with nst_jax are missing: install it again, or name a file by "
-        "--weights"
+        "the slim weights that are installed with nst_jax are missing: install it again, or name "
+        "a file with --weights"
     ),
 }

@@ -1,4 +1,4 @@
-"""The command ``estimate``: what a run will need of the memory, before it begins."""
+"""The command ``estimate``: how much memory a run needs."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def estimate(options: Estimate) -> int:
       The exit code.
 
     Raises:
-      InputError: for bad input, and where nothing fits, with the size that would.
+      InputError: for bad input, and if no execution plan fits, with the largest size that does.
     """
     config = options.run.config
     check_size(options.size)
@@ -53,25 +53,25 @@ def estimate(options: Estimate) -> int:
     except jax.errors.JaxRuntimeError as error:
         raise explained(error, width=width, height=height) from None
     if plan is None:
-        raise InputError(f"XLA does not tell on {device.platform} what a program needs")
+        raise InputError(f"XLA does not report the memory of programs on {device.platform}")
 
     needs = plan.needs
     parts = {
-        "program, compiled": process,
-        "network's kernels": needs.network,
+        "program": process,
+        "network": needs.network,
         "content and style": needs.targets,
         "image and optimiser": needs.state,
         "activations": needs.scratch,
     }
     print(f"{width}x{height} px with {weights.info.name} on {device.device_kind}")
-    for name, size in (parts | {"together": sum(parts.values())}).items():
+    for name, size in (parts | {"total": sum(parts.values())}).items():
         print(f"  {name:<22}{in_gib(size):>10}")
-    there = "not known" if free is None else in_gib(free + process)
-    print(f"  {'of':<22}{there:>10}")
+    available = "unknown" if free is None else in_gib(free + process)
+    print(f"  {'available':<22}{available:>10}")
     if plan.whole is not None:
-        print(f"the settings' own way would need {in_gib(plan.whole + process)}; chosen instead:")
-    print(f"computed as: {execution_in_words(plan.execution_plan)}")
+        print(f"the whole image at once would need {in_gib(plan.whole + process)}")
+    print(f"execution plan: {execution_in_words(plan.execution_plan)}")
     if len(scales) > 1:
         listed = ", ".join(f"{s.shape[1]}x{s.shape[0]} ({s.steps} steps)" for s in scales)
-        print(f"scales: {listed}; the figures are the last one's")
+        print(f"scales: {listed}; the figures are those of the last one")
     return 0

@@ -1,4 +1,4 @@
-"""What the command says beside its results: lines on standard error. Standard library only."""
+"""Messages of the command on standard error. Standard library only."""
 
 import sys
 
@@ -6,6 +6,6 @@ import sys
 def log(words: str) -> None:
     """Write one line to standard error, as ``nst-jax: words``.
 
-    Words of several lines, as a file's name may hold a line break, are joined to one.
+    Line breaks, which file names may contain, become spaces.
     """
     print(f"nst-jax: {' '.join(words.splitlines())}", file=sys.stderr)

@@ -1,6 +1,8 @@
-"""Options of all commands, from which tyro makes the command line. Standard library and tyro only.
+"""The options of all commands, as dataclasses from which tyro builds the command line.
 
-What several commands have in common stands once and is nested; its flags have no prefix.
+Options that several commands share are nested dataclasses; their flags have no prefix. The
+docstrings are the help texts, see ``help``. ``COMMON`` says which flags ``--help`` shows.
+Imports the standard library and tyro only.
 """
 
 from dataclasses import dataclass
@@ -25,22 +27,23 @@ Output = Annotated[Path, arg(aliases=["-o"])]
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Settings and weights.
+    """The preset, its settings, and the network's weights.
 
     Attributes:
-      preset: Settings by name, most of published tools, see nst-jax presets; other flags override
-        them.
+      preset: Named settings, most of them of published tools; 'nst-jax presets' lists them. Other
+        flags override the preset.
       seed: Seed of the noise.
-      weights: VGG-19 weights in any known form; by default those of $NST_JAX_WEIGHTS, of the
-        cache, or else the slim ones that come with the program.
-      model: Insist on the full network or on the slim one.
-      overwrite: Replace existing output files; in a batch, those of other images or settings.
-      deterministic: Let GPUs, too, give the same bits each time, at some cost of speed; CPUs always
-        do on the same number of threads.
-      threads: How many CPU threads to compute on, on which the result's bits depend; by default as
-        many as the process has CPUs for, by its affinity mask and CPU quota. On Linux.
-      max_megapixels: Largest image file to read, in millions of pixels; a guard against files
-        made to fill the memory.
+      weights: File of VGG-19 weights in any supported format. By default $NST_JAX_WEIGHTS, then
+        the cache, then the slim weights that are installed with the program.
+      model: Require the full network (vgg19) or the slim one (vgg19-slim).
+      overwrite: Replace existing output files. In a batch this includes results of other images
+        or other settings.
+      deterministic: Make results on GPUs reproducible bit by bit, at some cost in speed. Results
+        on CPUs always are, for the same number of threads.
+      threads: Number of CPU threads, on Linux. The last bits of the result depend on it. By
+        default one for each CPU that the process may use.
+      max_megapixels: Largest image file to read, in millions of pixels. Protects against files
+        made to exhaust the memory.
       config: Settings of the optimisation.
     """
 
@@ -60,8 +63,8 @@ class ImageOptions:
     """How the result is written.
 
     Attributes:
-      bit_depth: Bits a channel; 16 for .png and .tif.
-      quality: 1 to 100, for .jpg (95 by default) and .webp (lossless by default).
+      bit_depth: Bits per channel; 16 for .png and .tif only.
+      quality: Quality from 1 to 100 of .jpg (95 by default) and .webp (lossless by default).
     """
 
     bit_depth: Literal[8, 16] = 8
@@ -70,14 +73,14 @@ class ImageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions:
-    """What to write on the way.
+    """What to write during the run.
 
     Attributes:
-      save_every: Write a numbered preview at every so many steps.
-      animation: Write the progression as a GIF.
-      plot: Draw the loss curve into this file.
-      checkpoint: Keep in this folder where the run stands, so that 'nst-jax resume' can go on.
-      checkpoint_every: Save at every so many steps; by default about every half minute.
+      save_every: Write a numbered preview every N steps.
+      animation: Write an animation of the run, a .gif file.
+      plot: Plot the loss curve to this file.
+      checkpoint: Save checkpoints in this folder, from which 'nst-jax resume' continues the run.
+      checkpoint_every: Save a checkpoint every N steps. By default about every 30 seconds.
     """
 
     save_every: int | None = None
@@ -89,15 +92,16 @@ class WatchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StyleOptions:
-    """The styles and their shares.
+    """The style images and their weights.
 
     Attributes:
-      style: The style image; several are mixed, or hold in regions or layers of their own.
-      style_blend: Factor of each style image; by default all count the same.
-      style_scale: Size of the style images: longer side as a multiple of the result's. Larger
-        ones give larger strokes.
-      layer_styles: Style layers with a style of their own, by its number from 1, as NAME=NUMBER;
-        the other layers mix all styles.
+      style: The style images. Several are mixed, unless --region-styles or --layer-styles assigns
+        them to regions or layers.
+      style_blend: Weight of each style image in the mix. By default all weigh the same.
+      style_scale: Longer side of the style images as a multiple of the result's. Larger values
+        give larger strokes.
+      layer_styles: Style layers that take one style, given by its number from 1. All other layers
+        mix the styles.
     """
 
     style: tuple[Path, ...]
@@ -108,19 +112,20 @@ class StyleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionOptions:
-    """Regions of the content and their styles.
+    """Regions of the content image and their styles.
 
     Attributes:
-      content_mask: A mask for each region of the content, white inside; grey edges are soft.
-      style_mask: The part of a style image that counts: a mask for each styled region, or
+      content_mask: One mask for each region of the content image: white inside, grey at soft
+        edges.
+      style_mask: Masks of the parts of the style images to use: one for each styled region, or
         without regions one for each style.
-      labels: One image in place of content masks: each of its colours is a region, in the
-        order of red, green and blue, black first.
-      style_labels: The same for the one style image, with the colours of the styled regions.
-      region_styles: For each region the number of its style from 1, mix for all of them, or keep
-        to leave it as it is. Default: as many styles as regions in their order, or the one style.
-      region_weights: Factor of the style loss of each styled region.
-      feather: Soften the regions' edges by so many pixels of the result.
+      labels: A label image in place of content masks. Each of its colours is a region, sorted by
+        red, green and blue, black first.
+      style_labels: A label image for the only style image, in the colours of the styled regions.
+      region_styles: For each region the number of its style from 1, mix for all styles, or keep
+        to preserve the content. By default the styles in order, or the only style.
+      region_weights: Weight of the style loss of each styled region. By default 1 each.
+      feather: Soften the edges of regions over N pixels of the result.
     """
 
     content_mask: tuple[Path, ...] = ()
@@ -134,21 +139,21 @@ class RegionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Stylize:
-    """Give a content image the style of others.
+    """Render a content image in the style of other images.
 
-    Writes the image, and beside it a JSON file with settings, versions, timing and the history
-    of the loss.
+    Writes the result, and next to it a JSON file with the settings, versions, timing and losses.
 
     Attributes:
-      content: The content image; name it first. - reads standard input, as for any one image.
-      output: The image to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
-      size: Longer side of the result in pixels; may enlarge.
-      spread: Divide the image among all devices: by its rows, with a part of the memory on each,
-        or its tiles, with the whole image on each.
-      styles: The styles.
+      content: The content image; give it before the options. One input image may be -, for
+        standard input.
+      output: The image to write: .png, .jpg, .webp or .tif, or - for a PNG on standard output.
+      size: Longer side of the result in pixels. Smaller images are enlarged.
+      spread: Divide the work among all devices: by rows, which also divides the memory, or by
+        tiles, with the whole image on each device.
+      styles: The style images.
       regions: The regions.
       run: Settings and weights.
-      watch: What to write on the way.
+      watch: What to write during the run.
       image: How the result is written.
     """
 
@@ -165,14 +170,16 @@ class Stylize:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Tell what a run will need of the memory and how it will be computed, and run nothing.
+    """Estimate how much memory a run needs, and show its execution plan.
+
+    Runs nothing and writes nothing.
 
     Attributes:
-      content: The content image, - for standard input; only its proportions matter.
+      content: The content image, or - for standard input. Only its aspect ratio matters.
       size: Longer side of the result in pixels.
-      styled_regions: Number of regions with a style of their own, as by --content-mask.
-      memory: Plan for a device or container with so many GiB in place of what is free here. On
-        CPUs the program itself takes some of them.
+      styled_regions: Number of styled regions, as given by --content-mask.
+      memory: Plan for this many GiB of device or container memory instead of what is free here.
+        On CPUs they include the program itself.
       run: Settings and weights.
     """
 
@@ -185,17 +192,17 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Texture:
-    """Make a texture from images: the style term alone, started from noise.
+    """Synthesise a texture from images: the style term alone, started from noise.
 
     Attributes:
-      style: The image whose texture to make; several are mixed.
-      output: The image to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
-      style_blend: Factor of each image; by default all count the same.
+      style: The images that give the texture. Several are mixed.
+      output: The image to write: .png, .jpg, .webp or .tif, or - for a PNG on standard output.
+      style_blend: Weight of each image in the mix. By default all weigh the same.
       size: Side of the texture in pixels, or its width and height.
-      style_size: Longer side to which the images are scaled; by default that of the texture.
-      tileable: Let opposite borders fit each other.
+      style_size: Longer side to which the images are scaled. By default that of the texture.
+      tileable: Make opposite borders match, so that copies can be laid side by side.
       run: Settings and weights.
-      watch: What to write on the way.
+      watch: What to write during the run.
       image: How the result is written.
     """
 
@@ -212,15 +219,15 @@ class Texture:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruct:
-    """Show what layers know of an image: the content term alone, started from noise.
+    """Reconstruct an image from its features: the content term alone, started from noise.
 
     Attributes:
-      content: The image to reconstruct, - for standard input.
-      output: The image to write: .png, .jpg, .webp or .tif, or - for a PNG to standard output.
-      layer: The layers to reconstruct it from, together; with factors as NAME=FACTOR.
-      size: Longer side of the result in pixels; may enlarge.
+      content: The image to reconstruct, or - for standard input.
+      output: The image to write: .png, .jpg, .webp or .tif, or - for a PNG on standard output.
+      layer: The layers from which to reconstruct the image, each with an optional weight.
+      size: Longer side of the result in pixels. Smaller images are enlarged.
       run: Settings and weights.
-      watch: What to write on the way.
+      watch: What to write during the run.
       image: How the result is written.
     """
 
@@ -235,15 +242,15 @@ class Reconstruct:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Go on with a run from its checkpoints, as if it had not ended.
+    """Continue a run from its checkpoints, as if it had not been interrupted.
 
-    Its settings and images are in the folder; outputs of its names are replaced.
+    The folder holds the run's settings and images. Existing outputs of the run are replaced.
 
     Attributes:
-      folder: The folder that --checkpoint has named.
-      weights: The network's file, where it is not at its place any more.
-      threads: How many CPU threads to compute on; by default the number that the run was told, or
-        as many as the process has CPUs for. On another number than before the bits differ.
+      folder: The folder given to --checkpoint.
+      weights: The weights file, if it has moved since.
+      threads: Number of CPU threads. By default that of the run's command line, or one for each
+        CPU. Another number than before changes the last bits of the result.
     """
 
     folder: Positional[Path]
@@ -253,19 +260,18 @@ class Resume:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Stylize with several values of some settings, into one sheet.
+    """Stylize an image with several values of some settings, and compare them on one sheet.
 
-    Writes a contact sheet, and beside it a JSON file with the settings and losses of each image.
+    Writes a contact sheet, and next to it a JSON file with the settings and losses of each image.
 
     Attributes:
-      content: The content image; name it first.
+      content: The content image; give it before the options.
       output: The sheet to write: .png, .jpg, .webp or .tif.
-      over: A setting and its values, as NAME=VALUE,VALUE; several layers of one value are joined
-        by +. May be given several times: every combination is shown, the last setting along the
-        rows.
-      batch_size: How many images advance together in one program, at most.
+      over: A setting and its values. Layers within one value are joined by +. If given several
+        times, every combination is shown, with the last setting along the rows.
+      batch_size: Largest number of images that one program computes together.
       size: Longer side of each image in pixels.
-      styles: The styles.
+      styles: The style images.
       regions: The regions.
       run: Settings and weights.
     """
@@ -282,10 +288,10 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class Presets:
-    """List the presets, or show one with its formula and source.
+    """List the presets, or show one of them with its formula, source and settings.
 
     Attributes:
-      name: The preset to show.
+      name: The preset to show. By default all are listed.
     """
 
     name: Positional[str | None] = None
@@ -293,19 +299,19 @@ class Presets:
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
-    """Print the version."""
+    """Print the version of nst-jax."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessOptions:
-    """Several processes, on one machine or many, that share the work.
+    """Processes on one or several machines that share the work.
 
     Attributes:
-      distributed: Be one of several processes, each of which takes its part of the images. SLURM,
-        Open MPI, Kubernetes and Cloud TPU tell which one; elsewhere name the next three.
-      coordinator: Address of process 0, HOST:PORT.
-      process_count: How many processes there are.
-      process_index: Which one this is, from 0.
+      distributed: Run as one of several processes, which share the images. SLURM, Open MPI,
+        Kubernetes and Cloud TPU provide the next three values; give them elsewhere.
+      coordinator: Address of process 0.
+      process_count: Number of processes.
+      process_index: Index of this process, from 0.
     """
 
     distributed: Annotated[bool, FlagCreatePairsOff] = False
@@ -318,22 +324,22 @@ class ProcessOptions:
 class Batch:
     """Stylize many images.
 
-    Writes CONTENT__STYLE.png for each, and manifest.jsonl with a line for each. Started again, it
-    makes only what is missing. Several styles without --pair and --grid are mixed, as by stylize.
+    Writes CONTENT__STYLE.png for each image, and manifest.jsonl with one line per image. A second
+    start makes only the missing images. Without --pair and --grid, several styles are mixed.
 
     Attributes:
-      contents: The content images: files, folders, quoted patterns, and .txt files that list one
-        image a line; name them first.
-      output_dir: Folder for the results; it is made where it does not exist.
-      pair: Give each content the style at its place: as many styles as contents.
-      grid: Make every content with every style.
-      batch_size: How many images to compute at once, at most: auto for as many as fit into the
-        memory and are of use. On CPUs each has a core at least.
-      size: Longer side of the results in pixels; may enlarge.
-      checkpoint: Keep this command line in a folder, so that 'nst-jax resume' can go on with the
-        images that are missing.
-      bit_depth: Bits a channel of the results.
-      styles: The styles.
+      contents: The content images: files, folders, quoted patterns, or .txt files with one image
+        per line; give them before the options.
+      output_dir: Folder for the results; created if it does not exist.
+      pair: Pair the contents with the styles in order; there must be as many styles as contents.
+      grid: Combine every content with every style.
+      batch_size: Largest number of images to compute together; auto for as many as fit into
+        memory and speed up the work. On CPUs every image has at least one core.
+      size: Longer side of the results in pixels. Smaller images are enlarged.
+      checkpoint: Save this command line in a folder, so that 'nst-jax resume' can make the
+        missing images.
+      bit_depth: Bits per channel of the results.
+      styles: The style images.
       run: Settings and weights.
       processes: Several processes.
     """
@@ -353,11 +359,11 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
-    """Download official weights, check them and keep them in the cache.
+    """Download official weights, verify them and store them in the cache.
 
     Attributes:
-      source: Where to download from: keras (80 MB), or torchvision or matconvnet (also
-        its older generation), over 500 MB each.
+      source: Where to download from: keras (80 MB), torchvision, matconvnet or its older
+        generation (over 500 MB each).
     """
 
     source: Literal["keras", "torchvision", "matconvnet", "matconvnet-beta16"] = "keras"
@@ -365,12 +371,12 @@ class Fetch:
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Convert weights of any known form into one canonical .safetensors file.
+    """Convert weights of any supported format to one canonical .safetensors file.
 
     Attributes:
       source: A Keras .h5, MatConvNet .mat, PyTorch .pth or .safetensors file.
       output: The .safetensors file to write.
-      preprocessing: What the network expects, where the file does not tell.
+      preprocessing: The network's preprocessing, if the file does not state it.
       overwrite: Replace an existing file.
     """
 
@@ -382,16 +388,16 @@ class Convert:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalize:
-    """Scale weights so that every channel's mean activation over some images is 1.
+    """Scale weights so that the mean activation of every channel over some images is 1.
 
-    The network is otherwise the same. Writes a canonical .safetensors file that says so.
+    The network is otherwise unchanged. Writes a canonical .safetensors file.
 
     Attributes:
-      source: Weights of the full VGG-19 in any known form.
+      source: Weights of the full VGG-19 in any supported format.
       output: The .safetensors file to write.
-      images: Images to measure on: files, folders, quoted patterns, or .txt lists.
+      images: The images: files, folders, quoted patterns, or .txt files with one image per line.
       size: Longer side in pixels to which the images are scaled.
-      pooling: Pooling of the network with which the mean is 1.
+      pooling: Pooling of the network with which the activations are measured.
       overwrite: Replace an existing file.
       max_megapixels: Largest image file to read, in millions of pixels.
     """
@@ -407,10 +413,10 @@ class Normalize:
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Check a weights file: form, shapes, values, preprocessing and checksums.
+    """Check a weights file: its format, shapes, values, preprocessing and checksums.
 
     Attributes:
-      file: The file; by default the one that stylize would use.
+      file: The file. By default the one that stylize would use.
     """
 
     file: Positional[Path | None] = None
@@ -418,12 +424,12 @@ class Verify:
 
 @dataclass(frozen=True, kw_only=True)
 class ListWeights:
-    """List the weights on this machine and the sources to fetch from."""
+    """List the weights on this machine, and the sources for 'nst-jax weights fetch'."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOptions:
-    """Fetch, convert, normalize, verify and list VGG-19 weights."""
+    """Fetch, convert, normalize, verify or list VGG-19 weights."""
 
     action: OmitSubcommandPrefixes[
         Annotated[Fetch, tyro.conf.subcommand("fetch")]
@@ -432,3 +438,48 @@ class WeightsOptions:
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[ListWeights, tyro.conf.subcommand("list")]
     ]
+
+
+# The flags that `nst-jax COMMAND --help` shows; `--help-all` shows all. Commands that are not named
+# here show all of theirs.
+COMMON: dict[str, tuple[str, ...]] = {
+    "stylize": (
+        *("content", "output", "overwrite", "style", "style_blend", "style_scale", "color"),
+        *("size", "min_size", "preset", "weights", "style_weight", "content_weight", "steps"),
+        *("save_every", "checkpoint"),
+    ),
+    "texture": (
+        *("style", "output", "overwrite", "style_blend", "size", "style_size", "tileable"),
+        *("preset", "weights", "steps", "seed", "save_every", "checkpoint"),
+    ),
+    "reconstruct": (
+        *("content", "output", "overwrite", "layer", "size", "preset", "weights", "steps"),
+        *("seed", "save_every", "checkpoint"),
+    ),
+    "sweep": (
+        *("content", "output", "overwrite", "over", "style", "style_blend", "style_scale"),
+        *("color", "size", "batch_size", "preset", "weights", "steps"),
+    ),
+    "batch": (
+        *("contents", "output_dir", "overwrite", "style", "pair", "grid", "style_blend"),
+        *("style_scale", "color", "size", "batch_size", "preset", "weights", "style_weight"),
+        *("steps", "checkpoint"),
+    ),
+    "estimate": (
+        *("content", "size", "min_size", "styled_regions", "memory", "preset", "weights"),
+        *("optimizer", "precision", "tile"),
+    ),
+}
+
+# Settings that a command refuses, for they have no effect in it; its help leaves them out.
+REFUSED: dict[str, tuple[str, ...]] = {
+    "texture": (
+        *("content_layers", "content_losses", "content_weight", "color", "guides"),
+        "noise_ratio",
+    ),
+    "reconstruct": (
+        *("content_layers", "style_layers", "style_weight", "style_losses", "histogram_layers"),
+        *("covariance_eps", "style_mixing", "gram_normalization", "guides", "color"),
+        "noise_ratio",
+    ),
+}

@@ -1,19 +1,20 @@
-"""From the words of a command line, this one's or an earlier one's, to options.
+"""Parse a command line, the present one or that of a checkpoint, to the dataclasses in ``options``.
 
-tyro parses them by the settings' dataclasses. Only the standard library and tyro are imported here.
+Imports the standard library and tyro only.
 """
 
-import inspect
 import os
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields, is_dataclass, replace
+import re
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import fields, is_dataclass, replace
 from io import StringIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, arg
+from tyro.conf import FlagCreatePairsOff, PositionalMetavarFromFieldName, arg
 from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
@@ -37,22 +38,15 @@ from nst_jax.cli.options import (
     WeightsOptions,
 )
 from nst_jax.config import presets
-from nst_jax.config.config import (
-    INITS,
-    Config,
-    ExecutionConfig,
-    Initial,
-    Pyramid,
-    flat_types,
-    to_flat,
-)
+from nst_jax.config.config import INITS, Config, flat_types
 from nst_jax.config.factors import Layers, Losses, parse_layers, parse_losses
 from nst_jax.config.loss import LossConfig
 from nst_jax.config.presets import get_preset
 from nst_jax.errors import InputError
 from nst_jax.system.streams import STANDARD
 
-# Flags of which a second one would silently replace the first, where both may be meant.
+# Flags that may be given only once. tyro would silently keep the last one, but the user may mean
+# the values of both.
 ONCE = (
     "--style",
     "--style-blend",
@@ -73,67 +67,40 @@ ONCE = (
 )
 
 
-# Of the flags that are no settings of the same name, or those of several optimisers.
-OPTIMIZER_FLAGS = """
-Attributes:
-  optimizer: L-BFGS with Torch's fixed step, L-BFGS with line search, or Adam.
-  learning_rate: Step size for pixels in [0, pixel_range]. Default 1 for lbfgs and 10/255 of
-    the range for adam; not for lbfgs-linesearch.
-  memory_size: Pairs that L-BFGS remembers. Default 100, with line search 10; not for adam.
-  adam_beta1: Of adam: decay of the first moment.
-  adam_beta2: Of adam: decay of the second moment.
-  adam_epsilon: Of adam: what is added to the root of the second moment.
-  clip: Keep pixels in [0, 1] after each step of adam.
-"""
-
-
-def _words(value: Any) -> str:
-    """The value of a setting as its flag takes it."""
-    items = value if isinstance(value, tuple) else (value,)
-    pairs = [item if isinstance(item, tuple) else (item, 1) for item in items]
-    return " ".join(f"{name}" if factor == 1 else f"{name}={factor:g}" for name, factor in pairs)
-
-
-def _factors(parse: Callable[[str], Any]) -> PrimitiveConstructorSpec:
-    """How tyro reads layers or losses with factors."""
+def _weighted(parse: Callable[[str], Any]) -> PrimitiveConstructorSpec:
+    """How tyro parses layers or losses with weights, such as ``relu1_1=2 relu2_1``."""
     return PrimitiveConstructorSpec(
         nargs="*",
-        metavar="NAME[=FACTOR]",
+        metavar="NAME[=WEIGHT]",
         instance_from_str=lambda items: parse(",".join(items)),
         is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: _words(value).split(),
+        str_from_instance=lambda value: [f"{name}={weight!r}" for name, weight in value],
     )
 
 
 def _settings(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """How tyro reads a ``Config``: by flat flags, of which those that are given replace a default.
+    """How tyro parses a ``Config``: from flat flags, of which only the given ones are passed on.
 
-    So another optimiser does not get the default's numbers, and help shows the default's values.
+    A flag that is not given must not count as a value: ``--optimizer adam`` alone has to drop the
+    learning rate that the preset set for another optimiser, see ``from_flat``.
     """
     if info.type is not Config:
         return None
     base: Config = info.default
-    flat = to_flat(base)
 
-    def flag(name: str, kind: Any) -> Any:
+    def flag(kind: Any) -> Any:
         parse = {Layers: parse_layers, Losses: parse_losses}.get(kind)
-        if parse is not None:
-            kind = Annotated[kind, _factors(parse)]
-        return Annotated[kind, arg(help_behavior_hint=f"(default: {_words(flat[name])})")]
+        return kind if parse is None else Annotated[kind, _weighted(parse)]
 
-    make_type: Any = TypedDict  # of names that no type checker knows
-    types = {name: flag(name, kind) for name, kind in flat_types().items()}
+    make_type: Any = TypedDict  # its keys are not known to type checkers
+    types = {name: flag(kind) for name, kind in flat_types().items()}
     flags = make_type("flags", types, total=False)
-    parts = (LossConfig, Pyramid, Initial, ExecutionConfig, Config)
-    docs = [*(inspect.getdoc(part) or "" for part in parts), OPTIMIZER_FLAGS]
-    words = "\n".join(text.partition("Attributes:\n")[2] for text in docs)
-    flags.__doc__ = f"Settings of the optimisation.\n\nAttributes:\n{words}"
 
     def make(flags: dict[str, Any]) -> Config:
         given = {name: value for name, value in flags.items() if name != "clip" or value != clip}
         return base.but(**given)
 
-    # A switch alone takes its form, --clip or --no-clip, from its default.
+    # Unlike other flags, a switch needs a default, which decides between --clip and --no-clip.
     clip = base.optimizer.clip
     unnamed: Any = Annotated[flags, arg(name="")]
     field = StructFieldSpec("flags", unnamed, default={"clip": clip})
@@ -146,35 +113,37 @@ def _registry() -> ConstructorRegistry:
     return registry
 
 
-def _is_flag(word: str, flag: str) -> bool:
-    """Whether a word is a flag, which the parser also takes with underscores."""
-    return word.startswith("--") and word.replace("_", "-") == flag
+def is_flag(word: str, flag: str) -> bool:
+    """Whether a word is a flag, possibly with a value after ``=``; underscores count as hyphens."""
+    return word.startswith("--") and word.partition("=")[0].replace("_", "-") == flag
 
 
-def check_once(arguments: list[str]) -> None:
-    """Refuse lists that are named twice, for the parser would drop all but the last.
+def check_once(arguments: Sequence[str]) -> None:
+    """Refuse lists that are given twice, because tyro would keep only the last one.
 
     Raises:
       InputError: with the flag.
     """
     for flag in (*ONCE, "--size") if arguments[:1] == ["texture"] else ONCE:
-        if sum(_is_flag(item.partition("=")[0], flag) for item in arguments) > 1:
+        if sum(is_flag(word, flag) for word in arguments) > 1:
             raise InputError(f"{flag} is given twice: give it once, with all its values")
 
 
-@dataclass(frozen=True)
-class PresetOption:
-    """What is read first, for it says what the other flags' defaults are."""
+def preset_name(arguments: Sequence[str]) -> str:
+    """The preset that the arguments name last, else the default one."""
+    name = presets.DEFAULT_PRESET
+    for word, following in zip_longest(arguments, arguments[1:]):
+        if is_flag(word, "--preset"):
+            name = word.partition("=")[2] if "=" in word else following or name
+    return name
 
-    preset: str
 
+def default_options(name: str) -> dict[str, Any]:
+    """Options of the commands that compute, with the values of a preset as defaults.
 
-def default_options(arguments: list[str]) -> dict[str, Any]:
-    """Options of the commands that compute, with the preset's values for defaults."""
-    default = PresetOption(presets.DEFAULT_PRESET)
-    name = tyro.cli(
-        PresetOption, default=default, args=arguments, return_unknown_args=True, add_help=False
-    )[0].preset
+    Raises:
+      InputError: for an unknown preset.
+    """
     preset = get_preset(name)
     missing = tyro.MISSING
 
@@ -201,19 +170,17 @@ def default_options(arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def parse(arguments: list[str]):
-    """Options of the command that the arguments name.
+def command_type(preset: str) -> Any:
+    """The union of all commands from which tyro makes the parser.
 
     Raises:
-      InputError: for an unknown preset, and a list that is named twice.
+      InputError: for an unknown preset.
     """
-    check_once(arguments)
     defaults = {
         name: tyro.conf.subcommand(name, default=default)
-        for name, default in default_options(arguments).items()
+        for name, default in default_options(preset).items()
     }
-    # tyro's own way to subcommands; type checkers take a union for no type.
-    return tyro.cli(
+    return (
         Annotated[Stylize, defaults["stylize"]]
         | Annotated[Estimate, defaults["estimate"]]
         | Annotated[Texture, defaults["texture"]]
@@ -223,27 +190,91 @@ def parse(arguments: list[str]):
         | Annotated[Resume, tyro.conf.subcommand("resume")]
         | Annotated[Presets, tyro.conf.subcommand("presets")]
         | Annotated[WeightsOptions, tyro.conf.subcommand("weights")]
-        | Annotated[Version, tyro.conf.subcommand("version")],
-        prog="nst-jax",
-        description="Neural style transfer in JAX.",
-        args=arguments,
-        registry=_registry(),
-        config=(FlagCreatePairsOff,),
+        | Annotated[Version, tyro.conf.subcommand("version")]
     )
 
 
-INPUTS = ("content", "style", "content_mask", "style_mask", "labels", "style_labels", "init")
+def parse(arguments: list[str]) -> Any:
+    """The options of the command that the arguments name.
 
+    Raises:
+      InputError: for an unknown preset, a list that is given twice, and what tyro refuses.
+    """
+    check_once(arguments)
+    errors = StringIO()
+    try:
+        with redirect_stderr(errors):
+            return tyro.cli(
+                command_type(preset_name(arguments)),
+                prog="nst-jax",
+                args=arguments,
+                registry=_registry(),
+                config=(FlagCreatePairsOff, PositionalMetavarFromFieldName),
+                add_help=False,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(_message(errors.getvalue())) from None
+
+
+# tyro's messages in the words of this program: pattern -> replacement.
+_REWORDED = {
+    r"Missing from (nst-jax .*): (.*)": r"missing \2: see '\1 --help'",
+    r"invalid choice (.*) for argument '(.*)'\. Expected one of \((.*?),?\)\.": (
+        r"\2: expected one of \3, got \1"
+    ),
+    r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)": (
+        r"\1: expected a whole number, got \2"
+    ),
+    r"Error parsing (\S+): could not convert string to float: (.*)": (
+        r"\1: expected a number, got \2"
+    ),
+    r"Error parsing (\S+): no type matching .* could be instantiated from \[(.*?)\]\..*": (
+        r"\1 does not accept \2: see its values in the help"
+    ),
+    r"Missing value for argument '(.*?)'.*": r"\1: expected a value, got none",
+    r"Unrecognized(?: or misplaced)? options: (.*)": r"unexpected arguments: \1",
+    r" \(applied to [^)]*\)": "",
+    r" Arguments are applied to the directly preceding subcommand.*": "",
+}
+
+
+def _message(box: str) -> str:
+    """The first section of tyro's error box, on one line and in the words of this program.
+
+    The box has a title, sections between rules, and a frame of line-drawing characters or of
+    spaces. Missing arguments are listed with an indent of six columns, and their help below them
+    with a deeper one.
+    """
+    lines: list[str] = []
+    for line in box.splitlines()[1:]:
+        line = line.replace("\u2502", " ").rstrip()
+        if re.fullmatch(r"\W*[\u2500-]{3,}\W*", line):  # a rule, or the frame's lower edge
+            if lines:
+                break
+        else:
+            lines.append(line)
+    text = " ".join(" ".join(lines).split())
+    if text.startswith("Missing from "):
+        names = [line.split()[0].rstrip(",") for line in lines if re.match(r" {6}\S", line)]
+        text = f"{lines[0].strip()} {', '.join(names)}"
+    for pattern, replacement in _REWORDED.items():
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+INPUTS = ("content", "style", "content_mask", "style_mask", "labels", "style_labels", "init")
 
 _T = TypeVar("_T")
 
 
 class Call(NamedTuple):
-    """The words of a command line and the folder in which they were said.
+    """A command line and the folder in which it was given.
 
     Attributes:
       arguments: the words after the program's name.
-      directory: to which relative paths among them belong.
+      directory: the folder that relative paths in the arguments refer to.
     """
 
     arguments: list[str]
@@ -251,7 +282,7 @@ class Call(NamedTuple):
 
 
 def make_call(arguments: list[str]) -> Call:
-    """The call of these words here."""
+    """The call of these arguments in the current folder."""
     return Call(list(arguments), os.getcwd())
 
 
@@ -259,38 +290,33 @@ def parse_call(call: Call) -> Any:
     """The options of an earlier call, with absolute paths.
 
     Raises:
-      InputError, TypeError, ValueError: for words that are no command line of this program.
+      InputError, TypeError, ValueError: for arguments that this program does not accept.
     """
     arguments, directory = call
     if not isinstance(arguments, list) or not isinstance(directory, str):
-        raise TypeError("its command line is none")
+        raise TypeError("its command line is not a list of words")
     if any(type(word) is not str or "\0" in word for word in [*arguments, directory]):
-        raise ValueError("its command line is none")
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            options = parse(arguments)
-    except SystemExit:
-        raise ValueError("its command line cannot be parsed") from None
-    return with_paths(options, lambda _, path: absolute(path, call))
+        raise ValueError("its command line has words that are not text")
+    return with_paths(parse(arguments), lambda _, path: absolute(path, call))
 
 
 def absolute(path: Path, call: Call) -> Path:
-    """A path of a call as it holds in any folder; ``-`` is no file."""
+    """A path of a call as an absolute path; ``-`` stays."""
     return path if path == STANDARD else Path(call.directory) / path
 
 
 def with_paths(options: _T, place: Callable[[str, Path], Path]) -> _T:
-    """Options with each of their paths in another place.
+    """Options with each of their paths replaced.
 
     Args:
       options: a dataclass; a ``Config`` in it may name an initial image.
-      place: from a field's name and a path to the path to have there.
+      place: maps a field's name and a path to the new path.
     """
 
     def moved(name: str, value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
-            own = {field.name: getattr(value, field.name) for field in fields(value)}
-            return replace(value, **{field: moved(field, one) for field, one in own.items()})
+            names = [field.name for field in fields(value)]
+            return replace(value, **{name: moved(name, getattr(value, name)) for name in names})
         if isinstance(value, tuple):
             return tuple(moved(name, one) for one in value)
         if name == "init" and isinstance(value, str) and value not in INITS:
@@ -301,7 +327,7 @@ def with_paths(options: _T, place: Callable[[str, Path], Path]) -> _T:
 
 
 def input_files(options: Any) -> list[Path]:
-    """The images and masks that options name, as often as they do; ``-`` is standard input."""
+    """The images and masks that options name, repeated if named repeatedly; ``-`` included."""
     found: list[Path] = []
 
     def note(name: str, path: Path) -> Path:
@@ -314,5 +340,5 @@ def input_files(options: Any) -> list[Path]:
 
 
 def with_inputs(options: _T, places: dict[Path, Path]) -> _T:
-    """Options that read their input files in other places."""
+    """Options with their input files replaced, by a mapping from old to new paths."""
     return with_paths(options, lambda name, path: places[path] if name in INPUTS else path)

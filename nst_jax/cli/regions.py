@@ -1,6 +1,6 @@
-"""Several styles and regions: their options resolved, then their images and masks read.
+"""Several styles and regions: resolve their options, then read their images and masks.
 
-Options are resolved without images, so that contradictions are found before any is read.
+Options are resolved without images, so that contradictions are found before any image is read.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from nst_jax.types import Guidance
 
 
 class StyleInputs(NamedTuple):
-    """What a run gets to know of its styles.
+    """The styles and regions of a run.
 
     Attributes:
-      styles: the images, ``[h, w, 3]``; one that serves several regions stands for each.
-      guidance: which style holds where.
-      regions: what the record says of the regions.
+      styles: the style images, ``[h, w, 3]``; an image that several regions use is repeated.
+      guidance: which style applies where.
+      regions: the entries about regions for the record.
     """
 
     styles: list[np.ndarray]
@@ -43,9 +43,9 @@ def check_region_options(regions: RegionOptions, styles: StyleOptions, *, config
     if not styles.style:
         raise InputError("no style image: expected --style FILE")
     if regions.labels is not None and regions.content_mask:
-        raise InputError("labels and content masks both name the regions: leave one of them out")
+        raise InputError("labels and content masks both define the regions: leave one of them out")
     if regions.style_labels is not None and regions.labels is None:
-        raise InputError("style_labels has no effect without --labels: give it, or leave it out")
+        raise InputError("style_labels has no effect without --labels: add it, or leave this out")
     if regions.style_labels is not None and regions.style_mask:
         raise InputError("style_labels and style masks contradict each other: leave one out")
     if regions.style_labels is not None and len(styles.style) > 1:
@@ -69,11 +69,12 @@ def check_region_options(regions: RegionOptions, styles: StyleOptions, *, config
     if styles.style_blend:
         check_blend(styles.style_blend)
     style_size(1, styles)
-    if regions.labels is None:  # else their number is known only from the image
+    if regions.labels is None:  # otherwise the number of regions is known only from the image
         _plan(regions, styles, config, count=len(regions.content_mask))
 
 
-def _plan(regions: RegionOptions, styles: StyleOptions, config: Config, *, count: int):
+def _plan(regions: RegionOptions, styles: StyleOptions, config: Config, *, count: int) -> "Plan":
+    """The plan of the options for ``count`` regions, see ``plan_styles``."""
     plan = plan_styles(
         styles=len(styles.style),
         regions=count,
@@ -91,13 +92,13 @@ def _plan(regions: RegionOptions, styles: StyleOptions, config: Config, *, count
         )
     if config.loss.style_mixing == "sum" and not _mixes(plan.blend):
         raise InputError(
-            "style_mixing sum has no effect where every region has one style: leave it out"
+            "style_mixing sum has no effect because every region has one style: leave it out"
         )
     return plan
 
 
 def _mixes(blend: Any) -> bool:
-    """Whether any region takes several styles at once."""
+    """Whether any region mixes several styles."""
     if blend is None:
         return True
     tables = blend.values() if isinstance(blend, dict) else [[blend]]
@@ -105,10 +106,10 @@ def _mixes(blend: Any) -> bool:
 
 
 def style_size(size: int, styles: StyleOptions) -> int:
-    """Longer side of the style images for a result of a size.
+    """The longer side of the style images, for a result with a longer side of ``size`` pixels.
 
     Raises:
-      InputError: for a scale that is none.
+      InputError: for an invalid scale.
     """
     scale = styles.style_scale
     if not 0 < scale < 100:
@@ -119,10 +120,10 @@ def style_size(size: int, styles: StyleOptions) -> int:
 
 
 def load_style(path: Path, *, size: int) -> np.ndarray:
-    """Read a style image and scale it to a longer side, where there is room for that.
+    """Read a style image and scale its longer side to ``size`` pixels.
 
     Raises:
-      InputError: for files that cannot be read, and far too large sizes.
+      InputError: for files that cannot be read, and sizes that do not fit into memory.
     """
     check_room(image_shape(path, size=size), what="style")
     return load_image(path, size=size)
@@ -136,13 +137,13 @@ def load_style_inputs(
     shape: tuple[int, int],
     size: int,
 ) -> StyleInputs:
-    """Read styles and masks.
+    """Read the style images and masks.
 
     Args:
-      regions, styles: options that ``check_region_options`` has let pass.
-      config: for the names of the style layers.
-      shape: height and width of the content.
-      size: longer side of the result.
+      regions, styles: options that passed ``check_region_options``.
+      config: the settings, for the names of the style layers.
+      shape: height and width of the content image.
+      size: longer side of the result in pixels.
 
     Raises:
       InputError: for files that cannot be read, and for labels that contradict other options.
@@ -151,7 +152,7 @@ def load_style_inputs(
     if len(masks):
         masks = feather(masks, radius=regions.feather)
     plan = _plan(regions, styles, config, count=len(masks))
-    # Styles are scaled to the content's longer side, which keeps their strokes' size in step.
+    # Styles are scaled with the content, so that the relative size of strokes does not change.
     scaled = style_size(size, styles)
     images = [load_style(path, size=scaled) for path in styles.style]
     sources = plan.sources
@@ -165,7 +166,7 @@ def load_style_inputs(
     if regions.style_labels is not None:
         wanted = [colors[index] for index in plan.styled]
         if not wanted:
-            raise InputError("style_labels has no effect where every region is kept: leave it out")
+            raise InputError("style_labels has no effect if every region is kept: leave it out")
         _, found = load_labels(regions.style_labels, shape=images[0].shape[:2], colors=wanted)
         _warn_aspect(regions.style_labels, shape=images[0].shape[:2])
         style_masks, sources, blend = list(found), [(0, i) for i in range(len(wanted))], None
@@ -188,7 +189,7 @@ def load_style_inputs(
 def with_layers(
     given: StyleInputs, regions: RegionOptions, styles: StyleOptions, *, config: Config
 ) -> StyleInputs:
-    """The same for other style layers: which style a layer takes may depend on which there are."""
+    """The same inputs for other style layers, since the blend is given for each style layer."""
     if regions.style_labels is not None:
         return given
     plan = _plan(regions, styles, config, count=len(given.regions))
@@ -196,14 +197,14 @@ def with_layers(
 
 
 def region_names(regions: Sequence[dict[str, Any]]) -> list[str]:
-    """What to call the styled regions in errors, from what the record says of all."""
+    """Names of the styled regions for errors, from the record's entries of all regions."""
     return [str(one["region"]) for one in regions if not one["kept"]] or ["of what is not kept"]
 
 
 def _content_masks(
     regions: RegionOptions, *, shape: tuple[int, int]
 ) -> tuple[list[tuple[int, int, int]], np.ndarray]:
-    """Colours of the labels, and the masks ``[R, H, W]`` of the content."""
+    """The colours of the labels, and the masks ``[R, H, W]`` of the content's regions."""
     if regions.labels is not None:
         colors, masks = load_labels(regions.labels, shape=shape)
         if note := soft_edges_note(regions.labels, masks):
@@ -227,14 +228,16 @@ def _warn_aspect(path: Path, *, shape: tuple[int, int]) -> None:
 
 
 class Plan(NamedTuple):
-    """How regions, styles and masks meet.
+    """Which styles and masks each region uses.
+
+    A source is a style image together with its style mask, if it has one.
 
     Attributes:
-      kept: regions that are left as they are, by index.
-      styled: the other regions, by index.
-      sources: for each source of style the image's index and its style mask's, or None.
-      blend: factors of the sources: None for the default, for each source, or for each style layer
-        and styled region a row of such factors.
+      kept: indices of the regions that preserve the content.
+      styled: indices of the other regions.
+      sources: for each source the index of its image, and that of its style mask or None.
+      blend: weights of the sources. None for equal weights; a tuple with a weight for each source;
+        or for each style layer a table ``[styled regions, sources]`` of weights.
     """
 
     kept: list[int]
@@ -253,27 +256,27 @@ def plan_styles(
     layer_styles: Sequence[str] = (),
     layers: Sequence[str] = (),
 ) -> Plan:
-    """Resolve what the options say of styles, regions and layers.
+    """Resolve the options about styles, regions and layers.
 
     Args:
-      styles, regions, style_masks: how many there are.
-      region_styles: for each region a number from 1, ``"mix"`` or ``"keep"``.
-      style_blend: factor of each style.
-      layer_styles: ``NAME=NUMBER`` each.
-      layers: the style layers.
+      styles, regions, style_masks: the number of each.
+      region_styles: for each region a style's number from 1, ``"mix"`` or ``"keep"``.
+      style_blend: the weight of each style.
+      layer_styles: pairs ``NAME=NUMBER`` of a style layer and a style's number.
+      layers: names of the style layers.
 
     Raises:
       InputError: for options that contradict each other or have no effect.
     """
     if style_blend and len(style_blend) != styles:
-        raise InputError(f"{len(style_blend)} blend factors for {styles} styles: expected one each")
+        raise InputError(f"{len(style_blend)} blend weights for {styles} styles: expected one each")
     if style_blend and styles == 1:
         raise InputError("style_blend has no effect with one style: leave it out")
     chosen = _layer_choices(layer_styles, styles=styles, layers=layers)
     tokens = _region_choices(region_styles, regions=regions, styles=styles)
     kept = [index for index, token in enumerate(tokens) if token == "keep"]
     styled = [index for index, token in enumerate(tokens) if token != "keep"]
-    # Without styled regions the image, or what is not kept of it, is one that mixes all.
+    # Without styled regions, all of the image that is not kept is one region that mixes all styles.
     rows = [tokens[index] for index in styled] or ["mix"]
     _refuse_useless(rows, styles=styles, style_blend=style_blend, chosen=chosen, layers=layers)
 
@@ -286,8 +289,8 @@ def plan_styles(
     if style_masks and regions:
         if "mix" in rows and styles > 1:
             raise InputError(
-                "a region with style 'mix' takes from several images, so that a style mask has "
-                "no image: leave out the style masks, or give each region its style's number"
+                "a region with style 'mix' uses several images, so its style mask belongs to "
+                "none of them: leave out the style masks, or give each region one style's number"
             )
         sources = [(int(row) - 1 if row != "mix" else 0, i) for i, row in enumerate(rows)]
         identity = {layer: _identity(len(rows)) for layer in layers}
@@ -311,13 +314,13 @@ def plan_styles(
 def _layer_choices(
     layer_styles: Sequence[str], *, styles: int, layers: Sequence[str]
 ) -> dict[str, int]:
-    """Style layers with a style of their own, by index."""
+    """The style layers that take one style, with the index of that style."""
     chosen: dict[str, int] = {}
     for item in (part for text in layer_styles for part in text.split(",") if part):
         name, _, number = item.partition("=")
         if name not in layers:
             raise InputError(
-                f"layer_styles names {name!r}, which is no style layer: expected one of "
+                f"layer_styles names {name!r}, which is not a style layer: expected one of "
                 f"{', '.join(layers)}, as NAME=NUMBER"
             )
         if name in chosen:
@@ -331,7 +334,7 @@ def _layer_choices(
 
 
 def _region_choices(region_styles: Sequence[str], *, regions: int, styles: int) -> list[str]:
-    """For each region its style's number, mix or keep."""
+    """For each region its style's number, "mix" or "keep"."""
     if region_styles and not regions:
         raise InputError(
             "region_styles needs regions: give --content-mask or --labels, or leave it out"
@@ -346,7 +349,7 @@ def _region_choices(region_styles: Sequence[str], *, regions: int, styles: int) 
         if regions and styles != regions:
             raise InputError(
                 f"{styles} styles for {regions} regions: expected one style, one for each region, "
-                "or --region-styles to tell which region has which"
+                "or --region-styles to assign them"
             )
         return [str(number) for number in range(1, regions + 1)]
     for token in region_styles:
@@ -363,23 +366,23 @@ def _refuse_useless(
     chosen: dict[str, int],
     layers: Sequence[str],
 ) -> None:
-    """Refuse styles, factors and choices that nothing uses."""
+    """Refuse styles, weights and assignments that have no effect."""
     mixes = "mix" in rows
     every_layer_chosen = bool(chosen) and set(chosen) == set(layers)
     if chosen and not mixes:
         raise InputError(
-            "layer_styles has no effect where every region has one style: leave it out, or give a "
-            "region the style 'mix'"
+            "layer_styles has no effect because every region has one style: leave it out, or give "
+            "a region the style 'mix'"
         )
     if style_blend and not mixes:
         raise InputError(
-            "style_blend has no effect where every region has one style: leave it out, or give a "
+            "style_blend has no effect because every region has one style: leave it out, or give a "
             "region the style 'mix'"
         )
     if style_blend and every_layer_chosen:
         raise InputError(
-            "style_blend has no effect where layer_styles gives every style layer one style: leave "
-            "one of them out"
+            "style_blend has no effect because layer_styles gives every style layer one style: "
+            "leave one of them out"
         )
     used = {int(row) - 1 for row in rows if row != "mix"}
     if mixes and not every_layer_chosen:
@@ -388,16 +391,18 @@ def _refuse_useless(
         used |= set(chosen.values())
     for index in range(styles):
         if index not in used:
-            raise InputError(f"style {index + 1} is used nowhere: leave it out, or give it a place")
+            raise InputError(f"style {index + 1} is not used: leave it out, or assign it")
 
 
 def _number(text: str, styles: int, *, what: str, also: str = "") -> int:
+    """The index of the style whose number, from 1, the text gives."""
     if not text.isdecimal() or not 1 <= int(text) <= styles:
         raise InputError(f"{what} is {text!r}: expected {also}a number from 1 to {styles}")
     return int(text) - 1
 
 
 def _one(index: int, count: int) -> list[float]:
+    """Weights that choose one source."""
     return [float(index == other) for other in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""The command ``resume``: go on with a run from its newest checkpoint that is whole."""
+"""The command ``resume``: continue a run from its newest undamaged checkpoint."""
 
 from dataclasses import replace
 
@@ -22,47 +22,54 @@ def resume(options: Resume) -> int:
     """Run ``nst-jax resume``; see ``options.Resume``.
 
     Returns:
-      The exit code, as of the command that began the run.
+      The exit code of the command that started the run.
 
     Raises:
-      InputError: where nothing was saved, for checkpoints of another program or network, and as
-        the command that began the run.
+      InputError: if there is no checkpoint, for checkpoints of another program or network, and as
+        raised by the command that started the run.
     """
     folder = options.folder
     if not store.checkpoints(folder):
-        store.load(folder)  # says so; a folder to hold may not be there
-    with store.held(folder, resumed=True):  # before anything there is removed
+        store.load(folder)  # raises the error; the folder may not exist, so it cannot be locked
+    with store.held(folder, resumed=True):  # locked before anything in it is removed
         saved = store.load(folder)
         for words in saved.damaged:
-            log(f"{words}, going on from the one before")
+            log(f"{words}, continuing from the one before")
         check_versions(saved)
         store.remove_unfinished(folder)
         kind = saved.record.get("kind")
         if kind == "position":
-            raise InputError(f"{folder} is of a run in Python: go on there by load_position")
-        begun = saved_options(saved, folder)
+            raise InputError(
+                f"{folder} holds a run started in Python: continue it there, with load_position"
+            )
+        options_then = saved_options(saved, folder)
         commands = COMMANDS if kind == "image" else [Batch] if kind == "batch" else []
-        if type(begun) not in commands:
-            raise InputError(f"{saved.path} was not written by this program: begin anew")
-        run = prepare_resumed(begun.run, options, saved=saved)
-        if isinstance(begun, Batch):
-            use_cpu_devices()  # before any device is touched
-        divided = getattr(begun, "spread", None) is not None
+        if type(options_then) not in commands:
+            raise InputError(f"{saved.path} was not written by this program: start the run again")
+        run = prepare_resumed(options_then.run, options, saved=saved)
+        if isinstance(options_then, Batch):
+            use_cpu_devices()  # before JAX looks for devices
+        divided = getattr(options_then, "spread", None) is not None
         for words in other_devices(saved, divided=divided):
             log(words)
         call = Call(saved.record["arguments"], saved.record["directory"])
-        if isinstance(begun, Batch):
-            return batch(replace(begun, run=run, checkpoint=folder), call, resumed=saved)
-        run = replace(run, overwrite=True)
-        begun = replace(begun, run=run, watch=replace(begun.watch, checkpoint=folder))
-        return COMMANDS[type(begun)](begun, call, resumed=saved)
+        if isinstance(options_then, Batch):
+            return batch(replace(options_then, run=run, checkpoint=folder), call, resumed=saved)
+        watch = replace(options_then.watch, checkpoint=folder)
+        options_now = replace(options_then, run=replace(run, overwrite=True), watch=watch)
+        return COMMANDS[type(options_now)](options_now, call, resumed=saved)
 
 
 def prepare_resumed(run: RunOptions, options: Resume, *, saved: store.Saved) -> RunOptions:
-    """The options of a run that goes on, with what holds for the whole process set.
+    """The options of a resumed run; applies those that concern the whole process.
+
+    Args:
+      run: the options of the interrupted run.
+      options: the options of ``resume``, which override them.
+      saved: the checkpoint, which names the weights that the run used.
 
     Raises:
-      InputError: for numbers of threads or pixels that are none.
+      InputError: for an invalid number of threads or limit of pixels.
     """
     threads = options.threads
     if threads is None and can_set_threads():

@@ -1,4 +1,4 @@
-"""The commands ``stylize``, ``texture`` and ``reconstruct``: read and check, then run the job."""
+"""The commands ``stylize``, ``texture`` and ``reconstruct``: check and read inputs, then run."""
 
 import time
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from nst_jax.checkpoint.store import Saved
 from nst_jax.cli.checks import check_outputs, check_room, check_size, load_init
 from nst_jax.cli.options import (
+    REFUSED,
     Reconstruct,
     RegionOptions,
     RunOptions,
@@ -33,28 +34,31 @@ from nst_jax.transfer.problem import check_inputs
 from nst_jax.transfer.pyramid import make_scales
 from nst_jax.types import Guidance
 
-# Options that a record leaves out: said elsewhere, or of no effect on the result.
-UNTOLD = ("config", "max_megapixels", "overwrite", "seed", "threads", "weights") + (
+# Options that are not listed among a record's settings: they are recorded elsewhere, or have no
+# effect on the result.
+UNRECORDED = ("config", "max_megapixels", "overwrite", "seed", "threads", "weights") + (
     "checkpoint",
     "checkpoint_every",
 )
 
-LARGE_SIZE = 8192  # pixels from which the memory is checked before an image is read
+LARGE_SIZE = 8192  # pixels; for larger sizes the memory is checked before an image is read
 
 
 def run_stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -> int:
     """Run ``nst-jax stylize``; see ``options.Stylize``.
 
     Args:
-      options: the command's.
-      call: the command line that they are from.
-      resumed: the checkpoint from which it goes on, if any; the options are of its copies then.
+      options: the command's options.
+      call: the command line from which they were parsed, for checkpoints.
+      resumed: the checkpoint from which the run continues, if any. The options then name the
+        copies of the input files in the checkpoint's folder.
 
     Returns:
       The exit code.
 
     Raises:
-      InputError: before anything is written; for outputs that cannot be written, at the end.
+      InputError: for bad input, before anything is written; at the end, for outputs that cannot
+        be written.
     """
     started = time.perf_counter()
     run, watch, config, size = options.run, options.watch, options.run.config, options.size
@@ -97,7 +101,7 @@ def run_stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -
 
 
 def run_texture(options: Texture, call: Call, *, resumed: Saved | None = None) -> int:
-    """Run ``nst-jax texture``; see ``options.Texture``. Else as ``stylize``."""
+    """Run ``nst-jax texture``; see ``options.Texture``, and ``run_stylize`` for the arguments."""
     started = time.perf_counter()
     run, watch, config = options.run, options.watch, options.run.config
     if not options.style:
@@ -106,27 +110,22 @@ def run_texture(options: Texture, call: Call, *, resumed: Saved | None = None) -
         config = config.but(padding="circular")
     refuse_changes(
         run,
-        (
-            "content_layers",
-            "content_losses",
-            "content_weight",
-            "color",
-            "guides",
-            "noise_ratio",
-        ),
+        REFUSED["texture"],
         default=get_preset(run.preset).config.but(
             content_layers=(), content_losses=Config().loss.content_losses
         ),
-        reason="a texture has no content to compare or to blend with",
+        reason="a texture has no content image",
     )
     if config.initial.init in ("content", "blend"):
         raise InputError(
-            f"init {config.initial.init} has no meaning for a texture: expected noise or FILE"
+            f"init {config.initial.init} has no effect for a texture: expected noise or FILE"
         )
     styles = StyleOptions(style=options.style, style_blend=options.style_blend)
     check_region_options(RegionOptions(), styles, config=config)
     if len(options.size) not in (1, 2):
-        raise InputError("size is one number or two: expected --size N or --size WIDTH HEIGHT")
+        raise InputError(
+            f"size has {len(options.size)} numbers: expected --size N or --size WIDTH HEIGHT"
+        )
     width, height = options.size[0], options.size[-1]
     style_size = max(width, height) if options.style_size is None else options.style_size
     for side in (width, height, style_size):
@@ -137,7 +136,7 @@ def run_texture(options: Texture, call: Call, *, resumed: Saved | None = None) -
     files = input_files(options)
     check_outputs(options.output, run, watch, options.image, inputs=files, steps=steps)
     inputs = check_inputs(
-        np.full(shape, 0.5, np.float32),  # a canvas: only its size matters
+        np.full(shape, 0.5, np.float32),  # in place of a content image; only its size matters
         [load_style(path, size=style_size) for path in options.style],
         config=config,
         guidance=Guidance(blend=options.style_blend or None),
@@ -159,33 +158,20 @@ def run_texture(options: Texture, call: Call, *, resumed: Saved | None = None) -
 
 
 def run_reconstruct(options: Reconstruct, call: Call, *, resumed: Saved | None = None) -> int:
-    """Run ``nst-jax reconstruct``; see ``options.Reconstruct``. Else as ``stylize``."""
+    """Run ``nst-jax reconstruct``; see ``options.Reconstruct`` and ``run_stylize``."""
     started = time.perf_counter()
     run, watch = options.run, options.watch
     check_size(options.size)
     refuse_changes(
         run,
-        (
-            "content_layers",
-            "style_layers",
-            "style_weight",
-            "style_losses",
-            "histogram_layers",
-            "covariance_eps",
-            "style_mixing",
-            "gram_normalization",
-            "guides",
-            "color",
-            "noise_ratio",
-        ),
+        REFUSED["reconstruct"],
         default=get_preset(run.preset).config.but(style_layers=()),
-        reason="a reconstruction has no style, and its layers are those of --layer",
+        reason="a reconstruction has no style, and --layer names its layers",
     )
     config = run.config.but(content_layers=parse_layers(",".join(options.layer)))
     if config.initial.init in ("content", "blend"):
         raise InputError(
-            f"init {config.initial.init} has no meaning for a reconstruction: expected noise or "
-            "FILE"
+            f"init {config.initial.init} has no effect for a reconstruction: expected noise or FILE"
         )
     steps = steps_of(options.content, size=options.size, config=config)
     files = input_files(options)
@@ -212,22 +198,28 @@ def run_reconstruct(options: Reconstruct, call: Call, *, resumed: Saved | None =
 def refuse_changes(
     run: RunOptions, names: tuple[str, ...], *, default: Config, reason: str
 ) -> None:
-    """Refuse settings that a command has no use for.
+    """Refuse changes of settings that have no effect in a command.
+
+    Args:
+      run: the command's options.
+      names: flat names of the settings.
+      default: the values that they must have.
+      reason: why they have no effect, for the message.
 
     Raises:
-      InputError: where one of them is not the preset's.
+      InputError: if one of them differs from the default.
     """
     for name in names:
         if to_flat(run.config)[name] != to_flat(default)[name]:
             flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} has no effect here, for {reason}: leave it out")
+            raise InputError(f"{flag} has no effect here because {reason}: leave it out")
 
 
 def steps_of(content: Path, *, size: int, config: Config, mesh: Mesh | None = None) -> int:
-    """Steps over all scales.
+    """The number of steps over all scales.
 
     Raises:
-      InputError: for an image that cannot be read, and scales that do not fit.
+      InputError: for an image that cannot be read, and for invalid scales.
     """
     if config.pyramid.min_size is None:
         return config.steps
@@ -236,10 +228,10 @@ def steps_of(content: Path, *, size: int, config: Config, mesh: Mesh | None = No
 
 
 def flat_settings(options: Any, *, masks: Sequence[Any] = ()) -> dict[str, Any]:
-    """A command's options without nesting, as the record has them, and its regions if any."""
+    """A command's options without nesting, as the record lists them, and its regions if any."""
     flat: dict[str, Any] = {"masks": list(masks)} if masks else {}
     for field in fields(options):
         value = getattr(options, field.name)
         nested = field.name in ("styles", "regions", "run", "watch", "image")
         flat |= asdict(value) if nested else {field.name: value}
-    return {key: value for key, value in flat.items() if key not in UNTOLD}
+    return {key: value for key, value in flat.items() if key not in UNRECORDED}

@@ -19,10 +19,10 @@ def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -
     """Run ``nst-jax weights``; see ``options.WeightsOptions``.
 
     Returns:
-      The exit code; 1 where a check of ``verify`` failed, of weights that can be used.
+      The exit code; 1 if a check of ``verify`` failed but the weights can be used.
 
     Raises:
-      InputError: for files that cannot be used, and failed downloads.
+      InputError: for files that cannot be used, and for failed downloads.
     """
     match action:
         case Fetch():
@@ -49,7 +49,7 @@ def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -
             checks = verify_weights(path)
             for check in checks:
                 if not check.ok and check is checks[-1] and check.name in ("form", "arrays"):
-                    raise InputError(check.detail)  # no weights that could be used at all
+                    raise InputError(check.detail)  # the file cannot be used at all
                 print(f"{'ok    ' if check.ok else 'FAILED'}  {check.name}: {check.detail}")
             return 0 if all(check.ok for check in checks) else 1
         case ListWeights():
@@ -62,7 +62,7 @@ def manage_weights(action: Fetch | Convert | Normalize | Verify | ListWeights) -
 def _download_display(
     name: str,
 ) -> Iterator[tuple[Callable[[int, int | None], None], Callable[[str], None]]]:
-    """A progress bar on a terminal, and lines of text: the ``show`` and ``say`` of `fetch`."""
+    """The callbacks ``show`` and ``say`` of `fetch`: a progress bar on a terminal, and lines."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -83,16 +83,16 @@ def _download_display(
 
 def _check_name(output: Path) -> None:
     if output.suffix != ".safetensors":
-        raise InputError(f"{output} is no name for weights: expected .safetensors")
+        raise InputError(f"{output} is not the name of a weights file: expected .safetensors")
 
 
 def _normalize(action: Normalize) -> None:
-    # What computes is imported here, so that the other commands need not wait for JAX.
+    # Imported here so that the other commands do not wait for JAX.
     from nst_jax.cli.checks import check_size
     from nst_jax.images.read import image_shape, limit_pixels, load_image
     from nst_jax.weights.normalize import check_large_enough, normalize_weights
 
-    # Checked first, for with many images the rest takes minutes.
+    # Checked first, because the rest takes minutes with many images.
     _check_name(action.output)
     check_writable(expanded(action.output), overwrite=action.overwrite, advice="give --overwrite")
     check_size(action.size)
@@ -108,6 +108,6 @@ def _normalize(action: Normalize) -> None:
     if normalized and normalized.inactive:
         channels = ", ".join(f"{count} of {layer}" for layer, count in normalized.inactive.items())
         log(
-            "channels that are not active in these images are left as they were: "
-            f"{channels}; with more images there are fewer"
+            f"channels that are not active in these images keep their scale: {channels}; more "
+            "images leave fewer of them"
         )

@@ -1,4 +1,4 @@
-"""The words of a command line as a checkpoint keeps them, parsed again elsewhere."""
+"""Command lines as checkpoints save them, parsed again in another folder."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_paths_are_absolute():
     assert batch.output_dir == Path("/there/out")
 
 
-def test_what_is_not_a_path_stays():
+def test_values_that_are_not_paths_stay():
     options = parse(STYLIZE)
     assert with_paths(options, lambda _, path: path) == options
 
@@ -52,7 +52,7 @@ def test_what_is_not_a_path_stays():
         ),
     ],
 )
-def test_files_that_are_read(words, files):
+def test_input_files(words, files):
     options = parse(words)
     assert sorted(map(str, input_files(options))) == sorted(files.split())
     moved = with_inputs(options, {Path(name): Path("/copies", name) for name in files.split()})
@@ -68,14 +68,14 @@ def test_files_that_are_read(words, files):
         (["presets"], 1, TypeError),
         (["presets", "a\0"], "/", ValueError),
         (["presets"], "/\0", ValueError),
-        ([], "/", ValueError),
-        (["--help"], "/", ValueError),
-        (["stylize", "a.png"], "/", ValueError),
+        ([], "/", InputError),
+        (["--help"], "/", InputError),
+        (["stylize", "a.png"], "/", InputError),
         ([*STYLIZE, "--steps", "-1"], "/", InputError),
         ([*STYLIZE, "--preset", "none"], "/", InputError),
     ],
 )
-def test_words_that_are_no_command_line(arguments, directory, error, capsys):
+def test_invalid_command_lines(arguments, directory, error, capsys):
     with pytest.raises(error):
         parse_call(Call(arguments, directory))
     assert capsys.readouterr() == ("", "")

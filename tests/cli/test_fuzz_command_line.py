@@ -1,4 +1,4 @@
-"""Random command lines and settings: each is taken, or refused in one line."""
+"""Random command lines and settings: each is accepted, or refused in one line."""
 
 import dataclasses
 import math
@@ -15,13 +15,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from nst_jax.config import TAPS, Config
+from nst_jax.config.config import flat_types
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
 
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch, tiny_weights_file):
-    """A folder with images and other things."""
+    """A folder with images, a file that is not one, and weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
@@ -37,7 +38,7 @@ def desk(tmp_path, monkeypatch, tiny_weights_file):
 
 
 def check_line(line, desk, capsys):
-    """A line is taken, or refused with nothing written."""
+    """Check that a command line is accepted, or refused with nothing written."""
     before = listing(desk)
     ended = command(line, capsys)
     check_ended(ended, parser=True)
@@ -58,7 +59,7 @@ FUZZ = dict(
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
-    phases=(Phase.explicit, Phase.generate),  # a smaller example takes as long to find as many
+    phases=(Phase.explicit, Phase.generate),  # shrinking takes as long as many examples
 )
 
 
@@ -89,7 +90,7 @@ ANY = st.one_of(
 
 
 def values(hint):
-    """Values of a setting's type, mostly; others, too."""
+    """Mostly values of a setting's type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         right = st.sampled_from(arguments)
@@ -109,21 +110,21 @@ def values(hint):
     return st.one_of(right, right, right, right, ANY)
 
 
-CONFIG_HINTS = typing.get_type_hints(Config)
+SETTINGS = flat_types()
 
 
 @settings(max_examples=200, derandomize=True, **FUZZ)
 @given(
-    given=st.lists(st.sampled_from(sorted(CONFIG_HINTS)), max_size=5, unique=True).flatmap(
-        lambda names: st.fixed_dictionaries({name: values(CONFIG_HINTS[name]) for name in names})
+    given=st.lists(st.sampled_from(sorted(SETTINGS)), max_size=5, unique=True).flatmap(
+        lambda names: st.fixed_dictionaries({name: values(SETTINGS[name]) for name in names})
     )
 )
 def test_settings(given):
-    """``Config`` takes settings or says what is wrong; what it takes it takes again."""
+    """``Config`` accepts settings or refuses them; settings that it accepts can be replaced."""
     with time_limit(5):
         try:
             config = Config.of(**given)
-        except (InputError, TypeError, ValueError):  # the latter of wrong types
+        except (InputError, TypeError, ValueError):  # the last two for wrong types
             return
     assert dataclasses.replace(config) == config or any(
         isinstance(value, float) and math.isnan(value) for value in given.values()

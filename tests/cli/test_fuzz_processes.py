@@ -1,4 +1,4 @@
-"""Damaged checkpoints and images, and random command lines, given to processes of their own."""
+"""Damaged checkpoints and images in separate processes."""
 
 import os
 import random
@@ -12,14 +12,12 @@ from conftest import smooth_image
 from helpers.checkpoints import bases, damage, take_base  # noqa: F401
 from helpers.damage import FORMATS, damaged, image_bytes
 from helpers.fuzzing import Ended, check_ended, listing
-from helpers.lines import lines
-from hypothesis import HealthCheck, Phase, given, settings
 
 from nst_jax.images import save_image
 
 
 def run(line, folder):
-    """A command in a process, with limits of time and memory."""
+    """Run a command in a process, with a time limit."""
     environment = os.environ | {"NST_JAX_CACHE": str(folder.parent / "cache")}
     environment.pop("NST_JAX_WEIGHTS", None)
     done = subprocess.run(
@@ -34,7 +32,7 @@ def run(line, folder):
 
 
 def image_case(folder, number, weights):
-    """An image that is damaged, as content or style."""
+    """A command with a damaged image as content or style."""
     folder.mkdir()
     save_image(folder / "content.png", smooth_image(18, 24, seed=1))
     data = damaged(image_bytes(FORMATS[number % len(FORMATS)]), seed=number)
@@ -52,36 +50,6 @@ def checkpoint_case(folder, number, bases):  # noqa: F811
     return ["resume", "ck"]
 
 
-def line_cases(count):
-    """Random command lines."""
-    found = []
-
-    @settings(
-        max_examples=count,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
-    @given(line=lines())
-    def collect(line):
-        if not any("\0" in word for word in line):  # which no process can be given
-            found.append(line)
-
-    collect()
-    return found
-
-
-def line_case(folder, line, weights):
-    folder.mkdir()
-    (folder / "empty").mkdir()
-    for seed, name in enumerate(("content", "style", "mask")):
-        save_image(folder / f"{name}.png", smooth_image(12, 16, seed=seed))
-    (folder / "text.png").write_text("no image")
-    shutil.copy(weights, folder / "small.safetensors")
-    return line
-
-
 @pytest.mark.parametrize(
     "count",
     [
@@ -92,7 +60,6 @@ def line_case(folder, line, weights):
 def test_as_processes(bases, tmp_path, tiny_weights_file, count):  # noqa: F811
     cases = [(checkpoint_case, number, bases) for number in range(900, 900 + count)]
     cases += [(image_case, number, tiny_weights_file) for number in range(count)]
-    cases += [(line_case, line, tiny_weights_file) for line in line_cases(count)]
 
     def one(numbered):
         number, (make, *given) = numbered

@@ -1,104 +1,78 @@
-"""Presets in the commands: what is said of weights they were not made for, and what is refused."""
+"""Presets in the commands: messages about other weights, and settings that are refused."""
 
 import jax.numpy as jnp
 import pytest
 from conftest import smooth_image
 
 from nst_jax.cli import main
-from nst_jax.cli.checks import check_preset_fits, network_of
+from nst_jax.cli.checks import check_preset_fits, log_network, network_of
+from nst_jax.cli.options import RunOptions
 from nst_jax.config import PRESETS, Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
 from nst_jax.weights import Weights, WeightsInfo, save_weights
 from nst_jax.weights.canonical import Normalization
 
-pytestmark = pytest.mark.sampled
 
-LAYERS = "--style-layers relu1_1 --content-layers relu1_2".split()
-SMALL = "--size 16 --steps 1".split()
-
-
-@pytest.fixture(autouse=True)
-def desk(tmp_path, monkeypatch, variables):
-    monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "style.png"):
-        save_image(name, smooth_image(16, 16, seed=len(name)))
-    numbers = {"mean": jnp.array([0.485, 0.456, 0.406]), "std": jnp.array([0.229, 0.224, 0.225])}
-    others = {"params": variables["params"], "preprocessing": numbers}
-    for kind, tree in (("caffe", variables), ("torchvision", others)):
-        info = WeightsInfo(name=kind, preprocessing=kind)
-        save_weights(f"{kind}.safetensors", Weights(tree, info))
-    return tmp_path
-
-
-COMMANDS = {
-    "stylize": ["stylize", "a.png", "--style", "style.png", "-o", "out.png", *LAYERS],
-    "texture": ["texture", "style.png", "-o", "out.png", *LAYERS[:2]],
-    "batch": ["batch", "a.png", "--style", "style.png", "-o", "out", *LAYERS],
-    "sweep": "sweep a.png --style style.png -o out.png --over seed=1 --init noise".split() + LAYERS,
-    "reconstruct": ["reconstruct", "a.png", "--layer", "relu1_1", "-o", "out.png"],
-}
-
-
-def said(capsys, command, *flags):
-    assert main([*COMMANDS[command], *SMALL, *flags]) == 0
-    return [line for line in capsys.readouterr().err.splitlines() if "weights" in line]
-
-
-@pytest.mark.parametrize("preset, other", [("pystiche", "caffe"), ("prism", "torchvision")])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_other_weights_are_told_in_a_line(capsys, command, preset, other):
-    meant = PRESETS[preset].weights
-    lines = said(capsys, command, "--preset", preset, "--weights", f"{other}.safetensors")
-    if command == "reconstruct":  # nothing to balance
-        assert not lines
-        return
-    (line,) = lines
-    assert line.startswith(
-        f"nst-jax: the factors of preset {preset} are for {meant} weights and these are {other}: "
-    )
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_nothing_is_told_of_its_own_weights(capsys, command):
-    assert not said(capsys, command, "--preset", "pystiche", "--weights", "torchvision.safetensors")
+def weights_of(preprocessing, normalized=None):
+    info = WeightsInfo(name="any", preprocessing=preprocessing, normalized=normalized)
+    return Weights({}, info)
 
 
 def test_networks_have_the_presets_names():
     scaled = Normalization(images=2, pooling="max")
-    infos = [
-        WeightsInfo(name="any", preprocessing=kind, normalized=normalized)
-        for kind in ("caffe", "torchvision", "mine")
-        for normalized in (None, scaled)
-    ]
-    assert [network_of(info) for info in infos[:3]] == [
-        "caffe",
-        PRESETS["gatys-2017"].weights,
-        PRESETS["pystiche"].weights,
-    ]
-    assert network_of(infos[4]) == "mine" and network_of(infos[3]) == "torchvision-normalized"
+    assert network_of(weights_of("caffe").info) == PRESETS["neural-style"].weights
+    assert network_of(weights_of("caffe", scaled).info) == PRESETS["gatys-2017"].weights
+    assert network_of(weights_of("torchvision").info) == PRESETS["pystiche"].weights
+    assert network_of(weights_of("torchvision", scaled).info) == "torchvision-normalized"
+    assert network_of(weights_of("mine").info) == "mine"
+
+
+@pytest.mark.parametrize("preset, other", [("pystiche", "caffe"), ("prism", "torchvision")])
+def test_weights_of_another_network_are_logged(capsys, preset, other):
+    expected = PRESETS[preset].weights
+    log_network(RunOptions(preset=preset), weights_of(other))
+    assert capsys.readouterr().err.startswith(
+        f"nst-jax: preset {preset} is balanced for {expected} weights and these are {other}: "
+    )
+    if expected in ("caffe", "torchvision"):
+        log_network(RunOptions(preset=preset), weights_of(expected))
+        assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
-    "preset, flags",
+    "command, lines",
     [
-        ("style-transfer-pytorch", "--min-size None --averaging 0"),
-        ("gatys-2017", "--min-size None"),
-        ("spst", "--min-size None"),
+        ("stylize a.png --style a.png -o out.png --content-layers relu1_2", 1),
+        ("texture a.png -o out.png", 1),
+        ("batch a.png --style a.png -o out --content-layers relu1_2", 1),
+        ("sweep a.png --style a.png -o out.png --over tv_weight=1 --content-layers relu1_2", 1),
+        ("reconstruct a.png --layer relu1_1 -o out.png", 0),  # nothing to balance
     ],
 )
+def test_every_command_logs_them(capsys, tmp_path, monkeypatch, variables, command, lines):
+    monkeypatch.chdir(tmp_path)
+    save_image("a.png", smooth_image(16, 16, seed=1))
+    numbers = {"mean": jnp.array([0.485, 0.456, 0.406]), "std": jnp.array([0.229, 0.224, 0.225])}
+    tree = {"params": variables["params"], "preprocessing": numbers}
+    save_weights("w.safetensors", Weights(tree, WeightsInfo(name="w", preprocessing="torchvision")))
+    layers = [] if "reconstruct" in command else ["--style-layers", "relu1_1"]
+    sizes = "--size 16 --steps 1 --weights w.safetensors".split()
+    assert main([*command.split(), *layers, *sizes]) == 0
+    err = capsys.readouterr().err
+    assert err.count("is balanced for caffe weights and these are torchvision") == lines
+
+
 @pytest.mark.parametrize("command", ["batch", "sweep"])
-def test_what_is_for_one_image_names_the_flags_that_go_on(capsys, command, preset, flags):
-    line = [*COMMANDS[command], *SMALL, "--weights", "caffe.safetensors", "--preset", preset]
-    assert main(line) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 1
-    assert err.startswith(f"nst-jax: error: preset {preset} sets min_size")
-    assert f"not for {command}: add {flags}, or choose another preset" in err
-    assert main([*line, *flags.split()]) == 0
-
-
-def test_what_a_person_sets_is_not_the_presets():
-    check_preset_fits(Config.of(min_size=64), preset="spst", command="batch")
-    with pytest.raises(InputError, match="preset spst sets min_size"):
-        check_preset_fits(PRESETS["spst"].config, preset="spst", command="batch")
+def test_settings_for_one_image_are_refused(command):
+    """The message names the flags that switch them off; settings of a person are not refused."""
+    for preset, flags in (
+        ("style-transfer-pytorch", "--min-size None --averaging 0"),
+        ("spst", "--min-size None"),
+    ):
+        config = PRESETS[preset].config
+        message = f"preset {preset} sets min_size.* not for {command}: add {flags}, or choose"
+        with pytest.raises(InputError, match=message):
+            check_preset_fits(config, preset=preset, command=command)
+        check_preset_fits(config.but(min_size=None, averaging=0), preset=preset, command=command)
+    check_preset_fits(Config.of(min_size=64), preset="spst", command=command)

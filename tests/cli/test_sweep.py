@@ -870,7 +870,7 @@ class TestRefused:
             (
                 ["style_layers=relu1_1+relu2_1,relu1_1"],
                 {"style": TWO, "layer_styles": "relu2_1=1"},
-                "layer_styles names 'relu2_1', which is no style layer",
+                "layer_styles names 'relu2_1', which is not a style layer",
             ),
             # Masks are checked before any work too.
             (

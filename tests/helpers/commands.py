@@ -1,4 +1,4 @@
-"""Runs of the command line in a folder of small images, and what they leave."""
+"""Run commands in a folder of small images, and read what they write."""
 
 import json
 import re
@@ -17,15 +17,15 @@ from nst_jax.cli import main
 from nst_jax.cli import run as job
 from nst_jax.images import save_image
 
-SIZE = 32  # of the content 32x24; so most runs share one compilation
+SIZE = 32  # of the content, 32x24; most runs share it, and so their compiled programs
 
-# Layers that are quickly compiled.
+# Layers that compile quickly.
 SHALLOW = dict(content_layers="relu2_1", style_layers="relu1_1 relu2_1")
 
 
 @pytest.fixture(autouse=True)
 def desk(tmp_path, monkeypatch, content, style):
-    """A folder with images, and no weights but those that a test names."""
+    """A folder with two images; weights are found only if a test names them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NST_JAX_WEIGHTS", raising=False)
     monkeypatch.setenv("NST_JAX_CACHE", str(tmp_path / "cache"))
@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
 
 def words(**options):
-    """Words of the command line: ``style_layers="a b"`` is ``--style-layers a b``."""
+    """A command line: ``style_layers="a b"`` is ``--style-layers a b``."""
     options = {"size": SIZE, "steps": 3, "style": "style.png", "output": "out.png"} | options
     line = ["stylize", str(options.pop("content", "content.png"))]
     for name, value in options.items():
@@ -61,17 +61,17 @@ def run(capsys, tiny_weights_file):
 
 
 def record(name="out.json"):
-    """The JSON beside an image, as the standard has it: without NaN and Infinity."""
+    """The JSON next to an image, parsed strictly: the standard has no NaN and Infinity."""
 
     def refuse(number):
-        raise AssertionError(f"{number} is no JSON")
+        raise AssertionError(f"{number} is not JSON")
 
     with open(name, encoding="utf-8") as file:
         return json.load(file, parse_constant=refuse)
 
 
 def listing(folder):
-    """All files below a folder with their bytes."""
+    """All files below a folder, with their contents."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
@@ -94,12 +94,12 @@ def pixels(name):
         return np.asarray(image)
 
 
-# The run that every setting is compared with; all terms count from the first step on.
+# A run in which all terms of the loss count from the first step on.
 PLAIN = dict(init="noise", noise_scale=0.3, steps=6, **SHALLOW)
 
 
 def use_devices(monkeypatch, count):
-    """Have so many devices; the loop is compiled for each."""
+    """Use ``count`` of the CPU devices; the loop is compiled for each of them."""
     devices = jax.devices()[:count]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
 
@@ -109,7 +109,7 @@ def ctrl_c():
 
 
 def acting(monkeypatch, module, display="progress_display"):
-    """Give a function that has something happen while a step's progress is shown."""
+    """Give a function that runs ``act`` while the progress of a step is shown."""
 
     def arrange(step, act):
         @contextmanager
@@ -134,13 +134,13 @@ def at_step(monkeypatch):
 
 @pytest.fixture
 def press(at_step):
-    """Give a function that has Ctrl-C pressed at a step."""
+    """Give a function that presses Ctrl-C at a step."""
     return partial(at_step, act=ctrl_c)
 
 
 @contextmanager
 def small_files(size):
-    """No file may grow beyond so many bytes, as on a disk that is nearly full."""
+    """Limit files to ``size`` bytes, as on a disk that is nearly full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

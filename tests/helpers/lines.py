@@ -1,4 +1,4 @@
-"""Random lines of the command."""
+"""Random command lines."""
 
 import dataclasses
 import typing
@@ -19,6 +19,8 @@ from nst_jax.cli.options import (
     Texture,
     Verify,
 )
+from nst_jax.config import Config
+from nst_jax.config.config import flat_types
 
 COMMANDS = {
     "stylize": (Stylize, ["content.png"]),
@@ -44,7 +46,7 @@ NEEDED = {
 }
 IMAGES = ["content.png", "style.png", "mask.png", "text.png", "empty", "nowhere.png", "in/x.png"]
 OUTPUTS = ["o.png", "o.jpg", "o.gif", "o.txt", "content.png", "empty", "no/o.png", "\n.png", ""]
-# Between what is refused and what takes long; no sides and numbers of steps beyond what is quick.
+# Valid and invalid values, but no sizes or numbers of steps that take long.
 NUMBERS = st.sampled_from(["0", "-1", "1", "2", "7", "16", "1000000000000", "1.5", "x", ""])
 REALS = st.sampled_from(
     ["0", "-1", "0.5", "1", "3", "1e-30", "1e30", "1e300", "nan", "inf", "-inf", "x", ""]
@@ -53,7 +55,7 @@ WORDS = st.sampled_from(
     [*("", "x", "-", "--", "-1", "relu1_1", "relu2_1=2", "relu9_9", "relu1_1=nan", "equal"),
      *("gram", "features=2", "1", "mix", "keep", "wasserstein=1e30", "style_weight=1,x", "\0")]
 )  # fmt: skip
-# By name where the type does not tell what there may be, or some values take long.
+# Values of flags whose type does not tell which are valid, or of which some take long.
 SPECIAL = {
     "size": st.sampled_from(["16", "24", "0", "-3", "1", "1000000", "x"]),
     "style_size": st.sampled_from(["16", "0", "1000000"]),
@@ -62,7 +64,7 @@ SPECIAL = {
     "scale_steps": st.lists(st.sampled_from(["1", "2", "0", "x"]), max_size=3),
     "process_count": st.sampled_from(["0", "-1"]),
     "coordinator": st.just("x"),
-    "distributed": st.nothing(),  # waits for others
+    "distributed": st.nothing(),  # waits for other processes
     "over": st.sampled_from(["style_weight=1,2", "x=1", "steps=0", "steps", "=", "seed=1,1"]),
     "preset": st.sampled_from(["neural-style", "course", "gatys-2017", "x"]),
     "init": st.sampled_from(["content", "noise", "blend", "style.png", "nowhere.png", "x"]),
@@ -75,18 +77,20 @@ SPECIAL = {
 
 
 def fields_of(options):
-    """The fields of options, those of nested ones too, with their types."""
+    """The fields of options and of nested options, with their types."""
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
+        if hint is Config:
+            yield from flat_types().items()
+        elif dataclasses.is_dataclass(hint):
             yield from fields_of(hint)
         else:
             yield field.name, hint
 
 
 def texts(name, hint):
-    """Words for a flag's value."""
+    """Values of a flag, as text."""
     if name in SPECIAL:
         return SPECIAL[name]
     if name in ("output", "output_dir", "animation", "plot"):
@@ -105,7 +109,7 @@ def texts(name, hint):
 
 @st.composite
 def lines(draw):
-    """A command line of some command, with a few of its flags."""
+    """A command line of any command, with a few of its flags."""
     name = draw(st.sampled_from(sorted(COMMANDS)))
     options, positional = COMMANDS[name]
     flags = dict(fields_of(options))
@@ -121,6 +125,6 @@ def lines(draw):
             continue
         value = draw(texts(flag, flags[flag]))
         line += [word, *([value] if isinstance(value, str) else value)]
-    if draw(st.integers(0, 9)) == 0:  # something that is no flag's, or one without its value
+    if draw(st.integers(0, 9)) == 0:  # a stray word, or a flag without its value
         line.insert(draw(st.integers(0, len(line))), draw(WORDS))
     return line
