@@ -63,7 +63,7 @@ def smaller(folder: Path, *, cache: Path, at: int, words: list[str], told: str) 
     """The memory does not suffice at a chunk of steps: the run goes on in a smaller way."""
     draw_inputs(folder)
     code, said = _run("memory", at, at, _larger(*words), folder, cache=cache)
-    found = re.search(f"nst-jax: out of memory, going on {told}", said)
+    found = re.search(f"nst-jax: out of memory, retrying {told}", said)
     expect(code == 0 and found, f"exit code {code}: {said[-400:]!r}")
     expect(results(folder)["out.json"]["status"] == "done", "not done")
     return "goes on in a smaller way, exit 0"
@@ -112,7 +112,7 @@ TRIALS: dict[str, Callable[..., str]] = {
         smaller, at=1, words=["--remat", "off"], told=".*tiles of 256 px"
     ),
     "out of memory amid the run, to tiles": partial(
-        smaller, at=5, words=["--remat", "off"], told="from step [34], tiles of 256 px"
+        smaller, at=5, words=["--remat", "off"], told="from step [34]: tiles of 256 px"
     ),
     "out of memory in any way": partial(never, words=[], told=_SIZE),
     "out of memory, and no other way left": partial(

@@ -1,4 +1,4 @@
-"""The command ``nst-jax batch``: check everything, find what is missing, make it, sum up."""
+"""The command ``nst-jax batch``: check the input, compute the missing images, log a summary."""
 
 import os
 from collections import Counter
@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 
 from nst_jax.checkpoint.store import Saved, held
-from nst_jax.cli.batch_files import Item, expand, plan, share_of
+from nst_jax.cli.batch_files import Item, expand, plan_items, process_share
 from nst_jax.cli.batch_records import (
-    NAME,
+    MANIFEST_NAME,
     BatchJob,
     append_record,
     job_fingerprint,
     join_parts,
-    leave_out,
     merge_manifests,
     part_name,
     read_record,
     read_records,
-    writing,
+    skip_item,
+    write_errors_to_input_errors,
 )
-from nst_jax.cli.batch_run import KEPT_STYLES, run_job
-from nst_jax.cli.checkpoints import check_checkpoints, save_call
+from nst_jax.cli.batch_run import STYLE_CACHE_SIZE, run_job
+from nst_jax.cli.checkpoints import check_checkpoints, save_command
 from nst_jax.cli.checks import check_preset_fits, check_seed, check_size, find_network
 from nst_jax.cli.distributed import Membership, join
 from nst_jax.cli.messages import log
@@ -48,53 +48,63 @@ Failure = tuple[Item, InputError]
 
 
 def check_options(options: Batch, *, resumed: bool) -> None:
-    """Check options against each other before anything is read; ``resumed`` jobs have checkpoints.
+    """Check the options before any file is read.
+
+    Args:
+      options: the options.
+      resumed: whether the job resumes from a checkpoint, which may then exist.
 
     Raises:
-      InputError: for options that contradict each other or have no effect.
+      InputError: if options contradict each other or have no effect.
     """
     check_size(options.size)
     check_seed(options.run.seed)
     check_preset_fits(options.run.config, preset=options.run.preset, command="batch")
     check_single(options.run.config)
     if options.pair and options.grid:
-        raise InputError("--pair and --grid contradict each other: leave one of them out")
+        raise InputError("--pair and --grid contradict each other: leave out one of them")
     if options.batch_size != "auto" and options.batch_size < 1:
         raise InputError(f"batch_size is {options.batch_size}: expected 1 or more, or auto")
     init = options.run.config.initial.init
     if init not in INITS:
-        raise InputError(f"init {init} has no meaning for many images: expected {', '.join(INITS)}")
+        raise InputError(f"init {init} is for a single image: expected {', '.join(INITS)}")
     if not options.processes.distributed and options.processes != ProcessOptions():
         raise InputError(
-            "--coordinator, --process-count and --process-index need --distributed: give it, or "
+            "--coordinator, --process-count and --process-index require --distributed: add it, or "
             "leave them out"
         )
     if options.processes.distributed and options.checkpoint is not None:
         raise InputError(
-            "--checkpoint is for one process; started again, several make what is missing by "
-            "themselves: leave it out"
+            "--checkpoint has no effect with --distributed: leave it out; the same command run "
+            "again computes only the missing images"
         )
     overwrite = options.run.overwrite or resumed
     check_checkpoints(options.checkpoint, None, overwrite=overwrite)
 
 
 def check_blending(
-    given: StyleOptions, files: Sequence[Path], *, config: Config, mixed: bool
+    options: StyleOptions, files: Sequence[Path], *, config: Config, mixed: bool
 ) -> Any:
-    """Check how styles are mixed.
+    """Check the options that mix styles.
+
+    Args:
+      options: the options.
+      files: the style images' files.
+      config: the settings.
+      mixed: whether each content gets a mix of all styles.
 
     Returns:
       ``blend`` of ``Guidance``.
 
     Raises:
-      InputError: for options that contradict each other or have no effect.
+      InputError: if options contradict each other or have no effect.
     """
-    if not mixed and (given.style_blend or given.layer_styles):
+    if not mixed and (options.style_blend or options.layer_styles):
         raise InputError(
-            "--style-blend and --layer-styles are for styles that are mixed, which they are not by "
-            "--pair and --grid: leave them out"
+            "--style-blend and --layer-styles mix styles, and with --pair or --grid each image has "
+            "one style: leave them out"
         )
-    styles = replace(given, style=tuple(files if mixed else files[:1]))
+    styles = replace(options, style=tuple(files if mixed else files[:1]))
     check_region_options(RegionOptions(), styles, config=config)
     return plan_styles(
         styles=len(styles.style),
@@ -108,40 +118,41 @@ def check_blending(
 
 
 def check_output_folder(folder: Path) -> None:
-    """Check that results can be written to a folder, which is made later where it is missing.
+    """Check that results can be written to a folder, or that the folder can be created.
 
     Raises:
-      InputError: where they cannot.
+      InputError: if not.
     """
-    above = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not os.path.isdir(above):
-        raise InputError(f"{above} is no folder: choose another --output-dir")
+    # lexists also finds a dangling link, in whose place no folder can be created.
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not os.path.isdir(existing):
+        raise InputError(f"{existing} is not a folder: choose another --output-dir")
     try:
-        folder.lstat()
+        folder.lstat()  # fails for a name that is too long, for example
     except FileNotFoundError:
         pass
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}") from None
-    check_folder(above)
+    check_folder(existing)
 
 
 def find_sizes(
     items: Sequence[Item], *, config: Config, size: int
 ) -> tuple[dict[Item, tuple[int, int]], list[Failure]]:
-    """Heights and widths of the results, from the headers of the contents' files.
+    """Find the sizes of the outputs from the headers of the content files.
 
     Returns:
-      The sizes of those that can be made, and why the others cannot.
+      Height and width of each output that can be computed, and the errors of the others.
 
     Raises:
-      InputError: where none can.
+      InputError: if none can be computed.
     """
     sizes: dict[Item, tuple[int, int]] = {}
     failures: list[Failure] = []
     shape_of = lru_cache(None)(lambda path: image_shape(path, size=size))
     for item in items:
         try:
-            shape = shape_of(item.content)
+            shape = shape_of(item.content)  # reads only the header, once for each content
             check_shape(*shape, config=config)
             sizes[item] = shape
         except InputError as error:
@@ -154,58 +165,63 @@ def find_sizes(
 def find_missing(
     job: BatchJob, items: Sequence[Item], *, overwrite: bool
 ) -> tuple[list[Item], list[dict[str, Any]]]:
-    """The outputs that are to be made, and the records of those that are there.
+    """Find the outputs to compute.
+
+    Returns:
+      The missing items, and the records of the outputs that exist.
 
     Raises:
-      InputError: for an output that is there and is another one, unless it may be overwritten.
+      InputError: if an output exists that was computed from other inputs, unless ``overwrite``.
     """
-    missing, there = [], []
+    missing, existing = [], []
     for item in items:
         if not os.path.lexists(item.output):
             missing.append(item)
             continue
         record = read_record(item.output)
+        # The fingerprint is read from the image itself, so a lost manifest loses no work.
         if record is not None and record.get("job") == job_fingerprint(job, item):
-            there.append(record | {"output": item.output.name})  # it may have had another name
+            existing.append(record | {"output": item.output.name})  # the file may be renamed
         elif overwrite:
             missing.append(item)
         else:
-            what = "is damaged, or no image of this command"
+            reason = "is damaged, or was not written by this command"
             if record is not None:
-                what = "is of other images or settings"
+                reason = "was computed from other images or settings"
             raise InputError(
-                f"{item.output} exists and {what}: choose another --output-dir, or give --overwrite"
+                f"{item.output} exists and {reason}: choose another --output-dir, or add "
+                "--overwrite"
             )
-    return missing, there
+    return missing, existing
 
 
 def batch(options: Batch, call: Call, *, resumed: Saved | None = None) -> int:
     """Run ``nst-jax batch``; see ``options.Batch``.
 
     Args:
-      options: the command's.
-      call: the command line that they are from.
-      resumed: the checkpoint from which it goes on, if any, in a folder that is held.
+      options: the command's options.
+      call: the command line.
+      resumed: the checkpoint to resume from, if any; its folder is locked by the caller.
 
     Returns:
-      The exit code: 0 all images are there; 1 some failed or diverged; 130 interrupted, 143 by
-      SIGTERM.
+      The exit code: 0 if all images exist, 1 if some failed or diverged, 130 after Ctrl-C, 143
+      after SIGTERM.
 
     Raises:
-      InputError: before anything is written; where results cannot be written, with those before
-        kept.
+      InputError: for bad input, before anything is written; and if results cannot be written, in
+        which case the earlier ones are kept.
     """
     folder = options.output_dir
     check_options(options, resumed=resumed is not None)
     contents = expand(options.contents, what="content")
     styles = expand(options.styles.style, what="style")
     pairing = "pairs" if options.pair else "grid" if options.grid else "all"
-    items = plan(contents, styles, pairing=pairing, folder=folder)
+    items = plan_items(contents, styles, pairing=pairing, folder=folder)
     style_files = [source.path for source in styles]
     mixed, config = pairing == "all", options.run.config
     blend = check_blending(options.styles, style_files, config=config, mixed=mixed)
     check_output_folder(folder)
-    me = find_place(options.processes)
+    process = find_membership(options.processes)
     use_cpu_devices()
     style = read_styles(options, style_files)
     sizes, failures = find_sizes(items, config=config, size=options.size)
@@ -221,101 +237,116 @@ def batch(options: Batch, call: Call, *, resumed: Saved | None = None) -> int:
         digest=lru_cache(file_digest),
         same_styles=mixed,
         batch_size=options.batch_size,
-        manifest=folder / part_name(*me),
+        manifest=folder / part_name(*process),
         bit_depth=options.bit_depth,
     )
-    # The largest first: a job that does not fit into the memory ends before it begins.
+    # Largest first, so that a job that does not fit into memory fails at the start.
     ordered = sorted(sizes, key=lambda item: (-sizes[item][0] * sizes[item][1], sizes[item]))
     areas = [sizes[item][0] * sizes[item][1] for item in ordered]
-    mine = share_of(ordered, areas, index=me.index, count=me.count)
-    failures = failures if me.index == 0 else []
-    todo, there = find_missing(job, mine, overwrite=options.run.overwrite)
+    share = process_share(ordered, areas, index=process.index, count=process.count)
+    failures = failures if process.index == 0 else []  # reported by one process only
+    todo, existing = find_missing(job, share, overwrite=options.run.overwrite)
     missing = {item: sizes[item] for item in todo}
 
-    use_compilation_cache()  # only now: bad input leaves nothing behind
-    was_there = os.path.isdir(folder)
-    with writing(folder):
+    use_compilation_cache()  # after all checks: bad input must not create the cache folder
+    folder_existed = os.path.isdir(folder)
+    with write_errors_to_input_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # ``resume`` holds the checkpoints' folder.
     with (
-        nullcontext() if was_there else removed_if_empty(folder),  # such as with too little memory
+        # For example when not even one image fits into memory.
+        nullcontext() if folder_existed else removed_if_empty(folder),
+        # ``resume`` has locked the checkpoint folder.
         held(None if resumed else options.checkpoint),
     ):
         if options.checkpoint is not None and resumed is None:
-            save_call(options.checkpoint, call=call, weights=job.weights)
-        return make_missing(job, missing, there, failures, alone=me.count == 1)
+            save_command(options.checkpoint, call=call, weights=job.weights)
+        return run_missing(job, missing, existing, failures, single_process=process.count == 1)
 
 
 def read_styles(options: Batch, files: Sequence[Path]) -> Callable[[int], np.ndarray]:
-    """A function from a style's place to its image; all are read and checked once before.
+    """Read and check all style images.
+
+    Returns:
+      A function from the index of a style to its image, with a cache of limited size.
 
     Raises:
-      InputError: for files that cannot be read, and styles that do not fit the settings.
+      InputError: if a file cannot be read, or a style does not fit the settings.
     """
-    scaled = style_size(options.size, options.styles)
-    style = lru_cache(KEPT_STYLES)(lambda place: load_style(files[place], size=scaled))
-    for place in range(len(files)):
-        check_style(style(place), config=options.run.config)
+    size = style_size(options.size, options.styles)
+    style = lru_cache(STYLE_CACHE_SIZE)(lambda index: load_style(files[index], size=size))
+    for index in range(len(files)):
+        check_style(style(index), config=options.run.config)
     return style
 
 
-def make_missing(
+def run_missing(
     job: BatchJob,
     missing: Mapping[Item, tuple[int, int]],
-    there: Sequence[dict[str, Any]],
+    existing: Sequence[dict[str, Any]],
     failures: Sequence[Failure],
     *,
-    alone: bool,
+    single_process: bool,
 ) -> int:
-    """Make what is missing, keep the manifest, and say how it ended.
+    """Compute the missing images, update the manifest, and log a summary.
+
+    Args:
+      job: what all images share.
+      missing: the items to compute and the heights and widths of their outputs.
+      existing: records of the outputs that exist.
+      failures: items that cannot be computed, and why.
+      single_process: whether no other process works on the job.
+
+    Returns:
+      The exit code.
 
     Raises:
-      InputError: where the memory does not suffice, and where results cannot be written.
+      InputError: if not even one image fits into memory, or results cannot be written.
     """
     folder = job.manifest.parent
-    if alone:
-        with writing(folder):
+    if single_process:
+        with write_errors_to_input_errors(folder):
             join_parts(folder)
             remove_leftovers([item.output for item in missing])
-    listed = [*read_records(folder / NAME), *read_records(job.manifest)]
+    listed = [*read_records(folder / MANIFEST_NAME), *read_records(job.manifest)]
     known = {record["output"]: record.get("job") for record in listed}
-    for record in there:  # killed between an image and its record
+    # An earlier process may have been killed after writing an image and before its record.
+    for record in existing:
         if known.get(record["output"]) != record["job"]:
-            with writing(job.manifest):
+            with write_errors_to_input_errors(job.manifest):
                 append_record(job.manifest, record)
     tally, signal = Counter(failed=len(failures)), None
     for item, error in failures:
-        leave_out(job, item, error)
+        skip_item(job, item, error)
     if missing:
-        with job_display(len(missing)) as show, stop_on_signals() as asked:
-            tally += run_job(job, missing, show=show, asked=asked)
-            signal = asked()
-    with writing(folder / NAME):
+        with job_display(len(missing)) as show, stop_on_signals() as stop_signal:
+            tally += run_job(job, missing, show=show, stop_signal=stop_signal)
+            signal = stop_signal()
+    with write_errors_to_input_errors(folder / MANIFEST_NAME):
         merge_manifests(folder)
 
-    earlier = Counter(record["status"] for record in there)
+    earlier = Counter(record["status"] for record in existing)
     counts = {
-        "made": tally["done"],
-        "made but diverged": tally["diverged"],
-        "there before": len(there) - earlier["diverged"],
-        "there before but diverged": earlier["diverged"],
-        "left out": tally["failed"],
+        "written": tally["done"],
+        "written but diverged": tally["diverged"],
+        "already there": len(existing) - earlier["diverged"],
+        "already there but diverged": earlier["diverged"],
+        "skipped": tally["failed"],
     }
-    done = tally["done"] + tally["diverged"] + tally["failed"]
-    counts["still missing"] = len(missing) + len(failures) - done
-    words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    log(words or "nothing to do")
-    print(folder / NAME)
+    ended = tally["done"] + tally["diverged"] + tally["failed"]
+    counts["still missing"] = len(missing) + len(failures) - ended
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    log(summary or "nothing to do")
+    print(folder / MANIFEST_NAME)
     if tally["stopped"]:
         return 128 + signal if signal else 130
     return 1 if tally["diverged"] or earlier["diverged"] or tally["failed"] else 0
 
 
-def find_place(processes: ProcessOptions) -> Membership:
-    """Which process of how many this is.
+def find_membership(processes: ProcessOptions) -> Membership:
+    """Find the index of this process and the number of processes.
 
     Raises:
-      InputError: where the others cannot be met.
+      InputError: if the other processes cannot be reached.
     """
     if not processes.distributed:
         return Membership(0, 1)

@@ -1,6 +1,6 @@
-"""What a batch reads and writes: images from files, folders, lists and patterns; outputs' names.
+"""Input images of a batch (from files, folders, lists and patterns) and names of its outputs.
 
-Standard library only. No image is opened here.
+Uses only the standard library; no image is opened here.
 """
 
 import glob
@@ -25,11 +25,11 @@ _T = TypeVar("_T")
 
 
 class Source(NamedTuple):
-    """An image file of the command line.
+    """An input image file.
 
     Attributes:
       path: the file.
-      searched: whether a folder or a pattern led to it, which may find other files another time.
+      searched: whether it was found in a folder or by a pattern, and not named directly.
     """
 
     path: Path
@@ -37,11 +37,11 @@ class Source(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One image to make.
+    """One output image of a batch.
 
     Attributes:
       content: the content image's file.
-      styles: places of its styles in the list of style files.
+      styles: indices of its styles in the list of style files.
       output: the file to write.
     """
 
@@ -51,30 +51,34 @@ class Item(NamedTuple):
 
 
 def expand(arguments: Sequence[Path], *, what: str) -> list[Source]:
-    """The files that arguments stand for, in the arguments' order.
+    """Expand command line arguments into image files, in the order of the arguments.
 
-    An argument is a file; a folder, for its images (by suffix, sorted by name, neither hidden
-    ones nor those of folders within); a ``.txt`` file in UTF-8 with a file on each line, relative
-    to the list's folder, where blank lines and those that begin with ``#`` do not count; or, where
-    nothing has that name, a pattern with ``*``, ``?``, ``[`` or ``**`` for its files, sorted,
-    without hidden ones.
+    An argument may be:
+
+    - a file;
+    - a folder: its images, recognised by suffix and sorted by name, without hidden files and
+      subfolders;
+    - a ``.txt`` file in UTF-8 that lists one file a line, relative to the list's folder; blank
+      lines and lines that start with ``#`` are ignored;
+    - if no such path exists, a pattern with ``*``, ``?``, ``[`` or ``**``: the matching files,
+      sorted, without hidden files.
 
     Args:
-      arguments: paths as they were given.
-      what: the images' role for messages, such as "content".
+      arguments: paths as given on the command line.
+      what: role of the images in messages, such as "content".
 
     Raises:
-      InputError: for arguments without any file, and files that do not exist.
+      InputError: if an argument yields no file, or a file does not exist.
     """
     if not arguments:
         hint = ", before --style" if what == "content" else ""
-        raise InputError(f"there is no {what} image: name files, folders, lists or patterns{hint}")
+        raise InputError(f"no {what} image: expected files, folders, lists or patterns{hint}")
     return [source for path in arguments for source in _expand_one(Path(path), what=what)]
 
 
 def _expand_one(path: Path, *, what: str) -> list[Source]:
     if path == STANDARD:
-        raise InputError(f"- stands for one image: expected files, folders or lists as {what}")
+        raise InputError(f"- is a single image: expected files, folders or lists for {what}")
     if os.path.isdir(path):
         return [Source(file, searched=True) for file in _in_folder(path, what=what)]
     if os.path.exists(path):
@@ -98,8 +102,8 @@ def _in_folder(folder: Path, *, what: str) -> list[Path]:
     ]
     if not files:
         raise InputError(
-            f"the folder {folder} holds no {what} image: expected files with a suffix of "
-            f"{' '.join(IMAGE_SUFFIXES)}"
+            f"the folder {folder} contains no {what} image: expected files with one of the "
+            f"suffixes {' '.join(IMAGE_SUFFIXES)}"
         )
     return files
 
@@ -111,8 +115,8 @@ def _in_list(path: Path, *, what: str) -> list[Path]:
         raise InputError(f"cannot read the list {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         text = "\0"
-    if "\0" in text:  # in no file's name, but in UTF-16's Latin letters
-        raise InputError(f"the list {path} is no text in UTF-8: save it in that encoding")
+    if "\0" in text:  # never in a file name, but in Latin text encoded as UTF-16
+        raise InputError(f"the list {path} is not UTF-8 text: save it in that encoding")
     files = []
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip()
@@ -127,43 +131,43 @@ def _in_list(path: Path, *, what: str) -> list[Path]:
             )
         files.append(file)
     if not files:
-        raise InputError(f"the list {path} names no {what} image: expected one file a line")
+        raise InputError(f"the list {path} names no {what} image: expected one file per line")
     return files
 
 
 def _matching(pattern: Path, *, what: str) -> list[Path]:
-    # Folders that exist are meant as they are called: "photos [2020]/*.jpg".
-    folder = next((above for above in pattern.parents if os.path.isdir(above)), Path())
+    # Brackets in an existing folder's name are literal, as in "photos [2020]/*.jpg".
+    folder = next((parent for parent in pattern.parents if os.path.isdir(parent)), Path())
     rest = str(pattern.relative_to(folder))
     found = {folder / name for name in glob.glob(rest, root_dir=folder, recursive=True)}
     files = sorted((file for file in found if os.path.isfile(file)), key=lambda file: file.parts)
     if not files:
         raise InputError(
-            f"no file matches {pattern}: expected {what} images; see to the pattern and the "
-            "folder it is relative to"
+            f"no file matches {pattern}: expected {what} images; check the pattern and the folder "
+            "it is relative to"
         )
     return files
 
 
-def plan(
+def plan_items(
     contents: Sequence[Source], styles: Sequence[Source], *, pairing: Pairing, folder: Path
 ) -> list[Item]:
-    """The images to make and their names.
+    """List the output images and name their files.
 
     Args:
-      contents, styles: the images to read.
-      pairing: "all" mixes all styles in each content; "pairs" gives each content the style at its
-        place; "grid" makes each content in each style, the contents one after another.
-      folder: where the outputs go; it need not exist yet.
+      contents, styles: the input images.
+      pairing: "all" gives every content a mix of all styles; "pairs" gives the n-th content the
+        n-th style; "grid" gives every content every style, one content after another.
+      folder: output folder; it need not exist.
 
     Returns:
-      An ``Item`` for each image, named by its content's and its styles' names:
-      ``content__style.png``, ``content__style+style.png``.
+      An ``Item`` for each output, named after its content and styles: ``content__style.png`` or
+      ``content__style+style.png``.
 
     Raises:
-      InputError: for pairs of unequal lists; outputs with the same name, names that the file system
-        refuses or that are an input's; and images that a search found in ``folder``, where it
-        would find the results another time.
+      InputError: if lists to pair have unequal lengths; if two outputs have the same name; if the
+        file system rejects a name; if an output is an input; or if an input was found by searching
+        ``folder``, because the next search would find the outputs there.
     """
     folder = Path(folder)
     _check_searched([*contents, *styles], folder=folder)
@@ -178,71 +182,75 @@ def plan(
 
 
 def _check_searched(sources: Sequence[Source], *, folder: Path) -> None:
-    """Check that a second run will not take results for inputs."""
+    """Check that a second run will not take outputs for inputs."""
     real = os.path.realpath(folder)
     for path, searched in sources:
         if searched and os.path.realpath(path.parent) == real:
             raise InputError(
-                f"{path} was found in the output folder, where the next search would find the "
-                "results too: choose another --output-dir, or name the files"
+                f"{path} was found in the output folder, and a second run would also find the "
+                "results there: choose another --output-dir, or name the files"
             )
 
 
 def _check_names(items: Sequence[Item], styles: Sequence[Path], *, mixed: bool) -> None:
-    """Check that no two outputs have a name that some file system takes for the same."""
+    """Check that no two outputs have names that some file system does not distinguish."""
     seen: dict[str, str] = {}
     for content, places, output in items:
         source = str(content) if mixed else f"{content} with {styles[places[0]]}"
+        # macOS normalises Unicode in names; macOS and Windows ignore case.
         key = unicodedata.normalize("NFC", output.name).casefold()
         other, seen[key] = seen.get(key), source
         if other == source:
-            raise InputError(f"{source} is asked for twice: name each file once")
+            raise InputError(f"{source} is given twice: name each file once")
         if other is not None:
             raise InputError(
                 f"{other} and {source} would both be written to {output.name}: rename one of the "
-                "files, or make them in two calls with different --output-dir"
+                "files, or run the command twice with different --output-dir"
             )
 
 
 def _check_outputs(items: Sequence[Item], inputs: Sequence[Path]) -> None:
-    """Check that the outputs' names are possible and no inputs."""
-    read = {os.path.realpath(path) for path in inputs}
+    """Check that the outputs have valid names and are not inputs."""
+    input_paths = {os.path.realpath(path) for path in inputs}
     for item in items:
-        if os.path.realpath(item.output) in read:
+        if os.path.realpath(item.output) in input_paths:
             raise InputError(f"{item.output} is an input: choose another --output-dir")
         if os.path.isdir(item.output.parent):
             check_free(item.output, overwrite=True)
             continue
-        # For a folder that is yet to be made, the nearest one says how long names may be.
-        above = next((path for path in item.output.parents if os.path.isdir(path)), Path())
+        # The output folder does not exist yet: its nearest parent limits the length of names.
+        parent = next((path for path in item.output.parents if os.path.isdir(path)), Path())
         try:
-            (above / item.output.name).lstat()
+            (parent / item.output.name).lstat()
         except FileNotFoundError:
             pass
         except OSError as error:
             raise InputError(f"cannot write {item.output}: {error.strerror}") from None
 
 
-def share_of(items: Sequence[_T], weights: Sequence[float], *, index: int, count: int) -> list[_T]:
-    """The part of a list that one of several processes takes.
+def process_share(
+    items: Sequence[_T], weights: Sequence[float], *, index: int, count: int
+) -> list[_T]:
+    """Return the part of a list that one of several processes works on.
 
-    The parts are contiguous and join to the list. None is heavier than an even share and the
-    heaviest item together; with fewer items than processes some are empty.
+    The parts are contiguous and together form the list. No part exceeds ``sum(weights) / count +
+    max(weights)``; with fewer items than processes some parts are empty.
 
     Args:
       items: the whole list, the same in each process.
-      weights: how much work each item is, 0 or more.
-      index, count: which process of how many, from 0.
+      weights: work of each item, 0 or more.
+      index, count: index of this process, from 0, and number of processes.
 
-    >>> [share_of("abcde", [1, 1, 4, 1, 1], index=index, count=2) for index in (0, 1)]
+    >>> [process_share("abcde", [1, 1, 4, 1, 1], index=index, count=2) for index in (0, 1)]
     [['a', 'b'], ['c', 'd', 'e']]
     """
     if not 0 <= index < count:
-        raise ValueError(f"index {index} of {count}")
+        raise ValueError(f"index is {index}: expected 0 to {count - 1}")
     if not any(weights):
         weights = [1] * len(items)
     total = sum(weights)
-    # An item goes where its middle lies; whole numbers stay exact.
-    middles = [2 * end - own for end, own in zip(accumulate(weights), weights, strict=True)]
-    parts = [min(int(middle * count // (2 * total)), count - 1) for middle in middles]
+    # Laid end to end, the items span [0, total]. Each goes to the part that contains its midpoint.
+    # Midpoints are doubled so that integer weights are handled exactly.
+    midpoints = [2 * end - weight for end, weight in zip(accumulate(weights), weights, strict=True)]
+    parts = [min(int(point * count // (2 * total)), count - 1) for point in midpoints]
     return [item for item, part in zip(items, parts, strict=True) if part == index]

@@ -1,9 +1,9 @@
-"""The records of a batch: what its images share, what an output depends on, the manifest.
+"""Records of a batch: fingerprints of the inputs, the record of each output, and the manifest.
 
-By the manifest another run knows what need not be made again.
+A later run compares fingerprints to find the outputs that need not be computed again.
 
-Contract: a manifest is a JSON Lines file in ASCII, one record a line; a record is a dict of plain
-data whose "output" is a file's name.
+Contract: a manifest is a JSON Lines file in ASCII with one record a line. A record is a dict of
+plain data, and its "output" is the name of a file.
 """
 
 import hashlib
@@ -33,20 +33,20 @@ from nst_jax.weights.canonical import Weights
 
 
 class BatchJob(NamedTuple):
-    """What all images of a job have in common.
+    """What all images of a batch job share.
 
     Attributes:
-      config, seed, size: the settings.
-      style_size: longer side of the styles.
-      weights: the network.
-      blend: factors of the styles that are mixed, as in ``Guidance``.
-      style_files: the style images' files.
-      style: from a style's place to its image.
-      digest: from a file to its checksum.
+      config, seed, size: the settings; ``size`` is the longer side of the outputs in pixels.
+      style_size: longer side of the style images in pixels.
+      weights: the network's weights.
+      blend: style weights, as in ``Guidance``.
+      style_files: the files of the style images.
+      style: function from an index in ``style_files`` to the image, ``[h, w, 3]``.
+      digest: function from a file to its checksum.
       same_styles: whether all images have the same styles.
-      batch_size: how many images to compute at once, at most.
+      batch_size: maximum number of images to compute at once.
       manifest: the file for the records.
-      bit_depth: bits a channel of the outputs.
+      bit_depth: bits per channel of the outputs.
     """
 
     config: Config
@@ -65,7 +65,15 @@ class BatchJob(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """An image to make, read."""
+    """An item with its images read.
+
+    Attributes:
+      item: the item.
+      content: the content image, ``[H, W, 3]``.
+      alpha: transparency of the content, ``[H, W]``, or None.
+      inputs: the checked inputs of the run.
+      job: the fingerprint, see ``job_fingerprint``.
+    """
 
     item: Item
     content: np.ndarray
@@ -74,27 +82,27 @@ class Loaded(NamedTuple):
     job: str
 
 
-class Made(NamedTuple):
-    """An image that was made.
+class Finished(NamedTuple):
+    """An item that has been computed.
 
     Attributes:
-      loaded: what was read for it.
-      result: as of ``single.stylize``.
-      together: how many images were made at once.
-      alone: whether it was made once more after it had diverged among others.
+      loaded: the item and its inputs.
+      result: as returned by ``single.stylize``.
+      batch_size: number of images that were computed at once.
+      rerun: whether the image diverged in a batch and was computed again alone.
     """
 
     loaded: Loaded
     result: Result
-    together: int
-    alone: bool = False
+    batch_size: int
+    rerun: bool = False
 
 
 def job_fingerprint(job: BatchJob, item: Item) -> str:
-    """What an output depends on, in one word: settings, network, program, and files' contents.
+    """Hash all that an output depends on: settings, weights, version and contents of the files.
 
     Raises:
-      InputError: where an image cannot be read.
+      InputError: if an image cannot be read.
     """
     files = [item.content, *(job.style_files[place] for place in item.styles)]
     try:
@@ -103,6 +111,7 @@ def job_fingerprint(job: BatchJob, item: Item) -> str:
         raise InputError(
             f"cannot read the image {error.filename} ({error.strerror}): get the file again"
         ) from None
+    # A change of these entries, or of their form, makes all earlier outputs stale.
     facts = {
         "content": content,
         "styles": styles,
@@ -119,7 +128,7 @@ def job_fingerprint(job: BatchJob, item: Item) -> str:
 
 
 def brief_record(item: Item, styles: Sequence[Path]) -> dict[str, Any]:
-    """What a record says of any output."""
+    """The entries that the records of finished and failed items share."""
     return {
         "output": item.output.name,
         "content": str(item.content),
@@ -127,20 +136,20 @@ def brief_record(item: Item, styles: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def item_record(job: BatchJob, made: Made) -> dict[str, Any]:
-    """The record of an output."""
-    own, loaded = made.result, made.loaded
-    finite = np.isfinite(own.history.loss) & np.isfinite(own.history.grad_norm)
-    best = int(np.argmin(np.where(finite, own.history.loss, np.inf)))
-    terms = own.history.terms._asdict()
+def item_record(job: BatchJob, finished: Finished) -> dict[str, Any]:
+    """The record of a finished item."""
+    result, loaded = finished.result, finished.loaded
+    finite = np.isfinite(result.history.loss) & np.isfinite(result.history.grad_norm)
+    best = int(np.argmin(np.where(finite, result.history.loss, np.inf)))
+    terms = result.history.terms._asdict()
     options = {"size": job.size, "style_size": job.style_size, "blend": job.blend}
     shape = loaded.content.shape
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    time = datetime.now(UTC).isoformat(timespec="seconds")
     return report.as_json(
         brief_record(loaded.item, job.style_files)
         | {"job": loaded.job, "seed": job.seed}
-        | report.outcome_record(own)
-        | ({"alone": True} if made.alone else {})
+        | report.outcome_record(result)
+        | ({"alone": True} if finished.rerun else {})
         | {"final_terms": {name: float(values[best]) for name, values in terms.items()}}
         | report.run_record(
             job.config,
@@ -148,71 +157,71 @@ def item_record(job: BatchJob, made: Made) -> dict[str, Any]:
             shape=shape,
             options=options | {"bit_depth": job.bit_depth},
         )
-        | {"timing": own.timing | {"images": made.together, "finished": finished}}
+        | {"timing": result.timing | {"images": finished.batch_size, "finished": time}}
     )
 
 
-def leave_out(job: BatchJob, item: Item, error: InputError) -> None:
-    """Tell of an image that cannot be made, and record it.
+def skip_item(job: BatchJob, item: Item, error: InputError) -> None:
+    """Log and record that an item cannot be computed.
 
     Raises:
-      InputError: where it cannot be recorded.
+      InputError: if the record cannot be written.
     """
-    message = " ".join(str(error).splitlines())  # a file's name may hold a line break
-    log(f"{item.output.name} is left out: {message}")
-    why = {"status": "failed", "error": message}
-    with writing(job.manifest):
-        append_record(job.manifest, brief_record(item, job.style_files) | why)
+    message = " ".join(str(error).splitlines())  # a file name may contain a line break
+    log(f"skipping {item.output.name}: {message}")
+    failure = {"status": "failed", "error": message}
+    with write_errors_to_input_errors(job.manifest):
+        append_record(job.manifest, brief_record(item, job.style_files) | failure)
 
 
-def write(job: BatchJob, made: Made) -> None:
-    """Write an image and, when it is there, its record.
+def write(job: BatchJob, finished: Finished) -> None:
+    """Write an image, and then its record.
 
     Raises:
-      InputError: where that fails.
+      InputError: if either cannot be written.
     """
-    loaded, record = made.loaded, item_record(job, made)
+    loaded, record = finished.loaded, item_record(job, finished)
     metadata = {
         "Software": f"nst_jax {record['versions']['nst_jax']}",
         "nst_jax": json.dumps(record),
     }
-    with writing(loaded.item.output):
+    with write_errors_to_input_errors(loaded.item.output):
         save_image(
             loaded.item.output,
-            made.result.image,
+            finished.result.image,
             alpha=loaded.alpha,
             metadata=metadata,
             bit_depth=job.bit_depth,
         )
-    with writing(job.manifest):
+    with write_errors_to_input_errors(job.manifest):
         append_record(job.manifest, record)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Make errors of the input of those that writing a file meets."""
+def write_errors_to_input_errors(path: Path) -> Iterator[None]:
+    """Raise an ``InputError`` in place of an ``OSError`` from writing ``path``."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot write {path} ({error.strerror or error}): what is written "
-            "stays; see to the place and run again"
+            f"cannot write {path} ({error.strerror or error}): finished images are kept; solve "
+            "this and run the command again"
         ) from None
 
 
-NAME = "manifest.jsonl"
+MANIFEST_NAME = "manifest.jsonl"
 
-_PART = re.compile(r"manifest-\d+-of-\d+\.jsonl")
+_PART_NAME = re.compile(r"manifest-\d+-of-\d+\.jsonl")
 
-_appending = threading.Lock()
+_append_lock = threading.Lock()
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
-    """sha256 of plain data, hexadecimal, whatever the order of its keys.
+    """Hexadecimal SHA-256 of plain data, independent of the order of keys.
 
     Raises:
-      ValueError: for NaN and infinity, which JSON has no form for.
-      TypeError: for what is no plain data.
+      ValueError: for NaN and infinity, which JSON cannot represent.
+      TypeError: for objects that are not plain data.
 
     >>> fingerprint({"a": 1, "b": (2,)}) == fingerprint({"b": [2], "a": 1})
     True
@@ -221,42 +230,46 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
 
 
 def part_name(index: int, count: int) -> str:
-    """Name of the manifest that one of several processes writes.
+    """Name of the manifest that one process writes: with several processes, a part of the whole.
 
     Args:
-      index, count: which process of how many, from 0; the name counts from 1.
+      index, count: index of the process, from 0, and number of processes; the name counts from 1.
 
     >>> part_name(0, 1), part_name(2, 8)
     ('manifest.jsonl', 'manifest-3-of-8.jsonl')
     """
-    return NAME if count == 1 else f"manifest-{index + 1}-of-{count}.jsonl"
+    return MANIFEST_NAME if count == 1 else f"manifest-{index + 1}-of-{count}.jsonl"
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a record as a whole line, which is on the disk at the return.
+    """Append a record as one line and wait until it is on the disk.
 
-    Threads may call this at the same time (a lock of this module is held meanwhile). Where an
-    earlier write was cut off, its piece stays alone on its line, see ``read_records``.
+    Several threads may call this at the same time. If the file ends in the fragment of an
+    interrupted write, the record starts on a new line, and ``read_records`` ignores the fragment.
 
     Raises:
-      ValueError, TypeError: as ``fingerprint``, with nothing written.
-      OSError: where the file cannot be written.
+      ValueError, TypeError: as ``fingerprint``; nothing is written.
+      OSError: if the file cannot be written.
     """
     line = _as_line(record)
-    with _appending, open(path, "a+b", buffering=0) as file:
+    with _append_lock, open(path, "a+b", buffering=0) as file:
+        # Unbuffered, and in append mode: each write goes to the end, whatever was read.
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else b"\n" + line
-        while line:  # a nearly full disk may take a part
+        while line:  # on a nearly full disk, write() may take only part of it
             line = line[file.write(line) :]
         os.fsync(file.fileno())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a manifest, none for a missing file; lines that hold no record are left out.
+    """Read the records of a manifest, ignoring lines that are not records.
+
+    Returns:
+      The records in the order of the lines; none if the file is missing.
 
     Raises:
-      InputError: for a file that cannot be read.
+      InputError: if the file cannot be read.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
@@ -269,42 +282,45 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record in a PNG's text "nst_jax", see ``images.save_image``; its pixels are not decoded.
+    """Read the record from a PNG's text "nst_jax", see ``images.save_image``.
+
+    The checksums of all chunks are verified, but the pixels are not decoded.
 
     Returns:
-      The record; None where there is none, or the file is missing, damaged, cut off or no PNG.
+      The record, or None if the file has none, is missing, damaged, truncated or not a PNG.
     """
     try:
-        with PngImageFile(path) as image:  # not Image.open, which warns of large images
+        with PngImageFile(path) as image:  # Image.open would warn about large images
             text = image.info["nst_jax"]
-            image.verify()  # the checksums of all chunks up to the last
-    except Exception:  # for damaged files Pillow's plugins raise almost anything
+            image.verify()
+    except Exception:  # Pillow raises almost any exception for a damaged file
         return None
     return _json_object(text)
 
 
 def merge_manifests(folder: Path) -> Path:
-    """Join ``manifest.jsonl`` and the parts of several processes into ``manifest.jsonl``.
+    """Merge ``manifest.jsonl`` and the parts of several processes into ``manifest.jsonl``.
 
-    Each process calls this when its own part is complete; several may do so at the same time,
-    without a lock. After writing, each looks whether a part has changed since before it was read,
-    and if so does it all again; so whoever writes last has seen every part as it is, and leaves
-    the complete file. Only parts may be appended to meanwhile, not ``manifest.jsonl`` itself.
+    Each process calls this when its part is complete. Several processes may do so at the same time.
+    Meanwhile, records may be appended to the parts, but not to ``manifest.jsonl``.
 
     Args:
-      folder: where the manifests are. The parts stay.
+      folder: the folder of the manifests. The parts are kept.
 
     Returns:
-      The merged file: one record for each output, in the order of their names. Where there are
-      several, parts count more than the merged file, newer parts more than older ones, and later
-      lines more than earlier ones.
+      The merged file: one record for each output, sorted by name. If an output has several
+      records, parts take precedence over the merged file, newer parts over older ones, and later
+      lines over earlier ones.
 
     Raises:
-      InputError: for a file that cannot be read.
-      OSError: where the file cannot be written.
+      InputError: if a file cannot be read.
+      OSError: if the file cannot be written.
     """
-    merged = Path(folder) / NAME
+    merged = Path(folder) / MANIFEST_NAME
     parts, before = _parts(folder), None
+    # This needs no lock. Every process writes first and then checks that no part has changed since
+    # it read them; otherwise it repeats the merge. The last process to write has therefore seen
+    # the final state of all parts.
     while parts != before:
         before = parts
         records = {
@@ -319,9 +335,9 @@ def merge_manifests(folder: Path) -> Path:
 
 
 def join_parts(folder: Path) -> None:
-    """Put the parts of an earlier job of several processes into ``manifest.jsonl``, once for all.
+    """Merge the parts of an earlier job into ``manifest.jsonl`` and delete them.
 
-    Only where no other process is at work.
+    No other process may be writing to the folder.
     """
     parts = _parts(folder)
     if parts:
@@ -331,8 +347,8 @@ def join_parts(folder: Path) -> None:
 
 
 def _parts(folder: Path) -> dict[Path, tuple[int, int]]:
-    """When each part was changed, in nanoseconds, and its size."""
-    paths = [path for path in Path(folder).iterdir() if _PART.fullmatch(path.name)]
+    """Time of the last change, in nanoseconds, and size of each part."""
+    paths = [path for path in Path(folder).iterdir() if _PART_NAME.fullmatch(path.name)]
     states = [path.stat() for path in paths]
     return {
         path: (state.st_mtime_ns, state.st_size) for path, state in zip(paths, states, strict=True)
@@ -340,13 +356,13 @@ def _parts(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _as_line(record: Mapping[str, Any], *, sort_keys: bool = False) -> bytes:
-    # ASCII, as names of files need not be Unicode.
+    # ASCII, because a file name need not be valid Unicode.
     text = json.dumps(dict(record), sort_keys=sort_keys, allow_nan=False, separators=(",", ":"))
     return text.encode("ascii") + b"\n"
 
 
 def _json_object(text: str | bytes) -> dict[str, Any] | None:
-    """The JSON object that a text is, if it is one that can be written again."""
+    """Parse a JSON object; None for other text and for values that strict JSON cannot hold."""
     try:
         value = json.loads(text if isinstance(text, str) else text.decode())
         json.dumps(value, allow_nan=False)

@@ -1,6 +1,6 @@
-"""The work of the command ``batch``: images are read ahead, computed together, written behind.
+"""The computation of ``nst-jax batch``: images are prefetched, computed in batches, written behind.
 
-How many are computed at once is chosen here, too.
+Also chooses how many images to compute at once.
 """
 
 from collections import Counter, deque
@@ -14,8 +14,13 @@ from typing import Any, NamedTuple
 import jax
 
 from nst_jax.cli.batch_files import Item
-from nst_jax.cli.batch_records import BatchJob, Loaded, Made, job_fingerprint, leave_out, write
-from nst_jax.cli.fallback import explaining, may_gain_alone, once_more_alone, with_fallback
+from nst_jax.cli.batch_records import BatchJob, Finished, Loaded, job_fingerprint, skip_item, write
+from nst_jax.cli.fallback import (
+    memory_errors_to_input_errors,
+    rerun_alone,
+    run_with_fallback,
+    should_rerun,
+)
 from nst_jax.cli.messages import log
 from nst_jax.cli.planning import batch_that_fits, image_memory, images_in_words, refusal, times
 from nst_jax.errors import InputError
@@ -29,36 +34,38 @@ from nst_jax.transfer.single import run_inputs
 from nst_jax.transfer.types import Execution, LoopMemory, Progress
 from nst_jax.types import Guidance
 
-AHEAD_PIXELS = 2**25  # that are read before they are needed: 0.4 GB
+PREFETCH_PIXELS = 2**25  # at most, in all prefetched images: 0.4 GB
 
-KEPT_STYLES = 64  # style images and Gram matrices that stay in memory
+STYLE_CACHE_SIZE = 64  # style images, and style targets, that stay in memory
 
-WRITERS = 4
+WRITERS = 4  # threads
+
+MAX_PER_DEVICE = 64  # images at once on an accelerator, unless --batch-size asks for more
 
 Sizes = Mapping[Item, tuple[int, int]]
 
-Fail = Callable[[Item, InputError], None]
+OnFailure = Callable[[Item, InputError], None]
 
 
 class Prepared(NamedTuple):
-    """An image to make, read, and what is computed of it."""
+    """An item with its images read and its targets computed."""
 
     loaded: Loaded
     problem: Problem
 
 
-class Watch(NamedTuple):
-    """What looks on while images are computed.
+class Hooks(NamedTuple):
+    """Callbacks of a running job.
 
     Attributes:
-      show: called with the number of images done of those that are computed, also in fractions.
-      asked: gives the signal that asked to stop, or None.
-      fail: called with an image that cannot be made, and why.
+      show: called with the number of finished images of the current batch, including fractions.
+      stop_signal: returns the signal that requested a stop, or None.
+      on_failure: called with an item that cannot be computed, and why.
     """
 
     show: Callable[[float], None]
-    asked: Callable[[], int | None]
-    fail: Fail
+    stop_signal: Callable[[], int | None]
+    on_failure: OnFailure
 
 
 def run_job(
@@ -66,35 +73,37 @@ def run_job(
     sizes: Sizes,
     *,
     show: Callable[[float], None],
-    asked: Callable[[], int | None],
+    stop_signal: Callable[[], int | None],
 ) -> Counter[str]:
-    """Make the images, those of one size after another together.
+    """Compute and write the images of a job.
 
     Args:
-      job: what they have in common.
-      sizes: the images and their heights and widths, those of one size after another.
-      show: called with the number of images done, also in fractions.
-      asked: gives the signal that asked to stop, or None; called between chunks of steps.
+      job: what all images share.
+      sizes: the items and the heights and widths of their outputs, grouped by size.
+      show: called with the number of finished images, including fractions.
+      stop_signal: returns the signal that requested a stop, or None; called between chunks of
+        steps.
 
     Returns:
-      How many images ended how: "done", "diverged", "failed"; "stopped" is 1 if the job was.
+      The number of images for each status, "done", "diverged" or "failed"; "stopped" is 1 if the
+      job was stopped.
 
     Raises:
-      InputError: where the memory does not suffice, and where results cannot be written.
+      InputError: if not even one image fits into memory, or results cannot be written.
     """
     tally: Counter[str] = Counter()
 
-    def fail(item: Item, error: InputError) -> None:
-        leave_out(job, item, error)
+    def on_failure(item: Item, error: InputError) -> None:
+        skip_item(job, item, error)
         tally["failed"] += 1
 
-    watch = Watch(lambda part: show(sum(tally.values()) + part), asked, fail)
-    with ThreadPoolExecutor(1) as reader, written_behind(job) as write_one:
+    hooks = Hooks(lambda part: show(sum(tally.values()) + part), stop_signal, on_failure)
+    with ThreadPoolExecutor(1) as reader, background_writer(job) as write_one:
         try:
-            loaded = read(job, sizes, reader, fail=fail)
-            for made in compute(job, loaded, sizes, watch=watch):
-                write_one(made)
-                tally[made.result.status] += 1
+            loaded = load_items(job, sizes, reader, on_failure=on_failure)
+            for finished in compute(job, loaded, sizes, hooks=hooks):
+                write_one(finished)
+                tally[finished.result.status] += 1
         finally:
             reader.shutdown(wait=False, cancel_futures=True)
     if sum(tally.values()) < len(sizes):
@@ -102,66 +111,76 @@ def run_job(
     return tally
 
 
-def read(job: BatchJob, sizes: Sizes, reader: Executor, *, fail: Fail) -> Iterator[Loaded]:
-    """The images, some of which are read before they are asked for."""
+def load_items(
+    job: BatchJob, sizes: Sizes, reader: Executor, *, on_failure: OnFailure
+) -> Iterator[Loaded]:
+    """Read the items in their order, prefetching some in the background."""
     largest = max(height * width for height, width in sizes.values())
-    ahead = min(AT_MOST, max(2, AHEAD_PIXELS // largest))
-    for item, future in read_ahead(list(sizes), partial(read_item, job), reader, ahead=ahead):
+    ahead = min(MAX_PER_DEVICE, max(2, PREFETCH_PIXELS // largest))
+    for item, future in prefetch(list(sizes), partial(load_item, job), reader, ahead=ahead):
         try:
             loaded = future.result()
             if loaded.content.shape[:2] != sizes[item]:
-                words = "has another size than at the start of the batch: run again for it"
-                raise InputError(f"{item.content} {words}")
+                raise InputError(
+                    f"the size of {item.content} has changed since the batch started: run the "
+                    "command again for it"
+                )
         except InputError as error:
-            fail(item, error)
+            on_failure(item, error)
         else:
             yield loaded
 
 
-def read_ahead(
-    items: Sequence[Item], read: Callable[[Item], Loaded], reader: Executor, *, ahead: int
+def prefetch(
+    items: Sequence[Item], load: Callable[[Item], Loaded], reader: Executor, *, ahead: int
 ) -> Iterator[tuple[Item, Future[Loaded]]]:
-    """Items with what is read of them, so many of which are read before they are asked for."""
-    coming = iter(items)
-    futures = deque((item, reader.submit(read, item)) for item in islice(coming, ahead))
+    """Iterate over items and the futures of loading them, ``ahead`` of them in advance."""
+    remaining = iter(items)
+    futures = deque((item, reader.submit(load, item)) for item in islice(remaining, ahead))
     while futures:
         yield futures.popleft()
-        futures.extend((item, reader.submit(read, item)) for item in islice(coming, 1))
+        futures.extend((item, reader.submit(load, item)) for item in islice(remaining, 1))
 
 
-def read_item(job: BatchJob, item: Item) -> Loaded:
-    """Read a content and its styles.
+def load_item(job: BatchJob, item: Item) -> Loaded:
+    """Read the content and the styles of an item, and check them.
 
     Raises:
-      InputError: for files that cannot be read.
+      InputError: if a file cannot be read, or does not fit the settings.
     """
     image = load_rgba(item.content, size=job.size)
-    styles, guidance = [job.style(place) for place in item.styles], Guidance(blend=job.blend)
+    styles, guidance = [job.style(index) for index in item.styles], Guidance(blend=job.blend)
     inputs = check_inputs(image.rgb, styles, config=job.config, guidance=guidance)
     return Loaded(item, image.rgb, image.alpha, inputs, job_fingerprint(job, item))
 
 
 def prepare_group(
-    group: Iterable[Loaded], make: Callable[..., Problem], *, fail: Fail
+    group: Iterable[Loaded], make: Callable[..., Problem], *, on_failure: OnFailure
 ) -> Iterator[Prepared]:
-    """What is computed of each image before its first step."""
+    """Compute the targets of each item."""
     for loaded in group:
-        with explaining(loaded.content.shape):
+        with memory_errors_to_input_errors(loaded.content.shape):
             try:
                 problem = make(loaded.inputs, loaded.item.styles)
             except InputError as error:
-                fail(loaded.item, error)
+                on_failure(loaded.item, error)
                 continue
         yield Prepared(loaded, problem)
 
 
 def compute(
-    job: BatchJob, loaded: Iterable[Loaded], sizes: Sizes, *, watch: Watch
-) -> Iterator[Made]:
-    """The images, made as many at once as the memory has room for; fewer where it was asked for.
+    job: BatchJob, loaded: Iterable[Loaded], sizes: Sizes, *, hooks: Hooks
+) -> Iterator[Finished]:
+    """Compute the images, as many at once as fit into memory.
+
+    Args:
+      job: what all images share.
+      loaded: the items, grouped by size.
+      sizes: heights and widths of all items.
+      hooks: called meanwhile.
 
     Raises:
-      InputError: where the memory does not suffice for one.
+      InputError: if not even one image fits into memory.
     """
     devices, counts = jax.local_devices(), Counter(sizes.values())
     free: int | None = None
@@ -170,114 +189,134 @@ def compute(
         job.weights.variables,
         config=job.config,
         execution=Execution(mesh=make_mesh(devices=devices) if len(devices) > 1 else None),
-        keep=KEPT_STYLES,
+        keep=STYLE_CACHE_SIZE,
     )
-    begun = False
+    started = False
     for shape, group in groupby(loaded, key=lambda one: one.content.shape):
-        waiting = prepare_group(group, make, fail=watch.fail)
+        waiting = prepare_group(group, make, on_failure=hooks.on_failure)
         first = next(waiting, None)
         if first is None:
             continue
-        # Measured once: what a run has freed stays with the process, and serves the next.
+        # Measure once: the process keeps the memory that a batch has freed, and the next one
+        # uses it.
         free = free_bytes(devices[0]) if free is None else free
         process = own_memory() if process is None else process
-        with explaining(shape):
+        with memory_errors_to_input_errors(shape):
             memory = image_memory(first.problem, free=free)
-        most = choose_width(job, memory, shape=shape, devices=devices, free=free)
-        width = even_width(most, count=counts[shape[:2]])
+        largest = choose_batch_size(job, memory, shape=shape, devices=devices, free=free)
+        batch_size = even_batch_size(largest, count=counts[shape[:2]])
         if memory is not None:
-            room = {"free": free, "process": process}
-            log_batch_size(first.problem, memory, width=width, devices=devices, **room)
+            log_batch_memory(
+                first.problem,
+                memory,
+                batch_size=batch_size,
+                devices=devices,
+                free=free,
+                process=process,
+            )
         waiting = chain([first], waiting)
-        while batch := list(islice(waiting, width)):
-            if begun and watch.asked() is not None:
-                return  # at the last step of the batch before
-            begun = True
-            made, used = compute_batch(job, batch, width, devices=devices, watch=watch)
-            free, width = free and free * used // width, used
-            for one in made:
-                if may_gain_alone(one.result, steps=job.config.steps):
-                    one = compute_alone(job, one, watch=watch)
+        while batch := list(islice(waiting, batch_size)):
+            if started and hooks.stop_signal() is not None:
+                return  # requested during the last step of the batch before
+            started = True
+            finished, used = compute_batch(job, batch, batch_size, devices=devices, hooks=hooks)
+            # If a batch ran out of memory, assume so much less for the following sizes.
+            free, batch_size = free and free * used // batch_size, used
+            for one in finished:
+                if should_rerun(one.result, steps=job.config.steps):
+                    one = compute_alone(job, one, hooks=hooks)
                 if one.result.status == "stopped":
                     return
                 yield one
 
 
 def compute_batch(
-    job: BatchJob, batch: Sequence[Prepared], width: int, *, devices: Sequence[Any], watch: Watch
-) -> tuple[list[Made], int]:
-    """Images made together, of one size; where the memory does not suffice, half as many at once.
+    job: BatchJob,
+    batch: Sequence[Prepared],
+    batch_size: int,
+    *,
+    devices: Sequence[Any],
+    hooks: Hooks,
+) -> tuple[list[Finished], int]:
+    """Compute images of one size together, halving the batch size whenever memory runs out.
 
     Returns:
-      The images, and how many were made at once in the end.
+      The images, and the last batch size.
 
     Raises:
-      InputError: where the memory does not suffice for one.
+      InputError: if not even one image fits into memory.
     """
-    made: list[Made] = []
+    finished: list[Finished] = []
     shared = job.same_styles and not follows_content(job.config)
     key = jax.random.key(job.seed)
 
     def callback(progress: Progress, *, count: int) -> bool:
-        watch.show(len(made) + count * progress.step / progress.steps)
-        return watch.asked() is None
+        hooks.show(len(finished) + count * progress.step / progress.steps)
+        return hooks.stop_signal() is None
 
-    def attempt(width: int) -> int:
-        while len(made) < len(batch):
-            part = batch[len(made) : len(made) + width]
-            mesh = make_mesh(devices=devices[:width]) if len(devices) > 1 else None
+    def attempt(batch_size: int) -> int:
+        while len(finished) < len(batch):
+            part = batch[len(finished) : len(finished) + batch_size]
+            mesh = make_mesh(devices=devices[:batch_size]) if len(devices) > 1 else None
+            # ``width`` and ``distinct`` give a smaller last batch the program of the others.
             result = run_batch(
                 [Element(one.problem, job.config, key) for one in part],
                 execution=Execution(mesh=mesh),
-                width=width,
+                width=batch_size,
                 distinct=OF_CONTENT if shared else (*OF_CONTENT, "style"),
                 callback=partial(callback, count=len(part)),
             )
-            results = each_result(jax.device_get(result))  # here, where memory is seen to
-            made.extend(Made(one.loaded, own, len(part)) for one, own in zip(part, results))
+            # JAX computes asynchronously, so running out of memory may surface only in this copy.
+            results = each_result(jax.device_get(result))
+            finished.extend(
+                Finished(one.loaded, one_result, len(part))
+                for one, one_result in zip(part, results, strict=True)
+            )
             if "stopped" in result.status:
                 break
-        return width
+        return batch_size
 
-    def smaller(width: int) -> int | None:
-        half = half_width(width, devices=devices)
-        if half:
-            log(f"out of memory, going on by {half}")
-        return half or None
+    def half(batch_size: int) -> int | None:
+        smaller = half_batch_size(batch_size, devices=devices)
+        if smaller:
+            log(f"out of memory, continuing with batches of {smaller}")
+        return smaller or None
 
     shape = batch[0].loaded.content.shape
-    used = with_fallback(attempt, width, smaller=smaller, shape=shape)
-    return made, used
+    used = run_with_fallback(attempt, batch_size, next_option=half, shape=shape)
+    return finished, used
 
 
-def compute_alone(job: BatchJob, made: Made, *, watch: Watch) -> Made:
-    """An image that diverged among others, made once more as ``nst-jax stylize`` makes it."""
-    loaded = made.loaded
-    work = partial(
+def compute_alone(job: BatchJob, diverged: Finished, *, hooks: Hooks) -> Finished:
+    """Compute an image that diverged in a batch again, as ``nst-jax stylize`` does."""
+    loaded = diverged.loaded
+    run = partial(
         run_inputs,
         job.weights.variables,
         loaded.inputs,
         config=job.config,
         key=jax.random.key(job.seed),
     )
-    with explaining(loaded.content.shape):
-        result = once_more_alone(work, name=loaded.item.output.name, asked=watch.asked)
-    return Made(loaded, result, 1, alone=True)
+    with memory_errors_to_input_errors(loaded.content.shape):
+        result = rerun_alone(run, name=loaded.item.output.name, stop_signal=hooks.stop_signal)
+    return Finished(loaded, result, 1, rerun=True)
 
 
 @contextmanager
-def written_behind(job: BatchJob) -> Iterator[Callable[[Made], None]]:
-    """Give a function that has images written by threads; at the end all are.
+def background_writer(job: BatchJob) -> Iterator[Callable[[Finished], None]]:
+    """Give a function that writes an image in a background thread; wait for all at the end.
+
+    The function blocks while more than two batches are waiting to be written.
 
     Raises:
-      InputError: where one cannot be written.
+      InputError: if an image cannot be written.
     """
     writes: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITERS) as writers:
 
-        def write_one(made: Made) -> None:
-            writes.append(writers.submit(write, job, made))
-            while len(writes) > 2 * made.together:
+        def write_one(finished: Finished) -> None:
+            writes.append(writers.submit(write, job, finished))
+            while len(writes) > 2 * finished.batch_size:
                 writes.popleft().result()
 
         try:
@@ -287,10 +326,7 @@ def written_behind(job: BatchJob) -> Iterator[Callable[[Made], None]]:
                 future.result()
 
 
-AT_MOST = 64  # images at once on an accelerator, unless more are asked for
-
-
-def choose_width(
+def choose_batch_size(
     job: BatchJob,
     memory: LoopMemory | None,
     *,
@@ -298,51 +334,60 @@ def choose_width(
     devices: Sequence[Any],
     free: int | None,
 ) -> int:
-    """How many images to compute at once, each of which takes so much memory.
+    """Choose how many images to compute at once.
+
+    Args:
+      job: what all images share.
+      memory: what one image needs, or None if it is not known.
+      shape: height and width of the images.
+      devices: the devices.
+      free: free memory of each device in bytes, or None if it is not known.
 
     Raises:
-      InputError: where the memory does not suffice for one.
+      InputError: if not even one image fits into memory.
     """
-    # CPU devices share one memory, and more than one image for each gains nothing.
+    # CPU devices share one memory, and more than one image per device gains nothing. Accelerators
+    # have one memory each, and are faster with several images at once.
     cpu = devices[0].platform == "cpu"
-    holders, most = (1, len(devices)) if cpu else (len(devices), AT_MOST * len(devices))
+    memories, most = (1, len(devices)) if cpu else (len(devices), MAX_PER_DEVICE * len(devices))
     wanted = most if job.batch_size == "auto" else job.batch_size
     wanted = min(wanted, most) if cpu else wanted
     if free is None or memory is None:
         return wanted
-    fitting = holders * batch_that_fits(memory, free, at_most=-(-wanted // holders))
+    fitting = memories * batch_that_fits(memory, free, at_most=-(-wanted // memories))
     if not fitting:
         raise refusal(memory, free, width=shape[1], height=shape[0])
     return min(wanted, fitting)
 
 
-def log_batch_size(
+def log_batch_memory(
     problem: Problem,
     memory: LoopMemory,
     *,
-    width: int,
+    batch_size: int,
     devices: Sequence[Any],
     free: int | None,
     process: int,
 ) -> None:
-    """Say what so many images of one size take together; of several memories, in the fullest."""
+    """Log the memory that a batch needs: on accelerators, of the device with the most images."""
     cpu = devices[0].platform == "cpu"
-    images = width if cpu else -(-width // len(devices))
-    together = times(memory, images, networks=width if cpu else 1)
-    words = images_in_words(problem, together, free=free, process=process, images=images)
-    log(words)
+    images = batch_size if cpu else -(-batch_size // len(devices))
+    total = times(memory, images, networks=batch_size if cpu else 1)
+    log(images_in_words(problem, total, free=free, process=process, images=images))
 
 
-def even_width(most: int, *, count: int) -> int:
-    """The least width that takes as few batches as the largest one allowed: less is filled up.
+def even_batch_size(largest: int, *, count: int) -> int:
+    """The smallest batch size that needs no more batches than the largest one allowed.
 
-    >>> even_width(64, count=65), even_width(64, count=3)
+    Every batch is filled up to this size, so a smaller one wastes less in the last batch.
+
+    >>> even_batch_size(64, count=65), even_batch_size(64, count=3)
     (33, 3)
     """
-    return -(-count // -(-count // most))
+    return -(-count // -(-count // largest))
 
 
-def half_width(width: int, *, devices: Sequence[Any]) -> int:
-    """Half as many images in each memory, or 0 where there was one: CPU devices share theirs."""
-    holders = 1 if devices[0].platform == "cpu" else len(devices)
-    return holders * (-(-width // holders) // 2)
+def half_batch_size(batch_size: int, *, devices: Sequence[Any]) -> int:
+    """Halve the number of images in each memory; 0 if there was only one. CPU devices share one."""
+    memories = 1 if devices[0].platform == "cpu" else len(devices)
+    return memories * (-(-batch_size // memories) // 2)

@@ -1,4 +1,4 @@
-"""The checkpoints of the commands: where to, when, and how a run begins again from one."""
+"""Checkpoints of the commands: checks, schedule, saving and restoring."""
 
 import os
 import time
@@ -27,16 +27,16 @@ from nst_jax.system.files import check_folder
 from nst_jax.transfer.types import MemoryPlan, Position
 from nst_jax.weights.canonical import Weights
 
-EVERY_SECONDS = 30.0  # between two checkpoints where nobody names a number of steps
+CHECKPOINT_SECONDS = 30.0  # between two checkpoints, without --checkpoint-every
 
 
 class ResumePoint(NamedTuple):
-    """Where a run of one image stands.
+    """The state from which a run of one image can be resumed.
 
     Attributes:
-      plan: how it is computed, or None on several devices.
-      position: where it stood, or None before its first step.
-      frames: of its animation.
+      plan: the memory plan, or None on several devices.
+      position: the position of the run, or None before its first step.
+      frames: frames of the animation so far, uint8 ``[H, W, 3]``.
     """
 
     plan: MemoryPlan | None
@@ -44,48 +44,51 @@ class ResumePoint(NamedTuple):
     frames: list[np.ndarray]
 
 
-SaveJob = Callable[[ResumePoint], bool]
+SaveCheckpoint = Callable[[ResumePoint], bool]
 
 
 def check_checkpoints(folder: Path | None, every: int | None, *, overwrite: bool) -> None:
-    """Check, before any work, that checkpoints can be written to a folder; nothing is removed.
+    """Check that checkpoints can be written to a folder. Nothing is written or removed.
 
     Args:
-      folder: where to, or None for none.
-      every: at how many steps, if anyone says.
-      overwrite: whether those of another run may be removed.
+      folder: the folder, or None without checkpoints.
+      every: steps between two checkpoints, or None to save by the clock.
+      overwrite: whether the checkpoints of another run may be removed.
 
     Raises:
-      InputError: where they cannot.
+      InputError: if not.
     """
     if folder is None:
         if every is not None:
-            raise InputError("--checkpoint-every needs a folder: give --checkpoint DIR, too")
+            raise InputError("--checkpoint-every requires a folder: add --checkpoint DIR")
         return
     if every is not None and every < 1:
         raise InputError(f"checkpoint_every is {every}: expected 1 or more")
     if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise InputError(f"{folder} is no folder: choose another one for the checkpoints")
+        raise InputError(f"{folder} is not a folder: choose another one for the checkpoints")
     if not os.path.isdir(folder.parent):
         raise InputError(f"the folder {folder.parent} does not exist: create it first")
     check_folder(folder if os.path.isdir(folder) else folder.parent)
     if store.checkpoints(folder) and not overwrite:
         raise InputError(
-            f"{folder} holds the checkpoints of a run: go on with it by 'nst-jax resume {folder}', "
-            "choose another folder, or give --overwrite"
+            f"{folder} contains the checkpoints of a run: resume it with "
+            f"'nst-jax resume {folder}', choose another folder, or add --overwrite"
         )
 
 
 def saved_options(saved: store.Saved, folder: Path) -> Any:
-    """The options of the command that a checkpoint is of, parsed again from its words.
+    """Parse the command line stored in a checkpoint.
 
     Args:
       saved: the checkpoint.
-      folder: where it is now. Images are read from the copies in it, if any; other paths are
-        absolute.
+      folder: its present folder. Input images are replaced by their copies in it, if there are
+        any; other paths are made absolute.
+
+    Returns:
+      The options of the command.
 
     Raises:
-      InputError: for a record that no command writes.
+      InputError: if no command writes such a record.
     """
     with foreign_is_input_error(saved):
         options = parse_call(Call(saved.record["arguments"], saved.record["directory"]))
@@ -93,15 +96,19 @@ def saved_options(saved: store.Saved, folder: Path) -> Any:
             return options
         names = store.copied_names(input_files(options))
         if {*names.values()} != {*saved.inputs}:
-            raise ValueError("its input files are others than those of its command line")
+            raise ValueError("its input files differ from those of its command line")
         return with_inputs(options, {path: folder / name for path, name in names.items()})
 
 
 def restore_resume_point(saved: store.Saved, *, shape: tuple[int, int]) -> ResumePoint:
-    """Where a run stood that makes an image of this height and width; its arrays are taken out.
+    """Restore a resume point from a checkpoint.
+
+    Args:
+      saved: the checkpoint. Its arrays are moved out of it, so that memory holds them only once.
+      shape: height and width of the result.
 
     Raises:
-      InputError: for a record that ``image_saver`` does not write.
+      InputError: if ``checkpoint_saver`` does not write such a record.
     """
     with foreign_is_input_error(saved):
         return ResumePoint(
@@ -112,29 +119,29 @@ def restore_resume_point(saved: store.Saved, *, shape: tuple[int, int]) -> Resum
 
 
 def restore_settings(saved: store.Saved) -> dict[str, Any]:
-    """What the record of a run says of the options that it began with.
+    """Restore what the JSON record of a run says about its options.
 
     Raises:
-      InputError: for a record that ``image_saver`` does not write.
+      InputError: if ``checkpoint_saver`` does not write such a record.
     """
     with foreign_is_input_error(saved):
         settings = saved.record["settings"]
         if not isinstance(settings, dict):
-            raise TypeError("its settings are none")
+            raise TypeError("its settings are not an object")
         _check_depth(settings, levels=5)
         return settings
 
 
 def _check_depth(value: Any, *, levels: int) -> None:
-    """Check that plain data are no deeper than those of a record, whatever wrote them."""
+    """Limit the nesting of settings from a file, which recursive code will traverse."""
     if isinstance(value, (list, dict)):
         if not levels:
-            raise ValueError("its settings are nested too deep")
+            raise ValueError("its settings are nested too deeply")
         for one in value.values() if isinstance(value, dict) else value:
             _check_depth(one, levels=levels - 1)
 
 
-def image_saver(
+def checkpoint_saver(
     folder: Path,
     *,
     call: Call,
@@ -142,19 +149,22 @@ def image_saver(
     settings: dict[str, Any],
     weights: Weights,
     resumed: store.Saved | None = None,
-) -> SaveJob:
-    """A function that saves where a run stands, or tells that it cannot; whether it did.
+) -> SaveCheckpoint:
+    """Make a function that writes checkpoints of a run.
 
     Args:
       folder: of the checkpoints.
-      call: of the command.
-      inputs: the files that it reads, of which copies are kept.
-      settings: what the run's record says of its options.
-      weights: the network.
-      resumed: the checkpoint from which the run goes on, if any, in the same folder.
+      call: the command line.
+      inputs: the files that the run reads; they are copied to the folder.
+      settings: what the run's JSON record says about its options.
+      weights: the network's weights.
+      resumed: the checkpoint that the run resumes from, if any, in the same folder.
+
+    Returns:
+      A function that saves a resume point and returns whether it succeeded; if not, it logs why.
 
     Raises:
-      InputError: where the copies cannot be written.
+      InputError: if the inputs cannot be copied.
     """
     record = common_record(weights) | {"kind": "image", "settings": report.as_json(settings)}
     if resumed is None:
@@ -166,26 +176,28 @@ def image_saver(
 
     def save(resume_point: ResumePoint) -> bool:
         arrays = frame_arrays(resume_point.frames)
-        own = {
+        state = {
             "plan": plan_record(resume_point.plan),
             "position": position_record(resume_point.position, arrays),
         }
         try:
-            store.save(folder, record | own, arrays, inputs=digests)
+            store.save(folder, record | state, arrays, inputs=digests)
             return True
         except OSError as error:
-            rest = "with the one before" if store.checkpoints(folder) else "without one"
-            log(f"cannot write a checkpoint to {folder} ({error.strerror}), going on {rest}")
+            rest = "with the previous one" if store.checkpoints(folder) else "without one"
+            log(f"cannot write a checkpoint to {folder} ({error.strerror}), continuing {rest}")
             return False
 
     return save
 
 
-def save_call(folder: Path, *, call: Call, weights: Weights) -> None:
-    """Save how a batch was called, which tells from what is there what is missing.
+def save_command(folder: Path, *, call: Call, weights: Weights) -> None:
+    """Save the command line of a batch, which suffices to resume it.
+
+    A resumed batch finds the missing images by their records.
 
     Raises:
-      InputError: where it cannot be written.
+      InputError: if it cannot be written.
     """
     record = common_record(weights) | {"kind": "batch"} | call._asdict()
     digests = store.begin(folder)
@@ -197,26 +209,28 @@ def save_call(folder: Path, *, call: Call, weights: Weights) -> None:
         ) from None
 
 
-def saving_times(every: int | None) -> Callable[..., bool]:
-    """A function ``(save, *, step, last)`` that calls ``save`` when it is time, and at the last.
-
-    It returns whether it saved, and that succeeded.
+def checkpoint_schedule(every: int | None) -> Callable[..., bool]:
+    """Make a function that saves a checkpoint whenever one is due.
 
     Args:
-      every: at every so many steps; None by the clock, so that saving takes a twentieth of the time
-        at most.
-    """
-    ended, took = time.monotonic(), 0.0
+      every: steps between two checkpoints. None saves by the clock, at most once in
+        ``CHECKPOINT_SECONDS`` and so that saving takes at most a twentieth of the time.
 
-    def keep(save: Callable[[], bool], *, step: int, last: bool) -> bool:
-        nonlocal ended, took
+    Returns:
+      A function ``(save, *, step, last)`` that calls ``save`` if a checkpoint is due at ``step`` or
+      this is the last report. It returns whether a checkpoint was saved.
+    """
+    saved_at, duration = time.monotonic(), 0.0
+
+    def save_if_due(save: Callable[[], bool], *, step: int, last: bool) -> bool:
+        nonlocal saved_at, duration
         now = time.monotonic()
-        by_clock = every is None and now > ended + max(EVERY_SECONDS, 20 * took)
+        by_clock = every is None and now > saved_at + max(CHECKPOINT_SECONDS, 20 * duration)
         if last or by_clock or (every is not None and step % every == 0):
             saved = save()
-            ended = time.monotonic()
-            took = ended - now
+            saved_at = time.monotonic()
+            duration = saved_at - now
             return saved
         return False
 
-    return keep
+    return save_if_due

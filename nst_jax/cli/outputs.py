@@ -1,6 +1,6 @@
-"""What a job for one image has read, and what it tells and writes at its end.
+"""The job of a command for one image: its checked inputs, and writing its outputs.
 
-What cannot be written where it was to be is kept elsewhere.
+A result that cannot be written to its file is saved elsewhere.
 """
 
 import json
@@ -27,18 +27,18 @@ EXIT_CODES = {"done": 0, "diverged": 1, "stopped": 130}
 
 
 class Job(NamedTuple):
-    """What a command for one image has read and checked.
+    """The checked inputs and options of a command for one image.
 
     Attributes:
       output: the file to write.
-      inputs: the images and masks; without a content a canvas of the result's size is there.
+      inputs: the images and masks; without a content image, a grey canvas of the result's size.
       config: the settings.
       alpha: transparency of the content, ``[H, W]``, or None.
       run, watch, image: the command's options.
-      settings: what the record says of the command's options.
-      files: those that were read.
+      settings: the command's options for the record.
+      files: the files that were read.
       call: the command line.
-      mesh: devices that divide the image, or None.
+      mesh: the devices that divide the image, or None.
     """
 
     output: Path
@@ -59,24 +59,29 @@ class Job(NamedTuple):
         return self.inputs.content.shape[:2]
 
 
-class Ended(NamedTuple):
-    """What a run ended with.
+class Outcome(NamedTuple):
+    """The outcome of a run.
 
     Attributes:
-      result: of ``single.stylize``.
-      plan: how it was computed in the end, or None on several devices.
-      frames: the animation's, where there is to be one.
-      kept: whether the newest checkpoint is of the run's end.
+      result: as returned by ``single.stylize``.
+      plan: the last memory plan, or None on several devices.
+      frames: frames of the animation, if one was requested.
+      in_checkpoint: whether the newest checkpoint contains the end of the run.
     """
 
     result: Result
     plan: MemoryPlan | None
     frames: list[np.ndarray]
-    kept: bool
+    in_checkpoint: bool
 
 
-def closing_words(result: Result, *, averaging: float = 0.0) -> str:
-    """What to tell of a run, with this ``averaging``, that did not end as asked."""
+def status_message(result: Result, *, averaging: float = 0.0) -> str:
+    """The message for a run that was stopped or diverged.
+
+    Args:
+      result: of the run.
+      averaging: the setting.
+    """
     step = len(result.history.loss)
     if result.status == "stopped":
         height, width = result.scales[-1].shape
@@ -86,23 +91,23 @@ def closing_words(result: Result, *, averaging: float = 0.0) -> str:
         return f"stopped at step {step}: wrote {image} so far{scaled}"
     image = "the best image before that"
     if not np.isfinite(result.loss):
-        image = "the initial image, as none had a finite loss"
+        image = "the initial image, because no image had a finite loss"
     return (
         f"diverged at step {step}: the loss or its gradient is not finite; wrote {image}. Lower "
         "the weights or the learning rate"
     )
 
 
-def recovered_words(times: int) -> str:
-    """What is told of one of several images that went back to its best before it ended."""
+def recovery_message(times: int) -> str:
+    """The message for an image that recovered from a divergence ``times`` times."""
     return (
-        f"the loss or its gradient was not finite: went on from the best image with a smaller "
+        f"the loss or its gradient was not finite: restarted from the best image with a smaller "
         f"step ({times} of {RECOVERIES})"
     )
 
 
 def make_record(job: Job, weights: Weights, result: Result) -> dict[str, Any]:
-    """All that a run of one image did, but its timing."""
+    """The record of a run of one image, without its timing."""
     facts = report.run_record(job.config, weights, shape=job.shape, options=job.settings)
     return (
         {"settings": facts.pop("settings"), "seed": job.run.seed}
@@ -112,26 +117,27 @@ def make_record(job: Job, weights: Weights, result: Result) -> dict[str, Any]:
     )
 
 
-def write_outputs(record: dict[str, Any], ended: Ended, *, job: Job, started: float) -> None:
-    """Write the result, then its record, and the animation and the plot where asked for.
+def write_outputs(record: dict[str, Any], outcome: Outcome, *, job: Job, started: float) -> None:
+    """Write the result, then its record, and the animation and the plot if requested.
 
     Args:
       record: of the run; its total time is added.
-      ended: what the run ended with.
-      job: where to.
-      started: ``time.perf_counter()`` of the command's start.
+      outcome: of the run.
+      job: the job.
+      started: ``time.perf_counter()`` at the start of the command.
 
     Raises:
-      InputError: where something cannot be written; it says where the result is kept.
+      InputError: if a file cannot be written; the message says where the result is.
     """
-    image, watch = ended.result.image, job.watch
-    texts, more = metadata(record), asdict(job.image)
+    image, watch = outcome.result.image, job.watch
+    texts, options = metadata(record), asdict(job.image)
     try:
-        save_image(job.output, image, alpha=job.alpha, metadata=texts, **more)
-    except Exception as error:  # of an encoder it may be any
-        # What an encoder cannot do now, it cannot do later either.
-        folder = watch.checkpoint if ended.kept and getattr(error, "errno", None) else None
-        raise not_written(error, image, texts, job=job, folder=folder) from None
+        save_image(job.output, image, alpha=job.alpha, metadata=texts, **options)
+    except Exception as error:  # encoders may raise any exception
+        # Resuming helps only after an error of the system; an encoder would fail again.
+        system_error = bool(getattr(error, "errno", None))
+        folder = watch.checkpoint if outcome.in_checkpoint and system_error else None
+        raise unwritable_image_error(error, image, texts, job=job, folder=folder) from None
     record["timing"]["total_s"] = time.perf_counter() - started
     path = report.json_path(job.output)
     try:
@@ -139,19 +145,19 @@ def write_outputs(record: dict[str, Any], ended: Ended, *, job: Job, started: fl
             report.write_json(path, record)
         if watch.animation is not None:
             path = watch.animation
-            report.write_animation(path, [*ended.frames, to_uint8(image)])
+            report.write_animation(path, [*outcome.frames, to_uint8(image)])
         if watch.plot is not None:
             path = watch.plot
             report.write_plot(path, record["history"])
     except Exception as error:
-        words = not_written_words(error, path)
-        raise InputError(f"{words}the image is written as {job.output}") from None
+        message = not_written_words(error, path)
+        raise InputError(f"{message}the image is written as {job.output}") from None
 
 
 def metadata(record: dict[str, Any]) -> dict[str, str]:
-    """The texts in an image: the record but for what is long, or differs from run to run."""
-    left_out = ("history", "timing", "memory")
-    brief = {key: value for key, value in record.items() if key not in left_out}
+    """The texts stored in the image file: the record without long and changing entries."""
+    omitted = ("history", "timing", "memory")
+    brief = {key: value for key, value in record.items() if key not in omitted}
     return {
         "Software": f"nst_jax {record['versions']['nst_jax']}",
         "nst_jax": json.dumps(report.as_json(brief)),
@@ -159,47 +165,53 @@ def metadata(record: dict[str, Any]) -> dict[str, str]:
 
 
 def not_written_words(error: Exception, output: Path) -> str:
-    """What could not be written, and why."""
-    return f"cannot write {output} ({reason(error)}): "
+    """The start of the message for a file that cannot be written."""
+    return f"cannot write {output} ({error_text(error)}): "
 
 
-def reason(error: Exception) -> str:
-    """Why something could not be written, by the system's words or an encoder's."""
-    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(words.split())
+def error_text(error: Exception) -> str:
+    """The text of an error from the system or an encoder, in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())
 
 
-def not_written(
+def unwritable_image_error(
     error: Exception, image: Any, texts: dict[str, str], *, job: Job, folder: Path | None
 ) -> InputError:
-    """The error of an image that could be written before the run and cannot be now.
-
-    It is kept by the checkpoint in ``folder``, or else in the folder for temporary files.
-    """
-    what = not_written_words(error, job.output)
-    if folder is not None:
-        return InputError(
-            f"{what}see to the place, then 'nst-jax resume {folder}' writes the result"
-        )
-    depth = job.image.bit_depth
-    kept = kept_elsewhere(job.output, image, alpha=job.alpha, metadata=texts, bit_depth=depth)
-    return InputError(f"{what}{kept}")
-
-
-def kept_elsewhere(output: Path, image: Any, **options: Any) -> str:
-    """Keep an image that cannot be written in the folder for temporary files.
+    """The error for an image that cannot be written although the checks before the run passed.
 
     Args:
-      output: where it was to be.
+      error: raised when it was written.
+      image: the image.
+      texts: its metadata.
+      job: the job.
+      folder: of a checkpoint that contains the image; if None, the image is saved to the folder
+        for temporary files.
+    """
+    message = not_written_words(error, job.output)
+    if folder is not None:
+        return InputError(
+            f"{message}solve this, then run 'nst-jax resume {folder}' to write the result"
+        )
+    depth = job.image.bit_depth
+    rescue = save_elsewhere(job.output, image, alpha=job.alpha, metadata=texts, bit_depth=depth)
+    return InputError(f"{message}{rescue}")
+
+
+def save_elsewhere(output: Path, image: Any, **options: Any) -> str:
+    """Save an image that cannot be written to its file as a PNG in a temporary folder.
+
+    Args:
+      output: the file that cannot be written.
       image: the image.
       options: of ``save_image``, for a PNG.
 
     Returns:
-      What became of it, in words.
+      The end of the error message, which says where the image is.
     """
     try:
-        kept = Path(tempfile.mkdtemp(prefix="nst-jax-")) / f"{output.stem}.png"
-        save_image(kept, image, **options)
+        path = Path(tempfile.mkdtemp(prefix="nst-jax-")) / f"{output.stem}.png"
+        save_image(path, image, **options)
     except Exception:
-        return "the result is lost; see to the place and run again"
-    return f"the image is kept as {kept}, move it to where you want it"
+        return "the result is lost; solve this and run the command again"
+    return f"the image is kept as {path}, move it to where you want it"

@@ -1,7 +1,4 @@
-"""Where and how runs are computed: devices, the plan of the memory, how many images at once.
-
-And what to say where they do not fit.
-"""
+"""Planning of devices and memory: meshes, memory plans, batch sizes, and errors if nothing fits."""
 
 from typing import Any
 
@@ -23,99 +20,116 @@ from nst_jax.weights.canonical import Weights
 
 
 def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
-    """The mesh of all devices that a way to divide an image wants.
+    """The mesh of all devices for ``--spread``.
+
+    Args:
+      spread: "rows" or "tiles", or None to compute on one device.
+      config: the settings.
 
     Raises:
-      InputError: where there is one device only; for settings that contradict the way.
+      InputError: if there is only one device, or settings contradict ``spread``.
     """
     if spread is None:
         return None
     if len(jax.local_devices()) == 1:
         raise InputError(
-            f"spread {spread} divides an image among several devices, and there is one only: "
+            f"spread {spread} divides an image among several devices, and there is only one: "
             "leave it out"
         )
     if spread == "rows":
         if isinstance(config.execution.tile, int):
             raise InputError(
-                f"tile is {config.execution.tile}, but rows have no tiles: leave it out, or divide "
-                "the tiles among the devices (--spread tiles)"
+                f"tile is {config.execution.tile}, and --spread rows uses no tiles: leave it out, "
+                "or choose --spread tiles"
             )
         return rows_mesh()
-    without = ["--tile off"] * (config.execution.tile == "off") + ["--remat on"] * (
-        config.execution.remat == "on"
-    )
-    if without:
-        flags = " and ".join(without)
+    no_tiles = ["--tile off"] * (config.execution.tile == "off")
+    no_tiles += ["--remat on"] * (config.execution.remat == "on")
+    if no_tiles:
+        flags = " and ".join(no_tiles)
         raise InputError(
             f"--spread tiles divides tiles among the devices, and with {flags} there are none: "
-            f"leave out {flags}, or take --spread rows"
+            f"leave out {flags}, or choose --spread rows"
         )
     return make_mesh()
 
 
-def make_plan(job: Job, weights: Weights, *, than: MemoryPlan | None = None) -> MemoryPlan | None:
-    """What the last scale will need, and how it is to be computed.
+def make_plan(job: Job, weights: Weights, *, failed: MemoryPlan | None = None) -> MemoryPlan | None:
+    """Choose the execution plan of the last scale and estimate its memory.
 
     Args:
-      job, weights: what to do.
-      than: a plan that needs more, for which the memory did not suffice.
+      job, weights: the run.
+      failed: a plan that ran out of memory; the new one needs less.
+
+    Returns:
+      The plan, or None if the backend does not report the memory of a program.
 
     Raises:
-      InputError: where it does not fit in any way.
+      InputError: if no execution plan fits into memory.
     """
     task = make_task(weights.variables, job.inputs, config=job.config)
-    free = free_bytes(jax.local_devices()[0]) if than is None else _less(than)
-    plan = choose(task, free=free, failed=than is not None)
+    free = free_bytes(jax.local_devices()[0]) if failed is None else _memory_below(failed)
+    plan = choose(task, free=free, failed=failed is not None)
     if plan is not None:
-        plan = plan if than is None else plan._replace(free=than.free)
-        make_room(plan)
+        plan = plan if failed is None else plan._replace(free=failed.free)
+        reserve_memory(plan)
     return plan
 
 
-def make_smaller_plan(job: Job, weights: Weights, *, than: MemoryPlan) -> MemoryPlan:
-    """The next way that needs less than one for which the memory did not suffice.
+def make_smaller_plan(job: Job, weights: Weights, *, failed: MemoryPlan) -> MemoryPlan:
+    """Choose the next cheaper execution plan after one ran out of memory.
 
     Raises:
-      InputError: where there is none, with the size that would fit.
+      InputError: if there is none; the message names the image size that would fit.
     """
-    plan = make_plan(job, weights, than=than)
-    assert plan is not None  # or there would have been none before
+    plan = make_plan(job, weights, failed=failed)
+    assert plan is not None  # the backend reported the memory of the failed plan
     return plan
 
 
-def _less(plan: MemoryPlan) -> int:
-    """Free memory with which ``choose`` takes a way that needs less."""
+def _memory_below(plan: MemoryPlan) -> int:
+    """Free memory, in bytes, into which this plan no longer fits."""
     return int((sum(plan.needs) - 1) / USABLE)
 
 
-def log_room(plan: MemoryPlan) -> None:
-    """Say where less is free now than an earlier plan needs, which is kept for the same result."""
+def warn_if_memory_shrank(plan: MemoryPlan) -> None:
+    """Warn if less memory is free than a resumed run needs.
+
+    A resumed run keeps its plan, because another one may change the result.
+    """
     free, needed = free_bytes(jax.local_devices()[0]), sum(plan.needs)
     if free is not None and needed > free:
-        words = f"the run was planned to take {in_gib(needed)} and {in_gib(free)} are free now"
-        log(f"{words}: it may not go on here")
+        log(
+            f"the run was planned for {in_gib(needed)} of memory and {in_gib(free)} are free now: "
+            "it may run out of memory"
+        )
 
 
-def make_room(plan: MemoryPlan) -> None:
-    """Let the process keep room for a plan on CPUs, see ``memory``."""
+def reserve_memory(plan: MemoryPlan) -> None:
+    """On CPUs, reserve memory for a plan in the process's allocator, see ``memory.reserve``."""
     if jax.default_backend() != "cpu":
         return
-    # Twice the scratch: it may get a second place, see ``keep_to_place``.
-    room = sum(plan.needs) + plan.needs.scratch
-    if plan.free is None or room <= USABLE * plan.free:
-        reserve(room)
+    # Scratch memory counts twice, because it may move to a second place, see ``keep_to_place``.
+    size = sum(plan.needs) + plan.needs.scratch
+    if plan.free is None or size <= USABLE * plan.free:
+        reserve(size)
     else:
         keep_freed_memory(large=False)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of the computation is one of too little memory."""
+    """Whether JAX raised this error because memory ran out."""
     return "out of memory" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def explained(error: Exception, *, width: int, height: int, advice: str = "") -> Exception:
-    """An error of the computation as one of the input, where it is one of too little memory."""
+    """Convert an out-of-memory error to an ``InputError``; return other errors unchanged.
+
+    Args:
+      error: raised by JAX.
+      width, height: of the image, in pixels.
+      advice: what else would need less memory, as "choose A, " or "".
+    """
     if not is_out_of_memory(error):
         return error
     return InputError(
@@ -125,27 +139,28 @@ def explained(error: Exception, *, width: int, height: int, advice: str = "") ->
 
 
 def image_memory(problem: Problem, *, free: int | None = None) -> LoopMemory | None:
-    """What the loop of one image takes, for images one after another in one process.
+    """Estimate the memory of one image's loop, in a process that computes many.
 
-    The program is compiled for it. On CPUs scratch counts twice: when it is freed it stays with the
-    process, see ``memory``, and blocks that have got between may keep it from being used again.
-    Where that does not fit, large blocks are given back from now on, and it counts once.
+    This compiles the program. On CPUs scratch memory counts twice: the process keeps it when it is
+    freed (see ``memory``), and small blocks in between may prevent its reuse. If that does not fit,
+    the process returns large blocks to the system from now on, and scratch memory counts once.
 
     Args:
       problem: of the image.
-      free: from ``memory.free_bytes``; None for no limit.
+      free: from ``memory.free_bytes``, or None for no limit.
 
     Returns:
-      The ``LoopMemory``, or None where the backend does not tell.
+      The ``LoopMemory``, or None if the backend does not report it.
     """
-    # Shapes are enough, and hold nothing.
-    given: Any = jax.tree.map(
+    # Shapes suffice, and unlike arrays they keep no memory alive.
+    shapes: Any = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (problem.variables, problem.targets)
     )
-    memory = loop_memory(problem.solver, problem.shape, np.float32, *given)
+    memory = loop_memory(problem.solver, problem.shape, np.float32, *shapes)
     if memory is None or jax.default_backend() != "cpu":
         return memory
     twice = memory._replace(scratch=2 * memory.scratch)
+    # The network is already in memory, so only the rest (``own``) has to fit into the free memory.
     if free is None or twice.own <= USABLE * free:
         return twice
     keep_freed_memory(large=False)
@@ -153,15 +168,15 @@ def image_memory(problem: Problem, *, free: int | None = None) -> LoopMemory | N
 
 
 def batch_that_fits(memory: LoopMemory, free: int, *, at_most: int) -> int:
-    """The largest number of images that fits, with a margin.
+    """The largest number of images that fit into memory, with a margin.
 
     Args:
-      memory: from ``image_memory``; the network is in its place already.
+      memory: of one image, from ``image_memory``; the network is already in memory.
       free: from ``memory.free_bytes``.
-      at_most: the largest number wanted.
+      at_most: upper limit of the number.
 
     Returns:
-      The number, 0 where not even one fits.
+      The number, 0 if not even one image fits.
 
     >>> batch_that_fits(LoopMemory(network=50, state=60, targets=20, scratch=20), 1000, at_most=32)
     8
@@ -170,7 +185,7 @@ def batch_that_fits(memory: LoopMemory, free: int, *, at_most: int) -> int:
 
 
 def refusal(memory: LoopMemory, free: int, *, width: int, height: int) -> InputError:
-    """The error for an image that does not fit, with the numbers that ``batch_that_fits`` has."""
+    """The error for an image that does not fit, with the margin of ``batch_that_fits``."""
     needed = memory.own / USABLE
     return InputError(
         f"an image of {width}x{height} px needs about {in_gib(needed)}, {in_gib(free)} are free: "
@@ -179,30 +194,32 @@ def refusal(memory: LoopMemory, free: int, *, width: int, height: int) -> InputE
 
 
 def times(memory: LoopMemory, images: int, *, networks: int = 1) -> LoopMemory:
-    """What images that are computed at once take of one memory.
+    """The memory that several images need when computed at once.
 
     Args:
-      memory: of one of them, from ``image_memory``.
-      images: how many.
-      networks: how many devices are in this memory, each with the network for itself.
+      memory: of one image, from ``image_memory``.
+      images: number of images.
+      networks: number of devices that share this memory, each with a copy of the network.
     """
-    one = memory
     return LoopMemory(
-        networks * one.network, images * one.state, images * one.targets, images * one.scratch
+        network=networks * memory.network,
+        state=images * memory.state,
+        targets=images * memory.targets,
+        scratch=images * memory.scratch,
     )
 
 
 def images_in_words(
     problem: Problem, memory: LoopMemory, *, free: int | None, process: int, images: int
 ) -> str:
-    """What images of one size take together, in one line as that of a single run.
+    """Describe the memory of several images of one size in one line, as that of a single run.
 
     Args:
-      problem: of one of them.
-      memory: of all of them.
-      free: from ``memory.free_bytes``, or None where it is not known.
+      problem: of one image.
+      memory: of all images.
+      free: from ``memory.free_bytes``, or None if it is not known.
       process: from ``memory.own_memory`` at the same time.
-      images: how many are computed at once.
+      images: number of images computed at once.
     """
     plan = MemoryPlan(problem.execution_plan, memory, free)
     return plan_in_words(plan, shape=problem.shape, process=process, images=images)

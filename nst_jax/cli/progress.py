@@ -1,4 +1,4 @@
-"""Progress of a run on the terminal: a bar, or plain lines where the output is no terminal."""
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +10,12 @@ from rich.progress import Progress as Bar
 
 from nst_jax.transfer.types import Progress
 
+LINE_SECONDS = 30.0  # between two plain lines, at most
+
 
 @contextmanager
 def planning_display(console: Console | None = None) -> Iterator[None]:
-    """Say on a terminal, while it is so, that a run is being planned."""
+    """Show on a terminal that the block is planning a run."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -26,11 +28,11 @@ def planning_display(console: Console | None = None) -> Iterator[None]:
 def progress_display(
     steps: int, *, console: Console | None = None
 ) -> Iterator[Callable[[Progress], None]]:
-    """Give a function that shows a ``Progress``.
+    """Give a function that shows the ``Progress`` of a run.
 
     Args:
       steps: number of steps of the run.
-      console: where to, by default standard error.
+      console: by default standard error.
     """
     console = console or Console(stderr=True)
     if not console.is_terminal:
@@ -51,7 +53,7 @@ def progress_display(
             nonlocal scale
             if progress.scale > scale:
                 bar.console.print(_compiled(progress))
-                if not scale:  # so that the time left is that of steps
+                if not scale:  # the remaining time is estimated from steps, without compilation
                     bar.reset(task, description="stylizing", detail="")
                 scale = progress.scale
             bar.update(task, completed=progress.step, detail=_detail(progress))
@@ -66,55 +68,59 @@ def job_display(
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Callable[[float], None]]:
-    """Give a function that shows how many images of a job are done, also in fractions.
+    """Give a function that shows the number of finished images of a job, including fractions.
 
     Args:
-      images: of the job.
-      console: where to, by default standard error.
-      clock: gives seconds.
+      images: number of images of the job.
+      console: by default standard error.
+      clock: returns seconds.
     """
     console = console or Console(stderr=True)
-    words = _images_in_words(images, clock=clock)
+    describe = _job_describer(images, clock=clock)
     if not console.is_terminal:
-        shown_at, shown = -30.0, -1
+        shown_at, shown = -LINE_SECONDS, -1
 
         def print_line(done: float) -> None:
             nonlocal shown_at, shown
-            if int(done) > shown or clock() > shown_at + 30:
-                console.print(words(done), highlight=False, soft_wrap=True)
+            if int(done) > shown or clock() > shown_at + LINE_SECONDS:
+                console.print(describe(done), highlight=False, soft_wrap=True)
                 shown_at, shown = clock(), int(done)
 
         yield print_line
         return
     columns = (BarColumn(), TextColumn("{task.description}"))
-    # What goes to the standard output may be read by another program.
+    # Standard output is left alone, because another program may read it.
     with Bar(*columns, console=console, redirect_stdout=False) as bar:
         task = bar.add_task("compiling", total=images)
-        yield lambda done: bar.update(task, completed=done, description=words(done))
+        yield lambda done: bar.update(task, completed=done, description=describe(done))
 
 
-def _images_in_words(images: int, *, clock: Callable[[], float]) -> Callable[[float], str]:
-    """Words for what is done; the speed is that since the first report, without compilation."""
+def _job_describer(images: int, *, clock: Callable[[], float]) -> Callable[[float], str]:
+    """Make a function that describes the progress of a job.
+
+    Its speed is measured from the first report, which comes after compilation.
+    """
     first: tuple[float, float] | None = None
 
-    def words(done: float) -> str:
+    def describe(done: float) -> str:
         nonlocal first
-        if first is None or done < first[1]:  # less is done after a batch that was too large
+        # A batch that ran out of memory starts again, so the number may fall.
+        if first is None or done < first[1]:
             first = (clock(), done)
         speed = (done - first[1]) / max(clock() - first[0], 1e-6)
         rate = f", {speed:.3g} images/s, {(images - done) / speed:.0f} s left" if speed else ""
-        return f"{int(done + 1e-6)}/{images} images{rate}"
+        return f"{int(done + 1e-6)}/{images} images{rate}"  # a sum of fractions may be inexact
 
-    return words
+    return describe
 
 
 def _compiled(progress: Progress) -> str:
-    """What is told at the first step of a scale."""
-    words = f"compiled in {progress.compile_s:.1f} s"
+    """The line for the first step of a scale."""
+    text = f"compiled in {progress.compile_s:.1f} s"
     if progress.scales == 1:
-        return words
+        return text
     height, width, _ = progress.image.shape
-    return f"scale {progress.scale}/{progress.scales}, {width}x{height} px: {words}"
+    return f"scale {progress.scale}/{progress.scales}, {width}x{height} px: {text}"
 
 
 def _detail(progress: Progress) -> str:
@@ -122,7 +128,7 @@ def _detail(progress: Progress) -> str:
 
 
 def _line_printer(console: Console) -> Callable[[Progress], None]:
-    """Print about ten lines a run, and one every half minute at least."""
+    """Make a function that prints about ten lines per run, and at least one every half minute."""
     shown, shown_at, scale = -1, 0.0, 0
 
     def show(progress: Progress) -> None:
@@ -131,7 +137,7 @@ def _line_printer(console: Console) -> Callable[[Progress], None]:
             console.print(_compiled(progress), highlight=False)
             scale = progress.scale
         tenth = 10 * progress.step // progress.steps
-        if tenth > shown or time.monotonic() > shown_at + 30:
+        if tenth > shown or time.monotonic() > shown_at + LINE_SECONDS:
             left = (progress.steps - progress.step) * progress.seconds_per_step
             console.print(
                 f"step {progress.step}/{progress.steps}, {_detail(progress)}, {left:.0f} s left",

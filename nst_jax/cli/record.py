@@ -1,4 +1,4 @@
-"""What a run leaves beside its image: JSON record, previews, animation, loss curve."""
+"""The files that a run writes besides its image: JSON record, previews, animation, loss plot."""
 
 import importlib.metadata
 import json
@@ -22,7 +22,7 @@ from nst_jax.weights.canonical import Weights
 
 
 def as_json(value: Any) -> Any:
-    """Plain data of a setting or result; numbers that JSON has no form for become null.
+    """Convert settings and results to plain data; NaN and infinity become None (JSON null).
 
     >>> as_json({"a": (1, float("nan"))})
     {'a': [1, None]}
@@ -41,13 +41,13 @@ def as_json(value: Any) -> Any:
 
 
 def history_record(history: Info) -> dict[str, list]:
-    """One number per step for the loss and each of its terms."""
+    """The loss and each of its terms as lists with one number per step."""
     terms = history.terms._asdict() if hasattr(history.terms, "_asdict") else history.terms
     return as_json({"total": history.loss} | dict(terms))
 
 
 def settings_record(config: Config) -> dict[str, Any]:
-    """The settings as the record has them, with layers by name."""
+    """The settings for the record, with layers as dicts from name to weight."""
     layers = {
         "content_layers": dict(config.loss.content_layers),
         "style_layers": dict(config.loss.style_layers),
@@ -58,18 +58,18 @@ def settings_record(config: Config) -> dict[str, Any]:
 def run_record(
     config: Config, weights: Weights, *, shape: Sequence[int], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a record says of a run before it begins.
+    """The entries of a record that are known before the run.
 
     Args:
-      config, weights: the settings and the network.
+      config, weights: the settings and the network's weights.
       shape: height and width of the result.
-      options: what it says of the command's other options, and of an initial image that is read
-        from a copy.
+      options: the command's other options. They override settings of the same name; a resumed run
+        so keeps the name of an initial image that it reads from a copy.
     """
-    own = settings_record(config)
-    others = {name: value for name, value in options.items() if name not in own}
+    settings = settings_record(config)
+    others = {name: value for name, value in options.items() if name not in settings}
     return {
-        "settings": others | own | options,
+        "settings": others | settings | options,  # other options first, in a stable order
         "versions": versions(),
         "device": device(),
         "weights": {"name": weights.info.name, "sha256": weights.info.sha256},
@@ -78,7 +78,7 @@ def run_record(
 
 
 def outcome_record(result: Result) -> dict[str, Any]:
-    """What a record says of how an image came out."""
+    """The entries of a record about the outcome of a run."""
     record: dict[str, Any] = {"status": result.status}
     if result.scales:
         record["scales"] = [
@@ -95,13 +95,13 @@ def outcome_record(result: Result) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record whole or not at all."""
+    """Write a record atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(as_json(record), indent=1, allow_nan=False) + "\n", "utf-8")
 
 
 def preview_path(output: Path, step: int) -> Path:
-    """Name of a numbered preview.
+    """File name of the preview at a step.
 
     >>> preview_path(Path("out.png"), 50).name
     'out_00050.png'
@@ -110,10 +110,16 @@ def preview_path(output: Path, step: int) -> Path:
 
 
 def write_animation(path: Path, frames: Sequence[np.ndarray], *, seconds: float = 4.0) -> None:
-    """Write frames ``[H, W, 3]`` uint8 as a GIF of about so many seconds that stays at its end."""
+    """Write an animated GIF that pauses for two seconds on its last frame.
+
+    Args:
+      path: the file.
+      frames: uint8 ``[H, W, 3]`` each.
+      seconds: approximate duration without the pause.
+    """
     images = [Image.fromarray(frame) for frame in frames]
-    each = max(40, round(1000 * seconds / len(images)))
-    durations = [each] * (len(images) - 1) + [2000]
+    milliseconds = max(40, round(1000 * seconds / len(images)))
+    durations = [milliseconds] * (len(images) - 1) + [2000]
     with atomic_write(path) as temporary:
         images[0].save(
             temporary, save_all=True, append_images=images[1:], duration=durations, loop=0
@@ -121,30 +127,35 @@ def write_animation(path: Path, frames: Sequence[np.ndarray], *, seconds: float 
 
 
 def check_plotting(path: Path) -> None:
-    """Check that a plot can be drawn into a file of this name.
+    """Check that a plot can be written to a file of this name.
 
     Raises:
-      InputError: for an unknown suffix, or where the plotting library is missing.
+      InputError: if the suffix is unknown, or Matplotlib is missing.
     """
     if path.suffix.lower() not in (".png", ".svg", ".pdf", ".jpg"):
-        raise InputError(f"{path} is no name of a plot: expected .png, .svg, .pdf or .jpg")
+        raise InputError(f"{path} is not a name for a plot: expected .png, .svg, .pdf or .jpg")
     try:
         importlib.metadata.version("matplotlib")
     except importlib.metadata.PackageNotFoundError:
         raise InputError(
-            "--plot needs matplotlib: install it with pip install matplotlib"
+            "--plot requires matplotlib: install it with pip install matplotlib"
         ) from None
 
 
 def write_plot(path: Path, history: dict[str, list]) -> None:
-    """Draw the loss and its terms over the steps."""
+    """Plot the loss and its terms over the steps.
+
+    Args:
+      path: the file.
+      history: from ``history_record``.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, values in history.items():
         numbers = np.array(values, float)
-        if np.nanmax(numbers, initial=0) > 0:
+        if np.nanmax(numbers, initial=0) > 0:  # a term of zeros has no place on a log axis
             axes.plot(np.arange(1, len(values) + 1), numbers, label=name)
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)

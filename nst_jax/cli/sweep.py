@@ -1,6 +1,6 @@
-"""The command ``nst-jax sweep``: several values of settings into one labelled sheet.
+"""The command ``nst-jax sweep``: images for several values of settings, on one labelled sheet.
 
-Combinations of one structure share a program.
+Combinations with the same ``transfer.batch.structure`` share a compiled program.
 """
 
 import itertools
@@ -23,10 +23,15 @@ from nst_jax.cli.checks import (
     find_network,
     load_init,
 )
-from nst_jax.cli.fallback import explaining, may_gain_alone, once_more_alone, with_fallback
+from nst_jax.cli.fallback import (
+    memory_errors_to_input_errors,
+    rerun_alone,
+    run_with_fallback,
+    should_rerun,
+)
 from nst_jax.cli.messages import log
 from nst_jax.cli.options import Sweep, WatchOptions
-from nst_jax.cli.outputs import EXIT_CODES, kept_elsewhere, not_written_words
+from nst_jax.cli.outputs import EXIT_CODES, not_written_words, save_elsewhere
 from nst_jax.cli.parsing import input_files
 from nst_jax.cli.planning import image_memory, images_in_words, refusal, times
 from nst_jax.cli.progress import progress_display
@@ -54,17 +59,21 @@ from nst_jax.weights.canonical import Weights
 
 MAX_COMBINATIONS = 200
 
+MEMORY_ADVICE = "a smaller --batch-size, "  # in errors of too little memory
+
+COLUMNS = 6  # of a sheet for a single setting
+
 
 class Combination(NamedTuple):
     """One image of a sweep.
 
     Attributes:
-      words: setting -> value as it was written.
-      config: the settings.
-      seed: the seed of its noise.
+      values: from the name of each swept setting to its value, as given on the command line.
+      config: all settings.
+      seed: seed of the noise.
     """
 
-    words: dict[str, str]
+    values: dict[str, str]
     config: Config
     seed: int
 
@@ -72,18 +81,18 @@ class Combination(NamedTuple):
 def combinations(
     over: Sequence[str], *, config: Config, seed: int, preset: Config = Config()
 ) -> list[Combination]:
-    """Every combination of the swept settings' values; the last setting changes fastest.
+    """All combinations of the values of the swept settings; the last setting changes fastest.
 
     Args:
-      over: ``NAME=VALUE,VALUE`` each; layers of one value are joined by ``+``, and so are the
-        steps of several scales.
-      config: all other settings.
-      seed: likewise.
-      preset: the settings of which ``config`` is a variation; another optimiser does not take over
-        its learning rate and memory size.
+      over: ``NAME=VALUE,VALUE`` each. Several layers in one value are joined by ``+``, and so are
+        the steps of several scales.
+      config: the other settings.
+      seed: seed of the noise, unless it is swept.
+      preset: the preset from which ``config`` was made. A combination with another optimiser does
+        not take the preset's learning rate and memory size, only those that ``config`` changes.
 
     Raises:
-      InputError: for unknown settings and values, and combinations that ``Config`` refuses.
+      InputError: if a setting or value is unknown, or ``Config`` rejects a combination.
     """
     if not over:
         raise InputError("nothing to sweep: expected --over NAME=VALUE,VALUE")
@@ -94,33 +103,34 @@ def combinations(
         if not equals or not all(value.strip() for value in values.split(",")):
             raise InputError(f"--over {text!r}: expected NAME=VALUE,VALUE")
         if name in swept:
-            raise InputError(f"--over names {name} twice: give all its values at once")
+            raise InputError(f"--over names {name} twice: give all its values in one --over")
         swept[name] = [value.strip() for value in values.split(",")]
         if len(set(swept[name])) < len(swept[name]):
-            raise InputError(f"--over {text!r} has a value twice: expected different ones")
+            raise InputError(f"--over {text!r} has a value twice: expected different values")
     parsed = {name: [_parse(name, value) for value in values] for name, values in swept.items()}
     count = math.prod(map(len, parsed.values()))
     if count > MAX_COMBINATIONS:
         raise InputError(
-            f"--over asks for {count} images: expected at most {MAX_COMBINATIONS}; leave out "
+            f"--over makes {count} combinations: expected at most {MAX_COMBINATIONS}; leave out "
             "some values"
         )
     if "scale_factor" in swept and config.pyramid.min_size is None and "min_size" not in swept:
         raise InputError("--over scale_factor has no effect without min_size: leave it out")
-    words = itertools.product(*swept.values())
-    values = itertools.product(*parsed.values())
     result = [
         _combine(
             dict(zip(swept, texts, strict=True)),
-            dict(zip(swept, numbers, strict=True)),
+            dict(zip(swept, values, strict=True)),
             config=config,
             seed=seed,
             preset=preset,
         )
-        for texts, numbers in zip(words, values, strict=True)
+        for texts, values in zip(
+            itertools.product(*swept.values()), itertools.product(*parsed.values()), strict=True
+        )
     ]
     inits = {item.config.initial.init for item in result}
     for name in swept:
+        # ``noise_ratio`` is the weight of the noise in a blend with the content.
         needed = {"blend"} if name == "noise_ratio" else {"noise", "blend"}
         if name in ("seed", "noise", "noise_scale", "noise_ratio") and not inits & needed:
             raise InputError(
@@ -131,18 +141,20 @@ def combinations(
 
 
 def _combine(
-    words: dict[str, str], values: dict[str, Any], *, config: Config, seed: int, preset: Config
+    texts: dict[str, str], values: dict[str, Any], *, config: Config, seed: int, preset: Config
 ) -> Combination:
     seed = values.pop("seed", seed)
     if "optimizer" in values:
-        own = to_flat(preset)
-        asked = {name: value for name, value in to_flat(config).items() if value != own[name]}
-        return Combination(words, preset.but(**asked | values), seed)
-    return Combination(words, config.but(**values), seed)
+        # Changing the optimiser resets its learning rate and memory size. So start from the preset,
+        # and apply the optimiser together with the user's settings: those that differ from it.
+        before = to_flat(preset)
+        changes = {name: value for name, value in to_flat(config).items() if value != before[name]}
+        return Combination(texts, preset.but(**changes | values), seed)
+    return Combination(texts, config.but(**values), seed)
 
 
 def _parse(name: str, text: str) -> Any:
-    """The value of a setting from its text; ``Config`` checks it further."""
+    """Parse the value of a setting; ``Config`` checks its range."""
     types = {"seed": int} | flat_types()
     if name not in types:
         expected = ", ".join(flat_types())
@@ -158,7 +170,7 @@ def _parse(name: str, text: str) -> Any:
         return _boolean(name, text)
     if hint == tuple[int, ...]:
         return tuple(_number(name, item, kind=int) for item in text.split("+"))
-    if hint == Tile:
+    if hint == Tile:  # a number, or a word that ``Config`` checks
         return int(text) if text.removeprefix("-").isdecimal() else text
     if hint in (float, float | None):
         return _number(name, text, kind=float)
@@ -172,7 +184,7 @@ def _parse(name: str, text: str) -> Any:
 
 def _boolean(name: str, text: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise InputError(f"--over {name}: {text!r} is neither true nor false")
+        raise InputError(f"--over {name}: {text!r} is not a truth value: expected true or false")
     return text.lower() == "true"
 
 
@@ -180,39 +192,41 @@ def _number(name: str, text: str, *, kind: type) -> Any:
     try:
         return kind(text)
     except ValueError:
-        whole = "whole " if kind is int else ""
-        raise InputError(f"--over {name}: {text!r} is no {whole}number") from None
+        expected = "an integer" if kind is int else "a number"
+        raise InputError(f"--over {name}: {text!r} is not {expected}") from None
 
 
 def groups(items: Sequence[Combination], *, batch_size: int) -> list[list[int]]:
-    """Indices of the combinations that run together: of one structure, and at most ``batch_size``.
+    """Group combinations into batches of one structure.
 
-    The groups of a structure are as equal in size as may be, for each size is compiled anew.
+    Args:
+      items: the combinations.
+      batch_size: maximum size of a batch. The batches of a structure have nearly equal sizes,
+        because every size is compiled separately.
+
+    Returns:
+      The indices of the combinations in each batch.
     """
     by_structure: dict[Config, list[int]] = {}
     for index, item in enumerate(items):
         by_structure.setdefault(structure(item.config), []).append(index)
     result: list[list[int]] = []
     for config, indices in by_structure.items():
-        # A line search's go in turn anyway: alone, each is written when it is done.
-        most = 1 if config.optimizer.name == "lbfgs-linesearch" else batch_size
-        size = -(-len(indices) // -(-len(indices) // most))
+        # Runs with a line search are computed one after another in any case.
+        largest = 1 if config.optimizer.name == "lbfgs-linesearch" else batch_size
+        size = -(-len(indices) // -(-len(indices) // largest))
         result += [indices[start : start + size] for start in range(0, len(indices), size)]
     return result
 
 
-COLUMNS = 6  # of a sweep over one setting
-
-
-class Read(NamedTuple):
-    """What a sweep has read.
+class SweepInputs(NamedTuple):
+    """The checked inputs of a sweep.
 
     Attributes:
       shape: height and width of the images.
-      inputs: the images and masks for combinations of each structure, see
-        ``transfer.batch.structure``.
-      inits: the initial images of files, by ``config.initial.init``.
-      regions: what the record says of the regions.
+      inputs: images and masks for each ``transfer.batch.structure``.
+      inits: initial images by ``config.initial.init``; None unless it names a file.
+      regions: the regions, for the record.
     """
 
     shape: tuple[int, int]
@@ -225,42 +239,44 @@ def sweep(options: Sweep) -> int:
     """Run ``nst-jax sweep``; see ``options.Sweep``.
 
     Returns:
-      The exit code: 0 done; 1 where an image diverged; 130 interrupted, with the sheet written.
+      The exit code: 0 if all images are done, 1 if one diverged, 130 after an interrupt. The sheet
+      is written in each case.
 
     Raises:
-      InputError: before anything is written; for outputs that cannot be written, at the end.
+      InputError: for bad input, before anything is written; at the end, if an output cannot be
+        written.
     """
     started = time.perf_counter()
     run = options.run
     items = find_combinations(options)
-    read = read_inputs(options, items)
+    inputs = read_inputs(options, items)
     weights = find_network(run, [item.config for item in items])
-    use_compilation_cache()  # only now: bad input leaves nothing behind
-    results = run_groups(items, read, weights, batch_size=options.batch_size)
+    use_compilation_cache()  # after all checks: bad input must not create the cache folder
+    results = run_groups(items, inputs, weights, batch_size=options.batch_size)
     facts = report.run_record(
         run.config,
         weights,
-        shape=read.shape,
-        options=flat_settings(options, masks=read.regions),
+        shape=inputs.shape,
+        options=flat_settings(options, masks=inputs.regions),
     )
-    images = [combination_record(item, result) for item, result in zip(items, results)]
+    images = [combination_record(*pair) for pair in zip(items, results, strict=True)]
     timing = {"timing": {"total_s": time.perf_counter() - started}}
-    sheet = make_sheet(items, results, blank=np.ones((*read.shape, 3), np.float32))
+    sheet = make_sheet(items, results, blank=np.ones((*inputs.shape, 3), np.float32))
     write_sheet(options.output, sheet, facts | {"images": images} | timing)
     print(options.output)
     statuses = {"stopped" if result is None else result.status for result in results}
     for status in ("stopped", "diverged"):
         if status in statuses:
-            log(f"{status}: see the labels of the sheet")
+            log(f"{status}: the labels on the sheet show which images")
             return EXIT_CODES[status]
     return 0
 
 
 def find_combinations(options: Sweep) -> list[Combination]:
-    """The combinations to make; they and the other options are checked before any image is read.
+    """Find the combinations, and check all options before any image is read.
 
     Raises:
-      InputError: for options that contradict each other, and outputs that cannot be written.
+      InputError: if options contradict each other, or an output cannot be written.
     """
     run = options.run
     preset = get_preset(run.preset).config
@@ -280,11 +296,11 @@ def find_combinations(options: Sweep) -> list[Combination]:
     return items
 
 
-def read_inputs(options: Sweep, items: Sequence[Combination]) -> Read:
+def read_inputs(options: Sweep, items: Sequence[Combination]) -> SweepInputs:
     """Read the images and check them for each combination.
 
     Raises:
-      InputError: for images that cannot be read or do not fit.
+      InputError: if an image cannot be read, or does not fit the settings.
     """
     content = load_image(options.content, size=options.size)
     sheet = sheet_shape(content.shape, labels=make_labels(items), columns=sheet_columns(items))
@@ -303,6 +319,7 @@ def read_inputs(options: Sweep, items: Sequence[Combination]) -> Read:
         if init is not None:
             check_initial(init, shape=content.shape)
     inputs: dict[Config, Inputs] = {}
+    # Combinations of one structure have the same layers and guides, so one check suffices.
     for item in items:
         if (key := structure(item.config)) not in inputs:
             styles = with_layers(read, options.regions, options.styles, config=item.config)
@@ -313,91 +330,90 @@ def read_inputs(options: Sweep, items: Sequence[Combination]) -> Read:
                 guidance=styles.guidance,
                 names=region_names(styles.regions),
             )
-    return Read(content.shape[:2], inputs, inits, read.regions)
+    return SweepInputs(content.shape[:2], inputs, inits, read.regions)
 
 
 def write_sheet(output: Path, sheet: np.ndarray, record: dict[str, Any]) -> None:
     """Write the sheet, then its record.
 
     Raises:
-      InputError: where something cannot be written; it says where the sheet is kept.
+      InputError: if either cannot be written; the message says where the sheet is.
     """
     try:
         save_image(output, sheet)
-    except Exception as error:  # of an encoder it may be any
-        words = not_written_words(error, output)
-        raise InputError(f"{words}{kept_elsewhere(output, sheet)}") from None
+    except Exception as error:  # encoders may raise any exception
+        message = not_written_words(error, output)
+        raise InputError(f"{message}{save_elsewhere(output, sheet)}") from None
     try:
         report.write_json(json_path(output), record)
     except OSError as error:
-        words = not_written_words(error, json_path(output))
-        raise InputError(f"{words}the sheet is written as {output}") from None
+        message = not_written_words(error, json_path(output))
+        raise InputError(f"{message}the sheet is written as {output}") from None
 
 
 def run_groups(
-    items: Sequence[Combination], read: Read, weights: Weights, *, batch_size: int
+    items: Sequence[Combination], inputs: SweepInputs, weights: Weights, *, batch_size: int
 ) -> list[Result | None]:
-    """Run all combinations, those of one structure together.
+    """Run all combinations in batches of one structure.
 
     Returns:
-      A result for each combination, or None where the run was stopped before.
+      A result for each combination, or None if the sweep was stopped before it.
 
     Raises:
-      InputError: where the memory does not suffice.
+      InputError: if a batch does not fit into memory.
     """
     results: list[Result | None] = [None] * len(items)
     problems: dict[Any, Problem] = {}
     work = groups(items, batch_size=batch_size)
     steps = sum(items[group[0]].config.steps for group in work)
     done = 0
-    # Once: what a group frees stays with the process, and serves the next.
+    # Measure once: the process keeps the memory that a batch has freed, and the next one uses it.
     free, process = free_bytes(jax.local_devices()[0]), own_memory()
-    with progress_display(steps) as show, stop_on_signals() as asked:
+    with progress_display(steps) as show, stop_on_signals() as stop_signal:
 
         def callback(progress: Progress) -> bool:
-            # One line for the whole batch: the mean of their losses.
+            # One line for the whole batch shows the mean loss, in float64 so that it is finite.
             info = jax.tree.map(partial(np.mean, dtype=float), progress.info)
             show(progress._replace(info=info, step=done + progress.step, steps=steps))
-            return asked() is None
+            return stop_signal() is None
 
         for group in work:
             first = items[group[0]]
             key = structure(first.config)
-            with explaining(read.shape, advice="fewer --batch-size, "):
+            with memory_errors_to_input_errors(inputs.shape, advice=MEMORY_ADVICE):
                 if key not in problems:
-                    problems = {}  # one at a time: each holds features
-                    problems = {
-                        key: make_problem(weights.variables, read.inputs[key], config=first.config)
-                    }
+                    problems = {}  # free the features of the last structure first
+                    given = inputs.inputs[key]
+                    problems = {key: make_problem(weights.variables, given, config=first.config)}
                     log_batch_memory(
                         problems[key], batch_size=len(group), free=free, process=process
                     )
-            own = run_group([items[index] for index in group], read, problems[key], callback)
-            for index, result in zip(group, own):
-                if may_gain_alone(result, steps=first.config.steps):
-                    result = run_alone(items[index], read, weights, asked=asked)
+            found = run_group([items[index] for index in group], inputs, problems[key], callback)
+            for index, result in zip(group, found):
+                if should_rerun(result, steps=first.config.steps):
+                    result = run_alone(items[index], inputs, weights, stop_signal=stop_signal)
                 results[index] = result
             done += first.config.steps
-            if len(own) < len(group) or any(one.status == "stopped" for one in own):
+            if len(found) < len(group) or any(result.status == "stopped" for result in found):
                 break
-            if asked() is not None:
+            if stop_signal() is not None:
                 break
     return results
 
 
 def run_group(
     items: Sequence[Combination],
-    read: Read,
+    inputs: SweepInputs,
     problem: Problem,
     callback: Callable[[Progress], bool],
 ) -> list[Result]:
-    """Run combinations of one structure together; half as many at once after too little memory.
+    """Run combinations of one structure together, halving the batch whenever memory runs out.
 
     Returns:
-      Their results; fewer where the run was stopped.
+      Their results; fewer if the sweep was stopped.
 
     Raises:
-      InputError: where the memory does not suffice for one.
+      InputError: if not even one image fits into memory.
     """
     results: list[Result] = []
 
@@ -408,7 +424,7 @@ def run_group(
                     problem,
                     item.config,
                     jax.random.key(item.seed),
-                    read.inits[item.config.initial.init],
+                    inputs.inits[item.config.initial.init],
                 )
                 for item in items[len(results) : len(results) + batch_size]
             ]
@@ -417,69 +433,76 @@ def run_group(
             if any(result.status == "stopped" for result in found):
                 return
 
-    def smaller(batch_size: int) -> int | None:
+    def half(batch_size: int) -> int | None:
         if batch_size == 1:
             return None
-        log(f"out of memory, going on by {batch_size // 2}")
+        log(f"out of memory, continuing with batches of {batch_size // 2}")
         return batch_size // 2
 
-    shape, advice = read.shape, "fewer --batch-size, "
-    with_fallback(attempt, len(items), smaller=smaller, shape=shape, advice=advice)
+    run_with_fallback(
+        attempt, len(items), next_option=half, shape=inputs.shape, advice=MEMORY_ADVICE
+    )
     return results
 
 
 def run_alone(
-    item: Combination, read: Read, weights: Weights, *, asked: Callable[[], int | None]
+    item: Combination,
+    inputs: SweepInputs,
+    weights: Weights,
+    *,
+    stop_signal: Callable[[], int | None],
 ) -> Result:
-    """An image that diverged among others, made once more as ``nst-jax stylize`` makes it."""
-    init = read.inits[item.config.initial.init]
-    inputs = read.inputs[structure(item.config)]._replace(init=init)
-    work = partial(
+    """Compute an image that diverged in a batch again, as ``nst-jax stylize`` does."""
+    init = inputs.inits[item.config.initial.init]
+    run = partial(
         run_inputs,
         weights.variables,
-        inputs,
+        inputs.inputs[structure(item.config)]._replace(init=init),
         config=item.config,
         key=jax.random.key(item.seed),
     )
-    with explaining(read.shape, advice="fewer --batch-size, "):
-        return once_more_alone(work, name=name_of(item), asked=asked)
-
-
-def name_of(item: Combination) -> str:
-    """A combination's values in one line."""
-    return ", ".join(map(" ".join, item.words.items()))
+    name = ", ".join(map(" ".join, item.values.items()))
+    with memory_errors_to_input_errors(inputs.shape, advice=MEMORY_ADVICE):
+        return rerun_alone(run, name=name, stop_signal=stop_signal)
 
 
 def log_batch_memory(problem: Problem, *, batch_size: int, free: int | None, process: int) -> None:
-    """Say what so many images take together.
+    """Log the memory that a batch needs.
+
+    Args:
+      problem: of one image.
+      batch_size: number of images.
+      free: from ``memory.free_bytes``, or None if it is not known.
+      process: from ``memory.own_memory``.
 
     Raises:
-      InputError: where it does not fit, with the batch size that would.
+      InputError: if the batch does not fit; the message names the batch size that would.
     """
     one = image_memory(problem, free=free)
     if one is None:
         return
-    # The targets are there once. On CPUs the images take their chunks of steps in turn.
+    # All images share the targets. On CPUs they take turns with their chunks of steps, and share
+    # the scratch memory as well.
     active = 1 if jax.default_backend() == "cpu" else batch_size
-    together = times(one, batch_size)._replace(targets=one.targets, scratch=active * one.scratch)
-    if free is not None and together.own > USABLE * free:
+    total = times(one, batch_size)._replace(targets=one.targets, scratch=active * one.scratch)
+    if free is not None and total.own > USABLE * free:
         height, width, _ = problem.shape
+        # The shared part is fixed, and the rest grows with the number of images.
         fixed = one.targets + (one.scratch if active < batch_size else 0)
-        fitting = int(USABLE * free - fixed) // ((together.own - fixed) // batch_size)
+        fitting = int(USABLE * free - fixed) // ((total.own - fixed) // batch_size)
         if fitting < 1:
             raise refusal(one, free, width=width, height=height)
         raise InputError(
             f"{batch_size} images of {width}x{height} px at once need about "
-            f"{in_gib(together.own / USABLE)}, {in_gib(free)} are free: "
+            f"{in_gib(total.own / USABLE)}, {in_gib(free)} are free: "
             f"choose --batch-size {fitting}"
         )
-    words = images_in_words(problem, together, free=free, process=process, images=batch_size)
-    log(words)
+    log(images_in_words(problem, total, free=free, process=process, images=batch_size))
 
 
 def combination_record(item: Combination, result: Result | None) -> dict[str, Any]:
-    """What the record says of one image."""
-    record: dict[str, Any] = {"values": item.words, "seed": item.seed}
+    """The entries of the record for one image."""
+    record: dict[str, Any] = {"values": item.values, "seed": item.seed}
     if result is None:
         return record | {"status": "not run"}
     history = {"history": report.history_record(result.history)}
@@ -489,7 +512,7 @@ def combination_record(item: Combination, result: Result | None) -> dict[str, An
 def make_sheet(
     items: Sequence[Combination], results: Sequence[Result | None], *, blank: np.ndarray
 ) -> np.ndarray:
-    """The images with their values, the last setting along the rows."""
+    """Arrange the labelled images on a sheet; the last setting varies along the rows."""
     statuses = ["not run" if result is None else result.status for result in results]
     labels = [
         label if status == "done" else f"{label}\n{status}"
@@ -500,12 +523,12 @@ def make_sheet(
 
 
 def make_labels(items: Sequence[Combination]) -> list[str]:
-    """The values of each image."""
-    return ["\n".join(f"{name} {value}" for name, value in item.words.items()) for item in items]
+    """A label for each image that lists its values."""
+    return ["\n".join(f"{name} {value}" for name, value in item.values.items()) for item in items]
 
 
 def sheet_columns(items: Sequence[Combination]) -> int:
-    """Images in a row: as many as the last setting has values, or a few where it is alone."""
-    *others, name = items[0].words
-    last = len({item.words[name] for item in items})
-    return last if others else min(COLUMNS, last)
+    """Images in a row: one for each value of the last setting; a single setting is wrapped."""
+    *others, name = items[0].values
+    count = len({item.values[name] for item in items})
+    return count if others else min(COLUMNS, count)

@@ -212,11 +212,11 @@ def test_folders_are_checked_before_the_run(tmp_path):
     check_checkpoints(tmp_path, None, overwrite=True)
     (tmp_path / "file").touch()
     for folder, every, match in (
-        (None, 5, "needs a folder: give --checkpoint DIR"),
+        (None, 5, "requires a folder: add --checkpoint DIR"),
         (tmp_path / "new", 0, "checkpoint_every is 0: expected 1 or more"),
-        (tmp_path / "file", None, "is no folder"),
+        (tmp_path / "file", None, "is not a folder"),
         (tmp_path / "a" / "b", None, "a does not exist: create it first"),
-        (tmp_path, None, "holds the checkpoints of a run: go on with it by 'nst-jax resume"),
+        (tmp_path, None, "contains the checkpoints of a run: resume it with 'nst-jax resume"),
     ):
         with pytest.raises(InputError, match=match):
             check_checkpoints(folder, every, overwrite=False)

@@ -1,4 +1,4 @@
-"""What is done after too little memory, and after a divergence among others."""
+"""Fallback to cheaper options after running out of memory, and reruns after a divergence."""
 
 from types import SimpleNamespace
 
@@ -6,50 +6,47 @@ import jax
 import numpy as np
 import pytest
 
-from nst_jax.cli.fallback import may_gain_alone, once_more_alone, with_fallback
+from nst_jax.cli.fallback import rerun_alone, run_with_fallback, should_rerun
 from nst_jax.errors import InputError
 
 OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 
 
-def halves(way):
-    return way // 2 or None
+def run(most, first, *, error=OUT_OF_MEMORY, advice=""):
+    """Run with options that are halved until they fit; returns the result and the attempts."""
+    attempts = []
 
-
-def fits(most, error=OUT_OF_MEMORY):
-    """An attempt for which ways up to a number fit, and the ways that it was asked for."""
-    asked = []
-
-    def attempt(way):
-        asked.append(way)
-        if way > most:
+    def attempt(option):
+        attempts.append(option)
+        if option > most:
             raise error
-        return f"made by {way}"
+        return f"done with {option}"
 
-    return attempt, asked
+    def half(option):
+        return option // 2 or None
 
-
-@pytest.mark.parametrize("most, asked", [(9, [8]), (4, [8, 4]), (1, [8, 4, 2, 1])])
-def test_the_next_smaller_way(most, asked):
-    attempt, ways = fits(most)
-    assert with_fallback(attempt, 8, smaller=halves, shape=(3, 4)) == f"made by {asked[-1]}"
-    assert ways == asked
-
-
-def test_no_way_is_left():
-    attempt, ways = fits(0)
-    with pytest.raises(
-        InputError, match="out of memory at 4x3 px: choose .*, fewer --batch-size, or"
-    ):
-        with_fallback(attempt, 4, smaller=halves, shape=(3, 4), advice="fewer --batch-size, ")
-    assert ways == [4, 2, 1]
+    try:
+        given = {"next_option": half, "shape": (3, 4), "advice": advice}
+        return run_with_fallback(attempt, first, **given), attempts
+    except Exception as raised:
+        return raised, attempts
 
 
-def test_other_errors_are_faults():
-    attempt, ways = fits(0, jax.errors.JaxRuntimeError("INTERNAL: something else"))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        with_fallback(attempt, 4, smaller=halves, shape=(3, 4))
-    assert ways == [4]
+@pytest.mark.parametrize("most, expected", [(9, [8]), (4, [8, 4]), (1, [8, 4, 2, 1])])
+def test_the_first_option_that_fits(most, expected):
+    assert run(most, 8) == (f"done with {expected[-1]}", expected)
+
+
+def test_no_option_fits():
+    error, attempts = run(0, 4, advice="a smaller --batch-size, ")
+    assert isinstance(error, InputError) and attempts == [4, 2, 1]
+    message = "out of memory at 4x3 px: choose a smaller --size, a smaller --batch-size, or for "
+    assert str(error).startswith(message)
+
+
+def test_other_errors_are_not_caught():
+    fault = jax.errors.JaxRuntimeError("INTERNAL: something else")
+    assert run(0, 4, error=fault) == (fault, [4])
 
 
 def result(status="diverged", *, steps=3, loss=1.0):
@@ -57,32 +54,31 @@ def result(status="diverged", *, steps=3, loss=1.0):
 
 
 @pytest.mark.parametrize(
-    "found, gains",
+    "found, expected",
     [
         (result(), True),
         (result("done"), False),
         (result("stopped"), False),
         (result(steps=4), False),
-        (result(loss=np.nan), False),
         (result(loss=np.inf), False),
     ],
 )
-def test_who_can_go_on(found, gains):
-    assert may_gain_alone(found, steps=4) == gains
+def test_only_an_image_that_can_recover_is_run_again(found, expected):
+    assert should_rerun(found, steps=4) == expected
 
 
 @pytest.mark.parametrize("signal", [None, 2])
-def test_once_more_alone(signal, capsys):
+def test_rerun_alone(signal, capsys):
     class Result(SimpleNamespace):
         def _replace(self, **changes):
             return Result(**self.__dict__ | changes)
 
-    def work(*, callback):
+    def run(*, callback):
         assert callback(None) == (signal is None)
         return Result(recoveries=2, state="large", status="done")
 
-    again = once_more_alone(work, name="a.png", asked=lambda: signal)
+    again = rerun_alone(run, name="a.png", stop_signal=lambda: signal)
     assert again.state is None and again.status == "done"
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("nst-jax: a.png: ") and first.endswith("making it once more alone")
-    assert second.endswith("went on from the best image with a smaller step (2 of 3)")
+    assert first.startswith("nst-jax: a.png: ") and first.endswith("running it again alone")
+    assert second.endswith("restarted from the best image with a smaller step (2 of 3)")
