@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes the virtual environment .venv and installs the package in it.
+# Sourced by the other scripts: makes the virtual environment .venv and installs the package into it.
 # Usage: prepare_environment [GROUP]   (a dependency group of pyproject.toml, such as dev)
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -19,12 +19,12 @@ find_python() {
 prepare_environment() {
     local group="${1:-}" venv="$root/.venv" python stamp
     stamp="$venv/.installed${group:+-$group}"
-    # Installed in place: only a change of the project's metadata needs a new installation.
+    # The installation is editable: only a change of pyproject.toml needs a new one.
     if cmp -s "$root/pyproject.toml" "$stamp" && "$venv/bin/nst-jax" --version &>/dev/null; then
         return
     fi
     echo "Preparing the environment $venv (only the first time) ..." >&2
-    # A half-made or moved environment is made anew.
+    # An incomplete or moved environment is replaced.
     "$venv/bin/python" -m pip --version &>/dev/null || [ -e "$venv/.uv" ] || rm -rf "$venv"
     if command -v uv >/dev/null; then
         if ! "$venv/bin/python" --version &>/dev/null; then

@@ -1,4 +1,4 @@
-"""Fixtures that the tests share: a small random network, images, strict JAX settings."""
+"""Shared fixtures: a small random network, images, strict settings of JAX."""
 
 import os
 from collections import Counter
@@ -7,38 +7,54 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 pytest.register_assert_rewrite("helpers")
+from helpers.images import smooth_image  # noqa: E402
 
-# Before any array exists: four CPU devices for the tests of several devices, and every broadcast
-# and large captured constant an error (warnings are errors, see pyproject.toml).
+pytest_plugins = ["helpers.checkpoints", "helpers.faulty_runs"]  # fixtures of several test files
+
+# Before any array exists: four CPU devices for tests with several devices; implicit broadcasts and
+# large captured constants are errors (warnings are errors, see pyproject.toml).
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_captured_constants_warn_bytes", 2_000)
-jax.config.update("jax_enable_compilation_cache", False)  # commands in this process have none
 
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+# A folder for compiled programs, which later test runs load. Off by default: not yet measured.
+PROGRAMS = os.environ.get("NST_JAX_TEST_PROGRAMS", "")
+
+
+def set_program_cache(folder):
+    """Set the folder in which JAX keeps compiled programs; "" for none."""
+    jax.config.update("jax_enable_compilation_cache", bool(folder))
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    compilation_cache.reset_cache()  # JAX reads these settings only once
 
 
 def compile_quickly(quick):
-    """Whether programs are compiled without most optimisations, here and in processes of tests.
+    """Choose whether programs are compiled without most optimisations, also in child processes.
 
-    Most programs of the tests run once, on a few pixels: compiling them is what takes time.
+    Most programs of the tests run once, on a few pixels, so compilation takes most of the time.
+    Only these programs are kept for later runs.
     """
     os.environ[QUICK] = str(quick)
     if jax.config.read(QUICK.lower()) != quick:
         jax.config.update(QUICK.lower(), quick)
-        jax.clear_caches()  # which know nothing of it
+        set_program_cache(PROGRAMS if quick else "")
+        jax.clear_caches()  # their keys do not include this setting
 
 
+set_program_cache(PROGRAMS)
 compile_quickly(True)
 
 PILLOWS_LIMIT = Image.MAX_IMAGE_PIXELS
 TINY_CHANNELS = (4, 6, 8, 10, 12)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
+@pytest.hookimpl(tryfirst=True)  # before slow tests are deselected
 def pytest_collection_modifyitems(items):
     seen = Counter()
     for item in items:
@@ -46,7 +62,7 @@ def pytest_collection_modifyitems(items):
         seen[name] += 1
         if "sampled" in item.keywords and seen[name] > 1:
             item.add_marker("slow")
-    # Last in each file, for programs are forgotten between the two ways of compiling.
+    # Tests marked `optimized` are last in each file: a change of this setting clears all programs.
     items.sort(key=lambda item: (str(item.path), "optimized" in item.keywords))
     missing = pytest.mark.skip(reason="NST_JAX_WEIGHTS does not name VGG-19 weights")
     no_gpu = pytest.mark.skip(reason="no GPU")
@@ -57,47 +73,48 @@ def pytest_collection_modifyitems(items):
             item.add_marker(no_gpu)
 
 
-@pytest.hookimpl(tryfirst=True)  # before its fixtures, also those of its module
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of the test and of its module
 def pytest_runtest_setup(item):
     compile_quickly(item.get_closest_marker("optimized") is None)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs():
-    """Forget a module's programs: those of all modules together fill the machine's memory."""
+    """Drop the programs of a module: those of all modules together would fill the memory."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
 def pixel_limit(monkeypatch):
-    """Keep Pillow's limit, which the command line sets for its process.
+    """Reset Pillow's limit, which the command line sets for its process.
 
-    Not the one that is found: fixtures of whole modules may have run the command line before.
+    The current value is not restored: a fixture of the module may have run the command line before.
     """
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PILLOWS_LIMIT)
 
 
 @pytest.fixture(autouse=True)
 def plain_preset(monkeypatch):
-    """Commands without a preset vary neural-style's numbers, which the tests know.
+    """Make neural-style the default preset, whose numbers the tests expect.
 
-    The command line's own default is tested where it is named.
+    The real default is tested by tests that name it.
     """
     monkeypatch.setattr("nst_jax.config.presets.DEFAULT_PRESET", "neural-style")
 
 
 @pytest.fixture
 def traced_work():
-    """Have work leave a trace: JAX's cache is on, whose folder a command makes as it begins."""
+    """Let work leave a trace: every command that starts work makes the folder of JAX's cache."""
+    set_program_cache("")
     jax.config.update("jax_enable_compilation_cache", True)
     yield
-    jax.config.update("jax_enable_compilation_cache", False)
+    set_program_cache(PROGRAMS if jax.config.read(QUICK.lower()) else "")
 
 
 @pytest.fixture(scope="session")
 def variables():
-    """A VGG-19 of a few channels with random kernels and biases, float32."""
+    """A VGG-19 with few channels and random kernels and biases, float32."""
     from nst_jax.models import init_variables
 
     tree = init_variables(jax.random.key(0), channels=TINY_CHANNELS)
@@ -111,26 +128,26 @@ def variables():
 
 @pytest.fixture(scope="session")
 def slim_variables(variables):
-    """The small network up to conv3_1 with lifts of three layers to VGG-19's channels."""
+    """The small network up to conv3_1, with projections of three layers to VGG-19's channels."""
     rng = np.random.default_rng(5)
 
-    def lift(channels, wide):
+    def projection(channels, wide):
         kernel = rng.normal(size=(channels, wide)) / channels**0.5
         bias = rng.normal(scale=0.1, size=wide)
         return {"kernel": jax.numpy.float32(kernel), "bias": jax.numpy.float32(bias)}
 
     layers = {"relu1_1": (4, 64), "relu2_2": (6, 128), "relu3_1": (8, 256)}
     params = {name: layer for name, layer in variables["params"].items() if name <= "conv3_1"}
-    lifts = {
-        pooling: {name: lift(*sizes) for name, sizes in layers.items()}
+    projections = {
+        pooling: {name: projection(*sizes) for name, sizes in layers.items()}
         for pooling in ("max", "average")
     }
-    return {"params": params, "preprocessing": variables["preprocessing"], "lift": lifts}
+    return {"params": params, "preprocessing": variables["preprocessing"], "lift": projections}
 
 
 @pytest.fixture(scope="session")
 def networks(slim_variables):
-    """A small one with biases and a slim one in float64; tests with them ask for ``x64``."""
+    """A small network with biases, and a slim one, in float64; tests also need ``x64``."""
     from nst_jax.models import init_variables
 
     rng = np.random.default_rng(0)
@@ -162,16 +179,6 @@ def slim_file(slim_variables, tmp_path_factory):
     return save_weights(path, Weights(slim_variables, info), half=True)
 
 
-def smooth_image(height, width, *, seed):
-    """An image of smooth random waves, float32 in [0, 1], ``[height, width, 3]``."""
-    generator = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width][..., None] / 16
-    frequency = generator.normal(size=(2, 1, 1, 3))
-    waves = np.sin(y * frequency[0] + x * frequency[1] + generator.uniform(0, 6, size=3))
-    noise = generator.uniform(-0.2, 0.2, size=(height, width, 3))
-    return np.clip(0.5 + 0.3 * waves + noise, 0, 1).astype(np.float32)
-
-
 @pytest.fixture(scope="session")
 def content():
     return smooth_image(36, 48, seed=1)
@@ -184,14 +191,14 @@ def style():
 
 @pytest.fixture
 def x64():
-    """Double precision within a test."""
+    """Enable double precision during a test."""
     with jax.enable_x64(True):
         yield
 
 
 @pytest.fixture(params=["plain", "jit", "vmap"])
 def variant(request):
-    """Call a function as it is, jitted, or under vmap over a batch of two equal inputs."""
+    """Give a function that calls another one plainly, jitted, or under vmap with equal inputs."""
 
     def plain(function, *args):
         return function(*args)
@@ -208,7 +215,7 @@ def variant(request):
 
 @pytest.fixture(scope="session")
 def images_folder():
-    """The folder of real images that NST_JAX_IMAGES names."""
+    """The folder of real images, from NST_JAX_IMAGES."""
     folder = os.environ.get("NST_JAX_IMAGES")
     if not folder:
         pytest.skip("NST_JAX_IMAGES does not name a folder of images")
@@ -217,7 +224,7 @@ def images_folder():
 
 @pytest.fixture(scope="session")
 def vgg19_weights():
-    """Real VGG-19 weights."""
+    """The real weights of VGG-19."""
     from nst_jax.weights import load_weights
 
     return load_weights(os.environ["NST_JAX_WEIGHTS"])

@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from faults_files import correct_manifest
-from helpers.checkpoints import RECORD, bases, damage, newest, take_base  # noqa: F401
+from helpers.checkpoints import ARRAYS, RECORD, correct_manifest, damage, edit_arrays, take_base
 from helpers.fuzzing import check_ended, command, listing
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of each command, and damage to them."""
+"""Checkpoints of every kind of run, and damage to them, for fuzz tests."""
 
 import json
 import math
@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import smooth_image
-from faults_files import correct_manifest, edit_arrays
+from safetensors.numpy import load_file, save_file
 
+from helpers.images import smooth_image
 from nst_jax.checkpoint import store
 from nst_jax.cli import main
 from nst_jax.images import save_image
+from nst_jax.system.files import file_digest
 
 ARRAYS, INPUTS, RECORD, MANIFEST = (
     "arrays.safetensors",
@@ -40,12 +41,28 @@ VALUES = [
     {"path": ""},
     {"path": "\0"},
 ]
-SLOW = {"steps", "scale_steps"}  # a large number is a long run, as it is on the command line
+SLOW = {"steps", "scale_steps"}  # not edited: large numbers make long runs
+
+
+def correct_manifest(path):
+    """Give the manifest of a checkpoint the checksums of the files as they are."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    files = {name: path / name for name in (ARRAYS, RECORD)}
+    files |= {f"{INPUTS}/{copy.name}": copy for copy in sorted((path.parent / INPUTS).glob("*"))}
+    manifest["files"] = {name: file_digest(file) for name, file in files.items()}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def edit_arrays(path, change):
+    """Change a file of arrays in place; its checksum in the manifest stays."""
+    arrays = {name: array.copy() for name, array in load_file(path).items()}
+    change(arrays)
+    save_file(arrays, path)
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory, tiny_weights_file):
-    """For each run a folder as it would be had it been killed amid its steps."""
+    """For each run a folder, as if the run had been killed between two steps."""
     folder = tmp_path_factory.mktemp("bases")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "KEPT", 9)
@@ -75,7 +92,7 @@ def bases(tmp_path_factory, tiny_weights_file):
 
 
 def places(value, path=()):
-    """All places in plain data, as keys one below the other."""
+    """Yield the path of keys to every place in nested lists and dicts."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in items:
         yield (*path, key)
@@ -84,7 +101,7 @@ def places(value, path=()):
 
 
 def edit_plain(value, rng):
-    """Replace, remove, add or move something in plain data."""
+    """Replace, remove, add or move something in nested lists and dicts; describe the edit."""
     found = [place for place in places(value) if not SLOW & set(map(str, place))]
     (*above, key), (*others, other) = rng.choice(found), rng.choice(found)
     inside = value
@@ -107,7 +124,7 @@ def edit_plain(value, rng):
 
 
 def edit_one_array(arrays, rng):
-    """Replace an array by one of other numbers, another shape or type; remove or add one."""
+    """Change the values, shape or type of an array, or remove or add one; describe the edit."""
     name = rng.choice(sorted(arrays)) if arrays else "x"
     array = arrays.get(name, np.zeros(3, np.float32))
     kind = rng.randrange(11)
@@ -134,8 +151,8 @@ def edit_one_array(arrays, rng):
 
 
 def damage(folder, rng):
-    """Damage the checkpoints of a folder, the newest above all; what was done."""
-    older, *_, newest = 2 * store.checkpoints(folder)  # of a batch there is one
+    """Damage the checkpoints of a folder, mostly the newest; describe the damage."""
+    older, *_, newest = 2 * store.checkpoints(folder)  # a batch has one
     kind = rng.choice(("bits", "cut", "file", "swap", "record", "record", "record", "arrays"))
     if kind == "record":
         if rng.random() < 0.1:
@@ -179,7 +196,7 @@ def damage(folder, rng):
         elif what == "both":
             shutil.rmtree(older)
         kind = what
-    if rng.random() < 0.2:  # past the checksum
+    if rng.random() < 0.2:  # so that the checksums do not reveal it
         try:
             correct_manifest(newest)
         except (OSError, ValueError):
@@ -188,7 +205,7 @@ def damage(folder, rng):
 
 
 def take_base(bases, folder, rng):
-    """Copy one of the bases, as if its run had been in the new folder; its name."""
+    """Copy one of the bases, as if its run had been in the new folder; return its name."""
     name = rng.choice(sorted(RUNS))
     shutil.copytree(bases / name, folder)
     for path in store.checkpoints(folder / "ck"):
@@ -200,7 +217,7 @@ def take_base(bases, folder, rng):
 
 @pytest.fixture
 def newest(bases, tmp_path, monkeypatch):
-    """Give a function that copies one of the bases; the newest checkpoint of the copy."""
+    """Give a function that copies one of the bases and returns its newest checkpoint."""
 
     def take(name):
         shutil.copytree(bases / name, tmp_path / name)

@@ -1,4 +1,4 @@
-"""What fuzz tests of the command line have in common: a call of it with limits."""
+"""Calls of the command line with limits of time and memory, for fuzz tests."""
 
 import signal
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ BYTES = 4 * 2**30
 
 
 class Hangs(BaseException):
-    """A command that takes longer than it may; no ``Exception``, which it might handle."""
+    """A command took too long; not an ``Exception``, which the command might handle."""
 
 
 class Ended(NamedTuple):
@@ -36,21 +36,21 @@ def time_limit(seconds=SECONDS):
 
 
 def command(arguments, capsys):
-    """Run a command in this process; whatever it raises, and its hanging, is the test's failure."""
+    """Run a command in this process; the test fails if the command raises or hangs."""
     capsys.readouterr()
-    sizes = peak_memory()
+    peak = peak_memory()
     with time_limit():
         try:
             code = main([str(argument) for argument in arguments])
-        except SystemExit as ended:  # of the parser
+        except SystemExit as ended:  # from the parser
             code = ended.code
     err = capsys.readouterr().err
-    assert peak_memory() < sizes + BYTES, "takes too much memory"
+    assert peak_memory() < peak + BYTES, "takes too much memory"
     return Ended(code, err)
 
 
 def check_ended(ended, *, parser=False):
-    """Check that a command has ended as it may: with 0, by a divergence, or with one error."""
+    """Check that a command succeeded, diverged, or ended with one line of error."""
     code, err = ended
     assert "Traceback" not in err
     errors = [line for line in err.splitlines() if line.startswith("nst-jax: error: ")]
@@ -63,7 +63,7 @@ def check_ended(ended, *, parser=False):
 
 
 def listing(folder):
-    """The files below a folder with their bytes."""
+    """All files below a folder, with their bytes."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))

@@ -1,4 +1,4 @@
-"""Guides of regions in NumPy."""
+"""Guides of regions, computed in NumPy."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from nst_jax.config import CONVS, stride
 
 
 def fields(tap, side, padding):
-    """For each position of a layer, along one axis, the pixels that it sees."""
+    """For each position of a layer along one axis, the pixels that it sees."""
     sides, steps = [side], []
     for name in CONVS[: CONVS.index(tap.replace("relu", "conv")) + 1]:
         if name.endswith("_1") and name != "conv1_1":

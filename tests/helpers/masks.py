@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import smooth_image
+
+from helpers.images import smooth_image
 
 
 def as_float64(tree):
@@ -11,6 +12,6 @@ def as_float64(tree):
 
 
 def masks_of(height, width, count):
-    """Soft masks, in parts exactly 0 and 1."""
+    """Soft masks that are exactly 0 and 1 in some places."""
     masks = np.stack([smooth_image(height, width, seed=30 + i)[..., 0] for i in range(count)])
     return np.clip(1.6 * masks - 0.3, 0, 1).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Runs from flat keywords, for tests: gathered into the records that the library takes.
+"""Library functions that take flat keywords and gather them into records.
 
-``blend``, masks, ``region_weights`` and ``preserve`` are ``Guidance``; ``execution_plan``,
-``free``, ``mesh`` and ``together`` are ``Execution``; ``loss`` and ``optimizer`` are ``Custom``;
-``callback`` and ``every`` are ``Callback``.
+``Guidance`` takes ``blend``, masks, ``region_weights`` and ``preserve``; ``Execution`` takes
+``execution_plan``, ``free``, ``mesh`` and ``together``; ``Custom`` takes ``loss`` and
+``optimizer``; ``Callback`` takes ``callback`` and ``every``.
 """
 
 from nst_jax.transfer import Callback, Custom, Execution, batch, check_inputs, problem, single
@@ -12,12 +12,12 @@ GUIDANCE = Guidance._fields
 
 
 def taken(given, names):
-    """The keywords of these names, taken out."""
+    """Remove the keywords with these names and return them."""
     return {name: given.pop(name) for name in names if name in given}
 
 
 def guided(given):
-    """``given`` with a ``guidance`` where there is any."""
+    """Gather keywords of ``Guidance``, if there are any."""
     given = dict(given)
     if guidance := taken(given, GUIDANCE):
         given["guidance"] = Guidance(**guidance)
@@ -25,7 +25,7 @@ def guided(given):
 
 
 def gathered(given):
-    """Keywords of ``stylize`` with records in place of what belongs to them."""
+    """Gather keywords of ``stylize`` into its records."""
     given = guided(given)
     execution = taken(given, Execution._fields)
     if "execution_plan" in given:
@@ -53,7 +53,7 @@ def run_batch(elements, **given):
 
 
 def make_problem(variables, content, styles, *, config, **given):
-    """Checked and made, as ``stylize`` does for a run of one scale."""
+    """Check the inputs and make the problem, as ``stylize`` does for a single scale."""
     given = gathered(given)
     guidance = taken(given, ("guidance",))
     inputs = check_inputs(content, styles, config=config, **guidance)

@@ -1,4 +1,4 @@
-"""Commands that are interrupted and go on."""
+"""Commands that are interrupted and resumed."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def run(capsys, tiny_weights_file, monkeypatch):
 
 
 def changed(change):
-    """Change the newest checkpoint's record, and its checksum with it."""
+    """Change the record of the newest checkpoint, and its checksum."""
     folder = store.checkpoints(Path("kept"))[-1]
     path, manifest = folder / "run.json", folder / "manifest.json"
     entry = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""How often a program is traced."""
+"""Counts how often a program is traced."""
 
 import jax
 
@@ -7,7 +7,7 @@ from nst_jax.transfer import batch_programs, sharding, single
 
 
 def count_traces(monkeypatch):
-    """Count how often the loop is traced."""
+    """Return a list that grows with every trace of the loop."""
     traces = []
 
     def count(original, *static):
