@@ -86,7 +86,7 @@ class Guidance(NamedTuple):
     preserve: Any = None
 
 
-class Keep(NamedTuple):
+class Preserved(NamedTuple):
     """The preserved part of the content image.
 
     Attributes:
@@ -179,7 +179,7 @@ class Targets(NamedTuple):
       shares: layer name -> style weights of each region, ``[R, S]``, rows of sum 1, traced. Without
         regions, the whole image is the only region.
       regions: the regions, or None.
-      keep: the preserved part, or None.
+      preserved: the preserved part, or None.
       image: the content image, ``[H, W, 3]``, if every step recomputes its features and
         ``content`` is empty; else None.
       window: if the image is a window of a larger one, the part that it owns; else None.
@@ -193,9 +193,9 @@ class Targets(NamedTuple):
     style: dict[str, Moments]
     sizes: dict[str, Array]
     weights: LossWeights
-    shares: dict[str, Array]
+    style_weights: dict[str, Array]
     regions: Regions | None = None
-    keep: Keep | None = None
+    preserved: Preserved | None = None
     image: Array | None = None
     window: Window | None = None
     similarity: dict[str, Similarity] = {}

@@ -44,7 +44,7 @@ MALFORMED_ERRORS = (
 
 
 @contextmanager
-def foreign_is_input_error(saved: store.Saved) -> Iterator[None]:
+def malformed_is_input_error(saved: store.Saved) -> Iterator[None]:
     """Turn the exceptions of reading a malformed record into InputError."""
     try:
         yield
@@ -73,7 +73,7 @@ def check_versions(saved: store.Saved) -> None:
     Raises:
       InputError: naming the versions that differ.
     """
-    with foreign_is_input_error(saved):
+    with malformed_is_input_error(saved):
         before, here = saved.record["versions"], versions()
         differences = [
             f"{name} {before.get(name)} (here {here[name]})"
@@ -87,7 +87,7 @@ def check_versions(saved: store.Saved) -> None:
         )
 
 
-def other_devices(saved: store.Saved, *, divided: bool = False) -> list[str]:
+def device_changes(saved: store.Saved, *, divided: bool = False) -> list[str]:
     """Return warnings if the devices or threads differ from those that wrote a checkpoint.
 
     Args:
@@ -97,7 +97,7 @@ def other_devices(saved: store.Saved, *, divided: bool = False) -> list[str]:
     Raises:
       InputError: if the image would be divided among a different number of devices.
     """
-    with foreign_is_input_error(saved):
+    with malformed_is_input_error(saved):
         before, here = saved.record["device"], device()
         words, count = f"{before['count']} x {before['kind']}", before["count"]
         threads = before.get("threads")
@@ -118,7 +118,7 @@ def other_devices(saved: store.Saved, *, divided: bool = False) -> list[str]:
 
 def saved_weights(saved: store.Saved) -> Path | None:
     """Return the weights file of a checkpoint's run, or None if it no longer exists."""
-    with foreign_is_input_error(saved):
+    with malformed_is_input_error(saved):
         path = Path(saved.record["weights"]["path"])
         return path if os.path.isfile(path) else None
 
@@ -129,7 +129,7 @@ def check_weights(saved: store.Saved, weights: Weights) -> None:
     Raises:
       InputError: naming both, if they differ.
     """
-    with foreign_is_input_error(saved):
+    with malformed_is_input_error(saved):
         before, here = saved.record["weights"], weights.info
         same = before["sha256"] == here.sha256
         words = f"{before['name']} ({before['path']}, sha256 {before['sha256'][:12]})"
@@ -176,11 +176,11 @@ def load_position(folder: str | Path) -> Position:
     """
     saved = store.load(Path(folder))
     check_versions(saved)
-    with foreign_is_input_error(saved):
+    with malformed_is_input_error(saved):
         position = restore_position(saved.record["position"], saved.arrays)
     if position is None:
         raise InputError(f"{saved.path} was saved before the first step: start a new run")
-    for words in other_devices(saved):
+    for words in device_changes(saved):
         warnings.warn(words, stacklevel=2)
     return position
 

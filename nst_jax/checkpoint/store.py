@@ -26,7 +26,7 @@ from nst_jax.system.streams import STANDARD, standard_input
 
 FORMAT = 2
 
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 
 LOCK = ".lock"
 
@@ -198,7 +198,7 @@ def save(
     with suppress(OSError):  # some file systems cannot sync folders; the checkpoint exists anyway
         _fsync(folder)
     with suppress(OSError):
-        for old in before[: 1 - KEPT]:
+        for old in before[: 1 - CHECKPOINTS_KEPT]:
             remove(old)
     return path
 
@@ -325,7 +325,7 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path | None, *, resumed: bool = False) -> Iterator[None]:
+def locked(folder: Path | None, *, resumed: bool = False) -> Iterator[None]:
     """Lock a folder of checkpoints against other runs, and create it if it is missing.
 
     The lock belongs to the process, so that a killed run releases it.

@@ -33,7 +33,7 @@ from nst_jax.config.config import to_flat
 from nst_jax.config.presets import get_preset
 from nst_jax.errors import InputError
 from nst_jax.system.signals import end_on_signals
-from nst_jax.system.streams import lasting_streams
+from nst_jax.system.streams import tolerant_streams
 from nst_jax.system.threads import jax_has_started, set_threads
 
 # Commands whose result is their standard output; for them a failed write is an error.
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
       of weights failed; 2 for bad input or an output that cannot be written; 130 if interrupted,
       143 if ended by SIGTERM.
     """
-    with library_messages(), lasting_streams() as errors, end_on_signals():
+    with library_messages(), tolerant_streams() as errors, end_on_signals():
         return _main(sys.argv[1:] if arguments is None else arguments, errors)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nst_jax.checkpoint.store import Saved, held
+from nst_jax.checkpoint.store import Saved, locked
 from nst_jax.cli.batch_files import Item, expand, plan_items, process_share
 from nst_jax.cli.batch_records import (
     MANIFEST_NAME,
@@ -256,7 +256,7 @@ def batch(options: Batch, call: Call, *, resumed: Saved | None = None) -> int:
         # For example when not even one image fits into memory.
         nullcontext() if folder_existed else removed_if_empty(folder),
         # ``resume`` has locked the checkpoint folder.
-        held(None if resumed else options.checkpoint),
+        locked(None if resumed else options.checkpoint),
     ):
         if options.checkpoint is not None and resumed is None:
             save_command(options.checkpoint, call=call, weights=job.weights)

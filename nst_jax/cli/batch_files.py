@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from nst_jax.errors import InputError
-from nst_jax.system.files import check_free
+from nst_jax.system.files import check_output_path
 from nst_jax.system.streams import STANDARD
 from nst_jax.transfer.pairing import Pairing, pair
 
@@ -216,7 +216,7 @@ def _check_outputs(items: Sequence[Item], inputs: Sequence[Path]) -> None:
         if os.path.realpath(item.output) in input_paths:
             raise InputError(f"{item.output} is an input: choose another --output-dir")
         if os.path.isdir(item.output.parent):
-            check_free(item.output, overwrite=True)
+            check_output_path(item.output, overwrite=True)
             continue
         # The output folder does not exist yet: its nearest parent limits the length of names.
         parent = next((path for path in item.output.parents if os.path.isdir(path)), Path())

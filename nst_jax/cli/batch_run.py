@@ -22,12 +22,18 @@ from nst_jax.cli.fallback import (
     should_rerun,
 )
 from nst_jax.cli.messages import log
-from nst_jax.cli.planning import batch_that_fits, image_memory, images_in_words, refusal, times
+from nst_jax.cli.planning import (
+    batch_memory,
+    batch_that_fits,
+    batch_too_large_error,
+    image_memory,
+    images_in_words,
+)
 from nst_jax.errors import InputError
 from nst_jax.images.read import load_rgba
-from nst_jax.system.memory import free_bytes, own_memory
+from nst_jax.system.memory import free_bytes, process_memory
 from nst_jax.transfer.batch import each_result, follows_content, problem_maker, run_batch
-from nst_jax.transfer.batch_programs import OF_CONTENT, Element
+from nst_jax.transfer.batch_programs import CONTENT_FIELDS, Element
 from nst_jax.transfer.problem import Problem, check_inputs
 from nst_jax.transfer.sharding import make_mesh
 from nst_jax.transfer.single import run_inputs
@@ -200,7 +206,7 @@ def compute(
         # Measure once: the process keeps the memory that a batch has freed, and the next one
         # uses it.
         free = free_bytes(devices[0]) if free is None else free
-        process = own_memory() if process is None else process
+        process = process_memory() if process is None else process
         with memory_errors_to_input_errors(shape):
             memory = image_memory(first.problem, free=free)
         largest = choose_batch_size(job, memory, shape=shape, devices=devices, free=free)
@@ -263,7 +269,7 @@ def compute_batch(
                 [Element(one.problem, job.config, key) for one in part],
                 execution=Execution(mesh=mesh),
                 width=batch_size,
-                distinct=OF_CONTENT if shared else (*OF_CONTENT, "style"),
+                distinct=CONTENT_FIELDS if shared else (*CONTENT_FIELDS, "style"),
                 callback=partial(callback, count=len(part)),
             )
             # JAX computes asynchronously, so running out of memory may surface only in this copy.
@@ -356,7 +362,7 @@ def choose_batch_size(
         return wanted
     fitting = memories * batch_that_fits(memory, free, at_most=-(-wanted // memories))
     if not fitting:
-        raise refusal(memory, free, width=shape[1], height=shape[0])
+        raise batch_too_large_error(memory, free, width=shape[1], height=shape[0])
     return min(wanted, fitting)
 
 
@@ -372,7 +378,7 @@ def log_batch_memory(
     """Log the memory that a batch needs: on accelerators, of the device with the most images."""
     cpu = devices[0].platform == "cpu"
     images = batch_size if cpu else -(-batch_size // len(devices))
-    total = times(memory, images, networks=batch_size if cpu else 1)
+    total = batch_memory(memory, images, networks=batch_size if cpu else 1)
     log(images_in_words(problem, total, free=free, process=process, images=images))
 
 

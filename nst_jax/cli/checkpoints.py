@@ -11,8 +11,8 @@ import numpy as np
 from nst_jax.checkpoint import store
 from nst_jax.checkpoint.records import (
     common_record,
-    foreign_is_input_error,
     frame_arrays,
+    malformed_is_input_error,
     plan_record,
     position_record,
     restore_frames,
@@ -90,7 +90,7 @@ def saved_options(saved: store.Saved, folder: Path) -> Any:
     Raises:
       InputError: if no command writes such a record.
     """
-    with foreign_is_input_error(saved):
+    with malformed_is_input_error(saved):
         options = parse_call(Call(saved.record["arguments"], saved.record["directory"]))
         if not saved.inputs:
             return options
@@ -110,7 +110,7 @@ def restore_resume_point(saved: store.Saved, *, shape: tuple[int, int]) -> Resum
     Raises:
       InputError: if ``checkpoint_saver`` does not write such a record.
     """
-    with foreign_is_input_error(saved):
+    with malformed_is_input_error(saved):
         return ResumePoint(
             restore_plan(saved.record["plan"]),
             restore_position(saved.record["position"], saved.arrays),
@@ -124,7 +124,7 @@ def restore_settings(saved: store.Saved) -> dict[str, Any]:
     Raises:
       InputError: if ``checkpoint_saver`` does not write such a record.
     """
-    with foreign_is_input_error(saved):
+    with malformed_is_input_error(saved):
         settings = saved.record["settings"]
         if not isinstance(settings, dict):
             raise TypeError("its settings are not an object")

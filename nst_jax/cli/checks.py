@@ -21,7 +21,7 @@ from nst_jax.config.presets import get_preset
 from nst_jax.errors import InputError
 from nst_jax.images.read import load_image, resize_to
 from nst_jax.images.write import check_output
-from nst_jax.system.files import check_folder, check_free
+from nst_jax.system.files import check_folder, check_output_path
 from nst_jax.system.memory import host_bytes, in_gib
 from nst_jax.system.streams import STANDARD
 from nst_jax.transfer.problem import check_run
@@ -144,7 +144,7 @@ def check_outputs(
         if real in seen:
             raise InputError(f"{path} is the name of two outputs: choose different names")
         seen.add(real)
-        check_free(path, overwrite=run.overwrite, advice="give --overwrite")
+        check_output_path(path, overwrite=run.overwrite, advice="give --overwrite")
     for folder in {path.parent for path in outputs}:
         check_folder(folder)
 

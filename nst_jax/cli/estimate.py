@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 from nst_jax.cli.checks import check_size, obtain_weights
 from nst_jax.cli.options import Estimate
-from nst_jax.cli.planning import explained
+from nst_jax.cli.planning import as_input_error
 from nst_jax.errors import InputError
 from nst_jax.images.read import image_shape
-from nst_jax.system.memory import free_bytes, in_gib, own_memory
+from nst_jax.system.memory import free_bytes, in_gib, process_memory
 from nst_jax.transfer.plan import Task, execution_in_words
 from nst_jax.transfer.planner import choose
 from nst_jax.transfer.problem import check_run, check_shape
@@ -43,7 +43,7 @@ def estimate(options: Estimate) -> int:
         shape = (options.styled_regions, height, width)
         guidance = Guidance(content_masks=jax.ShapeDtypeStruct(shape, jnp.float32))
     device = jax.local_devices()[0]
-    process = own_memory()
+    process = process_memory()
     free = free_bytes(device)
     if options.memory is not None:
         free = max(0, int(options.memory * 2**30) - process)
@@ -51,7 +51,7 @@ def estimate(options: Estimate) -> int:
     try:
         plan = choose(task, free=free)
     except jax.errors.JaxRuntimeError as error:
-        raise explained(error, width=width, height=height) from None
+        raise as_input_error(error, width=width, height=height) from None
     if plan is None:
         raise InputError(f"XLA does not report the memory of programs on {device.platform}")
 

@@ -11,7 +11,7 @@ from nst_jax.checkpoint import store
 from nst_jax.cli.checkpoints import ResumePoint, restore_resume_point
 from nst_jax.cli.messages import log
 from nst_jax.cli.outputs import Job, recovery_message
-from nst_jax.cli.planning import explained, is_out_of_memory, make_smaller_plan
+from nst_jax.cli.planning import as_input_error, is_out_of_memory, make_smaller_plan
 from nst_jax.system.memory import in_gib
 from nst_jax.transfer.plan import execution_in_words
 from nst_jax.transfer.types import ExecutionPlan, MemoryPlan, Position, Result
@@ -36,7 +36,7 @@ def memory_errors_to_input_errors(shape: Sequence[int], *, advice: str = "") -> 
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        raise explained(error, width=shape[1], height=shape[0], advice=advice) from None
+        raise as_input_error(error, width=shape[1], height=shape[0], advice=advice) from None
 
 
 def run_with_fallback(
@@ -68,7 +68,7 @@ def run_with_fallback(
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            input_error = explained(error, width=shape[1], height=shape[0], advice=advice)
+            input_error = as_input_error(error, width=shape[1], height=shape[0], advice=advice)
         # Outside the handler, because the exception's traceback keeps the arrays of the failed
         # attempt alive.
         cheaper = next_option(option)

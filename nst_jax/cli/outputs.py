@@ -150,7 +150,7 @@ def write_outputs(record: dict[str, Any], outcome: Outcome, *, job: Job, started
             path = watch.plot
             report.write_plot(path, record["history"])
     except Exception as error:
-        message = not_written_words(error, path)
+        message = write_error_message(error, path)
         raise InputError(f"{message}the image is written as {job.output}") from None
 
 
@@ -164,7 +164,7 @@ def metadata(record: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def not_written_words(error: Exception, output: Path) -> str:
+def write_error_message(error: Exception, output: Path) -> str:
     """The start of the message for a file that cannot be written."""
     return f"cannot write {output} ({error_text(error)}): "
 
@@ -188,7 +188,7 @@ def unwritable_image_error(
       folder: of a checkpoint that contains the image; if None, the image is saved to the folder
         for temporary files.
     """
-    message = not_written_words(error, job.output)
+    message = write_error_message(error, job.output)
     if folder is not None:
         return InputError(
             f"{message}solve this, then run 'nst-jax resume {folder}' to write the result"

@@ -19,7 +19,7 @@ from nst_jax.transfer.types import LoopMemory, MemoryPlan
 from nst_jax.weights.canonical import Weights
 
 
-def make_mesh_of(spread: str | None, *, config: Config) -> Mesh | None:
+def make_spread_mesh(spread: str | None, *, config: Config) -> Mesh | None:
     """The mesh of all devices for ``--spread``.
 
     Args:
@@ -109,7 +109,7 @@ def reserve_memory(plan: MemoryPlan) -> None:
     """On CPUs, reserve memory for a plan in the process's allocator, see ``memory.reserve``."""
     if jax.default_backend() != "cpu":
         return
-    # Scratch memory counts twice, because it may move to a second place, see ``keep_to_place``.
+    # Scratch memory counts twice, because it may move to a second place: ``release_moved_block``.
     size = sum(plan.needs) + plan.needs.scratch
     if plan.free is None or size <= USABLE * plan.free:
         reserve(size)
@@ -122,7 +122,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return "out of memory" in str(error).lower() or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def explained(error: Exception, *, width: int, height: int, advice: str = "") -> Exception:
+def as_input_error(error: Exception, *, width: int, height: int, advice: str = "") -> Exception:
     """Convert an out-of-memory error to an ``InputError``; return other errors unchanged.
 
     Args:
@@ -160,8 +160,9 @@ def image_memory(problem: Problem, *, free: int | None = None) -> LoopMemory | N
     if memory is None or jax.default_backend() != "cpu":
         return memory
     twice = memory._replace(scratch=2 * memory.scratch)
-    # The network is already in memory, so only the rest (``own``) has to fit into the free memory.
-    if free is None or twice.own <= USABLE * free:
+    # The network is in memory already, so only the rest (``per_image``) has to fit into what is
+    # free.
+    if free is None or twice.per_image <= USABLE * free:
         return twice
     keep_freed_memory(large=False)
     return memory
@@ -181,19 +182,19 @@ def batch_that_fits(memory: LoopMemory, free: int, *, at_most: int) -> int:
     >>> batch_that_fits(LoopMemory(network=50, state=60, targets=20, scratch=20), 1000, at_most=32)
     8
     """
-    return min(at_most, int(USABLE * free) // max(memory.own, 1))
+    return min(at_most, int(USABLE * free) // max(memory.per_image, 1))
 
 
-def refusal(memory: LoopMemory, free: int, *, width: int, height: int) -> InputError:
+def batch_too_large_error(memory: LoopMemory, free: int, *, width: int, height: int) -> InputError:
     """The error for an image that does not fit, with the margin of ``batch_that_fits``."""
-    needed = memory.own / USABLE
+    needed = memory.per_image / USABLE
     return InputError(
         f"an image of {width}x{height} px needs about {in_gib(needed)}, {in_gib(free)} are free: "
         "choose a smaller --size, or for L-BFGS a smaller --memory-size"
     )
 
 
-def times(memory: LoopMemory, images: int, *, networks: int = 1) -> LoopMemory:
+def batch_memory(memory: LoopMemory, images: int, *, networks: int = 1) -> LoopMemory:
     """The memory that several images need when computed at once.
 
     Args:
@@ -218,7 +219,7 @@ def images_in_words(
       problem: of one image.
       memory: of all images.
       free: from ``memory.free_bytes``, or None if it is not known.
-      process: from ``memory.own_memory`` at the same time.
+      process: from ``memory.process_memory`` at the same time.
       images: number of images computed at once.
     """
     plan = MemoryPlan(problem.execution_plan, memory, free)

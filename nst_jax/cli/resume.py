@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from nst_jax.checkpoint import store
-from nst_jax.checkpoint.records import check_versions, other_devices, saved_weights
+from nst_jax.checkpoint.records import check_versions, device_changes, saved_weights
 from nst_jax.cli.batch import batch
 from nst_jax.cli.checkpoints import saved_options
 from nst_jax.cli.messages import log
@@ -31,7 +31,7 @@ def resume(options: Resume) -> int:
     folder = options.folder
     if not store.checkpoints(folder):
         store.load(folder)  # raises the error; the folder may not exist, so it cannot be locked
-    with store.held(folder, resumed=True):  # locked before anything in it is removed
+    with store.locked(folder, resumed=True):  # locked before anything in it is removed
         saved = store.load(folder)
         for words in saved.damaged:
             log(f"{words}, continuing from the one before")
@@ -50,7 +50,7 @@ def resume(options: Resume) -> int:
         if isinstance(options_then, Batch):
             use_cpu_devices()  # before JAX looks for devices
         divided = getattr(options_then, "spread", None) is not None
-        for words in other_devices(saved, divided=divided):
+        for words in device_changes(saved, divided=divided):
             log(words)
         call = Call(saved.record["arguments"], saved.record["directory"])
         if isinstance(options_then, Batch):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nst_jax.checkpoint import store
-from nst_jax.checkpoint.store import Saved, held
+from nst_jax.checkpoint.store import Saved, locked
 from nst_jax.cli import record
 from nst_jax.cli.checkpoints import (
     ResumePoint,
@@ -45,7 +45,7 @@ from nst_jax.images.read import resize_to
 from nst_jax.images.write import check_output, check_output_sides, save_image, to_uint8
 from nst_jax.system.backend import use_compilation_cache
 from nst_jax.system.files import remove_leftovers
-from nst_jax.system.memory import keep_to_place, own_memory, peak_memory
+from nst_jax.system.memory import peak_memory, process_memory, release_moved_block
 from nst_jax.system.signals import stop_on_signals
 from nst_jax.system.streams import STANDARD
 from nst_jax.transfer.plan import plan_in_words
@@ -142,7 +142,7 @@ def _attempt(
             # The next chunk of steps allocates the same scratch memory again. If it would get other
             # pages than the last one, both would count: then the old pages are given back first.
             if scratch and progress.scale == progress.scales:
-                keep_to_place(scratch)
+                release_moved_block(scratch)
             stopped = stop(progress)
             if save and progress.position:
                 # Also save at the end, so that ``resume`` can write outputs that fail now.
@@ -281,11 +281,11 @@ def execute(job: Job, *, started: float, resumed: Saved | None = None) -> int:
     if resumed is not None and resume_point is not None:
         log_resume(job, resumed, resume_point, steps=sum(scale.steps for scale in scales))
     load_s, planning_started = time.perf_counter() - started, time.perf_counter()
-    plan, process = find_job_plan(job, weights, resume_point=resume_point), own_memory()
+    plan, process = find_job_plan(job, weights, resume_point=resume_point), process_memory()
     plan_s = 0.0 if job.mesh is not None else time.perf_counter() - planning_started
     log_plan(job, plan, process=process, scales=scales)
     # If the run is resumed, ``resume`` has locked the checkpoint folder.
-    with held(None if resumed else job.watch.checkpoint), stop_on_signals() as stop_signal:
+    with locked(None if resumed else job.watch.checkpoint), stop_on_signals() as stop_signal:
         save = None
         if job.watch.checkpoint is not None:
             save = checkpoint_saver(

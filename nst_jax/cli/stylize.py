@@ -22,7 +22,7 @@ from nst_jax.cli.options import (
 )
 from nst_jax.cli.outputs import Job
 from nst_jax.cli.parsing import Call, input_files
-from nst_jax.cli.planning import make_mesh_of
+from nst_jax.cli.planning import make_spread_mesh
 from nst_jax.cli.regions import check_region_options, load_style, load_style_inputs, region_names
 from nst_jax.cli.run import execute
 from nst_jax.config.config import Config, to_flat
@@ -64,7 +64,7 @@ def run_stylize(options: Stylize, call: Call, *, resumed: Saved | None = None) -
     run, watch, config, size = options.run, options.watch, options.run.config, options.size
     check_size(size)
     check_region_options(options.regions, options.styles, config=config)
-    mesh = make_mesh_of(options.spread, config=config)
+    mesh = make_spread_mesh(options.spread, config=config)
     if size > LARGE_SIZE:
         check_room(image_shape(options.content, size=size))
     files = input_files(options)

@@ -31,9 +31,9 @@ from nst_jax.cli.fallback import (
 )
 from nst_jax.cli.messages import log
 from nst_jax.cli.options import Sweep, WatchOptions
-from nst_jax.cli.outputs import EXIT_CODES, not_written_words, save_elsewhere
+from nst_jax.cli.outputs import EXIT_CODES, save_elsewhere, write_error_message
 from nst_jax.cli.parsing import input_files
-from nst_jax.cli.planning import image_memory, images_in_words, refusal, times
+from nst_jax.cli.planning import batch_memory, batch_too_large_error, image_memory, images_in_words
 from nst_jax.cli.progress import progress_display
 from nst_jax.cli.record import json_path
 from nst_jax.cli.regions import check_region_options, load_style_inputs, region_names, with_layers
@@ -46,7 +46,7 @@ from nst_jax.images.read import load_image
 from nst_jax.images.sheets import contact_sheet, sheet_shape
 from nst_jax.images.write import check_output_sides, save_image
 from nst_jax.system.backend import use_compilation_cache
-from nst_jax.system.memory import free_bytes, in_gib, own_memory
+from nst_jax.system.memory import free_bytes, in_gib, process_memory
 from nst_jax.system.signals import stop_on_signals
 from nst_jax.system.streams import STANDARD
 from nst_jax.transfer.batch import check_single, each_result, run_batch, structure
@@ -342,12 +342,12 @@ def write_sheet(output: Path, sheet: np.ndarray, record: dict[str, Any]) -> None
     try:
         save_image(output, sheet)
     except Exception as error:  # encoders may raise any exception
-        message = not_written_words(error, output)
+        message = write_error_message(error, output)
         raise InputError(f"{message}{save_elsewhere(output, sheet)}") from None
     try:
         report.write_json(json_path(output), record)
     except OSError as error:
-        message = not_written_words(error, json_path(output))
+        message = write_error_message(error, json_path(output))
         raise InputError(f"{message}the sheet is written as {output}") from None
 
 
@@ -368,7 +368,7 @@ def run_groups(
     steps = sum(items[group[0]].config.steps for group in work)
     done = 0
     # Measure once: the process keeps the memory that a batch has freed, and the next one uses it.
-    free, process = free_bytes(jax.local_devices()[0]), own_memory()
+    free, process = free_bytes(jax.local_devices()[0]), process_memory()
     with progress_display(steps) as show, stop_on_signals() as stop_signal:
 
         def callback(progress: Progress) -> bool:
@@ -473,7 +473,7 @@ def log_batch_memory(problem: Problem, *, batch_size: int, free: int | None, pro
       problem: of one image.
       batch_size: number of images.
       free: from ``memory.free_bytes``, or None if it is not known.
-      process: from ``memory.own_memory``.
+      process: from ``memory.process_memory``.
 
     Raises:
       InputError: if the batch does not fit; the message names the batch size that would.
@@ -484,17 +484,19 @@ def log_batch_memory(problem: Problem, *, batch_size: int, free: int | None, pro
     # All images share the targets. On CPUs they take turns with their chunks of steps, and share
     # the scratch memory as well.
     active = 1 if jax.default_backend() == "cpu" else batch_size
-    total = times(one, batch_size)._replace(targets=one.targets, scratch=active * one.scratch)
-    if free is not None and total.own > USABLE * free:
+    total = batch_memory(one, batch_size)._replace(
+        targets=one.targets, scratch=active * one.scratch
+    )
+    if free is not None and total.per_image > USABLE * free:
         height, width, _ = problem.shape
         # The shared part is fixed, and the rest grows with the number of images.
         fixed = one.targets + (one.scratch if active < batch_size else 0)
-        fitting = int(USABLE * free - fixed) // ((total.own - fixed) // batch_size)
+        fitting = int(USABLE * free - fixed) // ((total.per_image - fixed) // batch_size)
         if fitting < 1:
-            raise refusal(one, free, width=width, height=height)
+            raise batch_too_large_error(one, free, width=width, height=height)
         raise InputError(
             f"{batch_size} images of {width}x{height} px at once need about "
-            f"{in_gib(total.own / USABLE)}, {in_gib(free)} are free: "
+            f"{in_gib(total.per_image / USABLE)}, {in_gib(free)} are free: "
             f"choose --batch-size {fitting}"
         )
     log(images_in_words(problem, total, free=free, process=process, images=batch_size))

@@ -8,7 +8,7 @@ from nst_jax.cli.batch_files import expand
 from nst_jax.cli.messages import log
 from nst_jax.cli.options import Convert, Fetch, ListWeights, Normalize, Verify
 from nst_jax.errors import InputError
-from nst_jax.system.files import check_writable, expanded
+from nst_jax.system.files import check_writable, expand_home
 from nst_jax.weights.convert import convert_file
 from nst_jax.weights.fetch import fetch
 from nst_jax.weights.load import find_weights, list_weights, load_weights, save_weights
@@ -94,7 +94,9 @@ def _normalize(action: Normalize) -> None:
 
     # Checked first, because the rest takes minutes with many images.
     _check_name(action.output)
-    check_writable(expanded(action.output), overwrite=action.overwrite, advice="give --overwrite")
+    check_writable(
+        expand_home(action.output), overwrite=action.overwrite, advice="give --overwrite"
+    )
     check_size(action.size)
     limit_pixels(action.max_megapixels)
     paths = [source.path for source in expand(action.images, what="sample")]

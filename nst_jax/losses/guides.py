@@ -244,14 +244,14 @@ def check_guidance(
     checked = check_masks(content, styles, guidance)._replace(
         blend=None if blend is None else check_blend(blend)
     )
-    whole = with_rest(checked, config=config)
+    whole = add_rest_region(checked, config=config)
     check_reach(whole, config, names=names)
     regions = 0 if whole.content_masks is None else len(whole.content_masks)
     check_region_weights(weights, regions=regions)
     return checked._replace(region_weights=None if weights is None else np.asarray(weights, float))
 
 
-def with_rest(guidance: Guidance, *, config: LossConfig) -> Guidance:
+def add_rest_region(guidance: Guidance, *, config: LossConfig) -> Guidance:
     """Make the part of the image that is not preserved a region, if the guidance has no regions.
 
     The guidance must have been checked.

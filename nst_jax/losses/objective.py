@@ -53,10 +53,10 @@ from nst_jax.models.vgg import network_features
 from nst_jax.types import (
     Array,
     Guidance,
-    Keep,
     Loss,
     LossWeights,
     Moments,
+    Preserved,
     Regions,
     Statistics,
     Targets,
@@ -80,7 +80,7 @@ def loss_weights(config: Config) -> LossWeights:
 
 
 @lru_cache(maxsize=64)
-def of_luminance(loss: Loss) -> Loss:
+def luminance_only(loss: Loss) -> Loss:
     """Make a loss that sees only the luminance of the image.
 
     It is cached, so that equal losses give the same object and share compiled programs.
@@ -218,18 +218,18 @@ def _targets(
         style=style,
         sizes=jax.tree.map(lambda x: jnp.asarray(float(x), content.dtype), sizes),
         weights=jax.tree.map(lambda w: jnp.asarray(w, content.dtype), weights),
-        shares={name: table.astype(content.dtype) for name, table in blend.items()},
+        style_weights={name: table.astype(content.dtype) for name, table in blend.items()},
         regions=None if regions is None else make_regions(regions, guidance.region_weights),
-        keep=None if preserve is None else Keep(preserve, content),
+        preserved=None if preserve is None else Preserved(preserve, content),
         image=content if recompute else None,
     )
 
 
 def _with_preserved(image: Array, targets: Targets) -> Array:
     """The image with its preserved part replaced by the content."""
-    if targets.keep is None:
+    if targets.preserved is None:
         return image
-    return lay_over(image, targets.keep.content, targets.keep.mask)
+    return lay_over(image, targets.preserved.content, targets.preserved.mask)
 
 
 def _counts(

@@ -134,7 +134,7 @@ def matchings(name: str, counts: Array, targets: Targets, *, mixing: str) -> Mat
     styles: Any = targets.style[name].quantiles
     low, high = _style_bounds(styles)
     if mixing == "average":
-        mixed = jnp.einsum("rs,sck->rck", targets.shares[name], styles, precision="highest")
+        mixed = jnp.einsum("rs,sck->rck", targets.style_weights[name], styles, precision="highest")
         wanted = mixed[:, None]
     else:
         wanted = jnp.broadcast_to(styles[None], (len(counts), *styles.shape))
@@ -235,7 +235,7 @@ def mixed_losses(
     found: Moments,
     styles: Moments,
     *,
-    shares: Array,
+    style_weights: Array,
     mixing: str,
 ) -> Array:
     """Losses of regions against a mixture of styles.
@@ -264,15 +264,15 @@ def mixed_losses(
 
     >>> one, two = jnp.zeros((1, 1, 1)), jnp.array([[[0.0]], [[2.0]]])
     >>> half = jnp.full((1, 2), 0.5)
-    >>> mixed_losses(style_loss, one, two, shares=half, mixing="average").tolist()
+    >>> mixed_losses(style_loss, one, two, style_weights=half, mixing="average").tolist()
     [1.0]
-    >>> mixed_losses(style_loss, one, two, shares=half, mixing="sum").tolist()
+    >>> mixed_losses(style_loss, one, two, style_weights=half, mixing="sum").tolist()
     [2.0]
     """
     if mixing == "average":
 
         def mix(x: Array) -> Array:
-            return jnp.einsum("rs,s...->r...", shares, x, precision="highest")
+            return jnp.einsum("rs,s...->r...", style_weights, x, precision="highest")
 
         return _vmap(distance, found, jax.tree.map(mix, styles))
     if mixing == "sum":
@@ -280,7 +280,7 @@ def mixed_losses(
         def of_styles(found: Moments) -> Array:
             return _vmap(partial(distance, found), styles)
 
-        return jnp.sum(shares * _vmap(of_styles, found), axis=1)
+        return jnp.sum(style_weights * _vmap(of_styles, found), axis=1)
     raise ValueError(f"mixing is {mixing!r}: expected 'average' or 'sum'")
 
 
@@ -333,7 +333,7 @@ def layer_loss(name: str, sums: Moments, targets: Targets, *, config: LossConfig
     """
     regions, loss_weights = targets.regions, targets.weights.style_losses
     counts = targets.sizes[name][None] if regions is None else regions.sizes[name]
-    shares = targets.shares[name]
+    style_weights = targets.style_weights[name]
     # From sums over regions to means; the moments of styles are means already.
     found = jax.vmap(divided)(sums._replace(unmatched=None), counts)
     styles = targets.style[name]._replace(quantiles=None)
@@ -344,13 +344,13 @@ def layer_loss(name: str, sums: Moments, targets: Targets, *, config: LossConfig
                 partial(moment_loss, loss, config=config),
                 found,
                 styles,
-                shares=shares,
+                style_weights=style_weights,
                 mixing=config.style_mixing,
             )
         elif sums.unmatched is not None:  # a layer of the histogram loss
             unmatched = sums.unmatched / counts[:, None]
             average = config.style_mixing == "average"
-            losses = unmatched[:, 0] if average else jnp.sum(shares * unmatched, axis=1)
+            losses = unmatched[:, 0] if average else jnp.sum(style_weights * unmatched, axis=1)
         else:
             continue
         total = total + loss_weights.get(loss, 1.0) * losses

@@ -137,7 +137,7 @@ def crop(x: Array, start: Array, *, size: tuple[int, int], step: int = 1, axis: 
     return x
 
 
-def over_maps(targets: Targets, transform: Callable[[Array, int, int], Array]) -> Targets:
+def transform_maps(targets: Targets, transform: Callable[[Array, int, int], Array]) -> Targets:
     """Transform every array of the targets that has the rows and columns of the image.
 
     Args:
@@ -145,19 +145,21 @@ def over_maps(targets: Targets, transform: Callable[[Array, int, int], Array]) -
       transform: ``(array, step, axis) -> array``, where step is the stride of the array's layer in
         pixels, and axis that of its height.
     """
-    regions, keep = targets.regions, targets.keep
+    regions, preserved = targets.regions, targets.preserved
     if regions is not None:
         guides = {name: transform(x, stride(name), 1) for name, x in regions.guides.items()}
         regions = regions._replace(guides=guides)
-    if keep is not None:
-        keep = keep._replace(mask=transform(keep.mask, 1, 0), content=transform(keep.content, 1, 0))
+    if preserved is not None:
+        preserved = preserved._replace(
+            mask=transform(preserved.mask, 1, 0), content=transform(preserved.content, 1, 0)
+        )
     laplacian = {name: transform(x, LAPLACIANS[name], 0) for name, x in targets.laplacian.items()}
     return targets._replace(
         content={name: transform(x, stride(name), 0) for name, x in targets.content.items()},
         laplacian=laplacian,
         image=None if targets.image is None else transform(targets.image, 1, 0),
         regions=regions,
-        keep=keep,
+        preserved=preserved,
     )
 
 
@@ -286,7 +288,9 @@ def tiled(
         if grid.count == 1:
             return statistics(variables, image, targets)
         image = _wrap_around(image, grid=grid)
-        targets = over_maps(targets, lambda x, step, axis: _wrap_around(x, step, axis, grid=grid))
+        targets = transform_maps(
+            targets, lambda x, step, axis: _wrap_around(x, step, axis, grid=grid)
+        )
 
         # Within a scan, XLA cannot merge the recomputation with the first computation, so the
         # barriers against that (``prevent_cse``) are not needed.
@@ -298,7 +302,9 @@ def tiled(
                 return crop(x, start, size=grid.size, step=step, axis=axis)
 
             return statistics(
-                variables, crop_map(image), over_maps(targets, crop_map)._replace(window=window)
+                variables,
+                crop_map(image),
+                transform_maps(targets, crop_map)._replace(window=window),
             )
 
         def total(indices: Array, *args: Any) -> Any:

@@ -73,16 +73,16 @@ def cache_dir() -> Path:
     """Return the per-user cache folder, or the folder named by ``NST_JAX_CACHE``.
 
     Raises:
-      InputError: if its home folder is unknown; see ``expanded``.
+      InputError: if its home folder is unknown; see ``expand_home``.
     """
     if folder := os.environ.get(CACHE_VARIABLE):
-        return expanded(folder)
+        return expand_home(folder)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("nst_jax"))
 
 
-def expanded(path: str | Path) -> Path:
+def expand_home(path: str | Path) -> Path:
     """Replace ``~`` or ``~name`` at the beginning of a path by the home folder.
 
     Raises:
@@ -122,7 +122,7 @@ def discard_temporaries() -> None:
             folder.rmdir()
 
 
-def check_free(path: Path, *, overwrite: bool, advice: str = "set overwrite") -> None:
+def check_output_path(path: Path, *, overwrite: bool, advice: str = "set overwrite") -> None:
     """Check that ``path`` names a file that may be written.
 
     Args:
@@ -164,12 +164,12 @@ def check_folder(folder: Path) -> None:
 
 
 def check_writable(path: Path, *, overwrite: bool, advice: str = "set overwrite") -> None:
-    """Check that ``path`` can be written, by ``check_free`` and ``check_folder``.
+    """Check that ``path`` can be written, by ``check_output_path`` and ``check_folder``.
 
     Raises:
       InputError: as they do.
     """
-    check_free(path, overwrite=overwrite, advice=advice)
+    check_output_path(path, overwrite=overwrite, advice=advice)
     check_folder(Path(path).parent)
 
 

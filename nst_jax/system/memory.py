@@ -90,7 +90,7 @@ def host_bytes(
     return min((free for free in limits if free is not None), default=None)
 
 
-def own_memory(*, device: Any = None, status: Path = STATUS) -> int:
+def process_memory(*, device: Any = None, status: Path = STATUS) -> int:
     """Return the host memory of this process once all programs are compiled, in bytes.
 
     It is the resident memory now plus an allowance for programs that are compiled later. It is 0 if
@@ -110,7 +110,7 @@ def peak_memory(*, device: Any = None, status: Path = STATUS) -> int | None:
     """Return the peak use so far of the memory that this process computes in, or None if unknown.
 
     Args:
-      device, status: as for ``own_memory``.
+      device, status: as for ``process_memory``.
     """
     device = device or _first_device()
     if device.platform != "cpu":
@@ -262,7 +262,7 @@ def reserve(size: int, *, libc: Any = None) -> bool:
     return area is not None
 
 
-def keep_to_place(size: int, *, libc: Any = None) -> bool:
+def release_moved_block(size: int, *, libc: Any = None) -> bool:
     """Return a freed block's pages to the system if its next allocation would not reuse them.
 
     A large block that is freed and allocated again may move, because a small allocation has landed

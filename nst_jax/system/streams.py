@@ -41,7 +41,7 @@ def standard_input(*, most: int = MAX_INPUT) -> bytes:
 
 
 @contextmanager
-def lasting_streams() -> Iterator[list[OSError]]:
+def tolerant_streams() -> Iterator[list[OSError]]:
     """Keep errors of writing to standard output and error from ending a run.
 
     For example, Ctrl-C in ``nst-jax ... 2>&1 | tee log`` also ends ``tee``. Characters that cannot

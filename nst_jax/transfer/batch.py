@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from nst_jax.config.config import Config, to_flat
 from nst_jax.errors import InputError
-from nst_jax.transfer.batch_programs import OF_CONTENT, Element, apart, together
+from nst_jax.transfer.batch_programs import CONTENT_FIELDS, Element, apart, together
 from nst_jax.transfer.loop import as_callback, iterate
 from nst_jax.transfer.pairing import Pairing, pair
 from nst_jax.transfer.problem import Problem, check_initial, check_inputs, check_run, make_problem
@@ -343,7 +343,7 @@ def stylize_batch(
         problem = make(Inputs(images[content], own_styles, first.guidance), chosen)
         if pairing == "grid":  # keep what is computed from a content once
             targets = by_content.setdefault(content, problem).targets
-            shared = {name: getattr(targets, name) for name in OF_CONTENT}
+            shared = {name: getattr(targets, name) for name in CONTENT_FIELDS}
             problem = problem._replace(targets=problem.targets._replace(**shared))
         elements.append(
             Element(

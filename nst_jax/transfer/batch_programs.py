@@ -35,7 +35,7 @@ from nst_jax.types import Array, Info, Solver, State, Targets, Variables
 Batched = tuple[str, ...]
 
 # The fields that are computed from the content.
-OF_CONTENT = ("content", "similarity", "laplacian", "image")
+CONTENT_FIELDS = ("content", "similarity", "laplacian", "image")
 
 
 def batched_fields(targets: Sequence[Targets], *, distinct: tuple[str, ...] = ()) -> Batched:
@@ -55,7 +55,7 @@ def batched_fields(targets: Sequence[Targets], *, distinct: tuple[str, ...] = ()
         return name in distinct or any(getattr(one, name) is not found for one in targets)
 
     # The remaining fields follow from the config's structure, which all elements have in common.
-    return ("weights", *filter(differs, (*OF_CONTENT, "style", "regions", "keep")))
+    return ("weights", *filter(differs, (*CONTENT_FIELDS, "style", "regions", "preserved")))
 
 
 def stack_fields(targets: Sequence[Targets], batched: Batched) -> Targets:

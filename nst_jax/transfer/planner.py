@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from nst_jax.config.config import LBFGS, Adam, Config
 from nst_jax.config.layers import TAPS, deepest, stride
 from nst_jax.config.loss import Evaluation
-from nst_jax.losses.objective import loss_weights, make_loss, of_luminance
+from nst_jax.losses.objective import loss_weights, luminance_only, make_loss
 from nst_jax.losses.tiling import Grid, make_grid
 from nst_jax.models.convolution import prepare_kernels
 from nst_jax.optim.lbfgs import PAIRS
@@ -61,7 +61,7 @@ def evaluation(config: Config, execution_plan: ExecutionPlan) -> Evaluation:
 def config_loss(config: Config, execution_plan: ExecutionPlan, *, mesh: Mesh | None = None) -> Loss:
     """The objective of a config under an execution plan; ``mesh`` divides its tiles, if any."""
     loss = make_loss(config.loss, evaluation=evaluation(config, execution_plan), mesh=mesh)
-    return of_luminance(loss) if config.loss.color == "luminance" else loss
+    return luminance_only(loss) if config.loss.color == "luminance" else loss
 
 
 def make_config_optimizer(config: Config, execution_plan: ExecutionPlan = ExecutionPlan()) -> Any:

@@ -17,8 +17,8 @@ from nst_jax.color import prepare_colors, restore_colors
 from nst_jax.config.config import INITS, Config
 from nst_jax.config.layers import check_multiple, check_sides, check_squares, deepest, stride
 from nst_jax.errors import InputError
-from nst_jax.losses.guides import check_guidance, lay_over, with_rest
-from nst_jax.losses.objective import check_learned, loss_weights, of_luminance
+from nst_jax.losses.guides import add_rest_region, check_guidance, lay_over
+from nst_jax.losses.objective import check_learned, loss_weights, luminance_only
 from nst_jax.models.convolution import prepare_kernels
 from nst_jax.optim.solver import make_solver
 from nst_jax.system.memory import free_bytes
@@ -299,14 +299,14 @@ def make_problem(
     inputs = jax.tree.map(jnp.asarray, inputs)
     by_rows = divides_rows(execution.mesh)
     variables = replicate(variables, execution.mesh)
-    guidance = with_rest(inputs.guidance, config=config.loss)
+    guidance = add_rest_region(inputs.guidance, config=config.loss)
     if custom.loss is None:
         task = make_task(variables, inputs, config=config, optimizer=custom.optimizer)
         plan = execution.plan or find_plan(task, execution)
         loss = config_loss(config, plan, mesh=None if by_rows else execution.mesh)
     else:
         plan = ExecutionPlan()
-        loss = of_luminance(custom.loss) if config.loss.color == "luminance" else custom.loss
+        loss = luminance_only(custom.loss) if config.loss.color == "luminance" else custom.loss
     optimizer = custom.optimizer or make_config_optimizer(config, plan)
     solver = make_solver(loss, optimizer, averaging=config.averaging, clip=config.optimizer.clip)
 
@@ -365,7 +365,7 @@ def make_task(
     variables: Variables, inputs: Inputs, *, config: Config, optimizer: Any = None
 ) -> Task:
     """Make the ``Task`` of a run, for planning its memory."""
-    guidance = with_rest(inputs.guidance, config=config.loss)
+    guidance = add_rest_region(inputs.guidance, config=config.loss)
     return Task(variables, inputs.content, inputs.styles, config, guidance, optimizer)
 
 

@@ -19,7 +19,7 @@ from nst_jax.color import restore_colors
 from nst_jax.config.config import Config
 from nst_jax.config.layers import deepest, shortest_side, stride
 from nst_jax.errors import InputError
-from nst_jax.losses.guides import check_reach, lay_over, with_rest
+from nst_jax.losses.guides import add_rest_region, check_reach, lay_over
 from nst_jax.transfer.sharding import divides_rows
 from nst_jax.transfer.types import Inputs
 from nst_jax.types import Array
@@ -134,7 +134,7 @@ def at_scale(inputs: Inputs, *, shape: tuple[int, int], config: Config) -> Input
         else [None if mask is None else shrunk(mask) for mask in style_masks],
         preserve=None if preserve is None else resized(preserve),
     )
-    check_reach(with_rest(guidance, config=config.loss), config.loss)
+    check_reach(add_rest_region(guidance, config=config.loss), config.loss)
     return Inputs(
         content=resize(content, shape=shape, method="linear"),
         styles=[shrunk(style) for style in inputs.styles],

@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from nst_jax.config.config import Config
 from nst_jax.config.layers import deepest, stride
 from nst_jax.errors import InputError
-from nst_jax.losses.tiling import over_maps
+from nst_jax.losses.tiling import transform_maps
 from nst_jax.optim.solver import run
 from nst_jax.types import Array, Info, Solver, State, Targets, Variables
 
@@ -175,10 +175,10 @@ def targets_shardings(targets: Targets, *, mesh: Mesh, batched: Sequence[str] = 
       mesh: see ``rows_mesh``.
       batched: fields that have a batch axis, see ``batch_programs.batched_fields``.
     """
-    # Replicate everything; then overwrite the maps, whose rows are on the axis that ``over_maps``
-    # passes.
+    # Replicate everything; then overwrite the maps, whose rows are on the axis that
+    # ``transform_maps`` passes.
     axes: Targets = jax.tree.map(lambda _: PartitionSpec(), targets)
-    axes = over_maps(axes, lambda _, step, axis: PartitionSpec(*[None] * axis, "rows"))  # type: ignore[arg-type]
+    axes = transform_maps(axes, lambda _, step, axis: PartitionSpec(*[None] * axis, "rows"))  # type: ignore[arg-type]
 
     def place(field: str) -> Any:
         batch_axes = ["data"] * (field in batched)

@@ -86,7 +86,7 @@ class LoopMemory(NamedTuple):
     scratch: int
 
     @property
-    def own(self) -> int:
+    def per_image(self) -> int:
         """All but the network, which the images of a run share."""
         return self.state + self.targets + self.scratch
 

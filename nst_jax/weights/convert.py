@@ -29,7 +29,7 @@ import numpy as np
 
 from nst_jax.config.layers import CHANNELS, CONVS, TAPS, block_of, convs_to, deepest
 from nst_jax.errors import InputError
-from nst_jax.system.files import expanded, file_digest
+from nst_jax.system.files import expand_home, file_digest
 from nst_jax.weights.canonical import (
     Preprocessing,
     Record,
@@ -175,7 +175,7 @@ def convert(path: str | Path, *, preprocessing: str | None = None) -> Converted:
     Raises:
       InputError: if the file is damaged, holds another network, or leaves its preprocessing open.
     """
-    path = expanded(path)
+    path = expand_home(path)
     if preprocessing is not None and preprocessing not in PREPROCESSING:
         raise InputError(
             f"unknown preprocessing {preprocessing!r}: expected one of {', '.join(PREPROCESSING)}"
@@ -227,7 +227,7 @@ def convert_file(
     Raises:
       InputError: if the source cannot be used or the destination cannot be written.
     """
-    destination = expanded(destination)
+    destination = expand_home(destination)
     converted = convert(source, preprocessing=preprocessing)
     write_canonical(
         destination,

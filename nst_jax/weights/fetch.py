@@ -13,7 +13,7 @@ from nst_jax.errors import InputError
 from nst_jax.system.files import (
     CACHE_VARIABLE,
     cache_dir,
-    expanded,
+    expand_home,
     file_digest,
     remove_leftovers,
     temporary_folder,
@@ -140,7 +140,7 @@ def fetch(
     """
     if source not in sources:
         raise InputError(f"expected one of the weights {', '.join(sources)}, got {source!r}")
-    folder = cache_dir() if cache is None else expanded(cache)
+    folder = cache_dir() if cache is None else expand_home(cache)
     target = cached_path(source, cache=folder)
     if _is_complete(target):
         return target

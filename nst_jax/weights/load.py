@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nst_jax.errors import InputError
-from nst_jax.system.files import expanded
+from nst_jax.system.files import expand_home
 from nst_jax.weights.canonical import (
     Preprocessing,
     Record,
@@ -107,7 +107,7 @@ def save_weights(
     Raises:
       InputError: if the weights are not a VGG-19, or the file cannot be written.
     """
-    path = expanded(path)
+    path = expand_home(path)
     variables, info = weights
     if set(variables) - {"lift"} != {"params", "preprocessing"}:
         raise InputError(
@@ -164,7 +164,7 @@ def find_weights(
     for named, origin in ((path, ""), (variable, f" (from {WEIGHTS_VARIABLE})")):
         if not named:
             continue
-        found = expanded(named)
+        found = expand_home(named)
         if not os.path.isfile(found):
             raise InputError(
                 f"the weights {found}{origin} do not exist or are not a file: check the path, or "
@@ -237,7 +237,7 @@ def list_weights(*, folders: Sequence[Path] | None = None) -> list[Place]:
     """
     places = []
     if named := os.environ.get(WEIGHTS_VARIABLE):
-        path = expanded(named)
+        path = expand_home(named)
         detail = _size_and_kind(path) if os.path.isfile(path) else "does not exist"
         places.append(Place(WEIGHTS_VARIABLE, path.stem, named, detail))
     for where, path in _installed(folders):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nst_jax.errors import InputError
-from nst_jax.system.files import expanded, file_digest
+from nst_jax.system.files import expand_home, file_digest
 from nst_jax.weights.canonical import Preprocessing, describe_normalization
 from nst_jax.weights.convert import Converted, convert, find_projections, recognise
 from nst_jax.weights.fetch import SOURCES
@@ -37,7 +37,7 @@ def verify_weights(path: str | Path) -> list[Check]:
 
       If the file cannot be read, the failed check is the last. An unknown network passes.
     """
-    path = expanded(path)
+    path = expand_home(path)
     try:
         form = find_form(path)
     except InputError as error:

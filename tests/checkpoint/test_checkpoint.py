@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nst_jax.checkpoint import store
-from nst_jax.checkpoint.store import held
+from nst_jax.checkpoint.store import locked
 from nst_jax.cli.checkpoints import check_checkpoints
 from nst_jax.errors import InputError
 
@@ -225,14 +225,14 @@ def test_folders_are_checked_before_the_run(tmp_path):
 @pytest.mark.parametrize("resumed, advice", [(False, "choose another folder"), (True, "resume fr")])
 def test_folder_is_locked_for_one_run(tmp_path, resumed, advice):
     folder = tmp_path / "run"
-    with held(folder):
+    with locked(folder):
         with pytest.raises(InputError, match="another run has the checkpoints in .*: wait until"):
-            with held(folder, resumed=resumed):
+            with locked(folder, resumed=resumed):
                 pass
-    with held(folder), held(None):
+    with locked(folder), locked(None):
         pass
     assert os.listdir(folder) == []
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=f"cannot write a checkpoint to .*{advice}"):
-        with held(tmp_path / "file" / "run", resumed=resumed):
+        with locked(tmp_path / "file" / "run", resumed=resumed):
             pass

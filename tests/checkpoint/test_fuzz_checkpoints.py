@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.checkpoints import ARRAYS, RECORD, correct_manifest, damage, edit_arrays, take_base
+from helpers.checkpoints import RECORD, correct_manifest, damage, take_base
 from helpers.fuzzing import check_ended, command, listing
 
 

@@ -11,9 +11,9 @@ from nst_jax.checkpoint.records import (
     MALFORMED_ERRORS,
     check_versions,
     check_weights,
-    foreign_is_input_error,
+    device_changes,
     frame_arrays,
-    other_devices,
+    malformed_is_input_error,
     plan_record,
     position_record,
     restore_frames,
@@ -115,7 +115,7 @@ def saved(**record):
 def test_malformed_record_is_an_input_error():
     for error in (KeyError("x"), TypeError("y"), RecursionError()):
         with pytest.raises(InputError, match="^ck/checkpoint-00000001 was not written by this"):
-            with foreign_is_input_error(saved()):
+            with malformed_is_input_error(saved()):
                 raise error
 
 
@@ -134,14 +134,14 @@ def test_other_versions_and_weights_are_refused():
 
 def test_other_devices_and_threads_are_warned_of():
     here = device()
-    assert other_devices(saved(device=here), divided=True) == []
+    assert device_changes(saved(device=here), divided=True) == []
     older = {name: value for name, value in here.items() if name != "threads"}
-    assert other_devices(saved(device=older)) == []  # older versions saved no threads
+    assert device_changes(saved(device=older)) == []  # older versions saved no threads
     moved = saved(device=here | {"kind": "abacus", "count": 99})
-    (line,) = other_devices(moved)
+    (line,) = device_changes(moved)
     assert line.startswith("the run started on 99 x abacus, got ")
     with pytest.raises(InputError, match="started on 99 x abacus, .*: resume on the same number"):
-        other_devices(moved, divided=True)
+        device_changes(moved, divided=True)
     if "threads" in here:
-        (line,) = other_devices(saved(device=here | {"threads": 77}))
+        (line,) = device_changes(saved(device=here | {"threads": 77}))
         assert line.startswith("the run used 77 threads before and uses ") and "use 77 thr" in line

@@ -30,12 +30,12 @@ from nst_jax.cli import estimate as estimate_command
 from nst_jax.cli import main, planning
 from nst_jax.cli.checks import check_room
 from nst_jax.cli.options import StyleOptions
-from nst_jax.cli.planning import make_mesh_of
+from nst_jax.cli.planning import make_spread_mesh
 from nst_jax.cli.regions import style_size
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.images import save_image
-from nst_jax.system.memory import own_memory
+from nst_jax.system.memory import process_memory
 
 pytestmark = pytest.mark.sampled
 
@@ -99,7 +99,7 @@ class TestEstimate:
     @pytest.mark.slow
     @pytest.mark.optimized
     def test_a_smaller_memory(self, estimate, desk, monkeypatch):
-        monkeypatch.setattr(estimate_command, "own_memory", lambda: 0)  # this process is large
+        monkeypatch.setattr(estimate_command, "process_memory", lambda: 0)  # this process is large
         code, out, _ = estimate(memory=0.09, size=300)
         figures, others = gib(out)
         assert code == 0 and figures["available"] == pytest.approx(0.09, rel=0.06)
@@ -114,7 +114,7 @@ class TestEstimate:
         check_refused(desk, match, lambda: estimate(size=300, memory=12 / 1024))
 
     def test_the_program_is_part_of_the_memory(self, estimate, desk):
-        process = own_memory() / GIB
+        process = process_memory() / GIB
         figures, _ = gib(estimate(memory=process + 1).out)
         assert figures["program"] == pytest.approx(process, rel=0.2)
         assert figures["available"] == pytest.approx(process + 1, rel=0.06)
@@ -325,12 +325,12 @@ class TestSpread:
     )
     def test_settings_are_checked(self, spread, settings, match):
         with pytest.raises(InputError, match=match):
-            make_mesh_of(spread, config=Config.of(**settings))
+            make_spread_mesh(spread, config=Config.of(**settings))
 
     def test_one_device(self, monkeypatch):
         use_devices(monkeypatch, 1)
         with pytest.raises(InputError, match="spread rows divides an image among several devices"):
-            make_mesh_of("rows", config=Config())
+            make_spread_mesh("rows", config=Config())
 
     def test_coarse_to_fine_by_rows(self, run, desk):
         save_image("content.png", smooth_image(64, 80, seed=1))

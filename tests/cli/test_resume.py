@@ -29,7 +29,7 @@ from helpers.resuming import run  # noqa: F401
 
 import nst_jax
 from nst_jax.checkpoint import load_position, save_position, store
-from nst_jax.checkpoint.store import held
+from nst_jax.checkpoint.store import locked
 from nst_jax.cli import batch_run, main
 from nst_jax.config import Config
 from nst_jax.errors import InputError
@@ -312,7 +312,7 @@ def test_a_new_run_does_not_replace_checkpoints(run, kept, desk):  # noqa: F811
 
 
 def test_a_run_that_is_going_on_is_not_disturbed(run, kept):  # noqa: F811
-    with held(Path("kept")):
+    with locked(Path("kept")):
         (Path("kept") / ".checkpoint-12345678").mkdir()  # what it is writing
         Path(".out-12345678.png").touch()
         code, _, err = run(["resume", "kept"])
@@ -526,7 +526,7 @@ class TestBatch:
         return ["batch", "in", *flags]
 
     def test_a_folder_in_use_is_refused_before_anything_is_made(self, run):
-        with held(Path("kept")):
+        with locked(Path("kept")):
             assert run([*self.line(), "--checkpoint", "kept"]).code == 2
         assert not Path("out").exists()
 

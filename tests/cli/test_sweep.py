@@ -212,8 +212,8 @@ class TestMemory:
     @pytest.mark.parametrize("batch_size", [1, 3])
     def test_more_images_than_fit(self, problem, batch_size):
         one = image_memory(problem)
-        state = one.own - one.targets - one.scratch  # on CPUs, all images share the others
-        free = int((one.own + (batch_size - 0.5) * state) / USABLE)
+        state = one.per_image - one.targets - one.scratch  # on CPUs, all images share the others
+        free = int((one.per_image + (batch_size - 0.5) * state) / USABLE)
         log_batch_memory(problem, batch_size=batch_size, free=free, process=0)
         message = f"^{batch_size + 1} images of 32x24 px .*: choose --batch-size {batch_size}$"
         with pytest.raises(InputError, match=message):

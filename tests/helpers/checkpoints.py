@@ -65,7 +65,7 @@ def bases(tmp_path_factory, tiny_weights_file):
     """For each run a folder, as if the run had been killed between two steps."""
     folder = tmp_path_factory.mktemp("bases")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "KEPT", 9)
+        patch.setattr(store, "CHECKPOINTS_KEPT", 9)
         patch.setattr("nst_jax.config.presets.DEFAULT_PRESET", "neural-style")
         for name, words in RUNS.items():
             desk = folder / name

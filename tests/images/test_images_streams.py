@@ -82,7 +82,7 @@ class TestStandardInput:
         set_input((desk / "content.png").read_bytes())
         check_refused(run(*stylize("-", "-")), "- stands for several inputs")
         batch = ["batch", "content.png", "--style", "-", "-o", "results", "--size", "32"]
-        check_refused(run(*batch), "- stands for one image")
+        check_refused(run(*batch), "- is a single image")
         set_input(b"a text")
         check_refused(run(*stylize("-")), "standard input is not an image in a known format")
 
@@ -252,4 +252,4 @@ class TestOptions:
         assert run(*line, "16")[0] == 0
         (path,) = desk.glob("results/*.png")
         assert imagecodecs.png_decode(path.read_bytes()).dtype == np.uint16
-        check_refused(run(*line, "8"), "is of other images or settings")
+        check_refused(run(*line, "8"), "was computed from other images or settings")

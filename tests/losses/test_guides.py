@@ -10,11 +10,11 @@ from nst_jax.config import Config, LossConfig, stride
 from nst_jax.errors import InputError
 from nst_jax.losses import layer_guides
 from nst_jax.losses.guides import (
+    add_rest_region,
     check_masks,
     check_reach,
     check_region_weights,
     lay_over,
-    with_rest,
 )
 from nst_jax.models import features
 from nst_jax.types import Guidance
@@ -145,7 +145,7 @@ STYLED = LossConfig(style_layers=("relu1_1",))
 
 
 def checked(*, styles=STYLES, **given):
-    return with_rest(check_masks(CONTENT, styles, Guidance(**given)), config=STYLED)
+    return add_rest_region(check_masks(CONTENT, styles, Guidance(**given)), config=STYLED)
 
 
 def with_value(value):

@@ -141,7 +141,7 @@ def test_mixed_styles_average_their_quantiles_or_keep_each(x64):
         style={"relu1_1": Moments(quantiles=found)},
         sizes={},
         weights=None,  # type: ignore[arg-type]
-        shares={"relu1_1": weights},
+        style_weights={"relu1_1": weights},
     )
     low, high = found[:, :, 0].min(0), found[:, :, -1].max(0)
     counts = jnp.stack([h.histogram(FEATURES, low, high, mask=m) for m in (None, MASK)])

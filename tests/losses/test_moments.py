@@ -164,7 +164,7 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="loss is 'mean': expected gram, covariance"):
         moment_loss("mean", Moments(), Moments(), config=LossConfig())
     with pytest.raises(ValueError, match="mixing is 'product': expected 'average' or 'sum'"):
-        mixed_losses(m.style_loss, None, None, shares=None, mixing="product")  # type: ignore
+        mixed_losses(m.style_loss, None, None, style_weights=None, mixing="product")  # type: ignore
 
 
 def means_of(features, mask=None):
@@ -237,7 +237,7 @@ def test_a_layers_loss_is_that_of_its_regions(x64, features):
         style={"relu1_1": m.stacked(styles)},
         sizes={"relu1_1": jnp.asarray(35.0)},
         weights=bare,
-        shares={"relu1_1": jnp.asarray(blend)},
+        style_weights={"relu1_1": jnp.asarray(blend)},
         regions=Regions(
             guides={"relu1_1": jnp.asarray(guides)},
             sizes={"relu1_1": jnp.asarray(guides.sum((1, 2)))},
@@ -265,7 +265,7 @@ def test_a_layers_loss_is_that_of_its_regions(x64, features):
     # Without regions, and with the default weight of 1.
     whole = targets._replace(
         regions=None,
-        shares={"relu1_1": jnp.array([[0.0, 1.0, 0.0]])},
+        style_weights={"relu1_1": jnp.array([[0.0, 1.0, 0.0]])},
         weights=bare._replace(style_losses={"gram": 0.5}),
     )
     config = replace(config, style_losses=("gram", "covariance"), style_mixing="average")

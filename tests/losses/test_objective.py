@@ -62,7 +62,7 @@ def test_styles_of_different_sizes_are_mixed_with_their_weights(variables, conte
             weights=loss_weights(config),
             guidance=Guidance(blend=blend),
         )
-        return np.einsum("rs,sij->ij", found.shares["relu2_1"], found.style["relu2_1"].gram)
+        return np.einsum("rs,sij->ij", found.style_weights["relu2_1"], found.style["relu2_1"].gram)
 
     images = [jnp.asarray(style), jnp.asarray(other)]
     first, second = (target([image], None) for image in images)

@@ -13,12 +13,12 @@ from nst_jax.losses.tiling import (
     halo,
     make_grid,
     make_window,
-    over_maps,
     ownership,
     spans,
+    transform_maps,
 )
 from nst_jax.models import init_variables, network_features
-from nst_jax.types import Keep, LossWeights, Regions, Targets, Window
+from nst_jax.types import LossWeights, Preserved, Regions, Targets, Window
 
 quickly = settings(max_examples=300, deadline=None, database=None)
 
@@ -126,24 +126,26 @@ class TestWindow:
             style={"relu1_1": ones((2, 3, 3))},
             sizes={"relu1_1": ones(())},
             weights=LossWeights(*ones(3), {}, {}),
-            shares={"relu1_1": ones((1, 2))},
+            style_weights={"relu1_1": ones((1, 2))},
             regions=Regions({"relu3_1": ones((2, 2, 2))}, {"relu3_1": ones(2)}, ones(2)),
-            keep=Keep(ones((8, 8)), ones((8, 8, 3))),
+            preserved=Preserved(ones((8, 8)), ones((8, 8, 3))),
             image=ones((8, 8, 3)),
             window=Window(ones(8), ones(8), ones(2)),
             laplacian={"laplacian4": ones((2, 2))},
         )
-        zeros = over_maps(targets, lambda x, step, axis: x * 0)
+        zeros = transform_maps(targets, lambda x, step, axis: x * 0)
         changed = jax.tree.map(lambda x: not x.any(), zeros)
         assert changed == jax.tree.map(lambda x: False, targets)._replace(
             content={"relu2_1": True, "relu4_1": True},
             regions=Regions({"relu3_1": True}, {"relu3_1": False}, False),
-            keep=Keep(True, True),
+            preserved=Preserved(True, True),
             image=True,
             laplacian={"laplacian4": True},
         )
         # By the strides of their layers, with the height at the given axis, all maps are 8 px high.
-        over_maps(targets, lambda x, step, axis: np.testing.assert_equal(x.shape[axis] * step, 8))
+        transform_maps(
+            targets, lambda x, step, axis: np.testing.assert_equal(x.shape[axis] * step, 8)
+        )
 
 
 def positive_network():

@@ -15,8 +15,8 @@ from nst_jax.system.memory import (
     STATUS,
     bytes_in_use,
     cgroup_bytes,
-    keep_to_place,
-    own_memory,
+    process_memory,
+    release_moved_block,
     reserve,
 )
 
@@ -97,7 +97,7 @@ class TestFreeMemory:
     def test_accelerators_report_their_pool(self, stats, free, peak):
         device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
         assert free_bytes(device) == free
-        assert peak_memory(device=device) == peak and own_memory(device=device) == 0
+        assert peak_memory(device=device) == peak and process_memory(device=device) == 0
 
 
 class TestUsedMemory:
@@ -113,7 +113,7 @@ class TestUsedMemory:
         if text is not None:
             (tmp_path / "status").write_text(text)
         options = dict(device=SimpleNamespace(platform="cpu"), status=tmp_path / "status")
-        assert own_memory(**options) == own and peak_memory(**options) == peak
+        assert process_memory(**options) == own and peak_memory(**options) == peak
 
     @pytest.mark.skipif(not STATUS.exists(), reason="not Linux")
     @pytest.mark.skipif(jax.default_backend() != "cpu", reason="another memory")
@@ -122,7 +122,7 @@ class TestUsedMemory:
         block = ctypes.create_string_buffer(100_000_000)
         assert before is None or bytes_in_use() - before > 90_000_000
         block.raw = b"x" * len(block)
-        peak, own = peak_memory(), own_memory() - LATER_PROGRAMS
+        peak, own = peak_memory(), process_memory() - LATER_PROGRAMS
         assert own > len(block) and peak > len(block) and own <= 1.1 * peak < 2**50
 
 
@@ -155,4 +155,4 @@ class TestMalloc:
     def test_other_systems_are_left_alone(self, monkeypatch):
         monkeypatch.setattr(sys, "platform", "darwin")
         assert not keep_freed_memory() and not reserve(1) and bytes_in_use() is None
-        assert keep_to_place(1)
+        assert release_moved_block(1)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from helpers.records import make_problem
 
-from nst_jax.cli.planning import batch_that_fits, image_memory, images_in_words, refusal, times
+from nst_jax.cli.planning import (
+    batch_memory,
+    batch_that_fits,
+    batch_too_large_error,
+    image_memory,
+    images_in_words,
+)
 from nst_jax.config import Config
 from nst_jax.errors import InputError
 from nst_jax.optim import run
@@ -29,7 +35,7 @@ class TestFits:
     def test_an_image_that_does_not_fit_is_refused_with_numbers(self):
         gib = 2**30
         sizes = LoopMemory(int(USABLE * gib), int(USABLE * 3 * gib), 0, 0)
-        error = refusal(sizes, 2 * gib, width=512, height=384)
+        error = batch_too_large_error(sizes, 2 * gib, width=512, height=384)
         assert isinstance(error, InputError)
         assert "512x384 px needs about 3.0 GiB, 2.0 GiB are free: choose" in str(error)
 
@@ -48,8 +54,8 @@ class TestImageMemory:
         assert found.network == sum(x.nbytes for x in jax.tree.leaves(problem.variables))
         targets = sum(x.nbytes for x in jax.tree.leaves(problem.targets))
         # The image, the best one, and L-BFGS's pairs and its last image and gradient.
-        assert found.own > content.nbytes * (2 + 2 * 7 + 2) + targets
-        assert found.own < 100 * content.nbytes
+        assert found.per_image > content.nbytes * (2 + 2 * 7 + 2) + targets
+        assert found.per_image < 100 * content.nbytes
 
     def test_a_pair_of_lbfgs_takes_two_images(self, variables, content, style):
         one, more = (
@@ -86,14 +92,16 @@ class TestTogether:
     one = LoopMemory(network=2**30, state=2**28, targets=2**27, scratch=2**29)
 
     def test_parts(self):
-        assert times(self.one, 1) == self.one
-        assert times(self.one, 3, networks=2) == (2**31, 3 * 2**28, 3 * 2**27, 3 * 2**29)
+        assert batch_memory(self.one, 1) == self.one
+        assert batch_memory(self.one, 3, networks=2) == (2**31, 3 * 2**28, 3 * 2**27, 3 * 2**29)
 
     def test_words(self, variables, content, style):
         config = CONFIG.but(tile=16)
         problem = make_problem(variables, content, [style], config=config)
         height, width, _ = content.shape
-        words = images_in_words(problem, times(self.one, 4), free=2**33, process=2**28, images=4)
+        words = images_in_words(
+            problem, batch_memory(self.one, 4), free=2**33, process=2**28, images=4
+        )
         assert words == (
             f"{width}x{height} px, 4 images at once: about 4.8 GiB (program 0.25 GiB, network "
             "1.0 GiB, targets 0.5 GiB, image and optimiser 1.0 GiB, activations 2.0 GiB) of "

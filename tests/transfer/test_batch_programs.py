@@ -38,7 +38,7 @@ CASES = [ALL, PAIRS, SAME, ONE]
         (PAIRS, (), {"content", "style"}),
         (SAME, (), set()),
         (SAME, ("style",), {"style"}),
-        (SAME, ("regions", "keep"), set()),  # the targets have none
+        (SAME, ("regions", "preserved"), set()),  # the targets have none
         (ONE, (), set()),
     ],
     ids=range(6),
@@ -52,7 +52,7 @@ def test_what_differs_has_a_batch_axis(batch, distinct, expected):
         assert field.shape == ((len(batch), *tail) if name in expected else tail)
         if name not in expected:
             assert field is getattr(batch[0], name)["l"]
-    assert stacked.sizes is SIZES and stacked.shares is SHARES
+    assert stacked.sizes is SIZES and stacked.style_weights is SHARES
     for place, one in enumerate(batch):
         assert stacked.weights.tv[place] == one.weights.tv
 
@@ -66,7 +66,7 @@ def test_equal_arrays_are_not_shared():
 def test_specs():
     specs = field_specs(batched_fields(ALL))
     assert specs.weights == specs.content == PartitionSpec("data")
-    assert specs.style == specs.sizes == specs.shares == specs.keep == PartitionSpec()
+    assert specs.style == specs.sizes == specs.style_weights == specs.preserved == PartitionSpec()
 
 
 def init(image, variables, targets):

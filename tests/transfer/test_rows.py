@@ -241,8 +241,8 @@ class TestShardings:
         found = jax.tree.map(lambda x: x.spec, targets_shardings(targets, mesh=rows_mesh()))
         assert found.content == {"relu4_2": rows}
         assert set(found.regions.guides.values()) == {PartitionSpec(None, "rows")}
-        assert tuple(found.keep) == (rows, rows)
-        rest = found._replace(content={}, keep=None, regions=found.regions._replace(guides={}))
+        assert tuple(found.preserved) == (rows, rows)
+        rest = found._replace(content={}, preserved=None, regions=found.regions._replace(guides={}))
         assert set(jax.tree.leaves(rest)) == {PartitionSpec()}
         found = targets_shardings(targets, mesh=rows_mesh(groups=2), batched=("weights", "regions"))
         found = jax.tree.map(lambda x: x.spec, found)
