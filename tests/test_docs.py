@@ -115,5 +115,5 @@ def test_reference_pages_are_current(monkeypatch):
     from nst_jax.cli.reference import presets_markdown, reference_markdown
 
     text = (ROOT / "docs/presets.md").read_text("utf-8")
-    assert text == presets_markdown() and all(f"`{name}`" in text for name in PRESETS)
+    assert text == presets_markdown() and all(f"\n## {name}\n" in text for name in PRESETS)
     assert (ROOT / "docs/flags.md").read_text("utf-8") == reference_markdown()

@@ -454,7 +454,7 @@ def test_numbers_are_checked():
         ({"pooling": "sum"}, "--pooling: expected one of .*, got 'sum'"),
         (
             {"precision": "tf32"},
-            "precision tf32 is one of NVIDIA GPUs.*: choose float32",
+            "precision tf32 needs an NVIDIA GPU.*: choose float32",
         ),
     ],
 )
@@ -533,6 +533,7 @@ class TestProcess:
         assert (process.returncode, out) == (130, "out.png\n")
         assert record()["status"] == "stopped"
 
+    @pytest.mark.slow
     def test_ctrl_c_before_the_first_step_writes_nothing(self, start, desk):  # noqa: F811
         process = start()
         assert re.match("nst-jax: 32x24 px: about ", process.stderr.readline())  # the plan

@@ -208,7 +208,7 @@ class TestRegions:
         code, out, err = run(content_mask="square.png right.png")
         assert (code, out) == (0, "out.png\n")
         assert [text for text in err.splitlines() if "stretched" in text] == [
-            "nst-jax: the mask square.png is 30x30 px, its image 32x24 px: it is stretched"
+            "nst-jax: the mask square.png is 30x30 px and its image 32x24 px: the mask is stretched"
         ]
 
     def test_slim_network(self, run, reference, slim_file):
@@ -363,13 +363,13 @@ class TestRefused:
         [
             (dict(region_styles="1 1", **REGIONS), "style 2 is not used"),
             (dict(region_weights="1 2 3", **LABELS), "3 region weights for 2 styled regions"),
-            (dict(region_styles="keep keep", **ONE, **REGIONS), "all of the image is kept as it"),
+            (dict(region_styles="keep keep", **ONE, **REGIONS), "all of the image is preserved"),
             (
                 dict(style_labels="style_labels.png", region_styles="keep keep", **ONE, **LABELS),
-                "style_labels has no effect if every region is kept|all of the image is kept",
+                "style_labels has no effect if every region is kept|all of the image is preserved",
             ),
-            (dict(content_mask="left.png black.png"), "black.png marks nothing: expected white"),
-            (dict(labels="white.png"), "label image white.png has one colour only"),
+            (dict(content_mask="left.png black.png"), "black.png is black everywhere"),
+            (dict(labels="white.png"), "label image white.png has only one colour"),
             (
                 dict(style_labels="white.png", **ONE, **LABELS),
                 "white.png has no pixel of the colour #000000",

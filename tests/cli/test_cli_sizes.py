@@ -318,7 +318,7 @@ class TestSpread:
     @pytest.mark.parametrize(
         "spread, settings, match",
         [
-            ("rows", {"tile": 64}, "tile is 64, but .* among the devices \\(--spread"),
+            ("rows", {"tile": 64}, "tile is 64, and --spread rows uses no tiles"),
             ("tiles", {"tile": "off"}, "with --tile off there are none: leave out --tile off, "),
             ("tiles", {"remat": "on"}, "with --remat on there are none: leave out --remat on, "),
         ],

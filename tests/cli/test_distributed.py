@@ -102,6 +102,7 @@ def test_processes_compute_on_their_own_devices(start, port):
     assert finish(processes[1]) == [1, 2, 1, [12.0, 12.0], "all"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_continues_when_another_is_killed(start, port, lost):
     processes = [start(explicit(port, index)) for index in range(2)]

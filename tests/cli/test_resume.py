@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_is_skipped(run, kept):  # noqa: F811
         ),
         (lambda r: r.update(arguments="stylize"), "its command line is not a list"),
         (lambda r: r.update(arguments=["presets"]), "input files (are others|differ)"),
-        (lambda r: r["arguments"].extend(["--steps", "-1"]), "is of another run: steps is -1"),
+        (lambda r: r["arguments"].extend(["--steps", "-1"]), "is from another run: steps is -1"),
         (lambda r: r["arguments"].extend(["--optimizer", "lbfgs"]), "does not belong to"),
         (lambda r: r["arguments"].extend(["--init", "a.png"]), "input files (are others|differ)"),
         (lambda r: r.update(kind="batch"), "was not written by this program"),
@@ -264,7 +264,7 @@ def test_a_changed_copy_of_an_input_is_refused(run, kept):  # noqa: F811
 def test_other_devices_are_logged(run, kept):  # noqa: F811
     changed(lambda r: r["device"].update(kind="abacus", count=3))
     code, _, err = run(["resume", "kept"])
-    assert code == 0 and "nst-jax: the run began on 3 x abacus, here are " in err
+    assert code == 0 and "nst-jax: the run started on 3 x abacus, got " in err
     changed(lambda r: r["device"].update(kind="abacus", count=3))
     changed(lambda r: r["arguments"].extend(["--spread", "tiles"]))
     code, _, err = run(["resume", "kept"])
@@ -293,7 +293,7 @@ def test_positions_in_python(variables, tmp_path, content, style):
     assert position.step == 4 and len(store.checkpoints(Path("kept"))) == 2
     np.testing.assert_array_equal(start(init=position).image, start().image)
     changed(lambda record: record["device"].update(threads=7))
-    with pytest.warns(UserWarning, match="on 7 threads before and is on "):
+    with pytest.warns(UserWarning, match="used 7 threads before and uses "):
         load_position("kept")
     with pytest.raises(InputError, match="nothing was saved"):
         load_position(tmp_path)
@@ -302,7 +302,7 @@ def test_positions_in_python(variables, tmp_path, content, style):
 def test_weights_elsewhere(run, kept, slim_file, tiny_weights_file):  # noqa: F811
     changed(lambda r: r["weights"].update(path="/nowhere/tiny.safetensors"))
     code, _, err = run(["resume", "kept", "--weights", slim_file])
-    assert code == 2 and "give the former as weights, or " in err
+    assert code == 2 and "resume with the former, or " in err
     assert run(["resume", "kept", "--weights", tiny_weights_file]).code == 0
 
 

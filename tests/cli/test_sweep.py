@@ -484,7 +484,7 @@ class TestInterrupt:
         (
             [f"seed={','.join(map(str, range(100)))}", "tv_weight=1"],
             {"init": "noise", "size": 200, "output": "o.webp"},
-            "px, and a side of a .webp has at most 16383: name o.webp .png",
+            "px: expected at most 16383 px a side for .webp; write o.webp as .png",
         ),
         # If only one of the combinations does not fit.
         (["style_layers=relu1_1,relu5_1"], {"size": 20}, "layer relu5_1 needs"),

@@ -80,7 +80,7 @@ class TestStandardInput:
 
     def test_commands_that_do_not_accept_it(self, run, set_input, desk):
         set_input((desk / "content.png").read_bytes())
-        check_refused(run(*stylize("-", "-")), "- stands for several inputs")
+        check_refused(run(*stylize("-", "-")), "- is given for several inputs")
         batch = ["batch", "content.png", "--style", "-", "-o", "results", "--size", "32"]
         check_refused(run(*batch), "- is a single image")
         set_input(b"a text")

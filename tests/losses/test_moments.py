@@ -212,7 +212,7 @@ def test_mixed_losses_are_sums_of_losses_or_losses_of_averages(x64, loss):
     found, styles = m.stacked([FOUND, STYLES[0]]), m.stacked(STYLES)
     weights = np.array([[0.2, 0.5, 0.3], [0, 0, 1]])
     distance = partial(moment_loss, loss, config=LossConfig(gram_normalization="hw"))
-    of = {"shares": jnp.asarray(weights)}
+    of = {"style_weights": jnp.asarray(weights)}
     added = mixed_losses(distance, found, styles, mixing="sum", **of)
     averaged = mixed_losses(distance, found, styles, mixing="average", **of)
     for region, (x, row) in enumerate(zip((FOUND, STYLES[0]), weights, strict=True)):

@@ -114,6 +114,7 @@ def test_loss_and_gradient_of_real_features_are_scipys(network, precision, bound
             assert linalg.norm(found - gradient) < limit * linalg.norm(gradient), what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["full", "slim"])
 def test_no_step_decomposes_a_matrix(network, variables, slim_variables, content, style):
     """Neither the compiled loop nor the one lowered for accelerators calls a decomposition."""

@@ -101,7 +101,7 @@ def test_presets_run_with_slim_weights(shipped, preset):
 @pytest.mark.slow
 @pytest.mark.weights
 def test_image_is_good_under_the_full_network(shipped, vgg19_weights, images_folder):
-    """At least half the full network's decrease; scripts/slim_quality.py measures all pairs."""
+    """At least half the decrease of the full network; ``slim_quality.py`` measures all pairs."""
     config = PRESETS["neural-style"].config.but(steps=20)
     content = load_image(images_folder / "content" / "tubingen.jpg", size=96)
     style = load_image(images_folder / "style" / "starry_night.jpg", size=96)

@@ -43,6 +43,7 @@ def perfect_student(variables, targets):
     return jax.tree.map(lambda x: x, {**variables, "lift": {"max": projections}})
 
 
+@pytest.mark.slow
 def test_the_loss_is_zero_for_the_teacher_and_sees_a_changed_layer(
     variables, batch, targets, perfect_student
 ):
@@ -91,6 +92,7 @@ def test_parts_of_the_loss_against_numpy(batch, targets, perfect_student):
         np.testing.assert_allclose(parts[f"G {name}"], relative, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_finished_student_has_the_units_of_the_teacher(variables, batch, targets):
     preprocessing = variables["preprocessing"]
     trained = distillation.init_student(jax.random.key(1), channels=(3, 4, 5, 6, 7))

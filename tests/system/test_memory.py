@@ -129,7 +129,7 @@ class TestUsedMemory:
 MALLOC = """
 import ctypes
 from pathlib import Path
-from nst_jax.system.memory import keep_freed_memory, keep_to_place, reserve
+from nst_jax.system.memory import keep_freed_memory, release_moved_block, reserve
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -140,8 +140,8 @@ before = resident()
 block = libc.malloc(10**8)
 ctypes.memset(block, 1, 10**8)
 libc.free(block)
-print(resident() - before > 90, keep_to_place(10**8), resident() - before > 90)
-print(keep_to_place(9 * 10**8), resident() - before < 10)
+print(resident() - before > 90, release_moved_block(10**8), resident() - before > 90)
+print(release_moved_block(9 * 10**8), resident() - before < 10)
 """
 
 

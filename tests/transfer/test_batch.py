@@ -123,6 +123,7 @@ class TestApart:
         found = stylize_batch(variables, **case, config=configs, mesh=mesh)
         assert_equal(found, singles(variables, case, configs=configs))
 
+    @pytest.mark.slow
     def test_colours_follow_each_content(self, variables):
         config = ADAM.but(color="match-symmetric")
         found = stylize_batch(variables, **CASES["grid"], config=config)
@@ -235,6 +236,7 @@ class TestRows:
         found = stylize_batch(variables, **case, config=configs, mesh=mesh)
         assert_close(found, singles(variables, case, configs=configs))
 
+    @pytest.mark.slow
     def test_colours_noise_and_callback(self, variables):
         seen = []
         config = ADAM.but(color="match-symmetric", init="noise", noise_scale=0.2)

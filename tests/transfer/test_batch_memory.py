@@ -59,7 +59,8 @@ class TestImageMemory:
 
     def test_a_pair_of_lbfgs_takes_two_images(self, variables, content, style):
         one, more = (
-            self.measure(variables, content, style, memory_size=size)[1].own for size in (5, 25)
+            self.measure(variables, content, style, memory_size=size)[1].per_image
+            for size in (5, 25)
         )
         assert more - one == pytest.approx(20 * 2 * content.nbytes, rel=0.05)
 

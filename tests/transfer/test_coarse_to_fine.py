@@ -107,6 +107,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config, given", CASES.values(), ids=CASES)
 def test_scales_one_by_one(variables, monkeypatch, config, given):
     content, styles, *_ = given.get("content", CONTENT), given.get("styles", STYLES[:1])

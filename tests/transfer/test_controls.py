@@ -266,6 +266,7 @@ class TestInvariances:
         photos = as_float64((CONTENT, STYLES))
         return terms_of(config, self.variables, image, *photos, **given)[0]
 
+    @pytest.mark.slow
     def test_the_preserved_region_has_no_gradient(self):
         def value(image):
             return self.terms_of_array(BASE, image, preserve=KEEP)
@@ -281,6 +282,7 @@ class TestInvariances:
         atol = 1e-12 * np.abs(whole).max()
         np.testing.assert_allclose(gradient, (1 - alpha) * whole, atol=atol)
 
+    @pytest.mark.slow
     def test_a_seamless_texture_has_no_border(self):
         """The loss is invariant to shifts by multiples of the stride, 4 at relu3_1."""
         shift = (12, 20)
@@ -362,6 +364,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(PAIRS)), ids=[" + ".join(pair) for pair in PAIRS])
 def test_pairs_of_controls(x64, networks, index):
     """Losses equal NumPy's, and a batch equals its elements; the networks alternate."""
@@ -434,6 +437,7 @@ class TestStylize:
             chroma, expected = ((np.float64(x) @ YIQ.T)[..., 1:] for x in (result.image, CONTENT))
             np.testing.assert_allclose(chroma, expected, atol=1e-5)
 
+    @pytest.mark.slow
     def test_the_preserved_region_is_exact_in_frequencies(self, variables):
         """Although the optimiser's coordinates are not pixels, so that its pixels move as well."""
         config = RUN.but(preconditioner="spectral")

@@ -350,6 +350,7 @@ class TestRuns:
 
         return run
 
+    @pytest.mark.slow
     @pytest.mark.optimized
     def test_as_many_pairs_as_steps_change_nothing(self, run):
         found, expected = run(ExecutionPlan(memory_size=5)), run(WHOLE)

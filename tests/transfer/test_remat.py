@@ -54,6 +54,7 @@ def same(found, expected):
         assert np.abs(x - y).max() <= 1e-14 * np.abs(y).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config, network, again, given",
     [

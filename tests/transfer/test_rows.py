@@ -286,6 +286,7 @@ def chunks(solver, state, variables, targets, *, configs, mesh):
 LBFGS = SHALLOW.but(optimizer="lbfgs", memory_size=3)
 
 
+@pytest.mark.slow
 def test_steps(variables, x64):
     content = as_float64(smooth_image(16, 24, seed=7))
     problem = make_problem(as_float64(variables), content, as_float64(STYLES[0]), config=LBFGS)

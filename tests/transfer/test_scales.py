@@ -190,7 +190,7 @@ class TestAtFullSize:
         (dict(styles=[STYLES[0][:1]]), "style image is 20x1 px, but layer relu2_1"),
         (dict(styles=[]), "no style image"),
         (dict(content_masks=[HALF[1:]]), "content mask 1 has shape .23, 32."),
-        (dict(preserve=HALF[:, 1:]), "kept has shape"),
+        (dict(preserve=HALF[:, 1:]), "preserve mask has shape"),
         (dict(init=CONTENT[1:]), "initial image has shape"),
         (
             dict(

@@ -99,6 +99,7 @@ def check_scaling(variables, images, *, measured, pooling, exact):
         np.testing.assert_allclose(found[tap], expected, atol=atol, err_msg=tap)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_single_precision(alive, images):
     check_scaling(alive, images, measured="max", pooling="max", exact=2e-6)
@@ -127,6 +128,7 @@ class TestInactive:
         layer["bias"] = layer["bias"].at[0].set(1e-6)
         return {**alive, "params": params}
 
+    @pytest.mark.slow
     def test_inactive_channels_are_not_scaled(self, partly, images):
         means = mean_activations(partly, images)
         assert means["relu2_1"][3] == 0 and means["relu3_2"][0] > 0
