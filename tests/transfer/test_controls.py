@@ -254,6 +254,7 @@ class TestInvariances:
         ),
     }
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mixing", ["average", "sum"])
     def test_equal_losses(self, mixing):
         config = BASE.but(style_mixing=mixing)

@@ -197,7 +197,11 @@ class TestLossAndGradient:
     @pytest.mark.parametrize(
         "change, given",
         [
-            pytest.param(*case, id=name, marks=[pytest.mark.optimized] * (name == "circular"))
+            pytest.param(
+                *case,
+                id=name,
+                marks=[pytest.mark.optimized, pytest.mark.slow] * (name == "circular"),
+            )
             for name, case in CASES.items()
         ],
     )
