@@ -99,7 +99,6 @@ def check_scaling(variables, images, *, measured, pooling, exact):
         np.testing.assert_allclose(found[tap], expected, atol=atol, err_msg=tap)
 
 
-@pytest.mark.slow
 @pytest.mark.optimized
 def test_single_precision(alive, images):
     check_scaling(alive, images, measured="max", pooling="max", exact=2e-6)
