@@ -14,6 +14,7 @@ from helpers.faulty_runs import (
     check_visible,
     draw_inputs,
     find_checkpoints,
+    python_never_started,
     results,
     wait,
 )
@@ -97,7 +98,8 @@ def check_stopped(workshop, name, folder, rng, *, number):
         assert ended.code in (0, 128 + number, -number), ended
         return True
     # Before the program handles signals they end Python.
-    assert (ended.code == -number and not stepped) or ended.code == 128 + number, ended
+    early = not stepped and (ended.code == -number or python_never_started(ended.log))
+    assert early or ended.code == 128 + number, ended
     if not found:
         assert not stepped, ended
     else:

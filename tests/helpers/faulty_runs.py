@@ -173,10 +173,13 @@ def wait(process):
         process.kill()
         raise AssertionError(f"hangs: {process.log.read_text()[-300:]}") from None
     log = process.log.read_text()
-    # A signal may also come before Python itself has started, which then says so by itself.
-    unstarted = "Could not import runpy" in log or "Fatal Python error" in log
-    assert "Traceback" not in log or code < 0 or unstarted, log[-800:]
+    assert "Traceback" not in log or code < 0 or python_never_started(log), log[-800:]
     return Ended(code, log)
+
+
+def python_never_started(log):
+    """Whether a signal ended the interpreter while it still started, before the program."""
+    return "Could not import runpy" in log or "Fatal Python error: init_" in log
 
 
 def wait_for_checkpoint(process, number):
