@@ -446,7 +446,7 @@ COMMON: dict[str, tuple[str, ...]] = {
     "stylize": (
         *("content", "output", "overwrite", "style", "style_blend", "style_scale", "color"),
         *("size", "min_size", "preset", "weights", "style_weight", "content_weight", "steps"),
-        *("save_every", "checkpoint"),
+        *("init", "save_every", "animation", "checkpoint"),
     ),
     "texture": (
         *("style", "output", "overwrite", "style_blend", "size", "style_size", "tileable"),
