@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 
 import nst_jax
 from nst_jax.cli import main

@@ -18,6 +18,7 @@ recursion) and 7.5 (L-BFGS), and the names in this file:
     alpha_i, beta                   ``alphas``, ``beta``
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -113,32 +114,11 @@ def scale_by_torch_lbfgs(
             gamma=jnp.ones((), params.dtype),
         )
 
-    def store_pair(state: ScaleByTorchLbfgsState, params: Array, grads: Array):
-        # Algorithm 7.5, last part. Compute rho and gamma from the pair as it is stored, after
-        # rounding: with those of the exact pair, H might not be positive definite.
-        s = pack(params - state.params)
-        y = pack(grads - state.grads)
-        wide_s, wide_y = unpack(s, params), unpack(y, params)
-        curvature = _vdot(wide_s, wide_y)  # s^T y
-        keep = (state.count > 0) & (curvature > 1e-10)
-        slot = state.pairs % memory_size
-        # Select within the slot, not between two memories: XLA then updates the memory in place.
-        return state._replace(
-            count=state.count + 1,
-            pairs=state.pairs + keep,
-            params=params,
-            grads=grads,
-            s=state.s.at[slot].set(jnp.where(keep, s, state.s[slot])),
-            y=state.y.at[slot].set(jnp.where(keep, y, state.y[slot])),
-            rho=state.rho.at[slot].set(jnp.where(keep, 1 / curvature, state.rho[slot])),
-            gamma=jnp.where(keep, curvature / _vdot(wide_y, wide_y), state.gamma),
-        )
-
     def update(updates, state, params=None):
         if params is None:
             raise ValueError("L-BFGS needs the parameters as the third argument of update")
         grads = updates
-        state = store_pair(state, params, grads)
+        state = _store_pair(state, params, grads, pack=pack, unpack=unpack)
         stored = jnp.minimum(state.pairs, memory_size)
 
         # Algorithm 7.4, the two-loop recursion: r = H_k grad f_k.
@@ -164,6 +144,36 @@ def scale_by_torch_lbfgs(
         return jnp.where(state.pairs == 0, first, direction), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _store_pair(
+    state: ScaleByTorchLbfgsState,
+    params: Array,
+    grads: Array,
+    *,
+    pack: Callable[[Array], Array],
+    unpack: Callable[[Array, Array], Array],
+) -> ScaleByTorchLbfgsState:
+    """Store the differences since the previous update, in place of the oldest pair."""
+    # Algorithm 7.5, last part. Compute rho and gamma from the pair as it is stored, after
+    # rounding: with those of the exact pair, H might not be positive definite.
+    s = pack(params - state.params)
+    y = pack(grads - state.grads)
+    wide_s, wide_y = unpack(s, params), unpack(y, params)
+    curvature = _vdot(wide_s, wide_y)  # s^T y
+    keep = (state.count > 0) & (curvature > 1e-10)
+    slot = state.pairs % len(state.rho)
+    # Select within the slot, not between two memories: XLA then updates the memory in place.
+    return state._replace(
+        count=state.count + 1,
+        pairs=state.pairs + keep,
+        params=params,
+        grads=grads,
+        s=state.s.at[slot].set(jnp.where(keep, s, state.s[slot])),
+        y=state.y.at[slot].set(jnp.where(keep, y, state.y[slot])),
+        rho=state.rho.at[slot].set(jnp.where(keep, 1 / curvature, state.rho[slot])),
+        gamma=jnp.where(keep, curvature / _vdot(wide_y, wide_y), state.gamma),
+    )
 
 
 # Store bfloat16 as plain bits: XLA's CPU backend would convert the whole memory to float32 before

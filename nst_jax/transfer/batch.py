@@ -326,13 +326,10 @@ def stylize_batch(
     first = check_inputs(images[0], style_images, config=configs[0], guidance=guidance, mesh=mesh)
     for content in images[1:]:
         check_image("content image", content)
-    starts = [
-        None if init is None else as_image(init)
-        for init in ([None] * len(pairs) if inits is None else inits)
-    ]
-    for init in starts:
-        if init is not None:
-            check_initial(init, shape=images.shape[1:])
+    given = [None] * len(pairs) if inits is None else inits
+    starts = [None if init is None else as_image(init) for init in given]
+    for init in filter(lambda init: init is not None, starts):
+        check_initial(init, shape=images.shape[1:])
     # Problems of the first config serve all: ``batch_programs`` takes the numbers from each
     # element's config.
     make = problem_maker(variables, config=configs[0], execution=execution)

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import QUICK, smooth_image
+from conftest import QUICK
 from helpers.commands import (
     Run,
     acting,
@@ -31,6 +31,7 @@ from helpers.commands import (
     record,
     use_devices,
 )
+from helpers.images import smooth_image
 from helpers.traces import count_traces
 from PIL import Image
 

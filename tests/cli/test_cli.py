@@ -17,7 +17,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_image
 from helpers.commands import (  # noqa: F401
     SHALLOW,
     SIZE,
@@ -31,6 +30,7 @@ from helpers.commands import (  # noqa: F401
     run,
     words,
 )
+from helpers.images import smooth_image
 from PIL import Image
 
 import nst_jax
@@ -93,7 +93,7 @@ def everything(tmp_path_factory, content, style, tiny_weights_file):
 
 class TestOutputs:
     @pytest.fixture(autouse=True)
-    def there(self, everything, monkeypatch, desk):  # noqa: F811
+    def there(self, everything, monkeypatch, desk):
         monkeypatch.chdir(everything.folder)
 
     def test_messages_and_files(self, everything):
@@ -185,7 +185,7 @@ class TestOutputs:
 
 class TestResult:
     @pytest.mark.parametrize("suffix", [".webp", ".tif", ".png", ".jpg"])
-    def test_formats_and_transparency(self, run, content, suffix):  # noqa: F811
+    def test_formats_and_transparency(self, run, content, suffix):
         alpha = np.linspace(0.1, 1, content.size // 3).reshape(content.shape[:2])
         if suffix != ".jpg":
             save_image("content.png", content, alpha=alpha)
@@ -197,7 +197,7 @@ class TestResult:
             for name in (f"out{suffix}", f"out_00002{suffix}"):
                 np.testing.assert_array_equal(pixels(name)[..., 3], expected)
 
-    def test_overwrite_and_the_limit_of_pixels(self, run, desk, monkeypatch):  # noqa: F811
+    def test_overwrite_and_the_limit_of_pixels(self, run, desk, monkeypatch):
         """The command sets the limit, whatever Pillow's was."""
         (desk / "out.png").write_text("old")
         (desk / "out.json").write_text("old")
@@ -205,13 +205,13 @@ class TestResult:
         assert run(overwrite=True, max_megapixels=0.002, **SHALLOW).code == 0
         assert pixels("out.png").shape == (24, 32, 3) and record()["status"] == "done"
 
-    def test_the_seed_repeats(self, run):  # noqa: F811
+    def test_the_seed_repeats(self, run):
         for name, seed in (("one", 5), ("again", 5), ("other", 6)):
             assert run(seed=seed, init="noise", noise_scale=0.3, output=f"{name}.png").code == 0
         np.testing.assert_array_equal(pixels("again.png"), pixels("one.png"))
         assert (pixels("other.png") != pixels("one.png")).any()
 
-    def test_initial_image_from_a_file(self, run):  # noqa: F811
+    def test_initial_image_from_a_file(self, run):
         """An image of another size is scaled to the result; its rounding may differ by a pixel."""
         run(steps=2)
         run(steps=2, init="content.png", output="same.png")
@@ -221,7 +221,7 @@ class TestResult:
         assert record("other.json")["history"]["content"][0] > 0
 
     @pytest.mark.parametrize("preset", PRESETS)
-    def test_every_preset_runs(self, run, preset):  # noqa: F811
+    def test_every_preset_runs(self, run, preset):
         scales = {"min_size": "None"} if PRESETS[preset].config.pyramid.min_size else {}
         assert run(preset=preset, steps=2, **SHALLOW, **scales).code == 0
         assert record()["settings"]["preset"] == preset
@@ -315,14 +315,14 @@ class TestWeights:
         error = capsys.readouterr().err
         assert "no full VGG-19 on this machine: run 'nst-jax weights fetch'" in error
 
-    def test_nothing_is_downloaded_if_there_are_none(self, capsys, monkeypatch, desk):  # noqa: F811
+    def test_nothing_is_downloaded_if_there_are_none(self, capsys, monkeypatch, desk):
         monkeypatch.setattr(load, "_installed", lambda *_: iter([]))
         before = listing(desk)
         for model, message in ((None, "no weights"), ("vgg19-slim", "install it again")):
             assert main(words(model=model)) == 2
             assert message in capsys.readouterr().err and listing(desk) == before
 
-    def test_commands(self, capsys, monkeypatch, tiny_weights_file, desk):  # noqa: F811
+    def test_commands(self, capsys, monkeypatch, tiny_weights_file, desk):
         monkeypatch.setenv("NST_JAX_WEIGHTS", str(tiny_weights_file))
         assert main(["weights", "list"]) == 0
         assert str(tiny_weights_file) in capsys.readouterr().out
@@ -344,7 +344,7 @@ class TestWeights:
         (dict(style_weight=1e38), 1),  # the loss of the first step does
     ],
 )
-def test_a_diverged_run_writes_the_best_image(run, options, steps):  # noqa: F811
+def test_a_diverged_run_writes_the_best_image(run, options, steps):
     extras = dict(save_every=1, animation="film.gif", plot="curve.png")
     code, out, err = run(steps=9, **options, **extras)
     assert (code, out) == (1, "out.png\n")
@@ -360,7 +360,7 @@ def test_a_diverged_run_writes_the_best_image(run, options, steps):  # noqa: F81
     np.testing.assert_array_equal(pixels("out.png"), to_uint8(load_image("content.png", size=SIZE)))
 
 
-def test_an_interrupted_run_keeps_the_best_image(run, press, desk, variables):  # noqa: F811
+def test_an_interrupted_run_keeps_the_best_image(run, press, desk, variables):
     press(3)
     assert run(steps=9, save_every=1, animation="film.gif")[:2] == (130, "out.png\n")
     assert {f"out_0000{step}.png" for step in (1, 2, 3)} <= set(listing(desk))
@@ -371,7 +371,7 @@ def test_an_interrupted_run_keeps_the_best_image(run, press, desk, variables):  
     np.testing.assert_array_equal(pixels("out.png"), to_uint8(reference(variables).image))
 
 
-def test_a_run_interrupted_at_its_last_step_is_done(run, press):  # noqa: F811
+def test_a_run_interrupted_at_its_last_step_is_done(run, press):
     press(3)
     assert run(steps=3, save_every=1, **SHALLOW).code == 0
     assert record()["status"] == "done"
@@ -407,7 +407,7 @@ BAD_OUTPUTS = [
 
 
 @pytest.mark.parametrize("options, message", BAD_OUTPUTS)
-def test_outputs_are_checked(desk, options, message):  # noqa: F811
+def test_outputs_are_checked(desk, options, message):
     for name in ("old.png", "old.gif", "old.svg", "oldrecord.json", "preview_00002.png"):
         (desk / name).write_text("old")
     (desk / "folder.png").mkdir()
@@ -458,7 +458,7 @@ def test_numbers_are_checked():
         ),
     ],
 )
-def test_bad_input_is_one_line_before_any_work(run, desk, traced_work, options, match):  # noqa: F811
+def test_bad_input_is_one_line_before_any_work(run, desk, traced_work, options, match):
     if "precision" in options and jax.default_backend() == "gpu":
         pytest.skip("GPUs have it")
     data = Path("content.png").read_bytes()
@@ -488,7 +488,7 @@ class TestProcess:
     """In a process, as a person runs it."""
 
     @pytest.fixture
-    def start(self, desk, tiny_weights_file):  # noqa: F811
+    def start(self, desk, tiny_weights_file):
         """Give a function that starts a run and waits until it has written a preview."""
         processes = []
 
@@ -510,7 +510,7 @@ class TestProcess:
 
     LONG = dict(steps=5000, save_every=10, style_layers="relu1_1")
 
-    def test_run_and_ctrl_c(self, start, desk):  # noqa: F811
+    def test_run_and_ctrl_c(self, start, desk):
         process = start("out_00030.png", **self.LONG)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
@@ -534,7 +534,7 @@ class TestProcess:
         assert record()["status"] == "stopped"
 
     @pytest.mark.slow
-    def test_ctrl_c_before_the_first_step_writes_nothing(self, start, desk):  # noqa: F811
+    def test_ctrl_c_before_the_first_step_writes_nothing(self, start, desk):
         process = start()
         assert re.match("nst-jax: 32x24 px: about ", process.stderr.readline())  # the plan
         process.send_signal(signal.SIGINT)

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_image
 from helpers.commands import Run, check_refused, listing, pixels, record
+from helpers.images import smooth_image
 from helpers.records import stylize
 from PIL import Image
 

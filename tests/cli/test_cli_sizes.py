@@ -7,7 +7,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_image
 from helpers.commands import (
     PLAIN,
     SHALLOW,
@@ -24,6 +23,7 @@ from helpers.commands import (
     use_devices,
     words,
 )
+from helpers.images import smooth_image
 from PIL import Image
 
 from nst_jax.cli import estimate as estimate_command

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import smooth_image
 from helpers.fuzzing import check_ended, command, listing, time_limit
+from helpers.images import smooth_image
 from helpers.lines import lines
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st

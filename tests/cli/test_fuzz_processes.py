@@ -8,10 +8,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import smooth_image
 from helpers.checkpoints import bases, damage, take_base  # noqa: F401
 from helpers.damage import FORMATS, damaged, image_bytes
 from helpers.fuzzing import Ended, check_ended, listing
+from helpers.images import smooth_image
 
 from nst_jax.images import save_image
 
@@ -43,7 +43,7 @@ def image_case(folder, number, weights):
     return ["stylize", images[0], "--style", images[1], *layers, *sizes]
 
 
-def checkpoint_case(folder, number, bases):  # noqa: F811
+def checkpoint_case(folder, number, bases):
     rng = random.Random(number)
     take_base(bases, folder, rng)
     damage(folder / "ck", rng)
@@ -57,7 +57,7 @@ def checkpoint_case(folder, number, bases):  # noqa: F811
         pytest.param(33, marks=pytest.mark.campaign, id="many"),
     ],
 )
-def test_as_processes(bases, tmp_path, tiny_weights_file, count):  # noqa: F811
+def test_as_processes(bases, tmp_path, tiny_weights_file, count):
     cases = [(checkpoint_case, number, bases) for number in range(900, 900 + count)]
     cases += [(image_case, number, tiny_weights_file) for number in range(count)]
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 
 from nst_jax.cli import main
 from nst_jax.cli.checks import check_preset_fits, log_network, network_of

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_image
 from helpers.commands import (  # noqa: F401
     SHALLOW,
     at_step,
@@ -25,7 +24,8 @@ from helpers.commands import (  # noqa: F401
     use_devices,
     words,
 )
-from helpers.resuming import run  # noqa: F401
+from helpers.images import smooth_image
+from helpers.resuming import changed, run  # noqa: F401
 
 import nst_jax
 from nst_jax.checkpoint import load_position, save_position, store
@@ -83,7 +83,7 @@ def killed(tmp_path_factory, content, style, tiny_weights_file):
 
 
 @pytest.fixture
-def kept(killed, desk):  # noqa: F811
+def kept(killed, desk):
     """The killed run's checkpoints as ``kept`` in this test's folder; returns the whole image."""
     folder, expected = killed
     shutil.copytree(folder, desk / "kept")
@@ -92,25 +92,13 @@ def kept(killed, desk):  # noqa: F811
     return expected
 
 
-def changed(change, folder=None):
-    """Change a checkpoint's record, by default the newest one's, and its checksum with it."""
-    folder = folder or store.checkpoints(Path("kept"))[-1]
-    path, manifest = folder / "run.json", folder / "manifest.json"
-    entry = json.loads(path.read_text())
-    change(entry)
-    path.write_text(json.dumps(entry))
-    files = json.loads(manifest.read_text())
-    files["files"]["run.json"] = store.file_digest(path)
-    manifest.write_text(json.dumps(files))
-
-
 def comparable(name="out.json"):
     """A record without what differs from run to run."""
     left_out = ("timing", "memory")
     return {key: value for key, value in record(name).items() if key not in left_out}
 
 
-def compare(run, line, *, outputs=("out.png",), afters=(0, 2)):  # noqa: F811
+def compare(run, line, *, outputs=("out.png",), afters=(0, 2)):
     """Compare a run that is killed after some checkpoints and resumed with one that is not."""
     whole = run(line)
     assert whole.code == 0, whole.err
@@ -143,12 +131,12 @@ RUNS = {
 @pytest.mark.parametrize(
     "name", [pytest.param("adam", marks=pytest.mark.optimized), *list(RUNS)[1:]]
 )
-def test_a_resumed_run_writes_the_same_image(run, name):  # noqa: F811
+def test_a_resumed_run_writes_the_same_image(run, name):
     compare(run, words(**RUNS[name]))
 
 
 @pytest.mark.slow
-def test_a_resumed_run_with_all_inputs_and_outputs(run):  # noqa: F811
+def test_a_resumed_run_with_all_inputs_and_outputs(run):
     """Previews, an animation, masks, transparency and an initial image."""
     mask = np.zeros((36, 48, 3), np.float32)
     mask[:, :24] = 1
@@ -161,7 +149,7 @@ def test_a_resumed_run_with_all_inputs_and_outputs(run):  # noqa: F811
     compare(run, words(**given), outputs=outputs, afters=(3,))
 
 
-def test_needs_only_the_folder(run, desk, kept):  # noqa: F811
+def test_needs_only_the_folder(run, desk, kept):
     """Neither the images nor the folder where the run was started."""
     for name in ("content.png", "style.png"):
         os.unlink(name)
@@ -174,20 +162,20 @@ def test_needs_only_the_folder(run, desk, kept):  # noqa: F811
 
 @pytest.mark.parametrize("command", ["texture", "reconstruct"])
 @pytest.mark.slow
-def test_other_commands(run, command):  # noqa: F811
+def test_other_commands(run, command):
     line = f"{command} style.png -o out.png --size 32 --steps 4 --optimizer adam".split()
     layers = {"reconstruct": "--layer", "texture": "--style-layers"}
     compare(run, [*line, layers[command], "relu2_1"], afters=(2,))
 
 
-def test_killed_again(run, kept):  # noqa: F811
+def test_killed_again(run, kept):
     with killed_after(0):
         run(["resume", "kept"])
     assert run(["resume", "kept"]).code == 0
     np.testing.assert_array_equal(pixels("out.png"), kept)
 
 
-def test_before_the_first_checkpoint(run, monkeypatch):  # noqa: F811
+def test_before_the_first_checkpoint(run, monkeypatch):
     def fail(*_, **__):
         raise Killed
 
@@ -201,7 +189,7 @@ def test_before_the_first_checkpoint(run, monkeypatch):  # noqa: F811
         assert err.startswith(f"nst-jax: error: nothing was saved in {folder}")
 
 
-def test_a_damaged_checkpoint_is_skipped(run, kept):  # noqa: F811
+def test_a_damaged_checkpoint_is_skipped(run, kept):
     path = Path("kept/checkpoint-00000003/arrays.safetensors")
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -235,7 +223,7 @@ def test_a_damaged_checkpoint_is_skipped(run, kept):  # noqa: F811
         (lambda r: r.pop("device"), "was not written by this program"),
     ],
 )
-def test_other_runs_are_refused(run, kept, change, match):  # noqa: F811
+def test_other_runs_are_refused(run, kept, change, match):
     changed(change)
     code, out, err = run(["resume", "kept"])
     lines = [line for line in err.splitlines() if line.startswith("nst-jax: error: ")]
@@ -244,7 +232,7 @@ def test_other_runs_are_refused(run, kept, change, match):  # noqa: F811
 
 
 @pytest.mark.parametrize("format", [1, 99])
-def test_checkpoints_of_another_version(run, kept, format):  # noqa: F811
+def test_checkpoints_of_another_version(run, kept, format):
     changed(lambda r: r["versions"].update(nst_jax="0.0.1"))
     for folder in store.checkpoints(Path("kept")):
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -254,14 +242,14 @@ def test_checkpoints_of_another_version(run, kept, format):  # noqa: F811
     assert (code, out) == (2, "") and len(err.splitlines()) == 1 and match in err
 
 
-def test_a_changed_copy_of_an_input_is_refused(run, kept):  # noqa: F811
+def test_a_changed_copy_of_an_input_is_refused(run, kept):
     (copy,) = Path("kept/checkpoint-inputs").glob("00*")
     copy.write_bytes(copy.read_bytes()[:-1])
     code, _, err = run(["resume", "kept"])
     assert code == 2 and "the checksum of checkpoint-inputs/00" in err
 
 
-def test_other_devices_are_logged(run, kept):  # noqa: F811
+def test_other_devices_are_logged(run, kept):
     changed(lambda r: r["device"].update(kind="abacus", count=3))
     code, _, err = run(["resume", "kept"])
     assert code == 0 and "nst-jax: the run started on 3 x abacus, got " in err
@@ -273,7 +261,7 @@ def test_other_devices_are_logged(run, kept):  # noqa: F811
 
 @pytest.mark.parametrize("spread", ["rows", "tiles"])
 @pytest.mark.slow
-def test_on_several_devices(run, spread):  # noqa: F811
+def test_on_several_devices(run, spread):
     save_image("content.png", smooth_image(32, 48, seed=1))
     options = dict(size=48, steps=4, spread=spread, convolution="direct", style_layers="relu1_1")
     compare(run, words(content_layers="relu2_1", **options), afters=(2,))
@@ -299,19 +287,19 @@ def test_positions_in_python(variables, tmp_path, content, style):
         load_position(tmp_path)
 
 
-def test_weights_elsewhere(run, kept, slim_file, tiny_weights_file):  # noqa: F811
+def test_weights_elsewhere(run, kept, slim_file, tiny_weights_file):
     changed(lambda r: r["weights"].update(path="/nowhere/tiny.safetensors"))
     code, _, err = run(["resume", "kept", "--weights", slim_file])
     assert code == 2 and "resume with the former, or " in err
     assert run(["resume", "kept", "--weights", tiny_weights_file]).code == 0
 
 
-def test_a_new_run_does_not_replace_checkpoints(run, kept, desk):  # noqa: F811
+def test_a_new_run_does_not_replace_checkpoints(run, kept, desk):
     line = [*words(**ADAM), "--checkpoint", "kept"]
     check_refused(desk, "kept (holds|contains) the checkpoints of a run: ", lambda: run(line))
 
 
-def test_a_run_that_is_going_on_is_not_disturbed(run, kept):  # noqa: F811
+def test_a_run_that_is_going_on_is_not_disturbed(run, kept):
     with locked(Path("kept")):
         (Path("kept") / ".checkpoint-12345678").mkdir()  # what it is writing
         Path(".out-12345678.png").touch()
@@ -367,7 +355,7 @@ class TestFaults:
         assert record()["steps"] == 4
 
     @pytest.mark.slow
-    def test_out_of_memory_with_every_plan(self, run, wrapped, desk):  # noqa: F811
+    def test_out_of_memory_with_every_plan(self, run, wrapped, desk):
         def wrapper(count, take):
             raise OUT_OF_MEMORY
 
@@ -514,7 +502,7 @@ class TestFaults:
 
 class TestBatch:
     @pytest.fixture(autouse=True)
-    def images(self, desk, monkeypatch):  # noqa: F811
+    def images(self, desk, monkeypatch):
         (desk / "in").mkdir()
         for seed, name in enumerate("abcde"):
             save_image(f"in/{name}.png", smooth_image(24, 32, seed=seed))
@@ -576,7 +564,7 @@ class TestBatch:
         code, _, err = run(["resume", "kept"])
         assert code == 2 and "the run began with the weights tiny" in err
 
-    def test_refused(self, run, desk):  # noqa: F811
+    def test_refused(self, run, desk):
         for extra, match in (
             (
                 ["--checkpoint", "kept", "--distributed"],

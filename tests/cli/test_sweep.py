@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_image
 from helpers.commands import Run, acting, check_refused, ctrl_c, listing, pixels, record
+from helpers.images import smooth_image
 from helpers.records import make_problem, stylize
 
 from nst_jax.cli import main, sweep

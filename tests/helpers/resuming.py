@@ -22,9 +22,9 @@ def run(capsys, tiny_weights_file, monkeypatch):
     return run
 
 
-def changed(change):
-    """Change the record of the newest checkpoint, and its checksum."""
-    folder = store.checkpoints(Path("kept"))[-1]
+def changed(change, folder=None):
+    """Change a checkpoint's record, by default the newest one's, and its checksum with it."""
+    folder = folder or store.checkpoints(Path("kept"))[-1]
     path, manifest = folder / "run.json", folder / "manifest.json"
     entry = json.loads(path.read_text())
     change(entry)

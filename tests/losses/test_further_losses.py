@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_image
 from helpers import numpy_losses as oracle
+from helpers.images import smooth_image
 from helpers.masks import as_float64, masks_of
 from helpers.records import guided
 

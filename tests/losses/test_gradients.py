@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 from jax.test_util import check_grads
 
 from nst_jax.config import PRESETS, Config

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 
 from nst_jax.config import Config
 from nst_jax.errors import InputError

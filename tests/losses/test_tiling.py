@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 from helpers.masks import as_float64, masks_of
 from helpers.records import guided
 from jax.sharding import Mesh

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 from safetensors import safe_open
 
 from nst_jax.config import PRESETS, TAPS

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY_CHANNELS, smooth_image
+from conftest import TINY_CHANNELS
+from helpers.images import smooth_image
 from jax.test_util import check_grads
 
 from nst_jax.config import CONVS, TAPS, stride

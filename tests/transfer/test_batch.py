@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 from helpers.records import run_batch, stylize, stylize_batch
 from helpers.traces import count_traces
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 from helpers.records import stylize
 from helpers.traces import count_traces
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_image
 from helpers.guides import numpy_guide
+from helpers.images import smooth_image
 from helpers.records import guided, stylize
 from helpers.traces import count_traces
 from jax.test_util import check_grads

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 from helpers.records import make_problem
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import smooth_image
+from helpers.images import smooth_image
 
 from nst_jax.cli import main
 from nst_jax.config import CONVS, TAPS
